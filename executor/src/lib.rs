@@ -1,0 +1,3 @@
+//! Genie's server side: sessions, residents, programs, devices and the scheduler.
+
+pub mod device;

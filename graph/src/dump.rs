@@ -1,0 +1,181 @@
+//! Text for people: logs, errors, `genie explain`. Not a format to parse.
+
+use std::fmt::{Display, Formatter, Result};
+
+use crate::graph::{Graph, Node, NodeId};
+use crate::op::{InputRole, Op};
+use crate::types::{Annotation, Dim, Modality, Phase, Residency, Shape, Symbol, TensorType};
+
+impl Graph {
+    /// One line a node: id, type, op, inputs, attributes, annotation.
+    pub fn dump(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Display for Graph {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        writeln!(f, "graph {:?} {{", self.name)?;
+        for (i, node) in self.nodes.iter().enumerate() {
+            writeln!(f, "  %{i} = {node}")?;
+        }
+        for output in &self.outputs {
+            writeln!(f, "  return {:?}: {}", output.name, output.node)?;
+        }
+        f.write_str("}\n")
+    }
+}
+
+impl Display for Node {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "{}(", self.op.name())?;
+        for (i, input) in self.inputs.iter().enumerate() {
+            write!(f, "{}{input}", if i == 0 { "" } else { ", " })?;
+        }
+        f.write_str(")")?;
+        attributes(&self.op, f)?;
+        write!(f, ": {}", self.ty)?;
+        annotation(&self.annotation, f)
+    }
+}
+
+fn attributes(op: &Op, f: &mut Formatter<'_>) -> Result {
+    match op {
+        Op::Input { name, role } => write!(f, " name={name:?} role={role}"),
+        Op::Full { value } => write!(f, " value={value}"),
+        Op::Arange { start, step } => write!(f, " start={start} step={step}"),
+        Op::Rand { seed } | Op::Randn { seed } => write!(f, " seed={seed}"),
+        Op::Embedding { dtype } => write!(f, " dtype={dtype}"),
+        Op::Linear { layout } => write!(f, " layout={layout:?}"),
+        Op::RmsNorm { eps } | Op::LayerNorm { eps } => write!(f, " eps={eps:e}"),
+        Op::Rope { theta, head_dim, style } => write!(f, " theta={theta} head_dim={head_dim} style={style:?}"),
+        Op::Gelu { tanh } => write!(f, " tanh={tanh}"),
+        Op::Softmax { axis } | Op::Concat { axis } | Op::ArgMax { axis } => write!(f, " axis={axis}"),
+        Op::Attention { layer, heads, kv_heads, head_dim, scale, causal } => write!(
+            f,
+            " layer={layer} heads={heads} kv_heads={kv_heads} head_dim={head_dim} scale={scale} causal={causal}"
+        ),
+        Op::Reshape { dims } => {
+            f.write_str(" dims=")?;
+            list(dims, f)
+        }
+        Op::Transpose { perm } => {
+            f.write_str(" perm=")?;
+            list(perm, f)
+        }
+        Op::Slice { axis, start, end, step } => {
+            write!(f, " axis={axis} [{start}:")?;
+            if let Some(end) = end {
+                write!(f, "{end}")?;
+            }
+            write!(f, ":{step}]")
+        }
+        Op::Reduce { kind, axes, keep_dims } => {
+            write!(f, " kind={kind:?} axes=")?;
+            list(axes, f)?;
+            write!(f, " keep_dims={keep_dims}")
+        }
+        Op::Cast { to } => write!(f, " to={to}"),
+        Op::Zeros
+        | Op::Ones
+        | Op::MatMul
+        | Op::Add
+        | Op::Sub
+        | Op::Mul
+        | Op::Div
+        | Op::Silu
+        | Op::Relu
+        | Op::Sigmoid
+        | Op::Tanh
+        | Op::Abs
+        | Op::Neg
+        | Op::Exp
+        | Op::Log
+        | Op::Sqrt
+        | Op::Sample
+        | Op::Gather => Ok(()),
+    }
+}
+
+/// Only what differs from the default, so that a plain node stays a short line.
+fn annotation(annotation: &Annotation, f: &mut Formatter<'_>) -> Result {
+    if *annotation == Annotation::default() {
+        return Ok(());
+    }
+    f.write_str("  #")?;
+    if annotation.phase != Phase::default() {
+        write!(f, " phase={}", annotation.phase)?;
+    }
+    if annotation.residency != Residency::default() {
+        write!(f, " residency={}", annotation.residency)?;
+    }
+    if annotation.modality != Modality::default() {
+        write!(f, " modality={}", annotation.modality)?;
+    }
+    Ok(())
+}
+
+fn list<T: Display>(items: &[T], f: &mut Formatter<'_>) -> Result {
+    f.write_str("[")?;
+    for (i, item) in items.iter().enumerate() {
+        write!(f, "{}{item}", if i == 0 { "" } else { ", " })?;
+    }
+    f.write_str("]")
+}
+
+impl Display for NodeId {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "%{}", self.0)
+    }
+}
+
+impl Display for Dim {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        match self {
+            d if *d == Op::INFER => f.write_str("-1"),
+            Self::Fixed(n) => write!(f, "{n}"),
+            Self::Symbol(s) => write!(f, "{s}"),
+        }
+    }
+}
+
+impl Display for Shape {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        list(&self.0, f)
+    }
+}
+
+impl Display for TensorType {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "{} {}", self.dtype, self.shape)
+    }
+}
+
+/// Gives an enum's variants their names in text.
+macro_rules! names {
+    ($($ty:ident { $($variant:ident = $name:literal),+ $(,)? })+) => {$(
+        impl Display for $ty {
+            fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+                f.pad(match self {
+                    $(Self::$variant => $name,)+
+                })
+            }
+        }
+    )+};
+}
+
+names! {
+    Symbol { Batch = "batch", Sequence = "sequence", Position = "position" }
+    Phase { Unknown = "unknown", Prefill = "prefill", Decode = "decode", Vision = "vision", Fusion = "fusion" }
+    Residency { Activation = "activation", Weight = "weight", KvCache = "kv-cache", Output = "output" }
+    Modality { None = "none", Text = "text", Vision = "vision", Audio = "audio" }
+    InputRole {
+        Argument = "argument",
+        Weight = "weight",
+        KvCache = "kv-cache",
+        Tokens = "tokens",
+        Positions = "positions",
+        SamplingReal = "sampling-real",
+        SamplingInt = "sampling-int",
+    }
+}

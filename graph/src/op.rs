@@ -1,0 +1,259 @@
+//! The op set.
+
+use crate::types::{DType, Dim};
+
+/// What an input is for; the server fills some by itself and batches rows by others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum InputRole {
+    /// A tensor given with each run (or bound once).
+    Argument = 0,
+    /// An immutable resident, bound once.
+    Weight = 1,
+    /// A KV cache, bound once, appended to by [`Op::Attention`]. Type: the block layout that `Op::Attention` documents.
+    KvCache = 2,
+    /// Token ids `i32 [Batch, Sequence]`; `generate` feeds each sampled token back here.
+    Tokens = 3,
+    /// `i32 [Batch, Sequence]`: cache length + 0, 1, ...; filled by the server.
+    Positions = 4,
+    /// `f32 [Batch, 2]`: temperature, top-p. Temperature 0 is greedy.
+    SamplingReal = 5,
+    /// `i64 [Batch, 2]`: top-k (0: off), seed.
+    SamplingInt = 6,
+}
+
+/// How a rotary embedding pairs the elements of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RopeStyle {
+    /// Element i with i + d/2 (transformers' Llama).
+    Half = 0,
+    /// Element 2i with 2i + 1 (the RoFormer paper, GGUF's Llama).
+    Interleaved = 1,
+}
+
+/// How a linear layer's weight is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum LinearLayout {
+    /// `[out, in]` (PyTorch's `nn.Linear`).
+    OutIn = 0,
+    /// `[in, out]` (GPT-2's `Conv1D`).
+    InOut = 1,
+}
+
+/// What a reduction computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ReduceKind {
+    /// Sum.
+    Sum = 0,
+    /// Arithmetic mean (floats).
+    Mean = 1,
+    /// Maximum; NaN if any element is.
+    Max = 2,
+    /// Minimum; NaN if any element is.
+    Min = 3,
+    /// Product.
+    Prod = 4,
+}
+
+/// One operation. Floating-point ops accumulate in f32 whatever the element type.
+///
+/// Shapes: `..` stands for any leading dimensions. "Float" is f32, f16 or bf16; the result has the first input's type
+/// unless said otherwise. Linear, MatMul, Embedding and the norms accept weights of another float type than the
+/// activation; the result has the activation's.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// A value from outside. No inputs; the node's declared type is the input's type.
+    Input { /// Unique within the graph.
+        name: String, /// What it is for.
+        role: InputRole },
+    /// All zeros, of the node's declared type (fixed or symbolic dims; no inputs).
+    Zeros,
+    /// All ones.
+    Ones,
+    /// Every element is `value` (integers: truncated towards zero, must fit; bool: 0 or 1).
+    Full { /// The value.
+        value: f64 },
+    /// `start + i * step`, rank 1, computed in f64 and converted as [`Op::Cast`] does; not bool.
+    Arange { /// First element.
+        start: f64, /// Increment.
+        step: f64 },
+    /// Uniform in [0, 1), float: element i is word i % 4 of Philox4x32-10 with key `seed` and counter i / 4, as
+    /// [`crate::random::fill_uniform`] has it.
+    Rand { /// Key of the generator.
+        seed: u64 },
+    /// Standard normal, float, by Box-Muller over the same words, as [`crate::random::fill_normal`] has it.
+    Randn { /// Key of the generator.
+        seed: u64 },
+
+    /// table `[V, H]` float, ids `[..]` i32/i64 -> `[.., H]` of `dtype`. An id outside 0..V is a run-time error.
+    Embedding { /// Float type of the result.
+        dtype: DType },
+    /// a `[.., M, K]`, b `[.., K, N]` (same leading dims, or b of rank 2) -> `[.., M, N]`. Floats.
+    MatMul,
+    /// x `[.., K]`, weight per `layout`, optional bias `[N]` as third input -> `[.., N]`.
+    Linear { /// How the weight is stored.
+        layout: LinearLayout },
+    /// Elementwise with NumPy broadcasting (a symbol broadcasts with itself and with 1). Same type on both sides, any
+    /// but bool; integers wrap.
+    Add,
+    /// See [`Op::Add`].
+    Sub,
+    /// See [`Op::Add`].
+    Mul,
+    /// See [`Op::Add`]; integers truncate, and dividing one by zero is a run-time error.
+    Div,
+    /// x `[.., H]`, weight `[H]` -> x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019).
+    RmsNorm { /// Added under the root.
+        eps: f32 },
+    /// x `[.., H]`, weight `[H]`, bias `[H]` (Ba et al. 2016).
+    LayerNorm { /// Added under the root.
+        eps: f32 },
+    /// x `[B, S, heads * head_dim]`, positions `i32 [B, S]`, optional inverse frequencies `f32 [head_dim / 2]`
+    /// (replacing theta^(-2i/head_dim)). (Su et al. 2021.)
+    Rope { /// Base of the frequencies.
+        theta: f32, /// Elements a head, even.
+        head_dim: u32, /// Pairing.
+        style: RopeStyle },
+    /// Gaussian error linear unit; `tanh`: the tanh approximation (GPT-2's gelu_new), else by erf.
+    Gelu { /// Which form.
+        tanh: bool },
+    /// x * sigmoid(x).
+    Silu,
+    /// max(x, 0).
+    Relu,
+    /// 1 / (1 + e^-x).
+    Sigmoid,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// |x|, floats and signed integers (which wrap).
+    Abs,
+    /// -x, floats and signed integers (which wrap).
+    Neg,
+    /// e^x.
+    Exp,
+    /// Natural logarithm.
+    Log,
+    /// Square root.
+    Sqrt,
+    /// Softmax of floats over `axis` (negative: from the end).
+    Softmax { /// The axis.
+        axis: i32 },
+    /// q `[B, S, heads * head_dim]`, k and v `[B, S, kv_heads * head_dim]`, optional cache -> `[B, S, heads * head_dim]`.
+    /// Row s of batch b sees positions 0..=len\[b\]+s (causal), else all of this step's too. With a cache (an input of role
+    /// KvCache), k and v are first appended at len\[b\] in layer `layer`; the cache's length grows by S once per run.
+    ///
+    /// Cache type: `float [Position, layers, 2, kv_heads, BLOCK, head_dim]` where dimension 0 counts blocks of
+    /// [`Op::KV_BLOCK`] tokens and index 2 is 0 for keys, 1 for values. A batch row has a cache of its own.
+    Attention { /// Which layer of the cache.
+        layer: u32, /// Query heads, a multiple of kv_heads.
+        heads: u32, /// Key/value heads.
+        kv_heads: u32, /// Elements a head.
+        head_dim: u32, /// Factor on q.k.
+        scale: f32, /// Whether later positions are hidden.
+        causal: bool },
+    /// Same elements, new shape. At most one dimension may be [`Op::INFER`] and is worked out from the fixed ones; the
+    /// symbols must be those of x, in the same order.
+    Reshape { /// The new dimensions.
+        dims: Vec<Dim> },
+    /// Dimensions in a new order.
+    Transpose { /// Output dimension i is input dimension `perm[i]`.
+        perm: Vec<u32> },
+    /// `x[start:end:step]` along `axis`; negative bounds count from the end, `end` None is the dimension's end. On a
+    /// symbolic dimension only the whole range or the last n (`start` = -n, `end` None), by steps of 1, can be taken.
+    /// Bounds outside the dimension and empty results are errors: nothing is clamped.
+    Slice { /// The axis.
+        axis: i32, /// First index.
+        start: i64, /// One past the last.
+        end: Option<i64>, /// At least 1.
+        step: u64 },
+    /// One or more inputs joined along `axis` (a fixed dimension in all).
+    Concat { /// The axis.
+        axis: i32 },
+    /// Reduction over `axes` (all if empty), of any type but bool (mean: floats). Integer sums and products wrap.
+    Reduce { /// What is computed.
+        kind: ReduceKind, /// Over which axes.
+        axes: Vec<i32>, /// Whether reduced axes stay as 1.
+        keep_dims: bool },
+    /// Index of the largest element along `axis` -> i32 without that axis; the first of equals. Any type but bool; NaN
+    /// is never the largest.
+    ArgMax { /// The axis.
+        axis: i32 },
+    /// logits `float [B, V]`, `f32 [B, 2]` (temperature, top-p), `i64 [B, 2]` (top-k, seed), positions `i32 [B, S]` ->
+    /// `i32 [B]`. The draw is Philox4x32-10 with key seed and counter = the row's last position, so that a seed gives the
+    /// same tokens on every device, in every batch and after every replay.
+    Sample,
+    /// Element type conversion (float to integer truncates and saturates; to bool: non-zero).
+    Cast { /// The new type.
+        to: DType },
+    /// x `[V, ..]`, ids `[..]` i32/i64 -> rows of x. Out of range is a run-time error.
+    Gather,
+}
+
+impl Op {
+    /// Tokens in one block of a KV cache.
+    pub const KV_BLOCK: u64 = 64;
+
+    /// The dimension of an [`Op::Reshape`] that is to be inferred; no tensor can have it.
+    pub const INFER: Dim = Dim::Fixed(u64::MAX);
+
+    /// The name that dumps and errors use.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Input { .. } => "input",
+            Self::Zeros => "zeros",
+            Self::Ones => "ones",
+            Self::Full { .. } => "full",
+            Self::Arange { .. } => "arange",
+            Self::Rand { .. } => "rand",
+            Self::Randn { .. } => "randn",
+            Self::Embedding { .. } => "embedding",
+            Self::MatMul => "matmul",
+            Self::Linear { .. } => "linear",
+            Self::Add => "add",
+            Self::Sub => "sub",
+            Self::Mul => "mul",
+            Self::Div => "div",
+            Self::RmsNorm { .. } => "rms_norm",
+            Self::LayerNorm { .. } => "layer_norm",
+            Self::Rope { .. } => "rope",
+            Self::Gelu { .. } => "gelu",
+            Self::Silu => "silu",
+            Self::Relu => "relu",
+            Self::Sigmoid => "sigmoid",
+            Self::Tanh => "tanh",
+            Self::Abs => "abs",
+            Self::Neg => "neg",
+            Self::Exp => "exp",
+            Self::Log => "log",
+            Self::Sqrt => "sqrt",
+            Self::Softmax { .. } => "softmax",
+            Self::Attention { .. } => "attention",
+            Self::Reshape { .. } => "reshape",
+            Self::Transpose { .. } => "transpose",
+            Self::Slice { .. } => "slice",
+            Self::Concat { .. } => "concat",
+            Self::Reduce { .. } => "reduce",
+            Self::ArgMax { .. } => "argmax",
+            Self::Sample => "sample",
+            Self::Cast { .. } => "cast",
+            Self::Gather => "gather",
+        }
+    }
+
+    /// Whether the node's type is declared (inputs and creation ops) rather than inferred from what it reads.
+    pub const fn is_declared(&self) -> bool {
+        matches!(
+            self,
+            Self::Input { .. }
+                | Self::Zeros
+                | Self::Ones
+                | Self::Full { .. }
+                | Self::Arange { .. }
+                | Self::Rand { .. }
+                | Self::Randn { .. }
+        )
+    }
+}

@@ -1,0 +1,3 @@
+//! The `genie` command line.
+
+fn main() {}

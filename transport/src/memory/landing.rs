@@ -1,0 +1,302 @@
+//! Where the slices of a transfer land.
+
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::slab::Slab;
+use crate::wire::SliceHead;
+
+/// Memory that a sliced transfer fills: slabs that together hold its bytes, and a state for each slice.
+///
+/// Slices lie on a grid: slice i starts at `i * slice_bytes`, and only the last may be shorter. A slice may cross from one
+/// slab into the next. A slice is written by at most one lease at a time, and read by nobody before [`Landing::finish`].
+pub struct Landing {
+    /// Where each slab's bytes begin, in transfer order.
+    segments: Vec<Segment>,
+    total: u64,
+    slice_bytes: u32,
+    state: Mutex<State>,
+}
+
+struct Segment {
+    start: u64,
+    len: usize,
+    at: NonNull<u8>,
+}
+
+struct State {
+    /// The slabs themselves; `None` once finished.
+    slabs: Option<Vec<Slab>>,
+    slices: Vec<Slice>,
+    landed: u32,
+    leased: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slice {
+    Missing,
+    Leased,
+    Landed,
+}
+
+// SAFETY: the pointers lead into slabs that `state` owns for as long as a lease can exist, and leases are disjoint.
+unsafe impl Send for Landing {}
+// SAFETY: all shared state is behind the mutex; the bytes are reached only through disjoint leases.
+unsafe impl Sync for Landing {}
+
+/// What became of asking for a slice.
+pub enum Claim {
+    /// Write it here.
+    Lease(SliceLease),
+    /// It has landed already, or another lane is writing it: drain the bytes.
+    Duplicate,
+    /// No slice of this transfer has this offset and length.
+    OffGrid,
+}
+
+impl Landing {
+    /// Memory for a transfer of as many bytes as the slabs hold.
+    pub fn new(mut slabs: Vec<Slab>, slice_bytes: u32) -> Arc<Self> {
+        let slice_bytes = slice_bytes.max(1);
+        let mut start = 0;
+        let segments = slabs
+            .iter_mut()
+            .map(|slab| {
+                let segment = Segment { start, len: slab.len(), at: slab.start() };
+                start += slab.len() as u64;
+                segment
+            })
+            .collect();
+        let slices = usize::try_from(start.div_ceil(u64::from(slice_bytes))).unwrap_or(usize::MAX);
+        let state = State { slabs: Some(slabs), slices: vec![Slice::Missing; slices], landed: 0, leased: 0 };
+        Arc::new(Self { segments, total: start, slice_bytes, state: Mutex::new(state) })
+    }
+
+    /// Bytes of the transfer.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Bytes of every slice but the last.
+    pub fn slice_bytes(&self) -> u32 {
+        self.slice_bytes
+    }
+
+    /// How many slices.
+    pub fn slices(&self) -> u32 {
+        self.lock().slices.len() as u32
+    }
+
+    /// One bit a slice, least significant first: 1 where it has landed.
+    pub fn landed_bits(&self) -> Vec<u8> {
+        let state = self.lock();
+        let mut bits = vec![0; state.slices.len().div_ceil(8)];
+        for (i, _) in state.slices.iter().enumerate().filter(|(_, s)| **s == Slice::Landed) {
+            bits[i / 8] |= 1 << (i % 8);
+        }
+        bits
+    }
+
+    /// Bytes that have landed.
+    pub fn landed_bytes(&self) -> u64 {
+        let state = self.lock();
+        let last_landed = state.slices.last() == Some(&Slice::Landed);
+        let short = (state.slices.len() as u64 * u64::from(self.slice_bytes)).saturating_sub(self.total);
+        u64::from(state.landed) * u64::from(self.slice_bytes) - if last_landed { short } else { 0 }
+    }
+
+    /// Whether every slice has landed.
+    pub fn is_complete(&self) -> bool {
+        let state = self.lock();
+        state.landed as usize == state.slices.len()
+    }
+
+    /// A lease to write the slice that `head` announces.
+    pub fn claim(self: &Arc<Self>, head: &SliceHead) -> Claim {
+        let size = u64::from(self.slice_bytes);
+        let index = head.offset / size;
+        let expected = size.min(self.total.saturating_sub(head.offset));
+        if head.total != self.total || head.offset % size != 0 || u64::from(head.len) != expected {
+            return Claim::OffGrid;
+        }
+        let mut state = self.lock();
+        let open = state.slabs.is_some();
+        let Some(slice) = usize::try_from(index).ok().and_then(|i| state.slices.get_mut(i)) else {
+            return Claim::OffGrid;
+        };
+        if *slice != Slice::Missing || !open {
+            return Claim::Duplicate;
+        }
+        *slice = Slice::Leased;
+        state.leased += 1;
+        Claim::Lease(SliceLease { landing: self.clone(), index: index as usize, head: *head, filled: 0 })
+    }
+
+    /// The slabs, once every slice has landed; `None` before that, and after it was called once.
+    pub fn finish(&self) -> Option<Vec<Slab>> {
+        let mut state = self.lock();
+        (state.landed as usize == state.slices.len() && state.leased == 0).then(|| state.slabs.take()).flatten()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The part of `[from, to)` that lies in the first segment it touches: pointer and length.
+    fn piece(&self, from: u64, to: u64) -> Option<(NonNull<u8>, usize)> {
+        let i = self.segments.partition_point(|s| s.start <= from).checked_sub(1)?;
+        let segment = self.segments.get(i)?;
+        let skip = usize::try_from(from - segment.start).ok()?;
+        let len = segment.len.checked_sub(skip)?.min(usize::try_from(to - from).ok()?);
+        // SAFETY: `skip` is at most the segment's length, so the result stays within (or one past) its allocation.
+        Some((unsafe { segment.at.add(skip) }, len))
+    }
+}
+
+impl std::fmt::Debug for Landing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Landing").field("total", &self.total).field("slice_bytes", &self.slice_bytes).finish()
+    }
+}
+
+/// The right to write one slice, owned by the operation that reads it from the network. Dropped early, the slice counts as
+/// missing again.
+#[derive(Debug)]
+pub struct SliceLease {
+    landing: Arc<Landing>,
+    index: usize,
+    head: SliceHead,
+    filled: u32,
+}
+
+impl SliceLease {
+    /// What was announced.
+    pub fn head(&self) -> &SliceHead {
+        &self.head
+    }
+
+    /// The landing it belongs to.
+    pub fn landing(&self) -> &Arc<Landing> {
+        &self.landing
+    }
+
+    /// The next bytes to fill, contiguous; empty once all are.
+    pub fn spare(&mut self) -> &mut [u8] {
+        let from = self.head.offset + u64::from(self.filled);
+        let to = self.head.offset + u64::from(self.head.len);
+        let Some((at, len)) = self.landing.piece(from, to) else { return &mut [] };
+        // SAFETY: the range lies in this lease's slice, which the state table gives to no other lease; the slabs live in the
+        // landing (which `self` holds) because `finish` waits until no lease is out; nobody else reads or writes them.
+        unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) }
+    }
+
+    /// `n` bytes of [`Self::spare`] were filled.
+    pub fn advance(&mut self, n: usize) {
+        self.filled = self.filled.saturating_add(u32::try_from(n).unwrap_or(u32::MAX)).min(self.head.len);
+    }
+
+    /// Bytes still to fill.
+    pub fn left(&self) -> usize {
+        (self.head.len - self.filled) as usize
+    }
+
+    /// Whether all bytes are there and have the checksum that was announced.
+    pub fn is_intact(&self) -> bool {
+        let mut check = self.head.checker();
+        let (mut from, to) = (self.head.offset, self.head.offset + u64::from(self.head.len));
+        while from < to {
+            let Some((at, len)) = self.landing.piece(from, to).filter(|p| p.1 > 0) else { return false };
+            // SAFETY: as in `spare`; `&self` and `&mut self` never overlap, so nobody writes meanwhile.
+            check.update(unsafe { std::slice::from_raw_parts(at.as_ptr(), len) });
+            from += len as u64;
+        }
+        self.left() == 0 && check.matches()
+    }
+
+    /// The slice is whole. Whether it was the last one missing.
+    pub fn landed(self) -> bool {
+        let landing = self.landing.clone();
+        let mut state = landing.lock();
+        if let Some(slice) = state.slices.get_mut(self.index) {
+            *slice = Slice::Landed;
+        }
+        state.landed += 1;
+        let all = state.landed as usize == state.slices.len();
+        drop(state);
+        // `drop` only gives the lease back: the slice is no longer `Leased`.
+        drop(self);
+        all
+    }
+}
+
+impl Drop for SliceLease {
+    fn drop(&mut self) {
+        let mut state = self.landing.lock();
+        state.leased -= 1;
+        if let Some(slice) = state.slices.get_mut(self.index)
+            && *slice == Slice::Leased
+        {
+            *slice = Slice::Missing;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(offset: u64, total: u64, payload: &[u8]) -> SliceHead {
+        SliceHead::decode(&SliceHead::encode(7, offset, total, payload)).unwrap()
+    }
+
+    fn fill(lease: &mut SliceLease, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let spare = lease.spare();
+            let n = spare.len().min(bytes.len());
+            spare[..n].copy_from_slice(&bytes[..n]);
+            lease.advance(n);
+            bytes = &bytes[n..];
+        }
+    }
+
+    #[test]
+    fn slices_cross_slabs_and_finish_once() {
+        let bytes: Vec<u8> = (0..25u8).collect();
+        let landing = Landing::new(vec![Slab::zeroed(10), Slab::zeroed(10), Slab::zeroed(5)], 8);
+        assert_eq!(landing.slices(), 4);
+        for chunk in [2, 0, 3, 1] {
+            let at = chunk * 8;
+            let payload = &bytes[at..(at + 8).min(25)];
+            let Claim::Lease(mut lease) = landing.claim(&head(at as u64, 25, payload)) else { panic!("no lease") };
+            assert!(matches!(landing.claim(&head(at as u64, 25, payload)), Claim::Duplicate));
+            fill(&mut lease, payload);
+            assert!(lease.is_intact());
+            assert!(landing.finish().is_none(), "a lease is out");
+            assert_eq!(lease.landed(), chunk == 1);
+        }
+        assert_eq!(landing.landed_bytes(), 25);
+        let slabs = landing.finish().unwrap();
+        assert_eq!(slabs.iter().flat_map(|s| s.to_vec()).collect::<Vec<_>>(), bytes);
+        assert!(landing.finish().is_none());
+    }
+
+    #[test]
+    fn a_lease_dropped_early_leaves_the_slice_missing() {
+        let landing = Landing::new(vec![Slab::zeroed(16)], 8);
+        let Claim::Lease(lease) = landing.claim(&head(8, 16, &[1; 8])) else { panic!("no lease") };
+        drop(lease);
+        assert_eq!(landing.landed_bits(), [0]);
+        assert!(matches!(landing.claim(&head(8, 16, &[1; 8])), Claim::Lease(_)));
+    }
+
+    #[test]
+    fn corruption_and_wrong_places_are_noticed() {
+        let landing = Landing::new(vec![Slab::zeroed(16)], 8);
+        let Claim::Lease(mut lease) = landing.claim(&head(0, 16, &[1; 8])) else { panic!("no lease") };
+        fill(&mut lease, &[1, 1, 1, 9, 1, 1, 1, 1]);
+        assert!(!lease.is_intact());
+        assert!(matches!(landing.claim(&head(4, 16, &[1; 8])), Claim::OffGrid));
+        assert!(matches!(landing.claim(&head(8, 17, &[1; 8])), Claim::OffGrid));
+        assert!(matches!(landing.claim(&head(8, 16, &[1; 7])), Claim::OffGrid));
+    }
+}

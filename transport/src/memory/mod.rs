@@ -1,0 +1,16 @@
+//! Memory that operations in flight own.
+//!
+//! A [`Slab`] is memory that one owner may write; [`Slab::freeze`] turns it into a [`Region`], which many may read and
+//! nobody may write. A [`Pool`] recycles slabs, so that steady state allocates (and page-faults) nothing. A [`Landing`] is
+//! slabs that a sliced transfer fills: it hands out a [`SliceLease`] a slice, which the operation that reads from the
+//! network owns until it completes.
+
+mod copy;
+mod landing;
+mod pool;
+mod slab;
+
+pub use copy::{copied_bytes, copy_counted, extend_counted};
+pub use landing::{Claim, Landing, SliceLease};
+pub use pool::{OutOfMemory, Pool};
+pub use slab::{Region, Slab};

@@ -1,0 +1,154 @@
+//! A pool of slabs in size classes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::slab::{ALIGN, Block, Slab};
+
+/// The pool's limit would be passed; nothing was allocated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{wanted} bytes wanted, but {used} of {limit} are in use: free tensors, or give the server more memory")]
+pub struct OutOfMemory {
+    /// Bytes asked for.
+    pub wanted: u64,
+    /// Bytes in use by live slabs.
+    pub used: u64,
+    /// The most the pool may hand out.
+    pub limit: u64,
+}
+
+/// Slabs by size class; given-back slabs are handed out again before fresh memory is.
+#[derive(Clone)]
+pub struct Pool {
+    shelf: Arc<Shelf>,
+}
+
+pub(super) struct Shelf {
+    limit: u64,
+    /// Bytes in live slabs.
+    used: AtomicU64,
+    /// Bytes on the shelf, ready to be handed out.
+    kept: AtomicU64,
+    free: Mutex<HashMap<usize, Vec<Block>>>,
+}
+
+impl Pool {
+    /// A pool whose live slabs together take at most `limit` bytes.
+    pub fn new(limit: u64) -> Self {
+        Self {
+            shelf: Arc::new(Shelf { limit, used: AtomicU64::new(0), kept: AtomicU64::new(0), free: Mutex::default() }),
+        }
+    }
+
+    /// A slab of `len` bytes, holding whatever its last user left.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] if the limit would be passed.
+    pub fn take(&self, len: usize) -> Result<Slab, OutOfMemory> {
+        let shelf = &self.shelf;
+        let class = size_class(len).ok_or_else(|| shelf.refuse(len as u64))?;
+        let reserve = |used: u64| used.checked_add(class as u64).filter(|&sum| sum <= shelf.limit);
+        shelf
+            .used
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve)
+            .map_err(|_| shelf.refuse(len as u64))?;
+        let kept = shelf.lock().get_mut(&class).and_then(Vec::pop);
+        let mut block = match kept {
+            Some(block) => {
+                shelf.kept.fetch_sub(class as u64, Ordering::AcqRel);
+                block
+            }
+            None => {
+                shelf.make_room(class as u64);
+                Block::new(class)
+            }
+        };
+        block.shelf = Arc::downgrade(shelf);
+        Ok(Slab::from_block(block, len))
+    }
+
+    /// Bytes in live slabs, rounded up to their size classes.
+    pub fn used(&self) -> u64 {
+        self.shelf.used.load(Ordering::Acquire)
+    }
+
+    /// The most that live slabs may take.
+    pub fn limit(&self) -> u64 {
+        self.shelf.limit
+    }
+
+    /// The bytes that a slab of `len` bytes is charged.
+    pub fn charge(len: u64) -> Option<u64> {
+        size_class(usize::try_from(len).ok()?).map(|c| c as u64)
+    }
+}
+
+impl Shelf {
+    pub(super) fn put_back(&self, block: Block) {
+        let capacity = block.capacity;
+        self.kept.fetch_add(capacity as u64, Ordering::AcqRel);
+        self.used.fetch_sub(capacity as u64, Ordering::AcqRel);
+        self.lock().entry(capacity).or_default().push(block);
+    }
+
+    /// Frees kept blocks until `wanted` more bytes fit under the limit beside what is live and kept.
+    fn make_room(&self, wanted: u64) {
+        let mut free = self.lock();
+        for blocks in free.values_mut() {
+            while self.used.load(Ordering::Acquire).saturating_add(self.kept.load(Ordering::Acquire)) > self.limit.max(wanted) {
+                let Some(block) = blocks.pop() else { break };
+                self.kept.fetch_sub(block.capacity as u64, Ordering::AcqRel);
+            }
+        }
+    }
+
+    fn refuse(&self, wanted: u64) -> OutOfMemory {
+        OutOfMemory { wanted, used: self.used.load(Ordering::Acquire), limit: self.limit }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Vec<Block>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sizes are rounded up to an eighth of their power of two, so that at most 12.5 % is lost and blocks fit again.
+fn size_class(len: usize) -> Option<usize> {
+    let len = len.max(1);
+    let step = (len.checked_next_power_of_two()? / 8).max(ALIGN);
+    len.checked_next_multiple_of(step).filter(|&n| isize::try_from(n).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recycles_and_refuses_over_the_limit() {
+        let pool = Pool::new(1 << 20);
+        let a = pool.take(512 << 10).unwrap();
+        let address = a.as_ptr();
+        assert!(pool.take(600 << 10).is_err());
+        drop(a);
+        assert_eq!(pool.used(), 0);
+        assert_eq!(pool.take(512 << 10).unwrap().as_ptr(), address, "the same block comes back");
+    }
+
+    #[test]
+    fn kept_blocks_make_room_for_other_sizes() {
+        let pool = Pool::new(1 << 20);
+        drop(pool.take(1 << 20).unwrap());
+        let small: Vec<_> = (0..4).map(|_| pool.take(200 << 10).unwrap()).collect();
+        assert_eq!(small.len(), 4);
+        assert!(pool.shelf.kept.load(Ordering::Acquire) + pool.used() <= 1 << 20);
+    }
+
+    #[test]
+    fn a_frozen_slab_thaws_only_alone() {
+        let region = Region::copy_of(b"weights");
+        let other = region.clone();
+        let region = region.try_thaw().unwrap_err();
+        drop(other);
+        assert_eq!(&*region.try_thaw().unwrap(), b"weights");
+    }
+}

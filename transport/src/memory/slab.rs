@@ -1,0 +1,189 @@
+//! Owned, aligned memory and its frozen, shared form.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::{Arc, Weak};
+
+use super::pool::Shelf;
+
+/// Alignment of every slab: a page, so that any element type, any vector width and any registration fits.
+pub(super) const ALIGN: usize = 4096;
+
+/// Memory with one owner, who may write it. Zeroed when fresh; recycled slabs hold old bytes.
+///
+/// Dropping it gives the memory back to its [`super::Pool`], or frees it where there is none.
+pub struct Slab {
+    block: Block,
+    len: usize,
+}
+
+impl Slab {
+    /// A zeroed slab outside any pool.
+    pub fn zeroed(len: usize) -> Self {
+        Self { block: Block::new(len.max(1)), len }
+    }
+
+    /// Where its bytes are, for a [`super::Landing`], which owns the slab while it uses this.
+    pub(super) fn start(&mut self) -> NonNull<u8> {
+        self.block.ptr
+    }
+
+    pub(super) fn from_block(block: Block, len: usize) -> Self {
+        debug_assert!(len <= block.capacity);
+        Self { block, len }
+    }
+
+    /// Ends writing: from here on it can be shared and read.
+    pub fn freeze(self) -> Region {
+        let len = self.len;
+        Region { holder: Holder::Slab(Arc::new(self)), range: 0..len }
+    }
+}
+
+impl Deref for Slab {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the block holds at least `len` initialised bytes (zeroed at allocation), and `&self` means that nobody
+        // writes them.
+        unsafe { std::slice::from_raw_parts(self.block.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Slab {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` is the only way to these bytes.
+        unsafe { std::slice::from_raw_parts_mut(self.block.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl std::fmt::Debug for Slab {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slab").field("len", &self.len).finish()
+    }
+}
+
+/// Shared memory that nobody writes; cloning it copies no bytes.
+#[derive(Clone, Debug)]
+pub struct Region {
+    holder: Holder,
+    range: Range<usize>,
+}
+
+/// What keeps a region's bytes alive.
+#[derive(Clone)]
+enum Holder {
+    Slab(Arc<Slab>),
+    /// Memory that somebody else made: a mapped file.
+    Foreign(Arc<dyn AsRef<[u8]> + Send + Sync>),
+}
+
+impl Region {
+    /// A region with a copy of these bytes, for small data and tests.
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        let mut slab = Slab::zeroed(bytes.len());
+        slab.copy_from_slice(bytes);
+        slab.freeze()
+    }
+
+    /// A region over bytes that `owner` keeps alive and in place: a mapped file. Nothing is copied. The owner must give the
+    /// same bytes each time; should it ever give fewer than at first, the bytes beyond them are gone from the region too.
+    pub fn from_owner(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+        let range = 0..owner.as_ref().len();
+        Self { holder: Holder::Foreign(Arc::new(owner)), range }
+    }
+
+    /// A part of it. `None` if the range does not lie within it.
+    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+        (range.start <= range.end && range.end <= self.len())
+            .then(|| Self { holder: self.holder.clone(), range: self.range.start + range.start..self.range.start + range.end })
+    }
+
+    /// The slab, to be written again, if this is the last handle on it; else the region as it was. Foreign memory never is.
+    pub fn try_thaw(self) -> Result<Slab, Self> {
+        let Self { holder, range } = self;
+        match holder {
+            Holder::Slab(slab) => Arc::try_unwrap(slab).map_err(|slab| Self { holder: Holder::Slab(slab), range }),
+            Holder::Foreign(_) => Err(Self { holder, range }),
+        }
+    }
+
+    /// How many handles there are on this memory.
+    pub fn holders(&self) -> usize {
+        match &self.holder {
+            Holder::Slab(slab) => Arc::strong_count(slab),
+            Holder::Foreign(owner) => Arc::strong_count(owner),
+        }
+    }
+}
+
+impl Deref for Region {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        let bytes = match &self.holder {
+            Holder::Slab(slab) => &**slab,
+            Holder::Foreign(owner) => (**owner).as_ref(),
+        };
+        // The range lies within the bytes: `freeze`, `from_owner` and `slice` see to it.
+        bytes.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Slab(slab) => slab.fmt(f),
+            Self::Foreign(_) => f.write_str("Foreign"),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Region {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+/// A heap allocation that knows the shelf it goes back to.
+pub(super) struct Block {
+    pub(super) ptr: NonNull<u8>,
+    pub(super) capacity: usize,
+    pub(super) shelf: Weak<Shelf>,
+}
+
+// SAFETY: a block is plain memory owned by exactly one `Slab` (or shelf) at a time.
+unsafe impl Send for Block {}
+// SAFETY: through `&Block` nothing can be written.
+unsafe impl Sync for Block {}
+
+impl Block {
+    pub(super) fn new(capacity: usize) -> Self {
+        let layout = Self::layout(capacity);
+        // SAFETY: `capacity` is at least 1 (both callers see to it), so the layout's size is not zero.
+        let ptr = unsafe { alloc_zeroed(layout) };
+        let Some(ptr) = NonNull::new(ptr) else { handle_alloc_error(layout) };
+        Self { ptr, capacity, shelf: Weak::new() }
+    }
+
+    fn layout(capacity: usize) -> Layout {
+        // A capacity over isize::MAX cannot be allocated anyway: `Pool` refuses it long before, by its limit.
+        Layout::from_size_align(capacity, ALIGN).unwrap_or(Layout::new::<u8>())
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        let Some(shelf) = self.block.shelf.upgrade() else { return };
+        let empty = Block { ptr: NonNull::dangling(), capacity: 0, shelf: Weak::new() };
+        shelf.put_back(std::mem::replace(&mut self.block, empty));
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if self.capacity != 0 {
+            // SAFETY: allocated by `Block::new` with this very layout, and owned by nobody else.
+            unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.capacity)) }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Messages of the connection itself: handshake, keepalive, cancel, farewell.
+
+use zerocopy::IntoBytes;
+
+use super::error::{DecodeError, RemoteError};
+use super::header::{Flags, Header, Kind};
+use super::layout;
+
+/// What a side can do, as bits. Unknown bits are ignored: both sides use the intersection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Caps(pub u64);
+
+impl Caps {
+    /// Payloads may travel in slices over bulk lanes.
+    pub const BULK_LANES: Self = Self(1);
+    /// Slices and bodies carry CRC32C.
+    pub const CHECKSUMS: Self = Self(2);
+    /// Sessions can be resumed.
+    pub const RESUME: Self = Self(4);
+    /// `Generate` is served.
+    pub const GENERATE: Self = Self(8);
+    /// Everything this version has.
+    pub const OURS: Self = Self(0b1111);
+
+    /// Whether all bits of `other` are set.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// What both sides have.
+    pub const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+/// What the server tells a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// What both can do.
+    pub caps: Caps,
+    /// Names the connection to its bulk lanes.
+    pub connection: u64,
+    /// Proves that a bulk lane belongs to the connection.
+    pub lane_key: [u8; 16],
+    /// The server's life: changes when it restarts.
+    pub epoch: u64,
+    /// Requests that may be in flight.
+    pub credits: u32,
+    /// Payloads up to this many bytes travel inline.
+    pub eager_bytes: u32,
+    /// The slice size that the server prefers.
+    pub slice_bytes: u32,
+    /// How long a side may be silent before it should send a ping.
+    pub keepalive_ms: u32,
+    /// How long a side may be silent before it is taken for dead.
+    pub silence_ms: u32,
+}
+
+/// The first frame of a bulk lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneHello {
+    /// From [`Welcome`].
+    pub connection: u64,
+    /// From [`Welcome`].
+    pub lane_key: [u8; 16],
+    /// Which lane: 1, 2, ...
+    pub lane: u32,
+}
+
+/// A message of the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// The client's first words: what it can do, which versions it speaks.
+    Hello(Caps),
+    /// The server's answer.
+    Welcome(Welcome),
+    /// A bulk lane's first words.
+    LaneHello(LaneHello),
+    /// The server's answer.
+    LaneWelcome(u32),
+    /// Are you there?
+    Ping,
+    /// Yes.
+    Pong,
+    /// The connection ends, and why.
+    Goodbye(RemoteError),
+    /// The request with the frame's id is no longer wanted.
+    Cancel,
+    /// The slice at this offset of the frame's transfer arrived corrupted.
+    SliceAgain(u64),
+}
+
+impl Control {
+    /// Whether frames of this kind are messages of the connection.
+    pub fn is(kind: Kind) -> bool {
+        matches!(
+            kind,
+            Kind::Hello | Kind::LaneHello | Kind::Ping | Kind::Goodbye | Kind::Cancel | Kind::SliceAgain
+        )
+    }
+
+    /// Checks a frame's metadata. The payload must be empty.
+    ///
+    /// # Errors
+    /// [`DecodeError`] says what is wrong.
+    pub fn decode(header: &Header, meta: &[u8]) -> Result<Self, DecodeError> {
+        let kind = header.kind.map_err(DecodeError::Kind)?;
+        if header.payload_len != 0 {
+            return Err(DecodeError::Trailing(header.payload_len as usize));
+        }
+        let reply = header.flags == Flags::REPLY;
+        if !reply && header.flags != Flags::default() {
+            return Err(DecodeError::Reserved("flags"));
+        }
+        Ok(match (kind, reply) {
+            (Kind::Hello, false) => {
+                let raw = layout::whole::<layout::Hello>(meta)?;
+                layout::zero(&raw.zero, "hello")?;
+                if !(raw.min_version..=raw.max_version).contains(&super::VERSION) {
+                    return Err(DecodeError::Version(raw.max_version));
+                }
+                Self::Hello(Caps(raw.caps.get()))
+            }
+            (Kind::Hello, true) => Self::Welcome(welcome(meta)?),
+            (Kind::LaneHello, false) => {
+                let raw = layout::whole::<layout::LaneHello>(meta)?;
+                layout::zero(&raw.zero, "lane hello")?;
+                Self::LaneHello(LaneHello { connection: raw.connection.get(), lane_key: raw.lane_key, lane: raw.lane.get() })
+            }
+            (Kind::LaneHello, true) => {
+                let raw = layout::whole::<layout::LaneWelcome>(meta)?;
+                layout::zero(&raw.zero, "lane welcome")?;
+                Self::LaneWelcome(raw.lane.get())
+            }
+            (Kind::Ping, _) if meta.is_empty() => {
+                if reply {
+                    Self::Pong
+                } else {
+                    Self::Ping
+                }
+            }
+            (Kind::Goodbye, false) => Self::Goodbye(RemoteError::decode(meta)?),
+            (Kind::Cancel, false) if meta.is_empty() => Self::Cancel,
+            (Kind::SliceAgain, false) => Self::SliceAgain(layout::whole::<layout::SliceAgain>(meta)?.offset.get()),
+            (kind, _) => return Err(DecodeError::Misplaced(kind as u8)),
+        })
+    }
+
+    /// Kind and flags of the frame; its metadata is appended to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) -> (Kind, Flags) {
+        match self {
+            Self::Hello(caps) => {
+                let raw = layout::Hello {
+                    caps: caps.0.into(),
+                    min_version: super::VERSION,
+                    max_version: super::VERSION,
+                    zero: [0; 6],
+                };
+                out.extend_from_slice(raw.as_bytes());
+                (Kind::Hello, Flags::default())
+            }
+            Self::Welcome(w) => {
+                let raw = layout::Welcome {
+                    caps: w.caps.0.into(),
+                    connection: w.connection.into(),
+                    lane_key: w.lane_key,
+                    epoch: w.epoch.into(),
+                    credits: w.credits.into(),
+                    eager_bytes: w.eager_bytes.into(),
+                    slice_bytes: w.slice_bytes.into(),
+                    keepalive_ms: w.keepalive_ms.into(),
+                    silence_ms: w.silence_ms.into(),
+                    zero: 0.into(),
+                };
+                out.extend_from_slice(raw.as_bytes());
+                (Kind::Hello, Flags::REPLY)
+            }
+            Self::LaneHello(hello) => {
+                let raw = layout::LaneHello {
+                    connection: hello.connection.into(),
+                    lane_key: hello.lane_key,
+                    lane: hello.lane.into(),
+                    zero: 0.into(),
+                };
+                out.extend_from_slice(raw.as_bytes());
+                (Kind::LaneHello, Flags::default())
+            }
+            Self::LaneWelcome(lane) => {
+                let raw = layout::LaneWelcome { lane: (*lane).into(), zero: 0.into() };
+                out.extend_from_slice(raw.as_bytes());
+                (Kind::LaneHello, Flags::REPLY)
+            }
+            Self::Ping => (Kind::Ping, Flags::default()),
+            Self::Pong => (Kind::Ping, Flags::REPLY),
+            Self::Goodbye(error) => {
+                error.write(out);
+                (Kind::Goodbye, Flags::default())
+            }
+            Self::Cancel => (Kind::Cancel, Flags::default()),
+            Self::SliceAgain(offset) => {
+                out.extend_from_slice(layout::SliceAgain { offset: (*offset).into() }.as_bytes());
+                (Kind::SliceAgain, Flags::default())
+            }
+        }
+    }
+}
+
+fn welcome(meta: &[u8]) -> Result<Welcome, DecodeError> {
+    let raw = layout::whole::<layout::Welcome>(meta)?;
+    layout::zero(&raw.zero, "welcome")?;
+    let welcome = Welcome {
+        caps: Caps(raw.caps.get()),
+        connection: raw.connection.get(),
+        lane_key: raw.lane_key,
+        epoch: raw.epoch.get(),
+        credits: raw.credits.get(),
+        eager_bytes: raw.eager_bytes.get(),
+        slice_bytes: raw.slice_bytes.get(),
+        keepalive_ms: raw.keepalive_ms.get(),
+        silence_ms: raw.silence_ms.get(),
+    };
+    let fits = |n: u32, most: u32| (1..=most).contains(&n);
+    if !fits(welcome.slice_bytes, super::limits::SLICE_BYTES)
+        || !fits(welcome.eager_bytes, super::limits::CONTROL_PAYLOAD_BYTES)
+        || welcome.credits == 0
+        || welcome.keepalive_ms == 0
+    {
+        return Err(DecodeError::Range("a welcome offers sizes outside their limits"));
+    }
+    Ok(welcome)
+}

@@ -1,0 +1,227 @@
+//! The 32 bytes in front of every frame.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::error::DecodeError;
+use super::{VERSION, limits};
+
+/// Bytes of a header.
+pub const HEADER_BYTES: usize = 32;
+
+/// "GN", little-endian.
+const MAGIC: u16 = u16::from_le_bytes(*b"GN");
+
+/// A header as it lies on the wire.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct RawHeader {
+    pub(super) magic: U16,
+    pub(super) version: u8,
+    pub(super) kind: u8,
+    pub(super) flags: U16,
+    pub(super) reserved: U16,
+    pub(super) id: U64,
+    pub(super) meta_len: U32,
+    pub(super) payload_len: U32,
+    pub(super) body_crc: U32,
+    pub(super) header_crc: U32,
+}
+
+const _: () = assert!(size_of::<RawHeader>() == HEADER_BYTES);
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $code:literal),+ $(,)?) => {
+        /// What a frame is. Replies carry the kind of their request, with [`Flags::REPLY`] set.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Kind { $($(#[$doc])* $name = $code),+ }
+
+        impl Kind {
+            /// Every kind.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            pub(super) fn from_code(code: u8) -> Option<Self> {
+                match code { $($code => Some(Self::$name),)+ _ => None }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// First frame of a control lane.
+    Hello = 0x01,
+    /// First frame of a bulk lane.
+    LaneHello = 0x02,
+    /// Keepalive; the reply has the same id.
+    Ping = 0x03,
+    /// Last frame of a connection, with the reason.
+    Goodbye = 0x04,
+    /// The request with this id is no longer wanted.
+    Cancel = 0x05,
+    /// A piece of a tensor; bulk lanes only.
+    Slice = 0x06,
+    /// A slice arrived corrupted: send it again.
+    SliceAgain = 0x07,
+    /// Opens a session.
+    Open = 0x10,
+    /// Takes a session up again by its token.
+    Resume = 0x11,
+    /// Ends a session and frees what it has.
+    Close = 0x12,
+    /// Sends its payload back.
+    Echo = 0x20,
+    /// Makes a tensor resident; payload inline or in slices.
+    Put = 0x21,
+    /// Reads a tensor or a range of it.
+    Get = 0x22,
+    /// Copies a tensor on the server.
+    Copy = 0x23,
+    /// Frees what a handle names.
+    Free = 0x24,
+    /// Finds a tensor by name.
+    Lookup = 0x25,
+    /// Asks which contents the server has already.
+    Offer = 0x26,
+    /// Lists the devices.
+    Devices = 0x27,
+    /// Reads the server's counters.
+    Stats = 0x28,
+    /// Registers a graph.
+    Define = 0x30,
+    /// Joins a program with residents.
+    Bind = 0x31,
+    /// Runs a binding once.
+    Run = 0x32,
+    /// Runs a binding step after step, feeding tokens back.
+    Generate = 0x33,
+    /// Makes an empty KV cache.
+    CacheCreate = 0x34,
+    /// Shares a KV cache, copy on write.
+    CacheFork = 0x35,
+    /// Shortens a KV cache.
+    CacheTruncate = 0x36,
+}
+
+/// Bits of a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Flags(u16);
+
+impl Flags {
+    /// Answers the frame with the same id.
+    pub const REPLY: Self = Self(1);
+    /// The reply is an error.
+    pub const ERROR: Self = Self(2);
+    /// More replies with this id follow.
+    pub const MORE: Self = Self(4);
+
+    /// Both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all bits of `other` are set.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// A checked header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What the frame is; `Err` holds a code that this version does not know (the frame can be skipped).
+    pub kind: Result<Kind, u8>,
+    /// Bits.
+    pub flags: Flags,
+    /// Request or transfer; 0 where there is none.
+    pub id: u64,
+    /// Bytes of metadata.
+    pub meta_len: u32,
+    /// Bytes of payload.
+    pub payload_len: u32,
+    /// CRC32C of metadata and payload.
+    pub body_crc: u32,
+}
+
+impl Header {
+    /// Bytes after the header.
+    pub fn body_len(&self) -> usize {
+        // Both are below 2^23 once decoded.
+        self.meta_len as usize + self.payload_len as usize
+    }
+}
+
+/// Checks a header.
+///
+/// # Errors
+/// Every [`DecodeError`] here means that the byte stream cannot be trusted any further: the connection ends.
+pub fn decode_header(bytes: &[u8; HEADER_BYTES], payload_cap: u32) -> Result<Header, DecodeError> {
+    let raw = RawHeader::ref_from_bytes(bytes).map_err(|_| DecodeError::Truncated)?;
+    if raw.magic.get() != MAGIC {
+        return Err(DecodeError::Magic(raw.magic.get()));
+    }
+    let expected = crc(&bytes[..HEADER_BYTES - 4]);
+    if raw.header_crc.get() != expected {
+        return Err(DecodeError::HeaderChecksum { found: raw.header_crc.get(), expected });
+    }
+    if raw.version != VERSION {
+        return Err(DecodeError::Version(raw.version));
+    }
+    if raw.reserved.get() != 0 || raw.flags.get() & !0b111 != 0 {
+        return Err(DecodeError::Reserved("header"));
+    }
+    let (meta_len, payload_len) = (raw.meta_len.get(), raw.payload_len.get());
+    meta_len.checked_add(payload_len).ok_or(DecodeError::Overflow("metadata and payload length"))?;
+    check_cap("metadata", meta_len, limits::META_BYTES)?;
+    check_cap("payload", payload_len, payload_cap)?;
+    Ok(Header {
+        kind: Kind::from_code(raw.kind).ok_or(raw.kind),
+        flags: Flags(raw.flags.get()),
+        id: raw.id.get(),
+        meta_len,
+        payload_len,
+        body_crc: raw.body_crc.get(),
+    })
+}
+
+fn check_cap(what: &'static str, length: u32, limit: u32) -> Result<(), DecodeError> {
+    if length > limit {
+        return Err(DecodeError::TooLong { what, length: u64::from(length), limit: u64::from(limit) });
+    }
+    Ok(())
+}
+
+/// The bytes of a header.
+pub fn encode_header(kind: Kind, flags: Flags, id: u64, meta_len: u32, payload_len: u32, body_crc: u32) -> [u8; HEADER_BYTES] {
+    let mut raw = RawHeader {
+        magic: MAGIC.into(),
+        version: VERSION,
+        kind: kind as u8,
+        flags: flags.0.into(),
+        reserved: 0.into(),
+        id: id.into(),
+        meta_len: meta_len.into(),
+        payload_len: payload_len.into(),
+        body_crc: body_crc.into(),
+        header_crc: 0.into(),
+    };
+    raw.header_crc = crc(&raw.as_bytes()[..HEADER_BYTES - 4]).into();
+    let mut bytes = [0; HEADER_BYTES];
+    bytes.copy_from_slice(raw.as_bytes());
+    bytes
+}
+
+/// CRC32C (Castagnoli, RFC 3720 appendix B.4) of metadata followed by payload.
+pub fn body_crc(meta: &[u8], payload: &[u8]) -> u32 {
+    if payload.is_empty() {
+        return crc(meta);
+    }
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    digest.update(meta);
+    digest.update(payload);
+    digest.finalize() as u32
+}
+
+fn crc(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}

@@ -1,0 +1,168 @@
+//! The fixed part of every message's metadata, as `#[repr(C)]` structs, and their fields as data for `docs/protocol.md`.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::error::DecodeError;
+
+/// One field of a message: name, offset and size in bytes.
+pub type Field = (&'static str, usize, usize);
+
+macro_rules! wire_structs {
+    ($($(#[$doc:meta])* struct $name:ident = $bytes:literal { $($field:ident: $ty:ty),* $(,)? })+) => {
+        $(
+            $(#[$doc])*
+            #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+            #[repr(C)]
+            pub(super) struct $name { $(pub(super) $field: $ty),* }
+
+            const _: () = assert!(size_of::<$name>() == $bytes);
+        )+
+
+        /// Every fixed part: its name, its size in bytes, its fields.
+        pub const MESSAGES: &[(&str, usize, &[Field])] = &[
+            ("Header", size_of::<super::header::RawHeader>(), &[
+                ("magic", 0, 2), ("version", 2, 1), ("kind", 3, 1), ("flags", 4, 2), ("reserved", 6, 2), ("id", 8, 8),
+                ("meta_len", 16, 4), ("payload_len", 20, 4), ("body_crc", 24, 4), ("header_crc", 28, 4),
+            ]),
+            $((stringify!($name), $bytes, &[
+                $((stringify!($field), std::mem::offset_of!($name, $field), size_of::<$ty>())),*
+            ])),+
+        ];
+    };
+}
+
+wire_structs! {
+    /// First frame of a control lane, from the client.
+    struct Hello = 16 { caps: U64, min_version: u8, max_version: u8, zero: [u8; 6] }
+    /// The answer to it.
+    struct Welcome = 64 {
+        caps: U64, connection: U64, lane_key: [u8; 16], epoch: U64, credits: U32, eager_bytes: U32, slice_bytes: U32,
+        keepalive_ms: U32, silence_ms: U32, zero: U32,
+    }
+    /// First frame of a bulk lane, from the client.
+    struct LaneHello = 32 { connection: U64, lane_key: [u8; 16], lane: U32, zero: U32 }
+    /// The answer to it.
+    struct LaneWelcome = 8 { lane: U32, zero: U32 }
+    /// The head of a slice; its payload follows.
+    struct Slice = 16 { offset: U64, total: U64 }
+    /// A slice that must be sent again.
+    struct SliceAgain = 8 { offset: U64 }
+    /// An error; the text follows.
+    struct Error = 8 { code: U16, effect: u8, zero: u8, length: U32 }
+    /// Opens a session.
+    struct Open = 16 { quota: U64, lease_ms: U32, zero: U32 }
+    /// Takes a session up again.
+    struct Resume = 48 { token: [u8; 32], epoch: U64, unanswered: U64 }
+    /// A session was opened or resumed.
+    struct Opened = 64 { token: [u8; 32], epoch: U64, session: U64, quota: U64, lease_ms: U32, zero: U32 }
+    /// A handle.
+    struct HandleField = 16 { index: U32, generation: U32, epoch: U64 }
+    /// An element type and its rank; `rank` dimensions of 8 bytes follow.
+    struct SpecField = 8 { dtype: u8, rank: u8, zero: [u8; 6] }
+    /// Makes a tensor resident; spec and name follow.
+    struct Put = 80 {
+        target: u8, residency: u8, flags: u8, zero: u8, device: U16, name_len: U16, slice_bytes: U32, zero2: U32,
+        offset: U64, handle: HandleField, hash: [u8; 32], zero3: U64,
+    }
+    /// Which slices have landed: one bit a slice in the payload, least significant first.
+    struct Landed = 8 { slice_bytes: U32, slices: U32 }
+    /// Reads a tensor.
+    struct Get = 40 { handle: HandleField, offset: U64, length: U64, slice_bytes: U32, sliced: u8, zero: [u8; 3] }
+    /// Copies a tensor.
+    struct Copy = 24 { handle: HandleField, device: U16, zero: [u8; 6] }
+    /// Names one object (free, fork, lookup by handle).
+    struct ByHandle = 16 { handle: HandleField }
+    /// Finds a tensor; form 0: by the name in the payload, form 1: by handle.
+    struct Lookup = 24 { handle: HandleField, form: u8, zero: [u8; 7] }
+    /// Offers contents; entries in the payload: hash (32), spec.
+    struct Offer = 8 { device: U16, zero: U16, count: U32 }
+    /// One answer to an offer.
+    struct OfferedField = 32 { handle: HandleField, status: u8, zero: [u8; 7], landed: U64 }
+    /// A tensor that is resident; its spec follows.
+    struct Tensor = 24 { handle: HandleField, device: U16, zero: [u8; 6] }
+    /// Registers a graph, which is the payload.
+    struct Define = 8 { device: U16, zero: [u8; 6] }
+    /// A program that is registered.
+    struct Program = 48 { handle: HandleField, hash: [u8; 32] }
+    /// Joins a program with residents; entries in the payload, then arguments.
+    struct Bind = 24 { program: HandleField, bound: U32, arguments: U32 }
+    /// One resident of a bind.
+    struct BindField = 24 { handle: HandleField, input: U32, zero: U32 }
+    /// Runs a binding; arguments in the payload.
+    struct Run = 32 { binding: HandleField, position: U32, wanted: U32, keep: U32, arguments: U32 }
+    /// One inline tensor: 4-byte dimensions and the elements follow (form 1: a handle instead of elements).
+    struct ArgumentField = 8 { index: U16, dtype: u8, rank: u8, form: u8, zero: [u8; 3] }
+    /// The result of a run; outputs in the payload.
+    struct Ran = 16 { device: U16, zero: U16, position: U32, outputs: U32, zero2: U32 }
+    /// Runs step after step; payload: prompt tokens, stop tokens (4 bytes each), arguments.
+    struct Generate = 56 {
+        prefill: HandleField, decode: HandleField, position: U32, max_new: U32, prompt: U32, stop: U32, arguments: U32,
+        zero: U32,
+    }
+    /// Tokens of a generate, 4 bytes each in the payload.
+    struct Generated = 16 { device: U16, finish: u8, zero: u8, position: U32, tokens: U32, zero2: U32 }
+    /// Makes a KV cache that fits an input of a program.
+    struct CacheCreate = 24 { program: HandleField, input: U32, reserve: U32 }
+    /// Shortens a KV cache.
+    struct CacheTruncate = 24 { cache: HandleField, length: U32, zero: U32 }
+    /// How many entries follow in the payload (devices, counters, offers).
+    struct Count = 8 { count: U32, zero: U32 }
+    /// One device; name, model and capability follow as text.
+    struct DeviceField = 32 {
+        index: U32, name_len: U16, model_len: U16, capability_len: U16, zero: [u8; 6], total: U64, free: U64,
+    }
+    /// One counter; its name follows.
+    struct StatField = 16 { value: U64, name_len: U16, zero: [u8; 6] }
+}
+
+/// The fixed part at the front of `bytes`, and what follows it.
+pub(super) fn take<T: FromBytes + KnownLayout + Immutable + Unaligned>(bytes: &[u8]) -> Result<(&T, &[u8]), DecodeError> {
+    T::ref_from_prefix(bytes).map_err(|_| DecodeError::Truncated)
+}
+
+/// The fixed part that `bytes` is, whole.
+pub(super) fn whole<T: FromBytes + KnownLayout + Immutable + Unaligned>(bytes: &[u8]) -> Result<&T, DecodeError> {
+    let (head, rest) = take(bytes)?;
+    if rest.is_empty() { Ok(head) } else { Err(DecodeError::Trailing(rest.len())) }
+}
+
+/// Reserved bytes must be zero.
+pub(super) fn zero(bytes: &impl AsZero, what: &'static str) -> Result<(), DecodeError> {
+    if bytes.is_zero() { Ok(()) } else { Err(DecodeError::Reserved(what)) }
+}
+
+/// A reserved field.
+pub(super) trait AsZero {
+    fn is_zero(&self) -> bool;
+}
+
+impl AsZero for u8 {
+    fn is_zero(&self) -> bool {
+        *self == 0
+    }
+}
+
+impl AsZero for U16 {
+    fn is_zero(&self) -> bool {
+        self.get() == 0
+    }
+}
+
+impl AsZero for U32 {
+    fn is_zero(&self) -> bool {
+        self.get() == 0
+    }
+}
+
+impl AsZero for U64 {
+    fn is_zero(&self) -> bool {
+        self.get() == 0
+    }
+}
+
+impl<const N: usize> AsZero for [u8; N] {
+    fn is_zero(&self) -> bool {
+        self.iter().all(|&b| b == 0)
+    }
+}

@@ -1,0 +1,54 @@
+//! The wire: every byte that a peer may send, and the only code that reads it.
+//!
+//! A frame is a [`Header`] of 32 bytes, metadata of `meta_len` bytes, and a payload of `payload_len` bytes. All integers are
+//! little-endian; reserved bytes are zero. `docs/protocol.md` draws every message; a test holds the two together.
+//!
+//! [`decode_header`] checks a header, [`Request::decode`], [`Reply::decode`], [`Control::decode`] and [`SliceHead::decode`]
+//! check what follows it; what they return has been validated whole: numbers are in range, sums and products do not
+//! overflow, enums are known, names are UTF-8. Nothing else in the workspace parses bytes from a peer.
+
+mod argument;
+mod control;
+mod error;
+mod header;
+pub mod layout;
+mod reply;
+mod request;
+mod slice;
+mod types;
+
+pub use argument::{Argument, Arguments, Dims, write_argument, write_resident};
+pub use control::{Caps, Control, LaneHello, Welcome};
+pub use error::{DecodeError, Effect, ErrorCode, RemoteError};
+pub use header::{Flags, HEADER_BYTES, Header, Kind, body_crc, decode_header, encode_header};
+pub use reply::{DeviceEntry, Finish, Offered, OpenedSession, Reply, StatEntry};
+pub use request::{BindEntry, PutBody, PutRequest, PutTarget, Request};
+pub use slice::{SLICE_FRAME_BYTES, SliceChecker, SliceHead};
+pub use types::{ContentHash, Handle, ResidencyCode, SessionToken, TensorSpec};
+
+/// Version of the protocol that this code speaks.
+pub const VERSION: u8 = 1;
+
+/// Limits that hold before anything was negotiated. A peer that passes one is told so and disconnected.
+pub mod limits {
+    /// Metadata of one frame.
+    pub const META_BYTES: u32 = 64 << 10;
+    /// Payload of one frame on the control lane.
+    pub const CONTROL_PAYLOAD_BYTES: u32 = 4 << 20;
+    /// Payload of one slice on a bulk lane.
+    pub const SLICE_BYTES: u32 = 4 << 20;
+    /// Dimensions of a tensor.
+    pub const RANK: usize = 8;
+    /// Bytes of a name.
+    pub const NAME_BYTES: usize = 255;
+    /// Bytes of one tensor (2^46: 64 TiB).
+    pub const TENSOR_BYTES: u64 = 1 << 46;
+    /// Hashes in one offer.
+    pub const OFFERED: usize = 1024;
+    /// Inline tensors in one run.
+    pub const ARGUMENTS: usize = 64;
+    /// Residents in one bind.
+    pub const BOUND: usize = 4096;
+    /// Stop tokens in one generate.
+    pub const STOP_TOKENS: usize = 64;
+}

@@ -1,0 +1,109 @@
+//! The head of a slice: the one message of the bulk lanes.
+
+use zerocopy::IntoBytes;
+
+use super::error::DecodeError;
+use super::header::{Flags, HEADER_BYTES, Header, Kind, decode_header, encode_header};
+use super::{layout, limits};
+
+/// Bytes in front of a slice's payload: header and slice head.
+pub const SLICE_FRAME_BYTES: usize = HEADER_BYTES + size_of::<layout::Slice>();
+
+/// Where a slice belongs. Its payload is `len` bytes of tensor, and `crc` is CRC32C over the slice head and them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceHead {
+    /// The transfer: the id of the put or get that it serves.
+    pub transfer: u64,
+    /// First byte within the transfer.
+    pub offset: u64,
+    /// Bytes of the whole transfer.
+    pub total: u64,
+    /// Bytes of this slice, at least 1.
+    pub len: u32,
+    /// Checksum as sent.
+    pub crc: u32,
+}
+
+impl SliceHead {
+    /// Checks a slice's header and head: it lies within its transfer, and nothing overflows.
+    ///
+    /// # Errors
+    /// [`DecodeError`]: the lane cannot be trusted any further.
+    pub fn decode(bytes: &[u8; SLICE_FRAME_BYTES]) -> Result<Self, DecodeError> {
+        let (head, meta) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(DecodeError::Truncated)?;
+        Self::from_parts(&decode_header(head, limits::SLICE_BYTES)?, meta)
+    }
+
+    pub(super) fn from_parts(header: &Header, meta: &[u8]) -> Result<Self, DecodeError> {
+        match header.kind {
+            Ok(Kind::Slice) if header.flags == Flags::default() => {}
+            Ok(kind) => return Err(DecodeError::Misplaced(kind as u8)),
+            Err(code) => return Err(DecodeError::Kind(code)),
+        }
+        if header.meta_len as usize != meta.len() {
+            return Err(DecodeError::Truncated);
+        }
+        let raw = layout::whole::<layout::Slice>(meta)?;
+        let (offset, total, len) = (raw.offset.get(), raw.total.get(), header.payload_len);
+        let end = offset.checked_add(u64::from(len)).ok_or(DecodeError::Overflow("slice offset and length"))?;
+        if len == 0 || end > total || total > limits::TENSOR_BYTES {
+            return Err(DecodeError::Range("a slice lies outside its tensor"));
+        }
+        Ok(Self { transfer: header.id, offset, total, len, crc: header.body_crc })
+    }
+
+    /// The bytes in front of `payload`, checksum included.
+    pub fn encode(transfer: u64, offset: u64, total: u64, payload: &[u8]) -> [u8; SLICE_FRAME_BYTES] {
+        Self::encode_pieces(transfer, offset, total, std::iter::once(payload))
+    }
+
+    /// The bytes in front of a payload that lies in several pieces, checksum included.
+    pub fn encode_pieces<'a>(
+        transfer: u64,
+        offset: u64,
+        total: u64,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> [u8; SLICE_FRAME_BYTES] {
+        let meta = layout::Slice { offset: offset.into(), total: total.into() };
+        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+        digest.update(meta.as_bytes());
+        let mut len = 0;
+        for piece in pieces {
+            digest.update(piece);
+            len += piece.len() as u32;
+        }
+        let meta_len = size_of::<layout::Slice>() as u32;
+        let header = encode_header(Kind::Slice, Flags::default(), transfer, meta_len, len, digest.finalize() as u32);
+        let mut bytes = [0; SLICE_FRAME_BYTES];
+        bytes[..HEADER_BYTES].copy_from_slice(&header);
+        bytes[HEADER_BYTES..].copy_from_slice(meta.as_bytes());
+        bytes
+    }
+
+    /// A running check of the payload's bytes.
+    pub fn checker(&self) -> SliceChecker {
+        let meta = layout::Slice { offset: self.offset.into(), total: self.total.into() };
+        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+        digest.update(meta.as_bytes());
+        SliceChecker { digest, expected: self.crc }
+    }
+}
+
+/// Checks a slice's payload piece by piece.
+#[derive(Debug)]
+pub struct SliceChecker {
+    digest: crc_fast::Digest,
+    expected: u32,
+}
+
+impl SliceChecker {
+    /// The next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.digest.update(bytes);
+    }
+
+    /// Whether all the bytes so far have the checksum that was sent.
+    pub fn matches(self) -> bool {
+        self.digest.finalize() as u32 == self.expected
+    }
+}
