@@ -179,3 +179,24 @@ names! {
         SamplingInt = "sampling-int",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::example::model;
+
+    #[test]
+    fn a_dump_reads_well() {
+        let text = model().dump();
+        for line in [
+            "graph \"example\" {",
+            "  %0 = input() name=\"tokens\" role=tokens: i32 [batch, sequence]  # phase=decode modality=text",
+            "  %3 = input() name=\"embed\" role=weight: bf16 [16, 8]  # phase=decode residency=weight modality=text",
+            "  %4 = embedding(%3, %0) dtype=f32: f32 [batch, sequence, 8]  # phase=decode modality=text",
+            "  return \"next\": %50",
+            "}",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
+        }
+        assert!(text.contains(" dims=[batch, -1]: f32 [batch, 8]") && text.contains(" axis=1 [-1::1]: "), "{text}");
+    }
+}

@@ -66,36 +66,52 @@ pub enum ReduceKind {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     /// A value from outside. No inputs; the node's declared type is the input's type.
-    Input { /// Unique within the graph.
-        name: String, /// What it is for.
-        role: InputRole },
+    Input {
+        /// Unique within the graph.
+        name: String,
+        /// What it is for.
+        role: InputRole,
+    },
     /// All zeros, of the node's declared type (fixed or symbolic dims; no inputs).
     Zeros,
     /// All ones.
     Ones,
     /// Every element is `value` (integers: truncated towards zero, must fit; bool: 0 or 1).
-    Full { /// The value.
-        value: f64 },
+    Full {
+        /// The value.
+        value: f64,
+    },
     /// `start + i * step`, rank 1, computed in f64 and converted as [`Op::Cast`] does; not bool.
-    Arange { /// First element.
-        start: f64, /// Increment.
-        step: f64 },
+    Arange {
+        /// First element.
+        start: f64,
+        /// Increment.
+        step: f64,
+    },
     /// Uniform in [0, 1), float: element i is word i % 4 of Philox4x32-10 with key `seed` and counter i / 4, as
     /// [`crate::random::fill_uniform`] has it.
-    Rand { /// Key of the generator.
-        seed: u64 },
+    Rand {
+        /// Key of the generator.
+        seed: u64,
+    },
     /// Standard normal, float, by Box-Muller over the same words, as [`crate::random::fill_normal`] has it.
-    Randn { /// Key of the generator.
-        seed: u64 },
+    Randn {
+        /// Key of the generator.
+        seed: u64,
+    },
 
     /// table `[V, H]` float, ids `[..]` i32/i64 -> `[.., H]` of `dtype`. An id outside 0..V is a run-time error.
-    Embedding { /// Float type of the result.
-        dtype: DType },
+    Embedding {
+        /// Float type of the result.
+        dtype: DType,
+    },
     /// a `[.., M, K]`, b `[.., K, N]` (same leading dims, or b of rank 2) -> `[.., M, N]`. Floats.
     MatMul,
     /// x `[.., K]`, weight per `layout`, optional bias `[N]` as third input -> `[.., N]`.
-    Linear { /// How the weight is stored.
-        layout: LinearLayout },
+    Linear {
+        /// How the weight is stored.
+        layout: LinearLayout,
+    },
     /// Elementwise with NumPy broadcasting (a symbol broadcasts with itself and with 1). Same type on both sides, any
     /// but bool; integers wrap.
     Add,
@@ -106,20 +122,30 @@ pub enum Op {
     /// See [`Op::Add`]; integers truncate, and dividing one by zero is a run-time error.
     Div,
     /// x `[.., H]`, weight `[H]` -> x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019).
-    RmsNorm { /// Added under the root.
-        eps: f32 },
+    RmsNorm {
+        /// Added under the root.
+        eps: f32,
+    },
     /// x `[.., H]`, weight `[H]`, bias `[H]` (Ba et al. 2016).
-    LayerNorm { /// Added under the root.
-        eps: f32 },
+    LayerNorm {
+        /// Added under the root.
+        eps: f32,
+    },
     /// x `[B, S, heads * head_dim]`, positions `i32 [B, S]`, optional inverse frequencies `f32 [head_dim / 2]`
     /// (replacing theta^(-2i/head_dim)). (Su et al. 2021.)
-    Rope { /// Base of the frequencies.
-        theta: f32, /// Elements a head, even.
-        head_dim: u32, /// Pairing.
-        style: RopeStyle },
+    Rope {
+        /// Base of the frequencies.
+        theta: f32,
+        /// Elements a head, even.
+        head_dim: u32,
+        /// Pairing.
+        style: RopeStyle,
+    },
     /// Gaussian error linear unit; `tanh`: the tanh approximation (GPT-2's gelu_new), else by erf.
-    Gelu { /// Which form.
-        tanh: bool },
+    Gelu {
+        /// Which form.
+        tanh: bool,
+    },
     /// x * sigmoid(x).
     Silu,
     /// max(x, 0).
@@ -139,55 +165,83 @@ pub enum Op {
     /// Square root.
     Sqrt,
     /// Softmax of floats over `axis` (negative: from the end).
-    Softmax { /// The axis.
-        axis: i32 },
+    Softmax {
+        /// The axis.
+        axis: i32,
+    },
     /// q `[B, S, heads * head_dim]`, k and v `[B, S, kv_heads * head_dim]`, optional cache -> `[B, S, heads * head_dim]`.
     /// Row s of batch b sees positions 0..=len\[b\]+s (causal), else all of this step's too. With a cache (an input of role
     /// KvCache), k and v are first appended at len\[b\] in layer `layer`; the cache's length grows by S once per run.
     ///
     /// Cache type: `float [Position, layers, 2, kv_heads, BLOCK, head_dim]` where dimension 0 counts blocks of
     /// [`Op::KV_BLOCK`] tokens and index 2 is 0 for keys, 1 for values. A batch row has a cache of its own.
-    Attention { /// Which layer of the cache.
-        layer: u32, /// Query heads, a multiple of kv_heads.
-        heads: u32, /// Key/value heads.
-        kv_heads: u32, /// Elements a head.
-        head_dim: u32, /// Factor on q.k.
-        scale: f32, /// Whether later positions are hidden.
-        causal: bool },
+    Attention {
+        /// Which layer of the cache.
+        layer: u32,
+        /// Query heads, a multiple of kv_heads.
+        heads: u32,
+        /// Key/value heads.
+        kv_heads: u32,
+        /// Elements a head.
+        head_dim: u32,
+        /// Factor on q.k.
+        scale: f32,
+        /// Whether later positions are hidden.
+        causal: bool,
+    },
     /// Same elements, new shape. At most one dimension may be [`Op::INFER`] and is worked out from the fixed ones; the
     /// symbols must be those of x, in the same order.
-    Reshape { /// The new dimensions.
-        dims: Vec<Dim> },
+    Reshape {
+        /// The new dimensions.
+        dims: Vec<Dim>,
+    },
     /// Dimensions in a new order.
-    Transpose { /// Output dimension i is input dimension `perm[i]`.
-        perm: Vec<u32> },
+    Transpose {
+        /// Output dimension i is input dimension `perm[i]`.
+        perm: Vec<u32>,
+    },
     /// `x[start:end:step]` along `axis`; negative bounds count from the end, `end` None is the dimension's end. On a
     /// symbolic dimension only the whole range or the last n (`start` = -n, `end` None), by steps of 1, can be taken.
     /// Bounds outside the dimension and empty results are errors: nothing is clamped.
-    Slice { /// The axis.
-        axis: i32, /// First index.
-        start: i64, /// One past the last.
-        end: Option<i64>, /// At least 1.
-        step: u64 },
+    Slice {
+        /// The axis.
+        axis: i32,
+        /// First index.
+        start: i64,
+        /// One past the last.
+        end: Option<i64>,
+        /// At least 1.
+        step: u64,
+    },
     /// One or more inputs joined along `axis` (a fixed dimension in all).
-    Concat { /// The axis.
-        axis: i32 },
+    Concat {
+        /// The axis.
+        axis: i32,
+    },
     /// Reduction over `axes` (all if empty), of any type but bool (mean: floats). Integer sums and products wrap.
-    Reduce { /// What is computed.
-        kind: ReduceKind, /// Over which axes.
-        axes: Vec<i32>, /// Whether reduced axes stay as 1.
-        keep_dims: bool },
+    Reduce {
+        /// What is computed.
+        kind: ReduceKind,
+        /// Over which axes.
+        axes: Vec<i32>,
+        /// Whether reduced axes stay as 1.
+        keep_dims: bool,
+    },
     /// Index of the largest element along `axis` -> i32 without that axis; the first of equals. Any type but bool; NaN
     /// is never the largest.
-    ArgMax { /// The axis.
-        axis: i32 },
+    ArgMax {
+        /// The axis.
+        axis: i32,
+    },
     /// logits `float [B, V]`, `f32 [B, 2]` (temperature, top-p), `i64 [B, 2]` (top-k, seed), positions `i32 [B, S]` ->
     /// `i32 [B]`. The draw is Philox4x32-10 with key seed and counter = the row's last position, so that a seed gives the
     /// same tokens on every device, in every batch and after every replay.
     Sample,
     /// Element type conversion (float to integer truncates and saturates; to bool: non-zero).
-    Cast { /// The new type.
-        to: DType },
+    Cast {
+        /// The new type.
+        to: DType,
+    },
     /// x `[V, ..]`, ids `[..]` i32/i64 -> rows of x. Out of range is a run-time error.
     Gather,
 }

@@ -1,4 +1,10 @@
 //! Genie's transport: the wire format, the connection state machine, memory, the links and the client's sessions.
 
+pub mod client;
+pub mod connection;
+pub mod link;
 pub mod memory;
+mod uri;
 pub mod wire;
+
+pub use uri::{Uri, UriError};

@@ -1,9 +1,16 @@
 //! What a device must do, whatever it is made of.
 
+pub mod cpu;
+mod error;
+mod kv;
+
 use std::sync::Arc;
 
 use genie_graph::{DType, VerifiedGraph};
 use genie_transport::memory::{Region, Slab};
+
+pub use error::DeviceError;
+pub use kv::{KvCache, KvSpec};
 
 /// What a device offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,9 +30,9 @@ pub struct DeviceInfo {
 }
 
 /// A tensor in host memory that goes into a run or comes out of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostTensor {
-    /// Wire code order: see [`DType`].
+    /// Element type; `None` only in an output that was never filled.
     pub dtype: Option<DType>,
     /// Concrete dimensions.
     pub dims: Vec<u64>,
@@ -34,6 +41,10 @@ pub struct HostTensor {
 }
 
 /// One session's part of a run. Rows of one batch share program, weights and sequence length.
+///
+/// Sizes come from the arguments: the batch dimension of a row's arguments is how many sequences the row holds (1 if no
+/// argument has one; with caches it must be 1), and the sequence dimension how many tokens. Where the program's batch rows do
+/// not depend on each other, the rows run as one batch; else one after another. A row gets the same bits either way.
 pub struct Row<'a> {
     /// Values of the inputs that are neither weights nor caches nor positions, in graph order.
     pub arguments: &'a [HostTensor],
@@ -41,7 +52,7 @@ pub struct Row<'a> {
     pub caches: Vec<&'a mut KvCache>,
     /// Where the results go, one per graph output; their buffers are reused. Filled only where `wanted` has the bit.
     pub outputs: &'a mut Vec<HostTensor>,
-    /// Bit i: output i is wanted.
+    /// Bit i: output i is wanted. Outputs from 64 on are always filled.
     pub wanted: u64,
 }
 
@@ -50,11 +61,17 @@ pub trait Device: Send + Sync + 'static {
     /// What it offers now.
     fn info(&self) -> DeviceInfo;
 
-    /// Memory for a resident.
+    /// Memory for a resident. It may hold old bytes: whoever hands it to a session fills all of it first.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`]; nothing changed.
     fn allocate(&self, bytes: u64) -> Result<Slab, DeviceError>;
+
+    /// An empty cache in this device's memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`] if not even one block of it could ever fit.
+    fn cache(&self, spec: KvSpec) -> Result<KvCache, DeviceError>;
 
     /// Plans a program. Memory for each set of sizes is planned when it first runs, then kept.
     ///
@@ -66,9 +83,9 @@ pub trait Device: Send + Sync + 'static {
 /// A program planned for a device.
 pub trait Loaded: Send + Sync {
     /// Runs the rows as one batch. `weights` in graph order. Each row's caches grow by the sequence length; on an error no
-    /// cache has grown.
+    /// cache has grown. Calls on one device take turns.
     ///
     /// # Errors
-    /// [`DeviceError`]; whatever a row asked, other rows' memory is unharmed.
+    /// [`DeviceError`]; whatever a row asked, other rows' memory is unharmed. Where one row is to blame, the error names it.
     fn run(&self, weights: &[Region], rows: &mut [Row<'_>]) -> Result<(), DeviceError>;
 }

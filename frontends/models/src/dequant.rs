@@ -20,7 +20,13 @@ pub fn dequantize(ty: GgmlType, data: &[u8], out: &mut [f32]) -> bool {
         return false;
     }
     let task_bytes = TASK_ELEMENTS / elements * bytes;
-    out.par_chunks_mut(TASK_ELEMENTS).zip(data.par_chunks(task_bytes)).for_each(|(out, data)| match ty {
+    out.par_chunks_mut(TASK_ELEMENTS).zip(data.par_chunks(task_bytes)).for_each(|(out, data)| blocks(ty, data, out));
+    true
+}
+
+/// The same on this thread; as many blocks as both hold whole.
+pub(crate) fn blocks(ty: GgmlType, data: &[u8], out: &mut [f32]) {
+    match ty {
         GgmlType::F32 => each::<4, 1>(data, out, |b, o| o[0] = f32::from_le_bytes(*b)),
         GgmlType::F16 => each::<2, 1>(data, out, |b, o| o[0] = f16::from_le_bytes(*b).to_f32()),
         GgmlType::BF16 => each::<2, 1>(data, out, |b, o| o[0] = bf16::from_le_bytes(*b).to_f32()),
@@ -28,8 +34,7 @@ pub fn dequantize(ty: GgmlType, data: &[u8], out: &mut [f32]) -> bool {
         GgmlType::Q4_1 => each(data, out, q4_1),
         GgmlType::Q8_0 => each(data, out, q8_0),
         GgmlType::Q6K => each(data, out, q6_k),
-    });
-    true
+    }
 }
 
 fn each<const BYTES: usize, const ELEMENTS: usize>(

@@ -28,8 +28,9 @@ mod weights;
 
 pub use config::{Config, Gpt2Config, LlamaConfig};
 pub use error::ModelError;
-pub use graphs::{Budget, GraphOptions, IDS, inputs};
-pub use hash::{ContentHash, HashCache};
+pub use genie_transport::wire::ContentHash;
+pub use graphs::{GraphOptions, inputs, outputs};
+pub use hash::HashCache;
 pub use model::{Model, OpenOptions};
 pub use paths::{cache_dir, smollm2_path};
 pub use tokenizer::{Tokenizer, TokenStream};

@@ -44,7 +44,7 @@ fn broadcast(a: &Shape, b: &Shape) -> Result<Shape, InferError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{B, S, t};
+    use super::super::tests::{B, S, n, t};
     use super::*;
     use crate::infer;
     use crate::op::Op;
@@ -52,7 +52,6 @@ mod tests {
     #[test]
     fn binary_broadcasts_as_numpy_does() {
         let f = |a: &[Dim], b: &[Dim]| infer(&Op::Mul, &[&t(DType::F32, a), &t(DType::F32, b)]).map(|t| t.shape.0);
-        let n = |n: u64| Dim::Fixed(n);
         assert_eq!(f(&[n(2), n(3)], &[n(2), n(3)]), Ok(vec![n(2), n(3)]));
         assert_eq!(f(&[n(3)], &[B, S, n(3)]), Ok(vec![B, S, n(3)]));
         assert_eq!(f(&[B, n(1), n(3)], &[S, n(1)]), Ok(vec![B, S, n(3)]));

@@ -151,19 +151,13 @@ mod tests {
         assert_eq!(infer(&out_in, &[&x, &w, &t(DType::F16, &[n(5)])]), Ok(y.clone()));
         assert_eq!(infer(&in_out, &[&x, &t(DType::F32, &[n(3), n(5)])]), Ok(y));
         assert!(matches!(infer(&in_out, &[&x, &w]), Err(InferError::Shape { input: 1, .. })));
-        assert!(matches!(
-            infer(&out_in, &[&x, &w, &t(DType::F32, &[n(3)])]),
-            Err(InferError::Shape { input: 2, .. })
-        ));
+        assert!(matches!(infer(&out_in, &[&x, &w, &t(DType::F32, &[n(3)])]), Err(InferError::Shape { input: 2, .. })));
         assert!(matches!(infer(&out_in, &[&x]), Err(InferError::Arity { .. })));
         assert!(matches!(
             infer(&out_in, &[&x, &t(DType::I32, &[n(5), n(3)])]),
             Err(InferError::DType { input: 1, .. })
         ));
-        assert!(matches!(
-            infer(&out_in, &[&t(DType::F32, &[]), &w]),
-            Err(InferError::Shape { input: 0, .. })
-        ));
+        assert!(matches!(infer(&out_in, &[&t(DType::F32, &[]), &w]), Err(InferError::Shape { input: 0, .. })));
         assert!(matches!(
             infer(&out_in, &[&t(DType::F32, &[S]), &t(DType::F32, &[n(5), S])]),
             Err(InferError::Shape { input: 1, .. })
@@ -183,10 +177,7 @@ mod tests {
         assert!(matches!(infer(&rms, &[&x, &t(DType::F32, &[n(5)])]), Err(InferError::Shape { input: 1, .. })));
         assert!(matches!(infer(&rms, &[&t(DType::F32, &[B]), &w]), Err(InferError::Shape { input: 0, .. })));
         for eps in [-1.0, f32::NAN, f32::INFINITY] {
-            assert!(matches!(
-                infer(&Op::RmsNorm { eps }, &[&x, &w]),
-                Err(InferError::Attribute { name: "eps", .. })
-            ));
+            assert!(matches!(infer(&Op::RmsNorm { eps }, &[&x, &w]), Err(InferError::Attribute { name: "eps", .. })));
         }
     }
 }

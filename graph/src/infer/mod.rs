@@ -13,6 +13,8 @@ use crate::op::Op;
 use crate::size::TypeError;
 use crate::types::{DType, Dim, Shape, TensorType};
 
+pub(crate) use sequence::{CACHE_SHAPE, cache_layers};
+
 /// Why an op cannot take its inputs or attributes.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -179,5 +181,41 @@ fn normalize_axis(name: &'static str, axis: i32, rank: usize) -> Result<usize, I
     match usize::try_from(index) {
         Ok(i) if i < rank => Ok(i),
         _ => Err(bad_attribute(name, format!("is {axis}, but the input has {rank} dimension(s)"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Symbol;
+
+    pub(super) const B: Dim = Dim::Symbol(Symbol::Batch);
+    pub(super) const S: Dim = Dim::Symbol(Symbol::Sequence);
+    pub(super) const P: Dim = Dim::Symbol(Symbol::Position);
+
+    pub(super) fn n(size: u64) -> Dim {
+        Dim::Fixed(size)
+    }
+
+    pub(super) fn t(dtype: DType, dims: &[Dim]) -> TensorType {
+        TensorType::new(dtype, dims.iter().copied())
+    }
+
+    #[test]
+    fn declared_ops_have_nothing_to_infer() {
+        for op in [Op::Zeros, Op::Ones, Op::Full { value: 1.0 }, Op::Rand { seed: 1 }, Op::Randn { seed: 1 }] {
+            assert!(op.is_declared());
+            assert_eq!(infer(&op, &[]), Err(InferError::Declared));
+        }
+    }
+
+    #[test]
+    fn errors_say_what_and_where() {
+        let x = t(DType::F32, &[B, n(3)]);
+        let w = t(DType::F32, &[n(4), n(5)]);
+        let e = infer(&Op::MatMul, &[&x, &w]).unwrap_err();
+        assert_eq!(e.to_string(), "input 1 has shape [4, 5] but must be [3] followed by N, or [3, N]");
+        let e = infer(&Op::Sqrt, &[&t(DType::Bool, &[])]).unwrap_err();
+        assert_eq!(e.to_string(), "input 0 is bool but must be f32, f16 or bf16; cast it");
     }
 }

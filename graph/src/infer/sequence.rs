@@ -54,7 +54,10 @@ pub(super) fn attention(
     };
     let Heads { heads, kv_heads, head_dim } = shape;
     if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        return Err(bad_attribute("heads", format!("is {heads}, but must be a positive multiple of kv_heads {kv_heads}")));
+        return Err(bad_attribute(
+            "heads",
+            format!("is {heads}, but must be a positive multiple of kv_heads {kv_heads}"),
+        ));
     }
     if head_dim == 0 {
         return Err(bad_attribute("head_dim", "is 0, but must be positive"));
@@ -222,8 +225,10 @@ mod tests {
         assert_eq!(infer(&Op::Sample, &[&logits, &real, &int, &pos]), Ok(t(DType::I32, &[B])));
         assert!(matches!(infer(&Op::Sample, &[&logits, &real, &int]), Err(InferError::Arity { .. })));
         assert!(is_shape(&infer(&Op::Sample, &[&t(DType::F32, &[B, S]), &real, &int, &pos]), 0));
-        assert!(is_shape(&infer(&Op::Sample, &[&t(DType::U8, &[]), &real, &int, &pos]), 0)
-            || infer(&Op::Sample, &[&t(DType::U8, &[]), &real, &int, &pos]).is_err());
+        assert!(matches!(
+            infer(&Op::Sample, &[&t(DType::U8, &[B, n(10)]), &real, &int, &pos]),
+            Err(InferError::DType { input: 0, .. })
+        ));
         assert!(is_shape(&infer(&Op::Sample, &[&logits, &t(DType::F32, &[B, n(3)]), &int, &pos]), 1));
         assert!(matches!(
             infer(&Op::Sample, &[&logits, &real, &t(DType::I32, &[B, n(2)]), &pos]),

@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::argument::Arguments;
 use super::error::DecodeError;
-use super::header::{Flags, Header, Kind};
+use super::header::{Flags, HEADER_BYTES, Header, Kind, body_crc, decode_header, encode_header};
 use super::types::{ContentHash, Handle, ResidencyCode, SessionToken, TensorSpec};
 use super::{layout, limits};
 
@@ -652,3 +652,16 @@ fn counted(what: &'static str, count: u32, limit: usize) -> Result<usize, Decode
     Ok(count)
 }
 
+
+/// Turns an encoded sliced put into one that asks which slices have landed already: what a client sends after a reconnect.
+pub fn set_announce(frame: &mut [u8]) {
+    let Some((head, body)) = frame.split_first_chunk_mut::<HEADER_BYTES>() else { return };
+    let Ok(header) = decode_header(head, limits::CONTROL_PAYLOAD_BYTES) else { return };
+    let at = std::mem::offset_of!(layout::Put, flags);
+    if header.kind == Ok(Kind::Put) && body.len() > at && body[at] & SLICED != 0 {
+        body[at] |= ANNOUNCE;
+        let (meta, payload) = body.split_at(header.meta_len as usize);
+        let crc = body_crc(meta, payload);
+        *head = encode_header(Kind::Put, header.flags, header.id, header.meta_len, header.payload_len, crc);
+    }
+}

@@ -1,5 +1,7 @@
 //! ggml's tensor types.
 
+use genie_graph::DType;
+
 /// The tensor types that are read. Blocks lie along the innermost dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GgmlType {
@@ -35,6 +37,16 @@ impl GgmlType {
             30 => Self::BF16,
             _ => return None,
         })
+    }
+
+    /// The element type, where a block is one element.
+    pub const fn element(self) -> Option<DType> {
+        match self {
+            Self::F32 => Some(DType::F32),
+            Self::F16 => Some(DType::F16),
+            Self::BF16 => Some(DType::BF16),
+            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 | Self::Q6K => None,
+        }
     }
 
     /// Elements a block.

@@ -1,0 +1,94 @@
+//! Quotas: memory is charged before it is allocated, and the charge lives exactly as long as the memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What one session (or the names of the server) may hold, and holds.
+#[derive(Debug)]
+pub(crate) struct Account {
+    quota: u64,
+    used: AtomicU64,
+}
+
+/// The account does not allow it; nothing was charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OverQuota {
+    pub(crate) wanted: u64,
+    pub(crate) used: u64,
+    pub(crate) quota: u64,
+}
+
+impl Account {
+    pub(crate) fn new(quota: u64) -> Arc<Self> {
+        Arc::new(Self { quota, used: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn quota(&self) -> u64 {
+        self.quota
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Acquire)
+    }
+
+    /// Charges `bytes`, or nothing.
+    pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Result<Charge, OverQuota> {
+        let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= self.quota);
+        match self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits) {
+            Ok(_) => Ok(Charge { account: self.clone(), bytes }),
+            Err(used) => Err(OverQuota { wanted: bytes, used, quota: self.quota }),
+        }
+    }
+}
+
+/// Bytes charged to an account, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    account: Arc<Account>,
+    bytes: u64,
+}
+
+impl Charge {
+    /// The account that it is charged to.
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Changes it to `bytes`. Shrinking never fails; growing may, and then nothing changes.
+    pub(crate) fn resize(&mut self, bytes: u64) -> Result<(), OverQuota> {
+        if bytes > self.bytes {
+            let mut more = self.account.charge(bytes - self.bytes)?;
+            more.bytes = 0;
+        } else {
+            self.account.used.fetch_sub(self.bytes - bytes, Ordering::AcqRel);
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.account.used.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn charges_end_with_what_they_stand_for() {
+        let account = Account::new(100);
+        let mut a = account.charge(60).unwrap();
+        assert_eq!(account.charge(41).unwrap_err(), OverQuota { wanted: 41, used: 60, quota: 100 });
+        assert!(account.charge(u64::MAX).is_err(), "the sum overflows");
+        a.resize(100).unwrap();
+        assert!(a.resize(101).is_err());
+        assert_eq!(account.used(), 100);
+        a.resize(10).unwrap();
+        assert_eq!(account.used(), 10);
+        drop(a);
+        assert_eq!(account.used(), 0);
+    }
+}

@@ -1,0 +1,171 @@
+//! What goes into a run and comes out of it, in buffers that the next run of the same binding uses again.
+
+use std::sync::PoisonError;
+
+use genie_graph::{DType, NodeId, Sizes};
+use genie_transport::memory::extend_counted;
+use genie_transport::wire::{Argument, Arguments, RemoteError};
+
+use crate::device::{HostTensor, KvCache};
+use crate::programs::{Binding, Known, Source, bad};
+
+/// How many a binding keeps.
+const SPARES: usize = 2;
+/// Buffers that hold more than this are not kept.
+const SPARE_BYTES: usize = 8 << 20;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    /// In the program's order.
+    pub(crate) arguments: Vec<HostTensor>,
+    /// Which content of a resident an argument holds (0: none).
+    versions: Vec<u64>,
+    /// Whether an argument came with this run.
+    given: Vec<bool>,
+    /// In the graph's order.
+    pub(crate) outputs: Vec<HostTensor>,
+    /// The caches while the run has them, in the program's order.
+    pub(crate) kvs: Vec<KvCache>,
+}
+
+impl Binding {
+    /// Buffers for one run, with the fixed arguments in their places.
+    pub(crate) fn buffers(&self) -> Buffers {
+        if let Some(buffers) = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            return buffers;
+        }
+        let fixed = |source: &Source| match source {
+            Source::Fixed(tensor) => tensor.clone(),
+            _ => HostTensor::default(),
+        };
+        let count = self.sources.len();
+        Buffers {
+            arguments: self.sources.iter().map(fixed).collect(),
+            versions: vec![0; count],
+            given: vec![false; count],
+            outputs: Vec::new(),
+            kvs: Vec::with_capacity(self.caches.len()),
+        }
+    }
+
+    /// Keeps buffers for the next run.
+    pub(crate) fn recycle(&self, mut buffers: Buffers) {
+        buffers.kvs.clear();
+        let tensors = buffers.arguments.iter().chain(&buffers.outputs);
+        if tensors.map(|t| t.data.capacity()).sum::<usize>() > SPARE_BYTES {
+            return;
+        }
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARES {
+            spare.push(buffers);
+        }
+    }
+
+    /// Takes the arguments that came with a run; all that neither are bound nor `later` come.
+    pub(crate) fn fill(
+        &self,
+        buffers: &mut Buffers,
+        arguments: Arguments<'_>,
+        later: Option<usize>,
+    ) -> Result<(), RemoteError> {
+        buffers.given.fill(false);
+        for argument in arguments.iter() {
+            let Argument::Inline { index, dtype, dims, data } = argument else {
+                return Err(bad("an argument is a handle: bind residents instead".to_owned()));
+            };
+            let at = self.program.argument_at(u32::from(index))?;
+            let name = || self.program.argument(at).map_or("", |d| &d.name);
+            let (Some(place), Some(given)) = (buffers.arguments.get_mut(at), buffers.given.get_mut(at)) else {
+                continue;
+            };
+            if *given || later == Some(at) {
+                return Err(bad(format!("input `{}` is given twice", name())));
+            }
+            if !matches!(self.sources.get(at), Some(Source::Run)) {
+                return Err(bad(format!("input `{}` was bound: it does not come with a run", name())));
+            }
+            *given = true;
+            fill(place, dtype, dims.as_slice(), data);
+        }
+        let missing = (0..self.sources.len())
+            .find(|&i| matches!(self.sources[i], Source::Run) && !buffers.given[i] && later != Some(i));
+        match missing.and_then(|i| self.program.argument(i)) {
+            Some(decl) => Err(bad(format!("input `{}` is missing: bind it or give it with the run", decl.name))),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks all arguments against what the program declares, and learns the sizes from them.
+    pub(crate) fn sizes(&self, buffers: &Buffers) -> Result<Sizes, RemoteError> {
+        let mut known = Known::default();
+        for (i, source) in self.sources.iter().enumerate() {
+            let Some(decl) = self.program.argument(i) else { continue };
+            if let Source::Resident(tensor) = source {
+                known.unify(decl, tensor.spec.dtype(), tensor.spec.dims())?;
+            } else if let Some(HostTensor { dtype: Some(dtype), dims, .. }) = buffers.arguments.get(i) {
+                known.unify(decl, *dtype, dims)?;
+            }
+        }
+        let sizes = Sizes {
+            batch: known.batch.unwrap_or(1),
+            sequence: known.sequence.unwrap_or(1),
+            position: known.position.unwrap_or(0),
+        };
+        if !self.caches.is_empty() && sizes.batch != 1 {
+            return Err(bad(format!("{} batch rows share one KV cache: run each with a cache of its own", sizes.batch)));
+        }
+        Ok(sizes)
+    }
+
+    /// Reads the residents that are bound as arguments, where they changed since these buffers read them.
+    pub(crate) fn read_residents(&self, buffers: &mut Buffers) {
+        for (i, source) in self.sources.iter().enumerate() {
+            let Source::Resident(tensor) = source else { continue };
+            let content = tensor.content();
+            let (Some(place), Some(version)) = (buffers.arguments.get_mut(i), buffers.versions.get_mut(i)) else {
+                continue;
+            };
+            if *version != content.version {
+                *version = content.version;
+                fill(place, tensor.spec.dtype(), tensor.spec.dims(), &content.region);
+            }
+        }
+    }
+
+    /// The output's dimensions in a run of these sizes.
+    pub(crate) fn output_dims(&self, output: usize, sizes: &Sizes) -> Result<(DType, Vec<u64>), RemoteError> {
+        let graph = &self.program.graph;
+        let node: NodeId = match graph.outputs.get(output) {
+            Some(output) => output.node,
+            None => return Err(bad(format!("output {output} of {} is asked for", graph.outputs.len()))),
+        };
+        let ty = graph.nodes.get(node.0 as usize).map(|n| n.ty.dtype);
+        match (ty, graph.concrete(node, sizes)) {
+            (Some(dtype), Some(dims)) => Ok((dtype, dims)),
+            _ => Err(bad(format!("output {output} is too large"))),
+        }
+    }
+}
+
+impl Buffers {
+    /// Sets the tokens that a run takes: `i32 [1, n]`.
+    pub(crate) fn set_tokens(&mut self, at: usize, tokens: &[[u8; 4]]) {
+        if let Some(place) = self.arguments.get_mut(at) {
+            fill(place, DType::I32, &[1, tokens.len() as u64], tokens.as_flattened());
+        }
+    }
+
+    /// The token that an output gave.
+    pub(crate) fn token(&self, output: usize) -> Option<[u8; 4]> {
+        self.outputs.get(output)?.data.first_chunk::<4>().copied()
+    }
+}
+
+fn fill(place: &mut HostTensor, dtype: DType, dims: &[u64], data: &[u8]) {
+    place.dtype = Some(dtype);
+    place.dims.clear();
+    place.dims.extend_from_slice(dims);
+    place.data.clear();
+    extend_counted(&mut place.data, data);
+}

@@ -1,0 +1,142 @@
+//! From one element type to another.
+
+use genie_graph::DType;
+use half::{bf16, f16};
+
+use super::plan::V;
+use super::step::Context;
+use super::team::Share;
+
+/// Elements that members take as one.
+const GRAIN: usize = 1024;
+
+/// `y = x` in another type: as [`genie_graph::Op::Cast`] has it.
+pub(super) struct Convert {
+    pub(super) x: V,
+    pub(super) from: DType,
+    pub(super) y: V,
+    pub(super) to: DType,
+    pub(super) count: usize,
+}
+
+impl Convert {
+    pub(super) fn touches(&self, read: &mut dyn FnMut(V), write: &mut dyn FnMut(V)) {
+        read(self.x);
+        write(self.y);
+    }
+
+    pub(super) unsafe fn execute(&self, context: &Context<'_>, share: Share) {
+        // SAFETY: as the caller's; `from` is the type of x.
+        unsafe {
+            match self.from {
+                DType::F32 => self.from_type::<f32>(context, share),
+                DType::F16 => self.from_type::<f16>(context, share),
+                DType::BF16 => self.from_type::<bf16>(context, share),
+                DType::I64 => self.from_type::<i64>(context, share),
+                DType::I32 => self.from_type::<i32>(context, share),
+                DType::U8 => self.from_type::<u8>(context, share),
+                DType::Bool => self.from_type::<Flag>(context, share),
+            }
+        }
+    }
+
+    unsafe fn from_type<A: Scalar>(&self, context: &Context<'_>, share: Share) {
+        // SAFETY: as the caller's; `to` is the type of y.
+        unsafe {
+            match self.to {
+                DType::F32 => self.to_type::<A, f32>(context, share),
+                DType::F16 => self.to_type::<A, f16>(context, share),
+                DType::BF16 => self.to_type::<A, bf16>(context, share),
+                DType::I64 => self.to_type::<A, i64>(context, share),
+                DType::I32 => self.to_type::<A, i32>(context, share),
+                DType::U8 => self.to_type::<A, u8>(context, share),
+                DType::Bool => self.to_type::<A, Flag>(context, share),
+            }
+        }
+    }
+
+    unsafe fn to_type<A: Scalar, B: Scalar>(&self, context: &Context<'_>, share: Share) {
+        let (x, y) = (context.get::<A>(self.x), context.get_mut::<B>(self.y));
+        for i in share.split(self.count, GRAIN) {
+            // SAFETY: x and y have `count` elements of these types.
+            unsafe { y.add(i).write(B::from_wide((*x.add(i)).wide())) };
+        }
+    }
+}
+
+/// A number on its way between types.
+#[derive(Clone, Copy)]
+pub(super) enum Wide {
+    Float(f32),
+    Integer(i64),
+}
+
+/// An element type.
+pub(super) trait Scalar: Copy {
+    fn wide(self) -> Wide;
+    fn from_wide(wide: Wide) -> Self;
+}
+
+/// A bool as tensors hold it. Bytes from outside may be neither 0 nor 1.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Flag(u8);
+
+macro_rules! float {
+    ($t:ty, $to:expr, $from:expr) => {
+        impl Scalar for $t {
+            #[inline(always)]
+            fn wide(self) -> Wide {
+                Wide::Float($to(self))
+            }
+            #[inline(always)]
+            fn from_wide(wide: Wide) -> Self {
+                match wide {
+                    Wide::Float(x) => $from(x),
+                    Wide::Integer(x) => $from(x as f32),
+                }
+            }
+        }
+    };
+}
+
+macro_rules! integer {
+    ($t:ty) => {
+        impl Scalar for $t {
+            #[inline(always)]
+            fn wide(self) -> Wide {
+                Wide::Integer(i64::from(self))
+            }
+            #[inline(always)]
+            fn from_wide(wide: Wide) -> Self {
+                match wide {
+                    // Truncates and saturates; NaN is 0.
+                    Wide::Float(x) => x as Self,
+                    // Wraps.
+                    Wide::Integer(x) => x as Self,
+                }
+            }
+        }
+    };
+}
+
+float!(f32, |x: f32| x, |x: f32| x);
+float!(f16, |x: f16| x.to_f32(), |x: f32| f16::from_f32(x));
+float!(bf16, |x: bf16| x.to_f32(), |x: f32| bf16::from_f32(x));
+integer!(i64);
+integer!(i32);
+integer!(u8);
+
+impl Scalar for Flag {
+    #[inline(always)]
+    fn wide(self) -> Wide {
+        Wide::Integer(i64::from(self.0 != 0))
+    }
+    #[inline(always)]
+    fn from_wide(wide: Wide) -> Self {
+        Self(match wide {
+            Wide::Float(x) => u8::from(x != 0.0),
+            Wide::Integer(x) => u8::from(x != 0),
+        })
+    }
+}

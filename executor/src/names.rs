@@ -1,0 +1,134 @@
+//! Tensors by name, server-wide.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use genie_transport::memory::{Pool, Region};
+use genie_transport::wire::{ContentHash, ErrorCode, RemoteError, TensorSpec};
+
+use crate::account::{Account, Charge};
+use crate::error::fail;
+
+/// Tensors by name.
+///
+/// Names belong to the server, not to a session: a named tensor outlives the session that put it, and every session of the
+/// server's trust domain finds it. It is an immutable snapshot: another put with the same name replaces it at once and whole,
+/// and who has a handle on the old one keeps the old bytes. Names are charged to an account of their own. Where it, or the
+/// device's memory, is short, the least recently used name that no session has a handle on is let go.
+pub(crate) struct Names {
+    account: Arc<Account>,
+    inner: Mutex<NamesInner>,
+}
+
+#[derive(Default)]
+struct NamesInner {
+    tensors: HashMap<String, Named>,
+    clock: u64,
+}
+
+/// A named tensor.
+pub(crate) struct Named {
+    pub(crate) device: u16,
+    pub(crate) spec: TensorSpec,
+    pub(crate) weight: Option<ContentHash>,
+    pub(crate) region: Region,
+    /// Of the server's account for names.
+    _charge: Charge,
+    used: u64,
+}
+
+impl Named {
+    /// Whether no session has a handle on it and nothing reads it.
+    fn is_idle(&self) -> bool {
+        // The store of weights holds a weight, too.
+        self.region.holders() <= 1 + usize::from(self.weight.is_some())
+    }
+}
+
+impl Names {
+    /// Names that together hold at most `quota` bytes.
+    pub(crate) fn new(quota: u64) -> Self {
+        Self { account: Account::new(quota), inner: Mutex::default() }
+    }
+
+    /// Charges a tensor that is to get the name `name`, after letting go of others where that makes enough room.
+    pub(crate) fn charge(&self, name: &str, bytes: u64) -> Result<Charge, RemoteError> {
+        loop {
+            let over = match self.account.charge(bytes) {
+                Ok(charge) => return Ok(charge),
+                Err(over) => over,
+            };
+            let idle = {
+                let inner = self.lock();
+                let others = inner.tensors.iter().filter(|(other, named)| *other != name && named.is_idle());
+                others.map(|(_, named)| named.region.len() as u64).fold(0, u64::saturating_add)
+            };
+            let enough = over.used.saturating_sub(idle).checked_add(bytes).is_some_and(|sum| sum <= over.quota);
+            if !enough || !self.evict_where(|other, named| other != name && named.is_idle()) {
+                let message = format!(
+                    "{bytes} bytes wanted, but the server's named tensors may take {}, and those in use take {}: put it \
+                     without a name, or give the server more room for names",
+                    over.quota,
+                    over.used.saturating_sub(idle)
+                );
+                return Err(fail(ErrorCode::OverQuota, message));
+            }
+        }
+    }
+
+    /// Gives the tensor its name, from whatever had it.
+    pub(crate) fn insert(
+        &self,
+        name: String,
+        device: u16,
+        spec: TensorSpec,
+        weight: Option<ContentHash>,
+        region: Region,
+        charge: Charge,
+    ) {
+        let mut inner = self.lock();
+        inner.clock += 1;
+        let used = inner.clock;
+        let old = inner.tensors.insert(name, Named { device, spec, weight, region, _charge: charge, used });
+        drop(inner);
+        drop(old);
+    }
+
+    /// Shows the tensor with this name.
+    pub(crate) fn find<T>(&self, name: &str, show: impl FnOnce(&Named) -> T) -> Option<T> {
+        let mut inner = self.lock();
+        inner.clock += 1;
+        let now = inner.clock;
+        let named = inner.tensors.get_mut(name)?;
+        named.used = now;
+        Some(show(named))
+    }
+
+    /// Bytes of a device's memory that [`Self::evict`] could free.
+    pub(crate) fn evictable_bytes(&self, device: u16) -> u64 {
+        let inner = self.lock();
+        let idle = inner.tensors.values().filter(|n| n.device == device && n.is_idle());
+        idle.filter_map(|n| Pool::charge(n.region.len() as u64)).sum()
+    }
+
+    /// Lets go of the least recently used name on a device whose tensor nobody has a handle on.
+    pub(crate) fn evict(&self, device: u16) -> bool {
+        self.evict_where(|_, named| named.device == device && named.is_idle())
+    }
+
+    /// Bytes charged for names.
+    pub(crate) fn used(&self) -> u64 {
+        self.account.used()
+    }
+
+    fn evict_where(&self, may: impl Fn(&str, &Named) -> bool) -> bool {
+        let mut inner = self.lock();
+        let first = inner.tensors.iter().filter(|(name, named)| may(name, named)).min_by_key(|(_, named)| named.used);
+        let Some(name) = first.map(|(name, _)| name.clone()) else { return false };
+        inner.tensors.remove(&name).is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, NamesInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

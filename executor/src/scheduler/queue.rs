@@ -1,0 +1,185 @@
+//! The queue of one device.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Job;
+use crate::core::Core;
+
+/// Decode batches that may go first while a prefill waits.
+const PREFILL_PATIENCE: u32 = 8;
+/// Runs that may go first while bulk work waits.
+const BULK_PATIENCE: u32 = 32;
+
+/// What goes first. In this order, but nothing waits for ever: after so many others it is its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// One token a step: somebody reads along.
+    Decode,
+    /// Everything else that runs.
+    Prefill,
+    /// Copies and other work that nobody waits for token by token.
+    Bulk,
+}
+
+/// Bulk work.
+pub(crate) type Task = Box<dyn FnOnce(&Arc<Core>) + Send>;
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    ready: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    decode: VecDeque<Job>,
+    prefill: VecDeque<Job>,
+    bulk: VecDeque<Task>,
+    /// How often others went first since a prefill, or bulk work, was served.
+    prefill_passed: u32,
+    bulk_passed: u32,
+    /// Nothing is accepted any more.
+    closed: bool,
+}
+
+/// What the device does next.
+pub(crate) enum Next {
+    /// The jobs that were put into the caller's list.
+    Batch,
+    /// Bulk work.
+    Task(Task),
+    /// Nothing, for now.
+    Idle,
+    /// Nothing, ever again.
+    Closed,
+}
+
+impl Queue {
+    /// Adds a run; gives it back if the queue is closed.
+    pub(crate) fn push(&self, job: Job) -> Result<(), Job> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(job);
+        }
+        match job.class() {
+            Class::Decode => state.decode.push_back(job),
+            Class::Prefill | Class::Bulk => state.prefill.push_back(job),
+        }
+        drop(state);
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    /// Adds bulk work; gives it back if the queue is closed.
+    pub(crate) fn push_task(&self, task: Task) -> Result<(), Task> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(task);
+        }
+        state.bulk.push_back(task);
+        drop(state);
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    /// Takes what is next. A decode step brings along all others that can run with it, up to `most`.
+    pub(crate) fn take(&self, batch: &mut Vec<Job>, most: usize) -> Next {
+        let mut state = self.lock();
+        state.take(batch, most)
+    }
+
+    /// As [`Self::take`], but waits until there is something.
+    pub(crate) fn wait(&self, batch: &mut Vec<Job>, most: usize) -> Next {
+        let mut state = self.lock();
+        loop {
+            match state.take(batch, most) {
+                Next::Idle if state.closed => return Next::Closed,
+                Next::Idle => state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
+                next => return next,
+            }
+        }
+    }
+
+    /// Waits until `deadline` for more decode steps that can run with `batch`, up to `most` in all.
+    pub(crate) fn gather(&self, batch: &mut Vec<Job>, most: usize, deadline: Instant) {
+        let mut state = self.lock();
+        loop {
+            state.join(batch, most);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if batch.len() >= most || left == Duration::ZERO || state.closed {
+                return;
+            }
+            state = self.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Accepts nothing from here on, and gives what was waiting.
+    pub(crate) fn close(&self) -> (Vec<Job>, Vec<Task>) {
+        let mut state = self.lock();
+        state.closed = true;
+        let State { decode, prefill, bulk, .. } = &mut *state;
+        let jobs = decode.drain(..).chain(prefill.drain(..)).collect();
+        let tasks = bulk.drain(..).collect();
+        drop(state);
+        self.ready.notify_all();
+        (jobs, tasks)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take(&mut self, batch: &mut Vec<Job>, most: usize) -> Next {
+        let prefill_is_due = !self.prefill.is_empty() && self.prefill_passed >= PREFILL_PATIENCE;
+        let bulk_is_due = !self.bulk.is_empty() && self.bulk_passed >= BULK_PATIENCE;
+        if bulk_is_due && let Some(task) = self.bulk.pop_front() {
+            self.bulk_passed = 0;
+            return Next::Task(task);
+        }
+        if !prefill_is_due && let Some(job) = self.decode.pop_front() {
+            self.passed(true);
+            batch.push(job);
+            self.join(batch, most);
+            return Next::Batch;
+        }
+        if let Some(job) = self.prefill.pop_front() {
+            self.prefill_passed = 0;
+            self.passed(false);
+            batch.push(job);
+            return Next::Batch;
+        }
+        match self.bulk.pop_front() {
+            Some(task) => {
+                self.bulk_passed = 0;
+                Next::Task(task)
+            }
+            None => Next::Idle,
+        }
+    }
+
+    fn passed(&mut self, prefill: bool) {
+        if prefill && !self.prefill.is_empty() {
+            self.prefill_passed += 1;
+        }
+        if !self.bulk.is_empty() {
+            self.bulk_passed += 1;
+        }
+    }
+
+    /// Moves waiting decode steps that can run with the first of `batch` into it, oldest first.
+    fn join(&mut self, batch: &mut Vec<Job>, most: usize) {
+        let mut at = 0;
+        while batch.len() < most && at < self.decode.len() {
+            let joins = batch.first().is_some_and(|first| first.runs_with(&self.decode[at]));
+            match joins.then(|| self.decode.remove(at)).flatten() {
+                Some(job) => batch.push(job),
+                None => at += 1,
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! A session: what one client has on the server, whatever becomes of its connections.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use genie_transport::connection::Peer;
+use genie_transport::wire::{ErrorCode, Finish, Handle, Kind, RemoteError, Reply};
+
+use crate::account::{Account, Charge};
+use crate::caches::Cache;
+use crate::error::fail;
+use crate::handles::HandleTable;
+use crate::programs::{Binding, Program};
+use crate::replies::{Answer, Seen, Window, forgotten};
+use crate::residents::Tensor;
+use crate::uploads::Upload;
+
+/// See the module.
+pub(crate) struct Session {
+    /// For logs; no secret.
+    pub(crate) number: u64,
+    pub(crate) account: Arc<Account>,
+    pub(crate) lease: Duration,
+    state: Mutex<State>,
+}
+
+/// What changes in a session.
+pub(crate) struct State {
+    /// The connection that speaks for it.
+    pub(crate) peer: Option<Arc<Peer>>,
+    /// When its last connection went.
+    pub(crate) detached: Option<Instant>,
+    /// It was closed, or its lease ran out.
+    pub(crate) ended: bool,
+    pub(crate) objects: HandleTable<Object>,
+    pub(crate) window: Window,
+    /// Requests that change something and are not answered yet; no more than the credits allow.
+    pub(crate) pending: Vec<Pending>,
+}
+
+/// What a handle can name.
+#[derive(Clone, Debug)]
+pub(crate) enum Object {
+    Tensor(Arc<Tensor>),
+    Cache(Arc<Cache>),
+    Program(Arc<Program>, Arc<Charge>),
+    Binding(Arc<Binding>),
+}
+
+/// A request in progress.
+pub(crate) struct Pending {
+    pub(crate) id: u64,
+    pub(crate) kind: Kind,
+    pub(crate) cancelled: bool,
+    pub(crate) work: Work,
+}
+
+/// What a request in progress is at.
+pub(crate) enum Work {
+    /// Being handled, or in a queue.
+    Busy,
+    /// Waits for its slices.
+    Upload { upload: Arc<Upload>, announce: bool },
+    /// Makes tokens: these, so far.
+    Generate { device: u16, position: u32, tokens: Vec<[u8; 4]> },
+}
+
+/// Whether a request is to be executed.
+pub(crate) enum Admission {
+    /// Yes: it is pending from here on.
+    New,
+    /// No: it was answered, or its reply will come.
+    Handled,
+}
+
+impl Session {
+    pub(crate) fn new(number: u64, quota: u64, lease: Duration, objects: HandleTable<Object>, window: Window) -> Arc<Self> {
+        let state = State { peer: None, detached: None, ended: false, objects, window, pending: Vec::new() };
+        Arc::new(Self { number, account: Account::new(quota), lease, state: Mutex::new(state) })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of a request that changes something, unless it was seen before: then it is answered as it was, or `peer`
+    /// (which the reply goes to from now on) is told how far it has come.
+    pub(crate) fn admit(&self, peer: &Arc<Peer>, id: u64, kind: Kind) -> Admission {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if let Some(pending) = state.pending.iter().find(|p| p.id == id) {
+            if pending.kind == kind {
+                pending.join(peer);
+            } else {
+                peer.reply(id, kind, &Reply::Failed(reused(id)));
+            }
+            return Admission::Handled;
+        }
+        match state.window.look(id) {
+            Seen::New => {}
+            Seen::Answered(seen, answer) if seen == kind => {
+                if kind == Kind::Put {
+                    peer.discard(id);
+                }
+                answer.show(|reply| peer.reply(id, kind, reply));
+                return Admission::Handled;
+            }
+            Seen::Answered(..) => {
+                peer.reply(id, kind, &Reply::Failed(reused(id)));
+                return Admission::Handled;
+            }
+            Seen::Forgotten => {
+                if kind == Kind::Put {
+                    peer.discard(id);
+                }
+                peer.reply(id, kind, &Reply::Failed(forgotten(id)));
+                return Admission::Handled;
+            }
+        }
+        state.window.begin(id);
+        state.pending.push(Pending { id, kind, cancelled: false, work: Work::Busy });
+        Admission::New
+    }
+
+    /// Ends a request; the reply goes to whatever connection the session has now.
+    pub(crate) fn complete(&self, id: u64, answer: Answer) {
+        self.complete_with(id, |_| answer);
+    }
+
+    /// Ends a request with an answer that is made from the session's state, if it is still in progress.
+    pub(crate) fn complete_with(&self, id: u64, answer: impl FnOnce(&mut State) -> Answer) {
+        let mut state = self.lock();
+        let Some(at) = state.pending.iter().position(|p| p.id == id) else { return };
+        let kind = state.pending.swap_remove(at).kind;
+        let answer = answer(&mut state);
+        let State { peer, window, .. } = &mut *state;
+        let answer = window.end(id, kind, answer);
+        if let Some(peer) = peer {
+            answer.show(|reply| peer.reply(id, kind, reply));
+        }
+    }
+
+    /// A token was made; `finish` says whether it is the last (or whether there is none but an end). The client gets this
+    /// token alone; the window keeps them all.
+    pub(crate) fn generated(&self, id: u64, device: u16, position: u32, token: Option<[u8; 4]>, finish: Option<Finish>) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(at) = state.pending.iter().position(|p| p.id == id) else { return };
+        let Work::Generate { position: at_position, tokens, .. } = &mut state.pending[at].work else { return };
+        *at_position = position;
+        tokens.extend(token);
+        if let Some(peer) = &state.peer {
+            peer.reply(id, Kind::Generate, &Reply::Generated { device, position, tokens: token.as_slice(), finish });
+        }
+        if let Some(finish) = finish
+            && let Work::Generate { tokens, .. } = state.pending.swap_remove(at).work
+        {
+            state.window.end(id, Kind::Generate, Answer::Generated { device, position, tokens, finish });
+        }
+    }
+
+    /// Whether a request in progress was cancelled, or its session has ended.
+    pub(crate) fn is_cancelled(&self, id: u64) -> bool {
+        let state = self.lock();
+        state.pending.iter().find(|p| p.id == id).is_none_or(|p| p.cancelled)
+    }
+
+    /// What this handle names.
+    pub(crate) fn object(&self, handle: Handle) -> Result<Object, RemoteError> {
+        self.lock().objects.get(handle).cloned()
+    }
+
+    pub(crate) fn tensor(&self, handle: Handle) -> Result<Arc<Tensor>, RemoteError> {
+        match self.object(handle)? {
+            Object::Tensor(tensor) => Ok(tensor),
+            other => Err(other.is_not("a tensor")),
+        }
+    }
+
+    pub(crate) fn cache(&self, handle: Handle) -> Result<Arc<Cache>, RemoteError> {
+        match self.object(handle)? {
+            Object::Cache(cache) => Ok(cache),
+            other => Err(other.is_not("a KV cache")),
+        }
+    }
+
+    pub(crate) fn program(&self, handle: Handle) -> Result<Arc<Program>, RemoteError> {
+        match self.object(handle)? {
+            Object::Program(program, _) => Ok(program),
+            other => Err(other.is_not("a program")),
+        }
+    }
+
+    pub(crate) fn binding(&self, handle: Handle) -> Result<Arc<Binding>, RemoteError> {
+        match self.object(handle)? {
+            Object::Binding(binding) => Ok(binding),
+            other => Err(other.is_not("a binding")),
+        }
+    }
+}
+
+impl State {
+    /// Gives an object a handle, where the session may have one more and lives.
+    pub(crate) fn insert(&mut self, object: Object) -> Result<Handle, RemoteError> {
+        if self.ended {
+            return Err(fail(ErrorCode::SessionGone, "the session has ended"));
+        }
+        self.objects.has_room()?;
+        Ok(self.objects.insert(object))
+    }
+}
+
+impl Pending {
+    /// The client asks again, over another connection perhaps: says how far the request has come. Its end follows.
+    fn join(&self, peer: &Arc<Peer>) {
+        match &self.work {
+            Work::Busy => {}
+            Work::Upload { upload, announce } => upload.join(peer, self.id, *announce),
+            Work::Generate { device, position, tokens } if !tokens.is_empty() => {
+                let reply = Reply::Generated { device: *device, position: *position, tokens, finish: None };
+                peer.reply(self.id, self.kind, &reply);
+            }
+            Work::Generate { .. } => {}
+        }
+    }
+}
+
+impl Object {
+    fn is_not(&self, wanted: &str) -> RemoteError {
+        let what = match self {
+            Self::Tensor(_) => "a tensor",
+            Self::Cache(_) => "a KV cache",
+            Self::Program(..) => "a program",
+            Self::Binding(_) => "a binding",
+        };
+        fail(ErrorCode::WrongType, format!("the handle names {what}, but the request needs {wanted}"))
+    }
+}
+
+fn reused(id: u64) -> RemoteError {
+    fail(ErrorCode::Malformed, format!("request id {id} was used before, for a request of another kind"))
+}

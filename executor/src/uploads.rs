@@ -1,0 +1,143 @@
+//! Puts whose bytes come in slices: where they land, who waits for them, and what becomes of them.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use genie_transport::connection::Peer;
+use genie_transport::memory::{Landing, Slab};
+use genie_transport::wire::{ContentHash, ErrorCode, Kind, RemoteError, Reply, TensorSpec};
+
+use crate::account::Charge;
+use crate::caches::Cache;
+use crate::error::fail;
+use crate::replies::Answer;
+use crate::residents::Tensor;
+use crate::session::Session;
+
+/// A sliced put in progress.
+///
+/// The upload of a weight is found by its hash: it survives the session that began it, and sessions that put the same content
+/// join it, so that each slice is sent once whoever sends it.
+pub(crate) struct Upload {
+    pub(crate) device: u16,
+    pub(crate) target: Target,
+    pub(crate) landing: Arc<Landing>,
+    state: Mutex<State>,
+}
+
+/// What becomes of the bytes.
+pub(crate) enum Target {
+    /// A private resident; checked against the hash where one was given.
+    Private(Option<ContentHash>),
+    /// A weight of the device's store.
+    Weight(ContentHash),
+    /// A part of a private resident.
+    Range { tensor: Arc<Tensor>, offset: u64 },
+    /// The contents of a cache: so many tokens.
+    Cache { cache: Arc<Cache>, length: u32 },
+}
+
+/// A request that ends when the upload does.
+pub(crate) struct Waiter {
+    pub(crate) session: Arc<Session>,
+    pub(crate) id: u64,
+    pub(crate) spec: TensorSpec,
+    pub(crate) name: Option<String>,
+    pub(crate) charge: Charge,
+}
+
+struct State {
+    waiters: Vec<Waiter>,
+    /// Every slice has landed: nobody can join any more.
+    whole: bool,
+    touched: Instant,
+}
+
+impl Upload {
+    /// An upload into these slabs.
+    pub(crate) fn new(device: u16, target: Target, slabs: Vec<Slab>, slice_bytes: u32, now: Instant) -> Arc<Self> {
+        let state = State { waiters: Vec::new(), whole: false, touched: now };
+        Arc::new(Self { device, target, landing: Landing::new(slabs, slice_bytes), state: Mutex::new(state) })
+    }
+
+    /// The hash that the bytes must have.
+    pub(crate) fn hash(&self) -> Option<ContentHash> {
+        match self.target {
+            Target::Private(hash) => hash,
+            Target::Weight(hash) => Some(hash),
+            _ => None,
+        }
+    }
+
+    /// Adds a request that ends with the upload, unless it is whole already.
+    pub(crate) fn wait(&self, waiter: Waiter, now: Instant) -> Result<(), Waiter> {
+        let mut state = self.lock();
+        if state.whole {
+            return Err(waiter);
+        }
+        state.touched = now;
+        state.waiters.push(waiter);
+        Ok(())
+    }
+
+    /// Takes a request away again; the upload goes on for the others.
+    pub(crate) fn leave(&self, session: &Arc<Session>, id: u64) -> Option<Waiter> {
+        let mut state = self.lock();
+        let at = state.waiters.iter().position(|w| w.id == id && Arc::ptr_eq(&w.session, session))?;
+        Some(state.waiters.swap_remove(at))
+    }
+
+    /// Whether any request waits for it.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let state = self.lock();
+        state.whole || !state.waiters.is_empty()
+    }
+
+    /// Whether nobody has asked for it for this long.
+    pub(crate) fn is_older_than(&self, age: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(self.lock().touched) >= age
+    }
+
+    /// The slabs and who waits for them, once, when every slice has landed.
+    pub(crate) fn finish(&self) -> Option<(Vec<Slab>, Vec<Waiter>)> {
+        let mut state = self.lock();
+        let slabs = self.landing.finish()?;
+        state.whole = true;
+        Some((slabs, std::mem::take(&mut state.waiters)))
+    }
+
+    /// Lets a connection send what is missing of it: as transfer `id`, after it was told what landed earlier if it wants to
+    /// know.
+    pub(crate) fn join(&self, peer: &Arc<Peer>, id: u64, announce: bool) {
+        peer.receive(id, self.landing.clone());
+        if announce {
+            let landing = &self.landing;
+            let bits = landing.landed_bits();
+            let (slice_bytes, slices) = (landing.slice_bytes(), landing.slices());
+            peer.reply(id, Kind::Put, &Reply::Landed { slice_bytes, slices, bits: &bits });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiter {
+    /// Ends its request, which the upload did not fulfil or which is answered elsewhere.
+    pub(crate) fn complete(self, answer: Answer) {
+        // What the connection still sends of it is not wanted any more.
+        let peer = self.session.lock().peer.clone();
+        if let Some(peer) = peer {
+            peer.discard(self.id);
+        }
+        drop(self.charge);
+        self.session.complete(self.id, answer);
+    }
+}
+
+/// What a put gets whose bytes are not what was promised.
+pub(crate) fn mismatch(promised: &ContentHash, found: &ContentHash) -> RemoteError {
+    let message = format!("the bytes hash to {found:?}.., but {promised:?}.. was promised: hash and send again");
+    fail(ErrorCode::HashMismatch, message)
+}

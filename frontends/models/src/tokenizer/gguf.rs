@@ -1,0 +1,192 @@
+//! Tokenizers from GGUF metadata: `gpt2` (byte-level BPE, Sennrich et al. 2016 over bytes) and `llama` (SentencePiece BPE
+//! with byte fallback, Kudo and Richardson 2018).
+
+use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
+use tokenizers::normalizers::{NFC, Prepend, Replace};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer, decoders,
+    normalizers,
+};
+
+use super::template::Template;
+use super::{Inner, end_ids, failed};
+use crate::ModelError;
+use crate::gguf::{Gguf, Value};
+
+/// SentencePiece's mark for a space.
+const SPACE: &str = "\u{2581}";
+
+/// `tokenizer.ggml.token_type`.
+const CONTROL: f64 = 3.0;
+const USER_DEFINED: f64 = 4.0;
+
+pub(super) fn build(file: &Gguf) -> Result<Inner, ModelError> {
+    let keys = Keys(file);
+    let tokens = keys.strings("tokens")?;
+    let vocab: Vocab = (0..).zip(&tokens).map(|(id, t)| ((*t).to_owned(), id)).collect();
+    let mut tokenizer = match keys.text("model").unwrap_or("") {
+        "gpt2" => byte_level(&keys, vocab)?,
+        "llama" => sentence_piece(&keys, &tokens, vocab)?,
+        "" => return Err(ModelError::Tokenizer("the file has none".into())),
+        other => {
+            let text = format!("tokenizers of kind '{other}' are not supported: byte-level and SentencePiece BPE are");
+            return Err(ModelError::Tokenizer(text));
+        }
+    };
+    let types = keys.numbers("token_type").unwrap_or_default();
+    let of_type = |ty: f64| tokens.iter().zip(&types).filter(move |(_, t)| **t == ty).map(|(token, _)| *token);
+    let control: Vec<_> = of_type(CONTROL).map(|t| AddedToken::from(t, true)).collect();
+    let user: Vec<_> = of_type(USER_DEFINED).map(|t| AddedToken::from(t, false).normalized(false)).collect();
+    tokenizer.add_special_tokens(&control);
+    tokenizer.add_tokens(&user);
+
+    let id = |key: &str| keys.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+    let text_of = |id: Option<u32>| id.and_then(|id| tokens.get(id as usize)).map(|&t| t.to_owned()).unwrap_or_default();
+    let (bos, eos) = (id("bos_token_id"), id("eos_token_id"));
+    let template = match file.get("tokenizer.chat_template").and_then(Value::as_str) {
+        Some(source) => Some(Template::new(source, text_of(bos), text_of(eos))?),
+        None => None,
+    };
+    // SentencePiece models open with the token unless told not to, byte-level ones only if told to.
+    let opens = keys.get("add_bos_token").and_then(Value::as_bool).unwrap_or(keys.text("model") == Some("llama"));
+    let eos = end_ids(&tokenizer, eos.into_iter().chain(id("eot_token_id")));
+    Ok(Inner { tokenizer, bos: bos.filter(|_| opens), eos, template })
+}
+
+struct Keys<'a>(&'a Gguf);
+
+impl<'a> Keys<'a> {
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(&format!("tokenizer.ggml.{key}"))
+    }
+
+    fn text(&self, key: &str) -> Option<&'a str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    fn strings(&self, key: &str) -> Result<Vec<&'a str>, ModelError> {
+        let strings = self.get(key).and_then(Value::as_array).and_then(|a| a.strings());
+        strings.ok_or_else(|| ModelError::Tokenizer(format!("tokenizer.ggml.{key} is missing or no list of strings")))
+    }
+
+    fn numbers(&self, key: &str) -> Option<Vec<f64>> {
+        self.get(key).and_then(Value::as_array).and_then(|a| a.numbers())
+    }
+}
+
+fn byte_level(keys: &Keys<'_>, vocab: Vocab) -> Result<Tokenizer, ModelError> {
+    let mut merges = Merges::new();
+    for merge in keys.strings("merges")? {
+        let bad = || ModelError::Tokenizer(format!("the merge '{merge}' is not two tokens"));
+        // A token may begin with a space only where it is that space's byte, which is written otherwise.
+        let (a, b) = merge.split_once(' ').ok_or_else(bad)?;
+        merges.push((a.to_owned(), b.to_owned()));
+    }
+    let kind = keys.text("pre").unwrap_or("default");
+    let rules = PreTokenizer::of(kind).ok_or_else(|| {
+        ModelError::Tokenizer(format!("the pre-tokenizer '{kind}' is not known: take a tokenizer.json of this model"))
+    })?;
+    let builder = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(rules == PreTokenizer::Llama3);
+    let mut tokenizer = Tokenizer::new(builder.build().map_err(failed)?);
+    if rules == PreTokenizer::Qwen2 {
+        tokenizer.with_normalizer(Some(NFC));
+    }
+    tokenizer.with_pre_tokenizer(Some(rules.build()?));
+    tokenizer.with_decoder(Some(ByteLevel::new(false, true, false)));
+    Ok(tokenizer)
+}
+
+/// How text is cut before merging.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PreTokenizer {
+    /// GPT-2's pattern.
+    Gpt2,
+    /// Single digits, then GPT-2's pattern.
+    Digits,
+    /// Llama 3's pattern: up to three digits.
+    Llama3,
+    /// Qwen 2's: as Llama 3's with single digits, over composed characters.
+    Qwen2,
+}
+
+impl PreTokenizer {
+    /// By GGUF's names.
+    fn of(name: &str) -> Option<Self> {
+        Some(match name {
+            "gpt-2" | "gpt2" | "default" | "phi-2" | "mpt" | "olmo" => Self::Gpt2,
+            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => Self::Digits,
+            "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => Self::Llama3,
+            "qwen2" | "deepseek-r1-qwen" => Self::Qwen2,
+            _ => return None,
+        })
+    }
+
+    fn build(self) -> Result<PreTokenizerWrapper, ModelError> {
+        let bytes = |pattern| PreTokenizerWrapper::from(ByteLevel::new(false, true, pattern));
+        let digits = match self {
+            Self::Gpt2 => return Ok(bytes(true)),
+            Self::Digits => return Ok(Sequence::new(vec![Digits::new(true).into(), bytes(true)]).into()),
+            Self::Llama3 => r"\p{N}{1,3}",
+            Self::Qwen2 => r"\p{N}",
+        };
+        let pattern = [
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+            r"[^\r\n\p{L}\p{N}]?\p{L}+",
+            digits,
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+            r"\s*[\r\n]+",
+            r"\s+(?!\S)",
+            r"\s+",
+        ]
+        .join("|");
+        let split = Split::new(SplitPattern::Regex(pattern), SplitDelimiterBehavior::Isolated, false).map_err(failed)?;
+        Ok(Sequence::new(vec![split.into(), bytes(false)]).into())
+    }
+}
+
+/// SentencePiece merges the pair whose joined piece has the best score; as a list of merges, that is every way to cut a
+/// piece into two others, by falling score.
+fn sentence_piece(keys: &Keys<'_>, tokens: &[&str], vocab: Vocab) -> Result<Tokenizer, ModelError> {
+    let missing = || ModelError::Tokenizer("tokenizer.ggml.scores is missing or of another length".into());
+    let scores = keys.numbers("scores").filter(|s| s.len() == tokens.len()).ok_or_else(missing)?;
+    let mut ranked = Vec::new();
+    for (token, &score) in tokens.iter().zip(&scores) {
+        for (cut, _) in token.char_indices().skip(1) {
+            let (a, b) = token.split_at(cut);
+            if let (Some(&left), Some(&right)) = (vocab.get(a), vocab.get(b)) {
+                ranked.push((score, left, right, a, b));
+            }
+        }
+    }
+    ranked.sort_by(|x, y| y.0.total_cmp(&x.0).then((x.1, x.2).cmp(&(y.1, y.2))));
+    let merges: Merges = ranked.into_iter().map(|(.., a, b)| (a.to_owned(), b.to_owned())).collect();
+    let unknown = keys.get("unknown_token_id").and_then(Value::as_u64).unwrap_or(0);
+    let unknown = usize::try_from(unknown).ok().and_then(|i| tokens.get(i));
+    let mut builder: BpeBuilder = BPE::builder().vocab_and_merges(vocab, merges).fuse_unk(true).byte_fallback(true);
+    if let Some(unknown) = unknown {
+        builder = builder.unk_token((*unknown).to_owned());
+    }
+    let mut tokenizer = Tokenizer::new(builder.build().map_err(failed)?);
+    let prefix = keys.get("add_space_prefix").and_then(Value::as_bool).unwrap_or(true);
+    let spaces: NormalizerWrapper = Replace::new(" ", SPACE).map_err(failed)?.into();
+    let mut steps: Vec<NormalizerWrapper> = Vec::new();
+    if prefix {
+        steps.push(Prepend::new(SPACE.to_owned()).into());
+    }
+    steps.push(spaces);
+    tokenizer.with_normalizer(Some(normalizers::Sequence::new(steps)));
+    let mut undo: Vec<DecoderWrapper> = vec![
+        Replace::new(SPACE, " ").map_err(failed)?.into(),
+        decoders::byte_fallback::ByteFallback::new().into(),
+        decoders::fuse::Fuse::new().into(),
+    ];
+    if prefix {
+        undo.push(decoders::strip::Strip::new(' ', 1, 0).into());
+    }
+    tokenizer.with_decoder(Some(decoders::sequence::Sequence::new(undo)));
+    Ok(tokenizer)
+}

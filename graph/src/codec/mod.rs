@@ -1,0 +1,182 @@
+//! The stable binary form of a graph: what goes over the wire and what the content hash is of.
+//!
+//! All integers are little-endian. A graph has exactly one encoding, and `encode(decode(x)) == x` for all that decodes.
+//! In the tables, `n x T` is n values of T after each other.
+//!
+//! ```text
+//! graph   bytes  what
+//!             4  "GSRG"
+//!             2  version, 1
+//!             2  reserved, 0
+//!          text  name, at most 256 bytes
+//!             4  number of nodes, at most 65,536
+//!      n x node
+//!             4  number of outputs, at most 1,024
+//!    n x output
+//!
+//! text        4  number of bytes
+//!             n  UTF-8
+//!
+//! node        1  op code, see below
+//!             1  number of attributes
+//! n x attribute  in the order given below
+//!             4  number of inputs, at most 64
+//!         n x 4  ids of nodes
+//!             1  element type: f32 0, f16 1, bf16 2, i64 3, i32 4, u8 5, bool 6
+//!          dims  shape
+//!             1  phase: unknown 0, prefill 1, decode 2, vision 3, fusion 4
+//!             1  residency: activation 0, weight 1, kv-cache 2, output 3
+//!             1  modality: none 0, text 1, vision 2, audio 3
+//!
+//! dims        4  number of dimensions, at most 8
+//!       n x dim
+//!
+//! dim         1  0: fixed, 1: symbol
+//!        8 or 1  size, or symbol: batch 0, sequence 1, position 2
+//!
+//! output   text  name, at most 256 bytes
+//!             4  id of a node
+//!
+//! attribute   1  type
+//!             n  value: bool 1: a byte, 0 or 1 - u32 2 - i32 3 - u64 4 - i64 5 - f32 6 - f64 7 (IEEE 754 bits) -
+//!                code 8: a byte - text 9 - dims 10 - list of u32 11, list of i32 12: a count of 4 bytes, at most 8,
+//!                and the values - optional i64 13: a bool and, if it is 1, an i64
+//! ```
+//!
+//! Ops, with the types of their attributes:
+//!
+//! ```text
+//!  0  input       name text, role code
+//!  1  zeros
+//!  2  ones
+//!  3  full        value f64
+//!  4  arange      start f64, step f64
+//!  5  rand        seed u64
+//!  6  randn       seed u64
+//!  7  embedding   dtype code
+//!  8  matmul
+//!  9  linear      layout code
+//! 10  add
+//! 11  sub
+//! 12  mul
+//! 13  div
+//! 14  rms_norm    eps f32
+//! 15  layer_norm  eps f32
+//! 16  rope        theta f32, head_dim u32, style code
+//! 17  gelu        tanh bool
+//! 18  silu
+//! 19  relu
+//! 20  sigmoid
+//! 21  tanh
+//! 22  abs
+//! 23  neg
+//! 24  exp
+//! 25  log
+//! 26  sqrt
+//! 27  softmax     axis i32
+//! 28  attention   layer u32, heads u32, kv_heads u32, head_dim u32, scale f32, causal bool
+//! 29  reshape     dims dims
+//! 30  transpose   perm list of u32
+//! 31  slice       axis i32, start i64, end optional i64, step u64
+//! 32  concat      axis i32
+//! 33  reduce      kind code, axes list of i32, keep_dims bool
+//! 34  argmax      axis i32
+//! 35  sample
+//! 36  cast        to code
+//! 37  gather
+//! ```
+//!
+//! Codes: role: argument 0, weight 1, kv-cache 2, tokens 3, positions 4, sampling-real 5, sampling-int 6; style: half 0,
+//! interleaved 1; layout: out-in 0, in-out 1; kind: sum 0, mean 1, max 2, min 3, prod 4; dtype and to: as element types.
+//! The dimension -1 of a reshape is the fixed size 2^64 - 1.
+
+mod decode;
+mod encode;
+
+pub use decode::{DecodeError, decode};
+pub use encode::encode;
+
+const MAGIC: [u8; 4] = *b"GSRG";
+const VERSION: u16 = 1;
+
+/// Attribute types, as the byte before the value.
+mod tag {
+    pub(super) const BOOL: u8 = 1;
+    pub(super) const U32: u8 = 2;
+    pub(super) const I32: u8 = 3;
+    pub(super) const U64: u8 = 4;
+    pub(super) const I64: u8 = 5;
+    pub(super) const F32: u8 = 6;
+    pub(super) const F64: u8 = 7;
+    pub(super) const CODE: u8 = 8;
+    pub(super) const TEXT: u8 = 9;
+    pub(super) const DIMS: u8 = 10;
+    pub(super) const U32S: u8 = 11;
+    pub(super) const I32S: u8 = 12;
+    pub(super) const OPTIONAL_I64: u8 = 13;
+
+    /// The type's name in errors.
+    pub(super) fn name(tag: u8) -> &'static str {
+        match tag {
+            BOOL => "bool",
+            U32 => "u32",
+            I32 => "i32",
+            U64 => "u64",
+            I64 => "i64",
+            F32 => "f32",
+            F64 => "f64",
+            CODE => "code",
+            TEXT => "text",
+            DIMS => "dims",
+            U32S => "list of u32",
+            I32S => "list of i32",
+            OPTIONAL_I64 => "optional i64",
+            _ => "no known type",
+        }
+    }
+}
+
+/// Op names by code; an op's place here never changes.
+const OPS: [&str; 38] = [
+    "input",
+    "zeros",
+    "ones",
+    "full",
+    "arange",
+    "rand",
+    "randn",
+    "embedding",
+    "matmul",
+    "linear",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "rms_norm",
+    "layer_norm",
+    "rope",
+    "gelu",
+    "silu",
+    "relu",
+    "sigmoid",
+    "tanh",
+    "abs",
+    "neg",
+    "exp",
+    "log",
+    "sqrt",
+    "softmax",
+    "attention",
+    "reshape",
+    "transpose",
+    "slice",
+    "concat",
+    "reduce",
+    "argmax",
+    "sample",
+    "cast",
+    "gather",
+];
+
+#[cfg(test)]
+mod tests;

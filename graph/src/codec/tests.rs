@@ -1,0 +1,206 @@
+use super::*;
+use crate::example::{B, S, model, n};
+use crate::limits::{MAX_NAME_BYTES, MAX_NODES};
+use crate::{
+    Annotation, DType, Graph, InputRole, LinearLayout, Modality, Node, NodeId, Op, Output, Phase, ReduceKind,
+    Residency, RopeStyle, TensorType,
+};
+
+/// One of each op, in the order of the codes.
+fn every_op() -> Vec<Op> {
+    vec![
+        Op::Input { name: "ü".to_owned(), role: InputRole::SamplingInt },
+        Op::Zeros,
+        Op::Ones,
+        Op::Full { value: -0.0 },
+        Op::Arange { start: 1.5, step: -2.0 },
+        Op::Rand { seed: u64::MAX },
+        Op::Randn { seed: 1 },
+        Op::Embedding { dtype: DType::BF16 },
+        Op::MatMul,
+        Op::Linear { layout: LinearLayout::InOut },
+        Op::Add,
+        Op::Sub,
+        Op::Mul,
+        Op::Div,
+        Op::RmsNorm { eps: 1e-6 },
+        Op::LayerNorm { eps: 1e-5 },
+        Op::Rope { theta: 1e4, head_dim: 64, style: RopeStyle::Interleaved },
+        Op::Gelu { tanh: true },
+        Op::Silu,
+        Op::Relu,
+        Op::Sigmoid,
+        Op::Tanh,
+        Op::Abs,
+        Op::Neg,
+        Op::Exp,
+        Op::Log,
+        Op::Sqrt,
+        Op::Softmax { axis: -1 },
+        Op::Attention { layer: 3, heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, causal: true },
+        Op::Reshape { dims: vec![B, S, Op::INFER, n(7)] },
+        Op::Transpose { perm: vec![2, 0, 1] },
+        Op::Slice { axis: 1, start: -4, end: Some(-1), step: 2 },
+        Op::Concat { axis: 2 },
+        Op::Reduce { kind: ReduceKind::Prod, axes: vec![0, -1], keep_dims: true },
+        Op::ArgMax { axis: -1 },
+        Op::Sample,
+        Op::Cast { to: DType::Bool },
+        Op::Gather,
+    ]
+}
+
+fn graph_of(op: Op) -> Graph {
+    let ty = TensorType::new(DType::I64, [B, n(3)]);
+    let annotation = Annotation { phase: Phase::Fusion, residency: Residency::Output, modality: Modality::Audio };
+    Graph {
+        name: "g".to_owned(),
+        nodes: vec![Node { op, inputs: vec![NodeId(0), NodeId(u32::MAX)], ty, annotation }],
+        outputs: vec![Output { name: "y".to_owned(), node: NodeId(7) }],
+    }
+}
+
+/// Where the first node of [`graph_of`] starts: header, the name "g", the number of nodes.
+const NODE: usize = 8 + 5 + 4;
+
+#[test]
+fn every_op_comes_back_as_it_was() {
+    let ops = every_op();
+    assert_eq!(ops.len(), OPS.len());
+    for (code, op) in ops.into_iter().enumerate() {
+        assert_eq!(OPS[code], op.name());
+        let graph = graph_of(op);
+        let bytes = encode(&graph);
+        assert_eq!(usize::from(bytes[NODE]), code);
+        assert_eq!(decode(&bytes), Ok(graph));
+    }
+    let open = graph_of(Op::Slice { axis: 0, start: 1, end: None, step: 1 });
+    assert_eq!(decode(&encode(&open)), Ok(open));
+}
+
+#[test]
+fn a_graph_cut_anywhere_is_refused() {
+    for op in every_op() {
+        let bytes = encode(&graph_of(op));
+        for length in 0..bytes.len() {
+            let e = decode(&bytes[..length]).unwrap_err();
+            assert!(matches!(e, DecodeError::Truncated { offset, .. } if offset == length), "{length}: {e}");
+        }
+    }
+}
+
+#[test]
+fn each_malformed_field_has_its_error() {
+    let good = encode(&graph_of(Op::Gelu { tanh: true }));
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        decode(&bytes).unwrap_err()
+    };
+    let (node, op) = (NodeId(0), "gelu");
+    assert_eq!(with(0, b'X'), DecodeError::Magic);
+    assert_eq!(with(4, 2), DecodeError::Version { found: 2 });
+    assert_eq!(with(7, 1), DecodeError::Reserved { offset: 6 });
+    assert_eq!(with(12, 0xFF), DecodeError::Utf8 { offset: 12 });
+    assert_eq!(with(NODE, 38), DecodeError::UnknownOp { node, code: 38 });
+    assert_eq!(with(NODE, 255), DecodeError::UnknownOp { node, code: 255 });
+    assert_eq!(with(NODE + 1, 0), DecodeError::AttributeCount { node, op, found: 0 });
+    assert_eq!(with(NODE + 1, 2), DecodeError::AttributeCount { node, op, found: 2 });
+    let wrong = DecodeError::AttributeType { node, op, attribute: "tanh", expected: "bool", found: "f32" };
+    assert_eq!(with(NODE + 2, 6), wrong);
+    assert_eq!(wrong.to_string(), "node %0 (gelu): attribute tanh is f32 but must be bool");
+    assert!(matches!(with(NODE + 2, 99), DecodeError::AttributeType { found: "no known type", .. }));
+    assert_eq!(with(NODE + 3, 2), DecodeError::AttributeValue { node, op, attribute: "tanh", found: 2 });
+    assert!(matches!(with(NODE + 4, 65), DecodeError::Limit { what: "inputs of one node", max: 64, found: 65, .. }));
+    let ty = NODE + 4 + 4 + 8;
+    assert_eq!(with(ty, 7), DecodeError::Code { what: "element type", found: 7, offset: ty });
+    assert!(matches!(with(ty + 1, 9), DecodeError::Limit { what: "dimensions", max: 8, found: 9, .. }));
+    assert!(matches!(with(ty + 5, 2), DecodeError::Code { what: "kind of dimension", found: 2, .. }));
+    assert!(matches!(with(ty + 6, 3), DecodeError::Code { what: "symbol", found: 3, .. }));
+    let annotation = ty + 5 + 2 + 9;
+    for (i, what, unknown) in [(0, "phase", 5), (1, "residency", 4), (2, "modality", 4)] {
+        let offset = annotation + i;
+        assert_eq!(with(offset, unknown), DecodeError::Code { what, found: unknown, offset });
+    }
+    let longer = [&good[..], &[0, 0]].concat();
+    assert_eq!(decode(&longer), Err(DecodeError::Trailing { count: 2 }));
+}
+
+#[test]
+fn counts_are_limited_before_anything_is_allocated() {
+    let mut bytes = encode(&Graph::default());
+    let at = 8 + 4;
+    bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(matches!(decode(&bytes), Err(DecodeError::Limit { what: "nodes", max: MAX_NODES, found: u32::MAX, .. })));
+    bytes[at..at + 4].copy_from_slice(&(MAX_NODES as u32).to_le_bytes());
+    assert!(matches!(decode(&bytes), Err(DecodeError::Truncated { wanted, .. }) if wanted == MAX_NODES * 14));
+    let long = Graph { name: "x".repeat(MAX_NAME_BYTES + 1), ..Graph::default() };
+    assert!(matches!(decode(&encode(&long)), Err(DecodeError::Limit { max: MAX_NAME_BYTES, found: 257, .. })));
+    let long = Graph { name: "x".repeat(MAX_NAME_BYTES), ..Graph::default() };
+    assert_eq!(decode(&encode(&long)), Ok(long));
+    assert!(matches!(
+        decode(&encode(&graph_of(Op::Transpose { perm: vec![0; 9] }))),
+        Err(DecodeError::Limit { what: "values in an attribute", max: 8, found: 9, .. })
+    ));
+}
+
+#[test]
+fn floats_keep_their_bits() {
+    let bits = 0x7FF8_0000_DEAD_BEEF;
+    let bytes = encode(&graph_of(Op::Full { value: f64::from_bits(bits) }));
+    let Op::Full { value } = decode(&bytes).unwrap().nodes[0].op else { panic!("another op") };
+    assert_eq!(value.to_bits(), bits);
+}
+
+#[test]
+fn bytes_are_as_documented() {
+    let ty = TensorType::new(DType::F16, [B, n(258)]);
+    let x = Node {
+        op: Op::Input { name: "x".to_owned(), role: InputRole::Argument },
+        inputs: Vec::new(),
+        ty: ty.clone(),
+        annotation: Annotation::default(),
+    };
+    let y = Node {
+        op: Op::Softmax { axis: -1 },
+        inputs: vec![NodeId(0)],
+        ty,
+        annotation: Annotation { phase: Phase::Decode, residency: Residency::Output, modality: Modality::Text },
+    };
+    let graph = Graph {
+        name: "ab".to_owned(),
+        nodes: vec![x, y],
+        outputs: vec![Output { name: "y".to_owned(), node: NodeId(1) }],
+    };
+    let parts: [&[u8]; 13] = [
+        b"GSRG\x01\0\0\0",
+        b"\x02\0\0\0ab",
+        b"\x02\0\0\0",
+        b"\0\x02\x09\x01\0\0\0x\x08\0", // input, 2 attributes: text "x", code 0
+        b"\0\0\0\0",
+        b"\x01\x02\0\0\0\x01\0\0\x02\x01\0\0\0\0\0\0", // f16, 2 dims: symbol 0, fixed 258
+        b"\0\0\0",
+        b"\x1b\x01\x03\xff\xff\xff\xff", // softmax, 1 attribute: i32 -1
+        b"\x01\0\0\0\0\0\0\0",
+        b"\x01\x02\0\0\0\x01\0\0\x02\x01\0\0\0\0\0\0",
+        b"\x02\x03\x01",
+        b"\x01\0\0\0",
+        b"\x01\0\0\0y\x01\0\0\0",
+    ];
+    assert_eq!(encode(&graph), parts.concat());
+    assert_eq!(decode(&parts.concat()), Ok(graph));
+}
+
+/// Servers and clients of different builds name programs by this: a change of the format must raise its version.
+#[test]
+fn the_format_is_pinned() {
+    let graph = model();
+    assert_eq!(graph.encode().len(), 2156);
+    assert_eq!(graph.hash().to_string(), "e7e23b7d92e002a6777b9c0c3bba3a98bae5b64c5868d72d2167dfa5e05769af");
+    let all =
+        Graph { nodes: every_op().into_iter().flat_map(|op| graph_of(op).nodes).collect(), ..graph_of(Op::Zeros) };
+    assert_eq!(
+        blake3::hash(&encode(&all)).to_string(),
+        "16657752d7e5fdb0fdddd9ee12ddeb1941463f3a12871a8e7fb48006ec109b45"
+    );
+}

@@ -1,0 +1,498 @@
+//! A session whose calls do their I/O on the caller's thread.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::api::{self, Range};
+use super::engine::Engine;
+use super::lanes::Lanes;
+use super::{
+    BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs, Program,
+    PutOptions, RunOptions, Tensor,
+};
+use crate::connection::{Client, RequestId};
+use crate::memory::{Landing, Region, Slab, copy_counted};
+use crate::uri::Uri;
+use crate::wire::{
+    Arguments, ContentHash, DecodeError, Finish, Handle, Offered, OpenedSession, PutBody, PutRequest, PutTarget, Reply, Request,
+    TensorSpec,
+};
+
+/// A session on a server. One owner; requests can still be in flight together: [`Self::start_put`], [`Self::start_run`].
+pub struct Session {
+    engine: Engine,
+    scratch: Vec<u8>,
+    /// Slabs of earlier gets, to be filled again.
+    slabs: Vec<Slab>,
+}
+
+/// A request in flight. Pass it to the matching `finish_` call; dropped, its answer is kept until the session ends.
+#[derive(Debug)]
+#[must_use]
+pub struct Pending {
+    id: RequestId,
+    /// Where a sliced get lands.
+    landing: Option<Arc<Landing>>,
+}
+
+impl Session {
+    /// Connects and opens a session (or takes up `options.client.resume`).
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`] after `options.client.reconnect_for`, or what the server refused.
+    pub fn connect(uri: &Uri, options: ConnectOptions) -> Result<Self, ClientError> {
+        let client = Client::new(options.client, Instant::now());
+        let mut engine = Engine::new(Lanes::new(uri.clone(), client), options.spin);
+        engine.wait(|c| c.is_ready() || c.dead().is_some());
+        match engine.client().dead() {
+            Some(error) => Err(error.clone()),
+            None => Ok(Self { engine, scratch: Vec::new(), slabs: Vec::new() }),
+        }
+    }
+
+    /// The session as it would be resumed.
+    pub fn opened(&mut self) -> Option<OpenedSession> {
+        self.engine.client().session().copied()
+    }
+
+    /// How often the session's state was lost (server restarts, leases that ran out).
+    pub fn sessions_lost(&mut self) -> u64 {
+        self.engine.client().sessions_lost()
+    }
+
+    /// Bytes sent and received so far, headers included.
+    pub fn traffic(&mut self) -> (u64, u64) {
+        let counters = self.engine.client().counters();
+        (counters.up.load(Ordering::Relaxed), counters.down.load(Ordering::Relaxed))
+    }
+
+    /// Payloads up to this many bytes travel inline.
+    pub fn eager_bytes(&mut self) -> u64 {
+        self.engine.client().welcome().map_or(0, |w| u64::from(w.eager_bytes))
+    }
+
+    fn slice_bytes(&mut self) -> u32 {
+        self.engine.client().welcome().map_or(1 << 18, |w| w.slice_bytes)
+    }
+
+    // ---- small things
+
+    /// Sends bytes there and back; what came back is in `into`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn echo(&mut self, bytes: &[u8], into: &mut Vec<u8>) -> Result<(), ClientError> {
+        self.call(&Request::Echo(bytes), |reply| {
+            into.clear();
+            into.extend_from_slice(api::got(&reply)?);
+            Ok(())
+        })
+    }
+
+    /// The time of an empty round trip.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn ping(&mut self) -> Result<Duration, ClientError> {
+        let began = Instant::now();
+        self.call(&Request::Echo(&[]), |reply| api::got(&reply).map(|_| ()))?;
+        Ok(began.elapsed())
+    }
+
+    /// The server's devices.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn devices(&mut self) -> Result<Vec<DeviceInfo>, ClientError> {
+        self.call(&Request::Devices, |reply| api::devices(&reply))
+    }
+
+    /// The server's counters.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn stats(&mut self) -> Result<Vec<(String, u64)>, ClientError> {
+        self.call(&Request::Stats, |reply| api::stats(&reply))
+    }
+
+    // ---- tensors
+
+    /// Makes a tensor resident, and waits for it. `data` is sent from where it lies.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error nothing changed there.
+    pub fn put(&mut self, spec: &TensorSpec, data: Bytes, options: PutOptions<'_>) -> Result<Tensor, ClientError> {
+        let pending = self.start_put(spec, data, options)?;
+        self.finish_put(pending)
+    }
+
+    /// Begins to make a tensor resident.
+    ///
+    /// # Errors
+    /// If `data` has not the bytes that `spec` says.
+    pub fn start_put(&mut self, spec: &TensorSpec, data: Bytes, options: PutOptions<'_>) -> Result<Pending, ClientError> {
+        if data.len() as u64 != spec.bytes() {
+            return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
+        }
+        if spec.bytes() <= self.eager_bytes() {
+            let request = api::put_new(spec, options, PutBody::Inline(&data));
+            return Ok(self.start(&request, Some(data.clone())));
+        }
+        let slice_bytes = self.slice_bytes();
+        // A weight may be there in part, from an upload that was cut: ask before sending.
+        let announce = options.weight.is_some();
+        let request = api::put_new(spec, options, PutBody::Sliced { slice_bytes, announce });
+        Ok(self.start_sliced(&request, data, slice_bytes))
+    }
+
+    /// Waits for a put.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error nothing changed there.
+    pub fn finish_put(&mut self, pending: Pending) -> Result<Tensor, ClientError> {
+        self.finish(pending.id, |reply| api::tensor(&reply))
+    }
+
+    /// Replaces bytes of a private tensor from `offset` on, all at once.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error nothing changed there.
+    pub fn put_range(&mut self, tensor: &Tensor, offset: u64, data: Bytes) -> Result<Tensor, ClientError> {
+        let target = PutTarget::Range { handle: tensor.handle, offset };
+        self.put_bytes(target, data)
+    }
+
+    /// Replaces the contents of a cache: `length` tokens in whole blocks.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error nothing changed there.
+    pub fn put_cache(&mut self, cache: Cache, length: u32, data: Bytes) -> Result<Tensor, ClientError> {
+        self.put_bytes(PutTarget::Cache { handle: cache.0, length }, data)
+    }
+
+    fn put_bytes(&mut self, target: PutTarget<'_>, data: Bytes) -> Result<Tensor, ClientError> {
+        let spec = TensorSpec::new(genie_graph::DType::U8, &[data.len() as u64])?;
+        let pending = if spec.bytes() <= self.eager_bytes() {
+            let request = Request::Put(PutRequest { target, spec, body: PutBody::Inline(&data) });
+            self.start(&request, Some(data.clone()))
+        } else {
+            let slice_bytes = self.slice_bytes();
+            let body = PutBody::Sliced { slice_bytes, announce: false };
+            self.start_sliced(&Request::Put(PutRequest { target, spec, body }), data, slice_bytes)
+        };
+        self.finish_put(pending)
+    }
+
+    /// Reads a tensor.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn get(&mut self, tensor: &Tensor) -> Result<Region, ClientError> {
+        self.get_range(tensor.handle, 0, tensor.spec.bytes())
+    }
+
+    /// Reads `length` bytes of a tensor or cache from `offset` on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn get_range(&mut self, handle: Handle, offset: u64, length: u64) -> Result<Region, ClientError> {
+        let pending = self.start_get(handle, offset, length)?;
+        self.finish_get(pending)
+    }
+
+    /// Begins to read.
+    ///
+    /// # Errors
+    /// If so many bytes do not fit this machine.
+    pub fn start_get(&mut self, handle: Handle, offset: u64, length: u64) -> Result<Pending, ClientError> {
+        let Range { handle, offset, length } = Range { handle, offset, length };
+        if length <= self.eager_bytes() {
+            return Ok(self.start(&Request::Get { handle, offset, length, sliced: None }, None));
+        }
+        let bytes = usize::try_from(length).map_err(|_| DecodeError::Overflow("length"))?;
+        let slab = match self.slabs.iter().position(|s| s.len() == bytes) {
+            Some(i) => self.slabs.swap_remove(i),
+            None => Slab::zeroed(bytes),
+        };
+        let slice_bytes = self.slice_bytes();
+        let landing = Landing::new(vec![slab], slice_bytes);
+        let request = Request::Get { handle, offset, length, sliced: Some(slice_bytes) };
+        let id = self.engine.client().start_get(&request, landing.clone());
+        Ok(Pending { id, landing: Some(landing) })
+    }
+
+    /// Waits for a get.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_get(&mut self, pending: Pending) -> Result<Region, ClientError> {
+        let inline = self.finish(pending.id, |reply| {
+            let bytes = api::got(&reply)?;
+            let mut slab = Slab::zeroed(bytes.len());
+            copy_counted(&mut slab, bytes);
+            Ok(slab.freeze())
+        })?;
+        match pending.landing.and_then(|landing| landing.finish()) {
+            Some(mut slabs) => slabs.pop().map(Slab::freeze).ok_or(ClientError::Interrupted),
+            None => Ok(inline),
+        }
+    }
+
+    /// Gives back memory of an earlier get, so that the next of its size needs none.
+    pub fn recycle(&mut self, region: Region) {
+        if let Ok(slab) = region.try_thaw()
+            && self.slabs.len() < 8
+        {
+            self.slabs.push(slab);
+        }
+    }
+
+    /// Copies a tensor on the server.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn copy(&mut self, tensor: &Tensor, device: u16) -> Result<Tensor, ClientError> {
+        self.call(&Request::Copy { handle: tensor.handle, device }, |reply| api::tensor(&reply))
+    }
+
+    /// Frees a tensor, cache, program or binding.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn free(&mut self, handle: Handle) -> Result<(), ClientError> {
+        self.call(&Request::Free(handle), |reply| api::done(&reply))
+    }
+
+    /// Finds a tensor by name.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn lookup(&mut self, name: &str) -> Result<Tensor, ClientError> {
+        self.call(&Request::LookupName(name), |reply| api::tensor(&reply))
+    }
+
+    /// Describes a tensor or cache.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn describe(&mut self, handle: Handle) -> Result<Tensor, ClientError> {
+        self.call(&Request::LookupHandle(handle), |reply| api::tensor(&reply))
+    }
+
+    /// Asks which contents the server has; those become residents of this session.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn offer(&mut self, device: u16, entries: &[(ContentHash, TensorSpec)]) -> Result<Vec<Offered>, ClientError> {
+        let mut all = Vec::with_capacity(entries.len());
+        for part in entries.chunks(crate::wire::limits::OFFERED) {
+            all.extend(self.call(&Request::Offer { device, entries: part.to_vec() }, api::offered)?);
+        }
+        Ok(all)
+    }
+
+    // ---- programs
+
+    /// Registers an encoded graph.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the verifier's words if it does not pass.
+    pub fn define(&mut self, device: u16, graph: &[u8]) -> Result<Program, ClientError> {
+        self.call(&Request::Define { device, graph }, |reply| api::program(&reply))
+    }
+
+    /// Joins a program with residents, caches and fixed inputs.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn bind(&mut self, program: &Program, inputs: &BindInputs<'_>) -> Result<Binding, ClientError> {
+        let mut fixed = std::mem::take(&mut self.scratch);
+        api::write_inputs(&mut fixed, &inputs.fixed)?;
+        let request = api::bind_request(program, inputs, &fixed)?;
+        let bound = self.call(&request, |reply| api::bound(&reply));
+        self.scratch = fixed;
+        bound
+    }
+
+    /// Makes an empty KV cache that fits an input of a program.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn create_cache(&mut self, program: &Program, input: u32, reserve: u32) -> Result<Cache, ClientError> {
+        let request = Request::CacheCreate { program: program.handle, input, reserve };
+        self.call(&request, |reply| api::tensor(&reply).map(|t| Cache(t.handle)))
+    }
+
+    /// A second cache with the same tokens.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn fork_cache(&mut self, cache: Cache) -> Result<Cache, ClientError> {
+        self.call(&Request::CacheFork(cache.0), |reply| api::tensor(&reply).map(|t| Cache(t.handle)))
+    }
+
+    /// Forgets a cache's tokens from `length` on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn truncate_cache(&mut self, cache: Cache, length: u32) -> Result<(), ClientError> {
+        self.call(&Request::CacheTruncate { cache: cache.0, length }, |reply| api::done(&reply))
+    }
+
+    /// Runs a binding once.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error no cache has grown.
+    pub fn run(&mut self, binding: Binding, inputs: &[Input<'_>], options: RunOptions) -> Result<Outputs, ClientError> {
+        let pending = self.start_run(binding, inputs, options)?;
+        self.finish_run(pending)
+    }
+
+    /// Runs a binding once for the one i32 that its first wanted output is: a decode step. Allocates nothing.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error no cache has grown.
+    pub fn step(&mut self, binding: Binding, inputs: &[Input<'_>], options: RunOptions) -> Result<i32, ClientError> {
+        let pending = self.start_run(binding, inputs, options)?;
+        self.finish(pending.id, |reply| api::token(&reply))
+    }
+
+    /// Begins to run a binding.
+    ///
+    /// # Errors
+    /// If an input's bytes do not match its shape.
+    pub fn start_run(
+        &mut self,
+        binding: Binding,
+        inputs: &[Input<'_>],
+        options: RunOptions,
+    ) -> Result<Pending, ClientError> {
+        let mut encoded = std::mem::take(&mut self.scratch);
+        let pending = api::write_inputs(&mut encoded, inputs)
+            .and_then(|count| api::run_request(binding, options, count, &encoded))
+            .map(|request| self.start(&request, None));
+        self.scratch = encoded;
+        pending
+    }
+
+    /// Waits for a run.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error no cache has grown.
+    pub fn finish_run(&mut self, pending: Pending) -> Result<Outputs, ClientError> {
+        self.finish(pending.id, |reply| api::outputs(&reply))
+    }
+
+    /// Makes tokens on the server; `each` sees them as they come, and stops it by returning `false`.
+    ///
+    /// # Errors
+    /// [`ClientError`]; tokens that were seen stay in the cache.
+    pub fn generate(
+        &mut self,
+        prefill: Binding,
+        decode: Binding,
+        prompt: &[i32],
+        options: &GenerateOptions<'_>,
+        mut each: impl FnMut(&Generated) -> bool,
+    ) -> Result<Finish, ClientError> {
+        let mut encoded = std::mem::take(&mut self.scratch);
+        let count = api::write_inputs(&mut encoded, &options.inputs)?;
+        let bytes = |ids: &[i32]| ids.iter().map(|id| id.to_le_bytes()).collect::<Vec<_>>();
+        let (prompt, stop) = (bytes(prompt), bytes(&options.stop));
+        let request = Request::Generate {
+            prefill: prefill.0,
+            decode: decode.0,
+            position: options.position,
+            max_new: options.max_new,
+            prompt: &prompt,
+            stop: &stop,
+            arguments: Arguments::new(count, &encoded)?,
+        };
+        let pending = self.start(&request, None);
+        self.scratch = encoded;
+        loop {
+            self.engine.wait(|c| c.has_answer(pending.id));
+            let client = self.engine.client();
+            let generated = match client.answer(pending.id) {
+                Some(Ok(reply)) => api::generated(&reply),
+                Some(Err(error)) => Err(error),
+                None => Err(ClientError::Interrupted),
+            };
+            match generated {
+                Ok(generated) => {
+                    let go_on = each(&generated);
+                    if let Some(finish) = generated.finish {
+                        client.end(pending.id);
+                        return Ok(finish);
+                    }
+                    if !go_on {
+                        client.cancel(pending.id);
+                    }
+                }
+                Err(error) => {
+                    client.end(pending.id);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Frees everything the session has, and ends the connection.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the session then ends with its lease.
+    pub fn close(mut self) -> Result<(), ClientError> {
+        let closed = self.call(&Request::Close, |reply| api::done(&reply));
+        self.engine.client().close();
+        self.engine.lanes.turn(Instant::now());
+        closed
+    }
+
+    // ---- inside
+
+    fn start(&mut self, request: &Request<'_>, payload: Option<Bytes>) -> Pending {
+        let (client, control) = self.engine.lanes.split();
+        let (id, sent) = match control {
+            Some(mut sink) => client.start(request, payload, Some(&mut sink)),
+            None => client.start(request, payload, None),
+        };
+        if let Err(error) = sent {
+            self.engine.lanes.broken(&error, Instant::now());
+        }
+        Pending { id, landing: None }
+    }
+
+    fn start_sliced(&mut self, request: &Request<'_>, data: Bytes, slice_bytes: u32) -> Pending {
+        let id = self.engine.client().start_put(request, vec![data], slice_bytes);
+        self.engine.lanes.turn(Instant::now());
+        Pending { id, landing: None }
+    }
+
+    fn call<T>(
+        &mut self,
+        request: &Request<'_>,
+        read: impl FnOnce(Reply<'_>) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let pending = self.start(request, None);
+        self.finish(pending.id, read)
+    }
+
+    fn finish<T>(
+        &mut self,
+        id: RequestId,
+        read: impl FnOnce(Reply<'_>) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        self.engine.wait(|c| c.has_answer(id));
+        let client = self.engine.client();
+        let answer = match client.answer(id) {
+            Some(Ok(reply)) => read(reply),
+            Some(Err(error)) => Err(error),
+            None => Err(ClientError::Interrupted),
+        };
+        client.end(id);
+        answer
+    }
+}

@@ -1,0 +1,67 @@
+//! Waiting: poll a bounded while, then park.
+
+use std::time::{Duration, Instant};
+
+use super::lanes::Lanes;
+use crate::connection::Client;
+use crate::link::wait::{Interest, Waiter};
+
+/// Turns a client's lanes until something is true.
+pub(super) struct Engine {
+    pub(super) lanes: Lanes,
+    spin: Duration,
+    /// Moving average of how long answers take, in nanoseconds.
+    usual: u64,
+    interests: Vec<Interest>,
+    waiter: Waiter,
+}
+
+/// The longest sleep without looking at the clock.
+const LONGEST: Duration = Duration::from_secs(1);
+
+impl Engine {
+    pub(super) fn new(lanes: Lanes, spin: Duration) -> Self {
+        // Two processes that poll on one core only take time from each other.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let spin = if cores > 1 { spin } else { Duration::ZERO };
+        Self { lanes, spin, usual: 0, interests: Vec::new(), waiter: Waiter::default() }
+    }
+
+    pub(super) fn client(&mut self) -> &mut Client {
+        &mut self.lanes.client
+    }
+
+    /// Moves bytes until `ready` says so.
+    pub(super) fn wait(&mut self, mut ready: impl FnMut(&mut Client) -> bool) {
+        let began = Instant::now();
+        let mut now = began;
+        // Where answers usually take longer than a poll may last, the core is better left to others.
+        let budget = if Duration::from_nanos(self.usual) < self.spin { self.spin } else { Duration::ZERO };
+        loop {
+            let moved = self.lanes.turn(now);
+            if ready(&mut self.lanes.client) {
+                break;
+            }
+            let later = Instant::now();
+            if moved {
+                now = later;
+                continue;
+            }
+            if later - began < budget {
+                std::hint::spin_loop();
+            } else {
+                self.park(None, later);
+            }
+            now = Instant::now();
+        }
+        let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX / 8).min(u64::MAX / 8);
+        self.usual = self.usual - self.usual / 8 + took / 8;
+    }
+
+    /// Sleeps until a socket (or `also`) is ready, or a deadline has come.
+    pub(super) fn park(&mut self, also: Option<Interest>, now: Instant) {
+        self.lanes.interests(&mut self.interests);
+        let wait = self.lanes.deadline().map_or(LONGEST, |d| d.saturating_duration_since(now)).min(LONGEST);
+        self.waiter.wait(self.interests.iter().copied().chain(also), wait);
+    }
+}

@@ -1,0 +1,223 @@
+//! The sockets of a client's connection, and one round of moving bytes over them.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::connection::{BulkIn, BulkLane, Client, ClientError, Framer, Sink, Want};
+use crate::link::tcp;
+use crate::link::wait::Interest;
+use crate::uri::Uri;
+use crate::wire::{Control, limits};
+
+/// How long one attempt to open a lane may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Lanes are opened within this time, or the connection is given up.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client with its sockets. Not tied to any runtime: whoever owns it calls [`Self::turn`] when a socket is ready.
+pub(super) struct Lanes {
+    pub(super) client: Client,
+    uri: Uri,
+    control: Option<TcpStream>,
+    bulk: Vec<Lane>,
+}
+
+struct Lane {
+    stream: TcpStream,
+    state: LaneState,
+}
+
+enum LaneState {
+    /// Hello is sent, the welcome has not come.
+    Opening { framer: Framer, until: Instant },
+    Open { input: BulkIn, output: BulkLane },
+}
+
+impl Lanes {
+    pub(super) fn new(uri: Uri, client: Client) -> Self {
+        Self { client, uri, control: None, bulk: Vec::new() }
+    }
+
+    /// Moves what can be moved without waiting. Whether anything was.
+    pub(super) fn turn(&mut self, now: Instant) -> bool {
+        if self.client.dead().is_some() {
+            self.drop_sockets();
+            return false;
+        }
+        if self.control.is_none() && self.client.wants_connection(now) {
+            match tcp::connect(&self.uri, CONNECT_TIMEOUT) {
+                Ok(stream) => {
+                    self.control = Some(stream);
+                    self.client.connected(now);
+                }
+                Err(error) => self.client.lost(&format!("{}: {error}", self.uri), Instant::now()),
+            }
+        }
+        if self.control.is_none() {
+            return false;
+        }
+        match self.move_bytes(now) {
+            Ok(moved) => moved,
+            Err(error) => {
+                self.drop_sockets();
+                self.client.lost(&error.to_string(), now);
+                true
+            }
+        }
+    }
+
+    /// The control lane's socket, where frames may go out at once.
+    pub(super) fn split(&mut self) -> (&mut Client, Option<&TcpStream>) {
+        (&mut self.client, self.control.as_ref())
+    }
+
+    /// A send on the control lane failed.
+    pub(super) fn broken(&mut self, error: &io::Error, now: Instant) {
+        self.drop_sockets();
+        self.client.lost(&error.to_string(), now);
+    }
+
+    /// What to wait for.
+    pub(super) fn interests(&self, out: &mut Vec<Interest>) {
+        out.clear();
+        if let Some(control) = &self.control {
+            out.push(Interest { fd: control.as_raw_fd(), read: true, write: self.client.has_output() });
+        }
+        for lane in &self.bulk {
+            let write = match &lane.state {
+                LaneState::Opening { .. } => false,
+                LaneState::Open { output, .. } => output.is_sending() || !self.client.bulk().is_empty(),
+            };
+            out.push(Interest { fd: lane.stream.as_raw_fd(), read: true, write });
+        }
+    }
+
+    /// When to turn even if no socket is ready.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.client.deadline()
+    }
+
+    fn move_bytes(&mut self, now: Instant) -> Result<bool, ClientError> {
+        let mut moved = false;
+        self.client.timeout(now)?;
+        let Some(control) = &self.control else { return Ok(false) };
+        if self.client.has_output() {
+            let mut sink: &TcpStream = control;
+            self.client.flush(&mut sink).map_err(|e| gone(&e))?;
+        }
+        match tcp::recv(control, self.client.space()) {
+            Ok(0) => return Err(gone(&io::ErrorKind::ConnectionAborted.into())),
+            Ok(n) => {
+                moved = true;
+                self.client.filled(n, now)?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(gone(&e)),
+        }
+        while (self.bulk.len() as u32) < self.client.wants_lanes() {
+            let lane = self.open_lane(self.bulk.len() as u32 + 1, now)?;
+            self.bulk.push(lane);
+            moved = true;
+        }
+        for lane in &mut self.bulk {
+            moved |= lane.turn(&mut self.client, now)?;
+        }
+        Ok(moved)
+    }
+
+    fn open_lane(&self, index: u32, now: Instant) -> Result<Lane, ClientError> {
+        let stream = tcp::connect(&self.uri, CONNECT_TIMEOUT).map_err(|e| gone(&e))?;
+        if let Some(hello) = self.client.lane_hello(index) {
+            let mut sink = &stream;
+            // A fresh socket's buffer takes a hello whole.
+            let sent = sink.send(&[io::IoSlice::new(&hello)]).map_err(|e| gone(&e))?;
+            self.client.counters().up.fetch_add(sent as u64, Ordering::Relaxed);
+        }
+        let framer = Framer::new(limits::CONTROL_PAYLOAD_BYTES);
+        Ok(Lane { stream, state: LaneState::Opening { framer, until: now + GREETING_TIMEOUT } })
+    }
+
+    fn drop_sockets(&mut self) {
+        if let Some(control) = self.control.take() {
+            // Last words, if any, go out with the socket's own buffer.
+            let mut sink: &TcpStream = &control;
+            if let Err(error) = self.client.flush(&mut sink) {
+                tracing::debug!(%error, "the last words were not sent");
+            }
+        }
+        self.bulk.clear();
+    }
+}
+
+impl Lane {
+    fn turn(&mut self, client: &mut Client, now: Instant) -> Result<bool, ClientError> {
+        if let LaneState::Opening { framer, until } = &mut self.state {
+            match tcp::recv(&self.stream, framer.space()) {
+                Ok(0) => return Err(gone(&io::ErrorKind::ConnectionAborted.into())),
+                Ok(n) => {
+                    client.counters().down.fetch_add(n as u64, Ordering::Relaxed);
+                    framer.filled(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && now < *until => return Ok(false),
+                Err(e) => return Err(gone(&e)),
+            }
+            let Some(frame) = framer.next()? else { return Ok(true) };
+            frame.intact?;
+            match Control::decode(&frame.header, frame.meta)? {
+                Control::LaneWelcome(_) => {}
+                Control::Goodbye(error) => return Err(error.into()),
+                _ => return Err(crate::wire::DecodeError::Range("a bulk lane was not welcomed").into()),
+            }
+            self.state = LaneState::Open { input: BulkIn::new(false), output: BulkLane::default() };
+            return Ok(true);
+        }
+        let LaneState::Open { input, output } = &mut self.state else { return Ok(false) };
+        let mut moved = false;
+        if output.is_sending() || !client.bulk().is_empty() {
+            let bulk = client.bulk().clone();
+            let mut sink = Counting { stream: &self.stream, sent: 0 };
+            let done = output.flush(&bulk, &mut sink);
+            moved |= sink.sent > 0;
+            client.counters().up.fetch_add(sink.sent, Ordering::Relaxed);
+            done.map_err(|e| gone(&e))?;
+        }
+        while let Some(event) = input.poll(client.landings(), now) {
+            client.bulk_event(&event);
+        }
+        let Want::Read { first, then } = input.want() else { return Ok(moved) };
+        match tcp::recv_two(&self.stream, first, then) {
+            Ok(0) => Err(gone(&io::ErrorKind::ConnectionAborted.into())),
+            Ok(n) => {
+                client.counters().down.fetch_add(n as u64, Ordering::Relaxed);
+                input.filled(n)?;
+                while let Some(event) = input.poll(client.landings(), now) {
+                    client.bulk_event(&event);
+                }
+                Ok(true)
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(moved),
+            Err(e) => Err(gone(&e)),
+        }
+    }
+}
+
+struct Counting<'a> {
+    stream: &'a TcpStream,
+    sent: u64,
+}
+
+impl Sink for Counting<'_> {
+    fn send(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        let n = (&mut &*self.stream).send(bufs)?;
+        self.sent += n as u64;
+        Ok(n)
+    }
+}
+
+fn gone(error: &io::Error) -> ClientError {
+    ClientError::Unreachable { reason: error.to_string(), effect: crate::wire::Effect::Unknown }
+}

@@ -1,0 +1,430 @@
+//! A session for async programs: a thread of its own moves the bytes, so that it works under any runtime.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc as stream, oneshot};
+
+use super::api;
+use super::engine::Engine;
+use super::lanes::Lanes;
+use super::{
+    BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs, Program,
+    PutOptions, RunOptions, Tensor,
+};
+use crate::connection::{Client, RequestId};
+use crate::link::wait::Alarm;
+use crate::memory::{Landing, Region, Slab, copy_counted};
+use crate::uri::Uri;
+use crate::wire::{
+    Arguments, ContentHash, DecodeError, Handle, Offered, PutBody, Reply, Request, TensorSpec, limits,
+};
+
+/// A session on a server; clones share it. Dropping the last one leaves the session to its lease; [`Self::close`] ends it.
+#[derive(Clone)]
+pub struct Session {
+    door: Arc<Door>,
+    eager_bytes: u64,
+    slice_bytes: u32,
+}
+
+/// Where commands go in.
+struct Door {
+    commands: mpsc::Sender<Command>,
+    alarm: Arc<Alarm>,
+}
+
+type Start = Box<dyn FnOnce(&mut Client) -> RequestId + Send>;
+type Deliver = Box<dyn FnMut(Option<Result<Reply<'_>, ClientError>>) -> Flow + Send>;
+
+enum Command {
+    Request(Start, Deliver),
+    Stop,
+}
+
+/// Whether a request wants more replies.
+#[derive(PartialEq, Eq)]
+enum Flow {
+    More,
+    Last,
+    /// Its user is gone.
+    Unwanted,
+}
+
+/// Tokens of a generate, as they come. Dropping it cancels the rest.
+pub struct Stream {
+    replies: stream::UnboundedReceiver<Result<Generated, ClientError>>,
+}
+
+impl Stream {
+    /// The next tokens; `None` after the end.
+    pub async fn next(&mut self) -> Option<Result<Generated, ClientError>> {
+        self.replies.recv().await
+    }
+}
+
+impl Session {
+    /// Connects and opens a session (or takes up `options.client.resume`).
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`] after `options.client.reconnect_for`, or what the server refused.
+    pub async fn connect(uri: &Uri, options: ConnectOptions) -> Result<Self, ClientError> {
+        let io = |e: std::io::Error| ClientError::Unreachable {
+            reason: format!("this process cannot start a connection: {e}"),
+            effect: crate::wire::Effect::None,
+        };
+        let (commands, inbox) = mpsc::channel();
+        let alarm = Arc::new(Alarm::new().map_err(io)?);
+        let heard = alarm.clone();
+        let (tell, ready) = oneshot::channel();
+        let uri = uri.clone();
+        std::thread::Builder::new()
+            .name("genie-session".into())
+            .spawn(move || {
+                let client = Client::new(options.client, Instant::now());
+                let mut engine = Engine::new(Lanes::new(uri, client), options.spin);
+                engine.wait(|c| c.is_ready() || c.dead().is_some());
+                let client = engine.client();
+                let state = match client.dead() {
+                    Some(error) => Err(error.clone()),
+                    None => Ok(client.welcome().map_or((0, 1 << 18), |w| (u64::from(w.eager_bytes), w.slice_bytes))),
+                };
+                let go_on = state.is_ok();
+                // A user who stopped waiting for the connection wants no session.
+                if tell.send(state).is_ok() && go_on {
+                    drive(&mut engine, &inbox, &heard);
+                }
+            })
+            .map_err(io)?;
+        let (eager_bytes, slice_bytes) = ready.await.map_err(|_| ClientError::Interrupted)??;
+        Ok(Self { door: Arc::new(Door { commands, alarm }), eager_bytes, slice_bytes })
+    }
+
+    /// Sends bytes there and back.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn echo(&self, bytes: Bytes) -> Result<Vec<u8>, ClientError> {
+        let start = move |c: &mut Client| c.start(&Request::Echo(&bytes), Some(bytes.clone()), None).0;
+        self.call(start, |reply| api::got(&reply).map(<[u8]>::to_vec)).await
+    }
+
+    /// The server's devices.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn devices(&self) -> Result<Vec<DeviceInfo>, ClientError> {
+        self.call(|c| c.start(&Request::Devices, None, None).0, |reply| api::devices(&reply)).await
+    }
+
+    /// The server's counters.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn stats(&self) -> Result<Vec<(String, u64)>, ClientError> {
+        self.call(|c| c.start(&Request::Stats, None, None).0, |reply| api::stats(&reply)).await
+    }
+
+    /// Makes a tensor resident. `data` is sent from where it lies.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error nothing changed there.
+    pub async fn put(&self, spec: &TensorSpec, data: Bytes, options: PutOptions<'_>) -> Result<Tensor, ClientError> {
+        if data.len() as u64 != spec.bytes() {
+            return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
+        }
+        let (eager, slice_bytes, spec) = (self.eager_bytes, self.slice_bytes, spec.clone());
+        let (device, weight, name) = (options.device, options.weight, options.name.map(str::to_owned));
+        let start = move |c: &mut Client| {
+            let options = PutOptions { device, weight, name: name.as_deref() };
+            if spec.bytes() <= eager {
+                let request = api::put_new(&spec, options, PutBody::Inline(&data));
+                return c.start(&request, Some(data.clone()), None).0;
+            }
+            let request = api::put_new(&spec, options, PutBody::Sliced { slice_bytes, announce: weight.is_some() });
+            c.start_put(&request, vec![data.clone()], slice_bytes)
+        };
+        self.call(start, |reply| api::tensor(&reply)).await
+    }
+
+    /// Reads a tensor.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get(&self, tensor: &Tensor) -> Result<Region, ClientError> {
+        self.get_range(tensor.handle, 0, tensor.spec.bytes()).await
+    }
+
+    /// Reads `length` bytes of a tensor or cache from `offset` on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get_range(&self, handle: Handle, offset: u64, length: u64) -> Result<Region, ClientError> {
+        if length <= self.eager_bytes {
+            let start = move |c: &mut Client| {
+                c.start(&Request::Get { handle, offset, length, sliced: None }, None, None).0
+            };
+            let read = |reply: Reply<'_>| {
+                let bytes = api::got(&reply)?;
+                let mut slab = Slab::zeroed(bytes.len());
+                copy_counted(&mut slab, bytes);
+                Ok(slab.freeze())
+            };
+            return self.call(start, read).await;
+        }
+        let bytes = usize::try_from(length).map_err(|_| DecodeError::Overflow("length"))?;
+        let slice_bytes = self.slice_bytes;
+        let landing = Landing::new(vec![Slab::zeroed(bytes)], slice_bytes);
+        let at = landing.clone();
+        let start = move |c: &mut Client| {
+            c.start_get(&Request::Get { handle, offset, length, sliced: Some(slice_bytes) }, at)
+        };
+        self.call(start, |reply| api::got(&reply).map(|_| ())).await?;
+        landing.finish().and_then(|mut slabs| slabs.pop()).map(Slab::freeze).ok_or(ClientError::Interrupted)
+    }
+
+    /// Copies a tensor on the server.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn copy(&self, tensor: &Tensor, device: u16) -> Result<Tensor, ClientError> {
+        let handle = tensor.handle;
+        self.call(move |c| c.start(&Request::Copy { handle, device }, None, None).0, |reply| api::tensor(&reply)).await
+    }
+
+    /// Frees a tensor, cache, program or binding.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn free(&self, handle: Handle) -> Result<(), ClientError> {
+        self.call(move |c| c.start(&Request::Free(handle), None, None).0, |reply| api::done(&reply)).await
+    }
+
+    /// Finds a tensor by name.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn lookup(&self, name: &str) -> Result<Tensor, ClientError> {
+        let name = name.to_owned();
+        self.call(move |c| c.start(&Request::LookupName(&name), None, None).0, |reply| api::tensor(&reply)).await
+    }
+
+    /// Asks which contents the server has; those become residents of this session.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn offer(&self, device: u16, entries: &[(ContentHash, TensorSpec)]) -> Result<Vec<Offered>, ClientError> {
+        let mut all = Vec::with_capacity(entries.len());
+        for part in entries.chunks(limits::OFFERED) {
+            let entries = part.to_vec();
+            let start = move |c: &mut Client| c.start(&Request::Offer { device, entries }, None, None).0;
+            all.extend(self.call(start, api::offered).await?);
+        }
+        Ok(all)
+    }
+
+    /// Registers an encoded graph.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the verifier's words if it does not pass.
+    pub async fn define(&self, device: u16, graph: Vec<u8>) -> Result<Program, ClientError> {
+        let start = move |c: &mut Client| c.start(&Request::Define { device, graph: &graph }, None, None).0;
+        self.call(start, |reply| api::program(&reply)).await
+    }
+
+    /// Joins a program with residents, caches and fixed inputs.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn bind(&self, program: &Program, inputs: &BindInputs<'_>) -> Result<Binding, ClientError> {
+        let mut fixed = Vec::new();
+        let count = api::write_inputs(&mut fixed, &inputs.fixed)?;
+        let bound = inputs.residents.iter().map(|&(input, handle)| crate::wire::BindEntry { input, handle }).collect();
+        let program = program.handle;
+        Arguments::new(count, &fixed)?;
+        let start = move |c: &mut Client| {
+            let arguments = Arguments::new(count, &fixed).unwrap_or(Arguments::EMPTY);
+            c.start(&Request::Bind { program, bound, arguments }, None, None).0
+        };
+        self.call(start, |reply| api::bound(&reply)).await
+    }
+
+    /// Makes an empty KV cache that fits an input of a program.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn create_cache(&self, program: &Program, input: u32, reserve: u32) -> Result<Cache, ClientError> {
+        let program = program.handle;
+        let start = move |c: &mut Client| c.start(&Request::CacheCreate { program, input, reserve }, None, None).0;
+        self.call(start, |reply| api::tensor(&reply).map(|t| Cache(t.handle))).await
+    }
+
+    /// A second cache with the same tokens.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn fork_cache(&self, cache: Cache) -> Result<Cache, ClientError> {
+        let start = move |c: &mut Client| c.start(&Request::CacheFork(cache.0), None, None).0;
+        self.call(start, |reply| api::tensor(&reply).map(|t| Cache(t.handle))).await
+    }
+
+    /// Runs a binding once.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error no cache has grown.
+    pub async fn run(
+        &self,
+        binding: Binding,
+        inputs: &[Input<'_>],
+        options: RunOptions,
+    ) -> Result<Outputs, ClientError> {
+        let mut encoded = Vec::new();
+        let count = api::write_inputs(&mut encoded, inputs)?;
+        api::run_request(binding, options, count, &encoded)?;
+        let start = move |c: &mut Client| {
+            let arguments = Arguments::new(count, &encoded).unwrap_or(Arguments::EMPTY);
+            let RunOptions { position, wanted, keep } = options;
+            c.start(&Request::Run { binding: binding.0, position, wanted, keep, arguments }, None, None).0
+        };
+        self.call(start, |reply| api::outputs(&reply)).await
+    }
+
+    /// Makes tokens on the server, streamed.
+    ///
+    /// # Errors
+    /// If an input's bytes do not match its shape.
+    pub fn generate(
+        &self,
+        prefill: Binding,
+        decode: Binding,
+        prompt: &[i32],
+        options: &GenerateOptions<'_>,
+    ) -> Result<Stream, ClientError> {
+        let mut encoded = Vec::new();
+        let count = api::write_inputs(&mut encoded, &options.inputs)?;
+        Arguments::new(count, &encoded)?;
+        let bytes = |ids: &[i32]| ids.iter().map(|id| id.to_le_bytes()).collect::<Vec<_>>();
+        let (prompt, stop) = (bytes(prompt), bytes(&options.stop));
+        let (position, max_new) = (options.position, options.max_new);
+        let start = move |c: &mut Client| {
+            let request = Request::Generate {
+                prefill: prefill.0,
+                decode: decode.0,
+                position,
+                max_new,
+                prompt: &prompt,
+                stop: &stop,
+                arguments: Arguments::new(count, &encoded).unwrap_or(Arguments::EMPTY),
+            };
+            c.start(&request, None, None).0
+        };
+        let (tell, replies) = stream::unbounded_channel();
+        let deliver: Deliver = Box::new(move |answer| {
+            if tell.is_closed() {
+                return Flow::Unwanted;
+            }
+            let Some(answer) = answer else { return Flow::More };
+            let generated = answer.and_then(|reply| api::generated(&reply));
+            let over = generated.as_ref().is_ok_and(|g| g.finish.is_some()) || generated.is_err();
+            // A receiver that was dropped in between is noticed above, next time.
+            let _ = tell.send(generated);
+            if over { Flow::Last } else { Flow::More }
+        });
+        self.send(Command::Request(Box::new(start), deliver))?;
+        Ok(Stream { replies })
+    }
+
+    /// Frees everything the session has, and ends the connection. Other clones' calls fail from here on.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the session then ends with its lease.
+    pub async fn close(self) -> Result<(), ClientError> {
+        let closed = self.call(|c| c.start(&Request::Close, None, None).0, |reply| api::done(&reply)).await;
+        self.send(Command::Stop)?;
+        closed
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        start: impl FnOnce(&mut Client) -> RequestId + Send + 'static,
+        read: impl FnOnce(Reply<'_>) -> Result<T, ClientError> + Send + 'static,
+    ) -> Result<T, ClientError> {
+        let (tell, answer) = oneshot::channel();
+        let mut once = Some((read, tell));
+        let deliver: Deliver = Box::new(move |answer| {
+            let Some(answer) = answer else {
+                let unwanted = once.as_ref().is_none_or(|(_, tell)| tell.is_closed());
+                return if unwanted { Flow::Unwanted } else { Flow::More };
+            };
+            if let Some((read, tell)) = once.take() {
+                // A user who stopped waiting has dropped the receiver.
+                let _ = tell.send(answer.and_then(read));
+            }
+            Flow::Last
+        });
+        self.send(Command::Request(Box::new(start), deliver))?;
+        answer.await.map_err(|_| ClientError::Interrupted)?
+    }
+
+    fn send(&self, command: Command) -> Result<(), ClientError> {
+        self.door.commands.send(command).map_err(|_| ClientError::Interrupted)?;
+        self.door.alarm.ring();
+        Ok(())
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // The sender is dropped after this: the thread looks again when its wait times out, at the latest.
+        self.alarm.ring();
+    }
+}
+
+/// The thread of a session: takes commands, moves bytes, delivers answers, until every handle on it is gone.
+fn drive(engine: &mut Engine, inbox: &mpsc::Receiver<Command>, alarm: &Alarm) {
+    let mut waiting: HashMap<RequestId, Deliver> = HashMap::new();
+    let mut over = Vec::new();
+    loop {
+        loop {
+            match inbox.try_recv() {
+                Ok(Command::Request(start, deliver)) => {
+                    let id = start(engine.client());
+                    waiting.insert(id, deliver);
+                }
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
+                    engine.client().close();
+                    engine.lanes.turn(Instant::now());
+                    return;
+                }
+                Err(mpsc::TryRecvError::Empty) => break,
+            }
+        }
+        let moved = engine.lanes.turn(Instant::now());
+        let client = engine.client();
+        for (&id, deliver) in &mut waiting {
+            let mut flow = Flow::More;
+            while flow == Flow::More
+                && let Some(answer) = client.answer(id)
+            {
+                flow = deliver(Some(answer));
+            }
+            if flow == Flow::More {
+                flow = deliver(None);
+            }
+            if flow != Flow::More {
+                over.push(id);
+            }
+        }
+        for id in over.drain(..) {
+            client.end(id);
+            waiting.remove(&id);
+        }
+        if !moved {
+            engine.park(Some(alarm.interest()), Instant::now());
+            alarm.hush();
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! A bulk lane's receiving half: slices straight into the memory they are for.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::memory::{Claim, Landing, SliceLease};
+use crate::wire::{DecodeError, SLICE_FRAME_BYTES, SliceHead};
+
+/// How long a slice may wait for the request that says where it belongs, before it is drained.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Ended transfers whose late slices are drained at once.
+const REMEMBERED: usize = 1024;
+
+/// Where the transfers of a connection land. Shared by its lanes.
+#[derive(Debug, Default)]
+pub struct Landings {
+    places: Mutex<Places>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    open: HashMap<u64, Arc<Landing>>,
+    ended: VecDeque<u64>,
+}
+
+enum Place {
+    Here(Arc<Landing>),
+    Ended,
+    Unknown,
+}
+
+impl Landings {
+    /// Slices of this transfer go here from now on.
+    pub fn open(&self, transfer: u64, landing: Arc<Landing>) {
+        let mut places = self.lock();
+        places.ended.retain(|&t| t != transfer);
+        places.open.insert(transfer, landing);
+    }
+
+    /// Slices of this transfer are drained from now on.
+    pub fn end(&self, transfer: u64) {
+        let mut places = self.lock();
+        places.open.remove(&transfer);
+        if !places.ended.contains(&transfer) {
+            places.ended.push_back(transfer);
+        }
+        if places.ended.len() > REMEMBERED {
+            places.ended.pop_front();
+        }
+    }
+
+    /// Every transfer is forgotten.
+    pub fn clear(&self) {
+        *self.lock() = Places::default();
+    }
+
+    fn find(&self, transfer: u64) -> Place {
+        let places = self.lock();
+        match places.open.get(&transfer) {
+            Some(landing) => Place::Here(landing.clone()),
+            None if places.ended.contains(&transfer) => Place::Ended,
+            None => Place::Unknown,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a driver should read next.
+#[derive(Debug)]
+pub enum Want<'a> {
+    /// Into `first`, then into `then`: with one call the rest of a slice and the head of the next are had.
+    Read {
+        /// Never empty.
+        first: &'a mut [u8],
+        /// May be empty.
+        then: &'a mut [u8],
+    },
+    /// Nothing, until the transfer's landing is registered or [`BulkIn::deadline`] has passed.
+    Hold,
+}
+
+/// What a lane has to tell.
+#[derive(Debug, PartialEq, Eq)]
+pub enum BulkEvent {
+    /// The last missing slice of this transfer has landed.
+    Complete(u64),
+    /// A slice was corrupted on the way, and is missing still.
+    Corrupt {
+        /// Of this transfer.
+        transfer: u64,
+        /// Its first byte.
+        offset: u64,
+    },
+    /// A slice that does not fit its transfer's grid: drained.
+    OffGrid(u64),
+}
+
+/// Receives slices. Call `poll` until it gives nothing after every `filled`, and again when a landing was registered.
+#[derive(Debug)]
+pub struct BulkIn {
+    head: [u8; SLICE_FRAME_BYTES],
+    have: usize,
+    state: State,
+    events: VecDeque<BulkEvent>,
+    /// Where drained bytes go.
+    drain: Vec<u8>,
+    /// When unknown transfers are drained at once: the receiver knows all of its own.
+    patient: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Head,
+    /// A whole head, and the place is not known yet.
+    Placing(SliceHead, Option<Instant>),
+    Payload(SliceLease),
+    Drain(usize),
+}
+
+impl BulkIn {
+    /// A lane that waits for a transfer's landing to be registered (`patient`, a server) or drains unknown ones at once.
+    pub fn new(patient: bool) -> Self {
+        Self {
+            head: [0; SLICE_FRAME_BYTES],
+            have: 0,
+            state: State::Head,
+            events: VecDeque::new(),
+            drain: Vec::new(),
+            patient,
+        }
+    }
+
+    /// What to read next.
+    pub fn want(&mut self) -> Want<'_> {
+        let Self { head, have, state, drain, .. } = self;
+        match state {
+            State::Head => Want::Read { first: &mut head[*have..], then: &mut [] },
+            State::Placing(..) => Want::Hold,
+            State::Payload(lease) => {
+                let left = lease.left();
+                let first = lease.spare();
+                let then = if first.len() == left { &mut head[..] } else { &mut [] };
+                Want::Read { first, then }
+            }
+            State::Drain(left) => {
+                drain.resize(64 << 10, 0);
+                let n = (*left).min(drain.len());
+                Want::Read { first: &mut drain[..n], then: &mut [] }
+            }
+        }
+    }
+
+    /// `n` bytes of what [`Self::want`] offered were filled.
+    ///
+    /// # Errors
+    /// The lane cannot be trusted any further.
+    pub fn filled(&mut self, n: usize) -> Result<(), DecodeError> {
+        match &mut self.state {
+            State::Head => self.have += n,
+            State::Placing(..) => {}
+            State::Payload(lease) => {
+                let here = n.min(lease.left());
+                lease.advance(here);
+                if lease.left() == 0 {
+                    self.have = n - here;
+                    self.end_slice();
+                }
+            }
+            State::Drain(left) => {
+                *left -= n.min(*left);
+                if *left == 0 {
+                    self.state = State::Head;
+                    self.drain = Vec::new();
+                }
+            }
+        }
+        if matches!(self.state, State::Head) && self.have == SLICE_FRAME_BYTES {
+            self.have = 0;
+            self.state = State::Placing(SliceHead::decode(&self.head)?, None);
+        }
+        Ok(())
+    }
+
+    /// Finds places for what waits, and tells what happened.
+    pub fn poll(&mut self, landings: &Landings, now: Instant) -> Option<BulkEvent> {
+        if let State::Placing(head, until) = &mut self.state {
+            let head = *head;
+            let drain = State::Drain(head.len as usize);
+            match landings.find(head.transfer) {
+                Place::Here(landing) => {
+                    self.state = match landing.claim(&head) {
+                        Claim::Lease(lease) => State::Payload(lease),
+                        Claim::Duplicate => drain,
+                        Claim::OffGrid => {
+                            self.events.push_back(BulkEvent::OffGrid(head.transfer));
+                            drain
+                        }
+                    };
+                }
+                Place::Ended => self.state = drain,
+                Place::Unknown if !self.patient => self.state = drain,
+                Place::Unknown => {
+                    if *until.get_or_insert(now + PATIENCE) <= now {
+                        self.state = drain;
+                    }
+                }
+            }
+        }
+        self.events.pop_front()
+    }
+
+    /// When a slice that waits for its landing is given up.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Placing(_, until) => until,
+            _ => None,
+        }
+    }
+
+    /// Whether a slice has begun to arrive and is not whole.
+    pub fn in_slice(&self) -> bool {
+        !matches!(self.state, State::Head) || self.have > 0
+    }
+
+    fn end_slice(&mut self) {
+        let State::Payload(lease) = std::mem::replace(&mut self.state, State::Head) else { return };
+        let SliceHead { transfer, offset, .. } = *lease.head();
+        if !lease.is_intact() {
+            self.events.push_back(BulkEvent::Corrupt { transfer, offset });
+        } else if lease.landed() {
+            self.events.push_back(BulkEvent::Complete(transfer));
+        }
+    }
+}

@@ -1,0 +1,669 @@
+//! A client's end: requests that live until they are answered, across connections.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::bulk_in::{BulkEvent, Landings};
+use super::bulk_out::{BulkOut, Outgoing};
+use super::framer::Framer;
+use super::outbox::{Outbox, Sink};
+use super::requests::{Bulk, RequestId, Requests};
+use crate::memory::Landing;
+use crate::wire::{
+    Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Header, Kind, LaneHello, OpenedSession, RemoteError,
+    Reply, Request, Welcome, body_crc, encode_header, limits, set_announce,
+};
+
+/// Why a request has no good answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The server refused or failed it.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// The server could not be reached for as long as the client tries.
+    #[error("cannot reach the server: {reason}; is `genie serve` running there? ({effect:?} effect)")]
+    Unreachable {
+        /// The last attempt's failure.
+        reason: String,
+        /// Whether the request may have taken effect.
+        effect: Effect,
+    },
+    /// The server restarted, or the session's lease ran out: what it held is gone. A new session is open.
+    #[error("the session is gone ({0:?}): upload again what it held")]
+    SessionLost(ErrorCode),
+    /// The server sent something that is not the protocol.
+    #[error("the server does not follow the protocol: {0}")]
+    Protocol(#[from] DecodeError),
+    /// Bytes were corrupted on the way, again and again.
+    #[error("bytes were corrupted on the way {0} times: check the network")]
+    Corrupt(u32),
+    /// The connection was lost, and the request is of a kind that is not sent again.
+    #[error("the connection was lost; send the request again")]
+    Interrupted,
+}
+
+/// How a client behaves.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// Bytes the session may hold; 0: the server's default.
+    pub quota: u64,
+    /// How long the session outlives its connection, in milliseconds; 0: the server's default.
+    pub lease_ms: u32,
+    /// How long to try to reach the server, first and after a loss.
+    pub reconnect_for: Duration,
+    /// The first pause between attempts; doubles up to a second.
+    pub backoff: Duration,
+    /// Bulk lanes to use.
+    pub lanes: u32,
+    /// A session to take up, instead of opening one.
+    pub resume: Option<OpenedSession>,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            quota: 0,
+            lease_ms: 0,
+            reconnect_for: Duration::from_secs(15),
+            backoff: Duration::from_millis(20),
+            lanes: 1,
+            resume: None,
+        }
+    }
+}
+
+/// What a client may want to know beside its answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientEvent {
+    /// A session is open, and requests flow.
+    Ready,
+    /// The connection was lost; the client tries to take the session up again.
+    Lost(String),
+    /// The session's state is gone; a new session is being opened.
+    SessionLost(ErrorCode),
+}
+
+/// Bytes that went over the sockets, headers included.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Sent.
+    pub up: AtomicU64,
+    /// Received.
+    pub down: AtomicU64,
+}
+
+/// A reply, or why there is none.
+pub type Answer<'a> = Result<Reply<'a>, ClientError>;
+
+/// What lands at a client: see [`Landings`].
+pub type Incoming = Landings;
+
+/// The machine. One owner; the owner's driver keeps it connected.
+///
+/// The driver: while [`Self::wants_connection`], opens a control lane and calls [`Self::connected`] or [`Self::lost`]; moves
+/// bytes by [`Self::space`], [`Self::filled`] and [`Self::flush`]; keeps [`Self::wants_lanes`] bulk lanes open, each with a
+/// [`super::BulkIn`] (not patient) and a [`super::BulkLane`], and passes their events to [`Self::bulk_event`]; calls
+/// [`Self::timeout`] at [`Self::deadline`].
+pub struct Client {
+    options: ClientOptions,
+    state: State,
+    framer: Framer,
+    outbox: Outbox,
+    requests: Requests,
+    in_flight: u32,
+    welcome: Option<Welcome>,
+    session: Option<OpenedSession>,
+    landings: Arc<Landings>,
+    bulk: Arc<BulkOut>,
+    bulk_used: bool,
+    counters: Arc<Counters>,
+    heard: Instant,
+    said: Instant,
+    events: Vec<ClientEvent>,
+    sessions_lost: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    /// No connection: the next attempt, the time to give up, the pause after the next failure.
+    Down { next: Instant, give_up: Instant, pause: Duration },
+    /// The control lane is up, hello is sent.
+    Greeting,
+    /// The open or resume request with this id is under way.
+    Opening(u64),
+    Ready,
+    /// Given up, or closed.
+    Dead(ClientError),
+}
+
+/// How often a transfer is begun again because of corruption.
+const SECOND_CHANCES: u32 = 8;
+
+impl Client {
+    /// A client that wants to be connected.
+    pub fn new(options: ClientOptions, now: Instant) -> Self {
+        let give_up = now + options.reconnect_for;
+        let state = State::Down { next: now, give_up, pause: options.backoff };
+        Self {
+            session: options.resume,
+            options,
+            state,
+            framer: Framer::new(limits::CONTROL_PAYLOAD_BYTES),
+            outbox: Outbox::default(),
+            requests: Requests::default(),
+            in_flight: 0,
+            welcome: None,
+            landings: Arc::default(),
+            bulk: Arc::default(),
+            bulk_used: false,
+            counters: Arc::default(),
+            heard: now,
+            said: now,
+            events: Vec::new(),
+            sessions_lost: 0,
+        }
+    }
+
+    // ---- what the driver asks and tells
+
+    /// Whether a control lane should be opened now.
+    pub fn wants_connection(&self, now: Instant) -> bool {
+        matches!(self.state, State::Down { next, .. } if next <= now)
+    }
+
+    /// A control lane is up.
+    pub fn connected(&mut self, now: Instant) {
+        self.framer.reset();
+        self.outbox.clear();
+        self.in_flight = 0;
+        (self.heard, self.said) = (now, now);
+        self.state = State::Greeting;
+        self.push_control(0, &Control::Hello(Caps::OURS));
+    }
+
+    /// The control lane is gone, or could not be opened.
+    pub fn lost(&mut self, reason: &str, now: Instant) {
+        let (give_up, pause) = match &self.state {
+            State::Dead(_) => return,
+            State::Down { give_up, pause, .. } => (*give_up, *pause),
+            // Refused while greeting: not a fresh start of the clock.
+            _ => (now + self.options.reconnect_for, self.options.backoff),
+        };
+        if !matches!(self.state, State::Down { .. }) {
+            self.events.push(ClientEvent::Lost(reason.into()));
+            self.interrupt();
+        }
+        if now >= give_up {
+            return self.die(ClientError::Unreachable { reason: reason.into(), effect: Effect::Unknown });
+        }
+        let next = (now + pause).min(give_up);
+        let pause = (pause * 2).min(Duration::from_secs(1));
+        self.state = State::Down { next, give_up, pause };
+    }
+
+    /// Where received bytes of the control lane go.
+    pub fn space(&mut self) -> &mut [u8] {
+        self.framer.space()
+    }
+
+    /// `n` bytes of [`Self::space`] were filled.
+    ///
+    /// # Errors
+    /// The connection must be closed and [`Self::lost`] called.
+    pub fn filled(&mut self, n: usize, now: Instant) -> Result<(), ClientError> {
+        self.counters.down.fetch_add(n as u64, Ordering::Relaxed);
+        self.heard = now;
+        self.framer.filled(n);
+        loop {
+            // The framer lends its buffer while the frame is handled: it is put back whatever happens.
+            let mut framer = std::mem::replace(&mut self.framer, Framer::new(limits::CONTROL_PAYLOAD_BYTES));
+            let handled = match framer.next() {
+                Ok(Some(frame)) => {
+                    let intact = frame.intact.map_err(ClientError::from);
+                    Some(intact.and_then(|()| self.frame(frame.header, frame.meta, frame.payload)))
+                }
+                Ok(None) => None,
+                Err(error) => Some(Err(error.into())),
+            };
+            self.framer = framer;
+            match handled {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Err(error),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Sends what waits on the control lane. Whether all of it is gone.
+    ///
+    /// # Errors
+    /// The sink's, if the lane is gone.
+    pub fn flush(&mut self, sink: &mut dyn Sink) -> io::Result<bool> {
+        let before = self.outbox.waiting();
+        let done = self.outbox.flush(sink);
+        self.counters.up.fetch_add((before - self.outbox.waiting()) as u64, Ordering::Relaxed);
+        done
+    }
+
+    /// Whether bytes wait for [`Self::flush`].
+    pub fn has_output(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// How many bulk lanes should be open now.
+    pub fn wants_lanes(&self) -> u32 {
+        if self.bulk_used && self.is_ready() { self.options.lanes.max(1) } else { 0 }
+    }
+
+    /// The first frame of bulk lane `lane`. The lane is open once the server has answered with [`Control::LaneWelcome`].
+    pub fn lane_hello(&self, lane: u32) -> Option<Vec<u8>> {
+        let welcome = self.welcome.as_ref()?;
+        let hello = LaneHello { connection: welcome.connection, lane_key: welcome.lane_key, lane };
+        let mut meta = Vec::new();
+        let (kind, flags) = Control::LaneHello(hello).encode(&mut meta);
+        let mut frame = encode_header(kind, flags, 0, meta.len() as u32, 0, body_crc(&meta, &[])).to_vec();
+        frame.extend_from_slice(&meta);
+        Some(frame)
+    }
+
+    /// Where transfers land; for the lanes' [`super::BulkIn`].
+    pub fn landings(&self) -> &Arc<Landings> {
+        &self.landings
+    }
+
+    /// Transfers on their way out; for the lanes' [`super::BulkLane`].
+    pub fn bulk(&self) -> &Arc<BulkOut> {
+        &self.bulk
+    }
+
+    /// Bytes over the sockets. The driver adds the bulk lanes'.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// A bulk lane has something to tell.
+    pub fn bulk_event(&mut self, event: &BulkEvent) {
+        match *event {
+            BulkEvent::Complete(_) => {}
+            BulkEvent::Corrupt { transfer, .. } => self.begin_again(transfer),
+            BulkEvent::OffGrid(transfer) => {
+                if let Some(slot) = self.requests.get(transfer) {
+                    slot.fail(DecodeError::Range("a slice does not fit the get that it answers").into());
+                }
+            }
+        }
+    }
+
+    /// When [`Self::timeout`] should be called next.
+    pub fn deadline(&self) -> Option<Instant> {
+        match (&self.state, &self.welcome) {
+            (State::Dead(_), _) => None,
+            (State::Down { next, .. }, _) => Some(*next),
+            (State::Ready, Some(w)) => Some((self.said + millis(w.keepalive_ms)).min(self.heard + millis(w.silence_ms))),
+            _ => Some(self.heard + self.options.reconnect_for),
+        }
+    }
+
+    /// Time has passed: keepalive, or a silent server.
+    ///
+    /// # Errors
+    /// The connection must be closed and [`Self::lost`] called.
+    pub fn timeout(&mut self, now: Instant) -> Result<(), ClientError> {
+        let silent = |seconds: Duration| ClientError::Unreachable {
+            reason: format!("the server was silent for {} s", seconds.as_secs_f32()),
+            effect: Effect::Unknown,
+        };
+        match (&self.state, &self.welcome) {
+            (State::Ready, Some(w)) => {
+                let (keepalive, silence) = (millis(w.keepalive_ms), millis(w.silence_ms));
+                if self.heard + silence <= now {
+                    return Err(silent(silence));
+                }
+                if self.said + keepalive <= now {
+                    self.said = now;
+                    self.push_control(0, &Control::Ping);
+                }
+            }
+            (State::Greeting | State::Opening(_), _) if self.heard + self.options.reconnect_for <= now => {
+                return Err(silent(self.options.reconnect_for));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    // ---- what the user asks
+
+    /// Whether a session is open and requests flow.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready)
+    }
+
+    /// Why the client has given up, if it has.
+    pub fn dead(&self) -> Option<&ClientError> {
+        match &self.state {
+            State::Dead(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The session, once open.
+    pub fn session(&self) -> Option<&OpenedSession> {
+        self.session.as_ref()
+    }
+
+    /// What the server said first.
+    pub fn welcome(&self) -> Option<&Welcome> {
+        self.welcome.as_ref()
+    }
+
+    /// How often a session's state was lost: changes when everything must be set up again.
+    pub fn sessions_lost(&self) -> u64 {
+        self.sessions_lost
+    }
+
+    /// What happened since the last call.
+    pub fn take_events(&mut self) -> Vec<ClientEvent> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Starts a request. `payload` stands for the request's own payload where the caller has it in shared memory. `sink`: the
+    /// control lane, so that the frame goes out at once and uncopied.
+    ///
+    /// # Errors
+    /// The sink's: the control lane is gone ([`Self::lost`] must be called); the request is kept, and is sent again.
+    pub fn start(
+        &mut self,
+        request: &Request<'_>,
+        payload: Option<Bytes>,
+        sink: Option<&mut dyn Sink>,
+    ) -> (RequestId, io::Result<()>) {
+        self.begin(request, payload, Bulk::None, sink)
+    }
+
+    /// Starts a put in slices. The request's body must be [`crate::wire::PutBody::Sliced`].
+    pub fn start_put(&mut self, request: &Request<'_>, pieces: Vec<Bytes>, slice_bytes: u32) -> RequestId {
+        self.bulk_used = true;
+        self.begin(request, None, Bulk::Out { pieces, slice_bytes }, None).0
+    }
+
+    /// Starts a get in slices, which land in `landing`.
+    pub fn start_get(&mut self, request: &Request<'_>, landing: Arc<Landing>) -> RequestId {
+        self.bulk_used = true;
+        self.begin(request, None, Bulk::In(landing), None).0
+    }
+
+    /// Whether [`Self::answer`] has something.
+    pub fn has_answer(&mut self, id: RequestId) -> bool {
+        self.requests.get(id.0).is_none_or(|slot| slot.has_reply())
+    }
+
+    /// The next reply to a request: one, or several for a streamed one. `None`: not yet. After the last, call [`Self::end`].
+    pub fn answer(&mut self, id: RequestId) -> Option<Answer<'_>> {
+        self.requests.get(id.0)?.next_reply()
+    }
+
+    /// Forgets a request. One that is not over is cancelled.
+    pub fn end(&mut self, id: RequestId) {
+        let Some(slot) = self.requests.get(id.0) else { return };
+        let (over, sent) = (slot.is_over(), slot.sent);
+        if !over && sent {
+            self.push_control(id.0, &Control::Cancel);
+            self.bulk.cancel(id.0);
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
+        self.landings.end(id.0);
+        self.requests.end(id.0);
+    }
+
+    /// Asks the server to stop a request; its terminal answer still comes.
+    pub fn cancel(&mut self, id: RequestId) {
+        if self.requests.get(id.0).is_some_and(|slot| slot.sent && !slot.is_over()) {
+            self.push_control(id.0, &Control::Cancel);
+        }
+    }
+
+    /// Ends the connection for good.
+    pub fn close(&mut self) {
+        self.push_control(0, &Control::Goodbye(RemoteError::new(ErrorCode::Cancelled, "the client closed")));
+        self.state = State::Dead(ClientError::Interrupted);
+    }
+
+    // ---- inside
+
+    fn begin(
+        &mut self,
+        request: &Request<'_>,
+        payload: Option<Bytes>,
+        bulk: Bulk,
+        sink: Option<&mut dyn Sink>,
+    ) -> (RequestId, io::Result<()>) {
+        let (id, slot) = self.requests.begin(Kind::Echo);
+        let mut frame = std::mem::take(&mut slot.frame);
+        slot.bulk = bulk;
+        frame.clear();
+        frame.resize(HEADER_BYTES, 0);
+        let mut small = std::mem::take(&mut slot.small);
+        small.clear();
+        let kind = request.encode(&mut frame, &mut small);
+        slot.kind = kind;
+        let borrowed = request.payload().filter(|_| payload.is_none());
+        slot.payload = payload.unwrap_or_default();
+        let body: &[u8] = borrowed.unwrap_or(if slot.payload.is_empty() { &small } else { &slot.payload });
+        let meta_len = frame.len() - HEADER_BYTES;
+        let crc = body_crc(&frame[HEADER_BYTES..], body);
+        let head = encode_header(kind, Flags::default(), id, meta_len as u32, body.len() as u32, crc);
+        frame[..HEADER_BYTES].copy_from_slice(&head);
+        let flows = matches!(self.state, State::Ready) && self.in_flight < self.welcome.map_or(1, |w| w.credits);
+        let mut done = Ok(());
+        if flows {
+            slot.sent = true;
+            let before = self.outbox.waiting();
+            match sink {
+                Some(sink) => done = self.outbox.send(&frame, &[], body, sink),
+                None => self.outbox.push(&frame, &[], body),
+            }
+            let sent = (frame.len() + body.len() + before).saturating_sub(self.outbox.waiting());
+            self.counters.up.fetch_add(if done.is_ok() { sent as u64 } else { 0 }, Ordering::Relaxed);
+            self.in_flight += 1;
+        }
+        // A large echo that went out is not worth a copy: it fails with its connection.
+        if !(flows && kind == Kind::Echo && body.len() > 4096) {
+            if slot.payload.is_empty() {
+                crate::memory::extend_counted(&mut frame, body);
+            }
+        } else {
+            frame.clear();
+        }
+        slot.frame = frame;
+        slot.small = small;
+        if flows {
+            self.begin_bulk(id, Vec::new());
+        }
+        (RequestId(id), done)
+    }
+
+    /// Opens the landing of a get, or begins to send a put's slices.
+    fn begin_bulk(&mut self, id: u64, landed: Vec<u8>) {
+        let Some(slot) = self.requests.get(id) else { return };
+        match &slot.bulk {
+            Bulk::None => {}
+            Bulk::In(landing) => self.landings.open(id, landing.clone()),
+            Bulk::Out { pieces, slice_bytes } => {
+                self.bulk.push(Outgoing::new(id, pieces.clone(), *slice_bytes).skipping(landed));
+            }
+        }
+    }
+
+    /// Sends every request that waits, oldest first, as far as the credits go.
+    fn resume_flow(&mut self) {
+        let credits = self.welcome.map_or(1, |w| w.credits);
+        for id in self.requests.waiting() {
+            if self.in_flight >= credits {
+                return;
+            }
+            let Some(slot) = self.requests.get(id).filter(|s| !s.sent) else { continue };
+            if slot.frame.is_empty() {
+                slot.fail(ClientError::Interrupted);
+                continue;
+            }
+            slot.sent = true;
+            slot.forget_replies();
+            self.outbox.push(&slot.frame, &[], &slot.payload);
+            self.in_flight += 1;
+            let asks_first = slot.kind == Kind::Put && slot.again > 0;
+            if !asks_first {
+                self.begin_bulk(id, Vec::new());
+            }
+        }
+    }
+
+    /// The connection is gone: what was sent must be sent again.
+    fn interrupt(&mut self) {
+        self.bulk.clear();
+        self.outbox.clear();
+        self.in_flight = 0;
+        for id in self.requests.waiting() {
+            if let Some(slot) = self.requests.get(id).filter(|s| s.sent) {
+                slot.sent = false;
+                // A put of which some slices may have landed asks which before it sends any.
+                slot.again += u32::from(matches!(slot.bulk, Bulk::Out { .. }));
+                set_announce_if(slot.again > 0, &mut slot.frame);
+            }
+        }
+    }
+
+    /// A get's slice was corrupted: asks again; slices that landed are not written twice.
+    fn begin_again(&mut self, transfer: u64) {
+        let Some(slot) = self.requests.get(transfer) else { return };
+        slot.again += 1;
+        if slot.again > SECOND_CHANCES {
+            slot.fail(ClientError::Corrupt(SECOND_CHANCES));
+            return;
+        }
+        slot.forget_replies();
+        self.outbox.push(&slot.frame, &[], &slot.payload);
+    }
+
+    fn frame(&mut self, header: Header, meta: &[u8], payload: &[u8]) -> Result<(), ClientError> {
+        let kind = header.kind.map_err(DecodeError::Kind)?;
+        if Control::is(kind) {
+            let message = Control::decode(&header, meta)?;
+            return self.control(header.id, message);
+        }
+        if matches!(self.state, State::Opening(id) if id == header.id) {
+            return self.opened(&header, meta, payload);
+        }
+        let Some(slot) = self.requests.get(header.id) else { return Ok(()) };
+        let (terminal, error) = (!header.flags.has(Flags::MORE), header.flags.has(Flags::ERROR));
+        if kind == Kind::Put && !terminal {
+            let Reply::Landed { bits, .. } = Reply::decode(&header, meta, payload)? else { return Ok(()) };
+            self.begin_bulk(header.id, bits.to_vec());
+            return Ok(());
+        }
+        slot.add_reply(header, meta, payload);
+        if terminal {
+            if error || kind == Kind::Put {
+                self.bulk.cancel(header.id);
+            }
+            self.in_flight = self.in_flight.saturating_sub(1);
+            if self.in_flight + 1 >= self.welcome.map_or(1, |w| w.credits) {
+                self.resume_flow();
+            }
+        }
+        Ok(())
+    }
+
+    fn control(&mut self, id: u64, message: Control) -> Result<(), ClientError> {
+        match message {
+            Control::Welcome(welcome) if matches!(self.state, State::Greeting) => {
+                self.welcome = Some(welcome);
+                self.open();
+            }
+            Control::Ping => self.push_control(id, &Control::Pong),
+            Control::Pong => {}
+            Control::SliceAgain(offset) => {
+                if let Some(slot) = self.requests.get(id)
+                    && let Bulk::Out { pieces, slice_bytes } = &slot.bulk
+                {
+                    self.bulk.push(Outgoing::new(id, pieces.clone(), *slice_bytes).only(offset));
+                }
+            }
+            Control::Goodbye(error) => return Err(error.into()),
+            _ => return Err(DecodeError::Range("a message that only a client sends").into()),
+        }
+        Ok(())
+    }
+
+    /// Opens a session, or takes up the one that was open.
+    fn open(&mut self) {
+        let unanswered = self.requests.lowest();
+        let request = match &self.session {
+            Some(s) => Request::Resume { token: s.token, epoch: s.epoch, unanswered },
+            None => Request::Open { quota: self.options.quota, lease_ms: self.options.lease_ms },
+        };
+        let mut meta = Vec::new();
+        let kind = request.encode(&mut meta, &mut Vec::new());
+        // The id is taken from the requests' row, and given back: nobody picks up its answer.
+        let (id, _) = self.requests.begin(kind);
+        self.requests.end(id);
+        let head = encode_header(kind, Flags::default(), id, meta.len() as u32, 0, body_crc(&meta, &[]));
+        self.outbox.push(&head, &meta, &[]);
+        self.state = State::Opening(id);
+    }
+
+    fn opened(&mut self, header: &Header, meta: &[u8], payload: &[u8]) -> Result<(), ClientError> {
+        match Reply::decode(header, meta, payload)? {
+            Reply::Opened(session) => {
+                self.session = Some(session);
+                self.state = State::Ready;
+                self.events.push(ClientEvent::Ready);
+                self.resume_flow();
+                Ok(())
+            }
+            Reply::Failed(error)
+                if self.session.is_some() && matches!(error.code, ErrorCode::EpochGone | ErrorCode::SessionGone) =>
+            {
+                self.session = None;
+                self.sessions_lost += 1;
+                self.events.push(ClientEvent::SessionLost(error.code));
+                self.requests.fail_all(&ClientError::SessionLost(error.code));
+                self.open();
+                Ok(())
+            }
+            Reply::Failed(error) => {
+                self.die(error.clone().into());
+                Err(error.into())
+            }
+            _ => Err(DecodeError::Misplaced(header.kind.map_or_else(|k| k, |k| k as u8)).into()),
+        }
+    }
+
+    fn die(&mut self, error: ClientError) {
+        self.bulk.clear();
+        self.requests.fail_all(&error);
+        self.state = State::Dead(error);
+    }
+
+    fn push_control(&mut self, id: u64, message: &Control) {
+        let mut meta = Vec::new();
+        let (kind, flags) = message.encode(&mut meta);
+        let head = encode_header(kind, flags, id, meta.len() as u32, 0, body_crc(&meta, &[]));
+        self.outbox.push(&head, &meta, &[]);
+    }
+}
+
+fn set_announce_if(yes: bool, frame: &mut [u8]) {
+    if yes {
+        set_announce(frame);
+    }
+}
+
+fn millis(ms: u32) -> Duration {
+    Duration::from_millis(u64::from(ms))
+}

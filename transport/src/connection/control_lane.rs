@@ -1,0 +1,256 @@
+//! A server's end of a lane, from its first byte: a control lane, or a bulk lane until it has said whose it is.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::framer::Framer;
+use super::outbox::Sink;
+use super::peer::{Driver, Peer, no_credit};
+use super::service::{Directory, Service, Settings};
+use crate::wire::{
+    Caps, Control, DecodeError, ErrorCode, Kind, LaneHello, RemoteError, Reply, Request, Welcome, body_crc,
+    encode_header, limits,
+};
+
+/// What the driver does next.
+#[derive(Debug)]
+pub enum Step {
+    /// Go on reading.
+    Continue,
+    /// From here on this is a bulk lane of that connection.
+    Bulk(Arc<Peer>, u32),
+    /// Send what waits, then close.
+    End(LaneEnd),
+}
+
+/// Why a lane ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LaneEnd {
+    /// The client said goodbye, or closed.
+    Left,
+    /// It was told to go, for this reason.
+    Refused(RemoteError),
+}
+
+/// The machine. Bytes in by [`Self::space`] and [`Self::filled`]; time by [`Self::deadline`] and [`Self::timeout`].
+pub struct ControlLane<S: Service> {
+    service: Arc<S>,
+    directory: Arc<Directory>,
+    framer: Framer,
+    state: State,
+    heard: Instant,
+    /// When the frame that is arriving began to.
+    frame_began: Option<Instant>,
+}
+
+enum State {
+    Greeting(Box<dyn Sink>, Arc<dyn Driver>),
+    Open(Arc<Peer>),
+    Over,
+}
+
+impl<S: Service> ControlLane<S> {
+    /// A lane that was just accepted. `None`: the server has as many connections as it may; close it.
+    pub fn new(
+        service: Arc<S>,
+        directory: Arc<Directory>,
+        mut sink: Box<dyn Sink>,
+        driver: Arc<dyn Driver>,
+        now: Instant,
+    ) -> Option<Self> {
+        let limit = service.settings().max_connections;
+        if !directory.admit(limit) {
+            let message = format!("the server has its most of {limit} connections: try again later");
+            farewell(&mut *sink, &RemoteError::new(ErrorCode::Busy, message));
+            return None;
+        }
+        let framer = Framer::new(limits::CONTROL_PAYLOAD_BYTES);
+        Some(Self { service, directory, framer, state: State::Greeting(sink, driver), heard: now, frame_began: None })
+    }
+
+    /// Where to read to.
+    pub fn space(&mut self) -> &mut [u8] {
+        self.framer.space()
+    }
+
+    /// The connection, once greeted.
+    pub fn peer(&self) -> Option<&Arc<Peer>> {
+        match &self.state {
+            State::Open(peer) => Some(peer),
+            _ => None,
+        }
+    }
+
+    /// `n` bytes of [`Self::space`] were filled.
+    pub fn filled(&mut self, n: usize, now: Instant) -> Step {
+        self.heard = now;
+        self.framer.filled(n);
+        loop {
+            match self.next_frame(now) {
+                Ok(Some(Step::Continue)) => {}
+                Ok(Some(step)) => return step,
+                Ok(None) => break,
+                Err(error) => return self.refuse(error),
+            }
+        }
+        self.frame_began = if self.framer.in_frame() { self.frame_began.or(Some(now)) } else { None };
+        if self.peer().is_some_and(|p| p.is_closed()) { Step::End(LaneEnd::Left) } else { Step::Continue }
+    }
+
+    /// When [`Self::timeout`] should be called.
+    pub fn deadline(&self) -> Instant {
+        let settings = self.service.settings();
+        let silence = match self.state {
+            State::Open(_) => self.heard + settings.silence,
+            _ => self.heard + settings.patience,
+        };
+        self.frame_began.map_or(silence, |began| silence.min(began + settings.patience))
+    }
+
+    /// The deadline has passed.
+    pub fn timeout(&mut self, now: Instant) -> Step {
+        if now < self.deadline() {
+            return Step::Continue;
+        }
+        let Settings { silence, patience, .. } = *self.service.settings();
+        let seconds = |d: Duration| d.as_secs_f32();
+        let message = match (&self.state, self.frame_began) {
+            (State::Open(_), None) => format!("nothing heard for {} s: send pings", seconds(silence)),
+            (State::Open(_), Some(_)) => format!("a frame took longer than {} s to arrive", seconds(patience)),
+            _ => format!("no greeting within {} s", seconds(patience)),
+        };
+        self.refuse(RemoteError::new(ErrorCode::TimedOut, message))
+    }
+
+    /// The lane is gone: tells the service. Called by drop, too.
+    pub fn closed(&mut self, now: Instant) {
+        let state = std::mem::replace(&mut self.state, State::Over);
+        match state {
+            State::Over => return,
+            State::Open(peer) => {
+                self.directory.remove(peer.id());
+                peer.close();
+                peer.landings().clear();
+                self.service.closed(&peer, now);
+            }
+            State::Greeting(..) => {}
+        }
+        self.directory.leave();
+    }
+
+    fn next_frame(&mut self, now: Instant) -> Result<Option<Step>, RemoteError> {
+        let Some(frame) = self.framer.next()? else { return Ok(None) };
+        self.frame_began = None;
+        let id = frame.header.id;
+        let State::Open(peer) = &self.state else {
+            frame.intact?;
+            return match Control::decode(&frame.header, frame.meta)? {
+                Control::Hello(caps) => self.greet(caps).map(Some),
+                Control::LaneHello(hello) => self.attach(&hello).map(Some),
+                _ => Err(DecodeError::Misplaced(frame.header.kind.map_or_else(|k| k, |k| k as u8)).into()),
+            };
+        };
+        match frame.header.kind {
+            Ok(kind) if Control::is(kind) => {
+                frame.intact?;
+                match Control::decode(&frame.header, frame.meta)? {
+                    Control::Ping => peer.control(id, &Control::Pong),
+                    Control::Cancel => self.service.cancel(peer, id, now),
+                    Control::Goodbye(_) => return Ok(Some(Step::End(LaneEnd::Left))),
+                    Control::SliceAgain(_) | Control::Pong => {}
+                    _ => return Err(DecodeError::Misplaced(kind as u8).into()),
+                }
+            }
+            kind => {
+                let settings = self.service.settings();
+                let kind = kind.unwrap_or(Kind::Echo);
+                let decoded = frame.intact.and_then(|()| Request::decode(&frame.header, frame.meta, frame.payload));
+                let within = peer.begin(settings.credits);
+                match decoded {
+                    _ if !within => peer.reply(id, kind, &Reply::Failed(no_credit(settings.credits))),
+                    Ok(request) => self.service.request(peer, id, request, now),
+                    Err(error) => peer.reply(id, kind, &Reply::Failed(error.into())),
+                }
+            }
+        }
+        Ok(Some(Step::Continue))
+    }
+
+    fn greet(&mut self, caps: Caps) -> Result<Step, RemoteError> {
+        let State::Greeting(sink, driver) = std::mem::replace(&mut self.state, State::Over) else {
+            return Ok(Step::Continue);
+        };
+        let mut lane_key = [0; 16];
+        getrandom::fill(&mut lane_key).map_err(|e| RemoteError::new(ErrorCode::Internal, e.to_string()))?;
+        let peer = Peer::new(self.directory.next_id(), lane_key, sink, driver);
+        let s = self.service.settings();
+        peer.control(
+            0,
+            &Control::Welcome(Welcome {
+                caps: Caps::OURS.common(caps),
+                connection: peer.id(),
+                lane_key,
+                epoch: s.epoch,
+                credits: s.credits,
+                eager_bytes: s.eager_bytes,
+                slice_bytes: s.slice_bytes,
+                keepalive_ms: millis(s.keepalive),
+                silence_ms: millis(s.silence),
+            }),
+        );
+        self.directory.insert(&peer);
+        self.state = State::Open(peer);
+        Ok(Step::Continue)
+    }
+
+    fn attach(&mut self, hello: &LaneHello) -> Result<Step, RemoteError> {
+        let peer = self.directory.find(hello).ok_or_else(|| {
+            RemoteError::new(ErrorCode::NoSuchHandle, "no connection has this number and lane key: connect again")
+        })?;
+        if peer.lane_count() >= self.service.settings().max_lanes as usize {
+            return Err(RemoteError::new(ErrorCode::Busy, "the connection has as many bulk lanes as it may"));
+        }
+        if self.framer.in_frame() {
+            return Err(RemoteError::new(ErrorCode::Malformed, "a bulk lane waits for its welcome before it sends slices"));
+        }
+        if let State::Greeting(sink, _) = &mut self.state {
+            write(&mut **sink, &Control::LaneWelcome(hello.lane));
+        }
+        Ok(Step::Bulk(peer, hello.lane))
+    }
+
+    fn refuse(&mut self, error: RemoteError) -> Step {
+        match &mut self.state {
+            State::Open(peer) => peer.goodbye(error.clone()),
+            State::Greeting(sink, _) => farewell(&mut **sink, &error),
+            State::Over => {}
+        }
+        Step::End(LaneEnd::Refused(error))
+    }
+}
+
+impl<S: Service> Drop for ControlLane<S> {
+    fn drop(&mut self) {
+        let now = self.heard;
+        self.closed(now);
+    }
+}
+
+fn millis(d: Duration) -> u32 {
+    u32::try_from(d.as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
+fn farewell(sink: &mut dyn Sink, error: &RemoteError) {
+    write(sink, &Control::Goodbye(error.clone()));
+}
+
+/// Before a connection has an outbox: what a fresh socket does not take at once is not worth keeping.
+fn write(sink: &mut dyn Sink, message: &Control) {
+    let mut meta = Vec::new();
+    let (kind, flags) = message.encode(&mut meta);
+    let head = encode_header(kind, flags, 0, meta.len() as u32, 0, body_crc(&meta, &[]));
+    if let Err(error) = sink.send(&[IoSlice::new(&head), IoSlice::new(&meta)]) {
+        tracing::debug!(%error, "a greeting could not be sent");
+    }
+}

@@ -1,0 +1,161 @@
+//! Frames of a control lane on their way in.
+
+use crate::wire::{DecodeError, HEADER_BYTES, Header, body_crc, decode_header};
+
+/// Cuts a control lane's bytes into frames. One buffer, grown only for a frame whose header was checked and is within its
+/// caps; many frames that came with one read are handed out one after another.
+#[derive(Debug)]
+pub struct Framer {
+    buf: Vec<u8>,
+    /// Bytes `start..end` of `buf` are received and not yet handed out.
+    start: usize,
+    end: usize,
+    payload_cap: u32,
+    /// The header at `start`, once it was checked.
+    header: Option<Header>,
+}
+
+/// A frame, borrowed from the framer.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    /// The checked header.
+    pub header: Header,
+    /// Metadata.
+    pub meta: &'a [u8],
+    /// Payload.
+    pub payload: &'a [u8],
+    /// Whether the body's checksum is right; if not, nothing in it may be used.
+    pub intact: Result<(), DecodeError>,
+}
+
+/// Small until a peer has shown that it speaks the protocol: ten thousand silent connections cost little.
+const FIRST_BYTES: usize = 512;
+const READ_BYTES: usize = 64 << 10;
+
+impl Framer {
+    /// A framer that refuses payloads over `payload_cap` bytes.
+    pub fn new(payload_cap: u32) -> Self {
+        Self { buf: Vec::new(), start: 0, end: 0, payload_cap, header: None }
+    }
+
+    /// Where the next bytes should be read to; never empty.
+    pub fn space(&mut self) -> &mut [u8] {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        let body = self.header.as_ref().map_or(0, Header::body_len);
+        let needed = self.start + HEADER_BYTES + body;
+        let least = if self.buf.is_empty() { FIRST_BYTES } else { READ_BYTES };
+        if self.buf.len() < needed || self.end == self.buf.len() {
+            self.buf.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+            let size = (HEADER_BYTES + body).max(least);
+            if self.buf.len() < size {
+                self.buf.resize(size, 0);
+            }
+        } else if self.buf.len() < least && self.end > 0 {
+            self.buf.resize(least, 0);
+        }
+        &mut self.buf[self.end..]
+    }
+
+    /// `n` bytes of [`Self::space`] were filled.
+    pub fn filled(&mut self, n: usize) {
+        self.end = (self.end + n).min(self.buf.len());
+    }
+
+    /// Whether a frame has begun to arrive and is not whole.
+    pub fn in_frame(&self) -> bool {
+        self.start != self.end
+    }
+
+    /// The next whole frame.
+    ///
+    /// # Errors
+    /// The stream cannot be trusted any further.
+    pub fn next(&mut self) -> Result<Option<Frame<'_>>, DecodeError> {
+        let received = &self.buf[self.start..self.end];
+        let header = match self.header {
+            Some(header) => header,
+            None => {
+                let Some(head) = received.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+                *self.header.insert(decode_header(head, self.payload_cap)?)
+            }
+        };
+        let whole = HEADER_BYTES + header.body_len();
+        if received.len() < whole {
+            return Ok(None);
+        }
+        self.header = None;
+        let at = self.start;
+        self.start += whole;
+        let (meta, payload) = self.buf[at + HEADER_BYTES..at + whole].split_at(header.meta_len as usize);
+        let expected = body_crc(meta, payload);
+        let intact = if expected == header.body_crc {
+            Ok(())
+        } else {
+            Err(DecodeError::BodyChecksum { found: header.body_crc, expected })
+        };
+        Ok(Some(Frame { header, meta, payload, intact }))
+    }
+
+    /// Forgets everything: a new stream begins.
+    pub fn reset(&mut self) {
+        (self.start, self.end) = (0, 0);
+        self.header = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Flags, Kind, encode_header};
+
+    fn frame(id: u64, payload: &[u8]) -> Vec<u8> {
+        let crc = body_crc(&[], payload);
+        let mut bytes = encode_header(Kind::Echo, Flags::default(), id, 0, payload.len() as u32, crc).to_vec();
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    /// Whatever pieces the bytes come in, the same frames come out.
+    #[test]
+    fn frames_do_not_depend_on_how_bytes_arrive() {
+        let sent: Vec<Vec<u8>> = (0..20).map(|i| vec![i as u8; i * 977]).collect();
+        let bytes: Vec<u8> = sent.iter().enumerate().flat_map(|(i, p)| frame(i as u64, p)).collect();
+        for step in [1, 7, 31, 32, 33, 1000, 100_000] {
+            let mut framer = Framer::new(1 << 20);
+            let mut seen = Vec::new();
+            for mut piece in bytes.chunks(step) {
+                while !piece.is_empty() {
+                    let space = framer.space();
+                    let n = space.len().min(piece.len());
+                    space[..n].copy_from_slice(&piece[..n]);
+                    framer.filled(n);
+                    piece = &piece[n..];
+                    while let Some(frame) = framer.next().unwrap() {
+                        frame.intact.clone().unwrap();
+                        assert_eq!(frame.header.id, seen.len() as u64);
+                        seen.push(frame.payload.to_vec());
+                    }
+                }
+            }
+            assert_eq!(seen, sent, "pieces of {step}");
+            assert!(!framer.in_frame());
+        }
+    }
+
+    #[test]
+    fn a_corrupted_body_is_marked_and_the_next_frame_comes() {
+        let mut bytes = frame(1, b"payload");
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        bytes.extend(frame(2, b"good"));
+        let mut framer = Framer::new(1 << 20);
+        framer.space()[..bytes.len()].copy_from_slice(&bytes);
+        framer.filled(bytes.len());
+        assert!(framer.next().unwrap().unwrap().intact.is_err());
+        assert!(framer.next().unwrap().unwrap().intact.is_ok());
+    }
+}

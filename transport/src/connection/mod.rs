@@ -1,0 +1,32 @@
+//! The protocol as state machines without I/O.
+//!
+//! Nothing here owns a socket, reads a clock, sleeps or spawns. A link's driver moves bytes and says what time it is:
+//!
+//! | side | control lane | bulk lanes |
+//! |---|---|---|
+//! | server | [`ControlLane`] turns bytes into calls of a [`Service`]; a [`Peer`] takes the replies | [`BulkIn`] and [`BulkOut`] |
+//! | client | [`Client`] holds requests until they are answered, across reconnects | the same two |
+//!
+//! Received bytes go into a buffer that the machine offers (`space`, `want`), then `filled` tells how many came. Bytes to send
+//! go into a [`Sink`], which takes what it can. A transfer's payload is never in a buffer of the machine: [`BulkIn`] offers the
+//! memory of a [`crate::memory::SliceLease`], and [`BulkOut`] hands the sender's own memory to the sink.
+
+mod bulk_in;
+mod bulk_out;
+mod client;
+mod control_lane;
+mod framer;
+mod outbox;
+mod peer;
+mod requests;
+mod service;
+
+pub use bulk_in::{BulkEvent, BulkIn, Landings, Want};
+pub use bulk_out::{BulkLane, BulkOut, Outgoing};
+pub use client::{Answer, Client, ClientError, ClientEvent, ClientOptions, Counters, Incoming};
+pub use control_lane::{ControlLane, LaneEnd, Step};
+pub use framer::{Frame, Framer};
+pub use outbox::{Outbox, Sink};
+pub use peer::{Driver, Peer, Recorded, Recorder};
+pub use requests::RequestId;
+pub use service::{Directory, Service, Settings};

@@ -1,0 +1,328 @@
+//! A connection as the server sees it.
+
+use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::bulk_in::{BulkEvent, Landings};
+use super::bulk_out::{BulkOut, Outgoing};
+use super::outbox::{Outbox, Sink};
+use super::service::Service;
+use crate::memory::{Landing, Region};
+use crate::wire::{Control, ErrorCode, Flags, Kind, RemoteError, Reply, body_crc, encode_header};
+
+/// Wakes the driver of one lane, from whatever thread: there is something to send, a landing was registered, or the connection
+/// was closed. Must be cheap and must not block.
+pub trait Driver: Send + Sync {
+    /// See the trait.
+    fn wake(&self);
+}
+
+/// A reply that may wait for a slow reader, at the most; past this the connection is closed.
+const BACKLOG_BYTES: usize = 64 << 20;
+
+/// Corrupted slices that are asked for again, over a connection's life.
+const SECOND_CHANCES: u32 = 64;
+
+/// One connection, server side. All methods can be called from any thread; none blocks; after the connection is gone they do
+/// nothing.
+pub struct Peer {
+    id: u64,
+    lane_key: [u8; 16],
+    control: Mutex<ControlOut>,
+    driver: Arc<dyn Driver>,
+    lanes: Mutex<Vec<(u32, Arc<dyn Driver>)>>,
+    landings: Landings,
+    bulk: BulkOut,
+    closed: AtomicBool,
+    in_flight: AtomicU32,
+    chances: AtomicU32,
+}
+
+struct ControlOut {
+    outbox: Outbox,
+    sink: Box<dyn Sink>,
+    meta: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+impl Peer {
+    pub(super) fn new(id: u64, lane_key: [u8; 16], sink: Box<dyn Sink>, driver: Arc<dyn Driver>) -> Arc<Self> {
+        let out = ControlOut { outbox: Outbox::default(), sink, meta: Vec::new(), payload: Vec::new() };
+        Arc::new(Self {
+            id,
+            lane_key,
+            control: Mutex::new(out),
+            driver,
+            lanes: Mutex::default(),
+            landings: Landings::default(),
+            bulk: BulkOut::default(),
+            closed: AtomicBool::new(false),
+            in_flight: AtomicU32::new(0),
+            chances: AtomicU32::new(SECOND_CHANCES),
+        })
+    }
+
+    /// A connection without a link, which records what it is told to send: for tests of services.
+    pub fn detached() -> (Arc<Self>, Recorder) {
+        let recorder = Recorder::default();
+        let peer = Self::new(0, [0; 16], Box::new(recorder.clone()), Arc::new(recorder.clone()));
+        (peer, recorder)
+    }
+
+    /// Names it in logs and to its bulk lanes.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Answers a request of kind `kind`.
+    pub fn reply(&self, id: u64, kind: Kind, reply: &Reply<'_>) {
+        if reply.is_terminal() {
+            // A detached peer counts no requests in.
+            let less = |n: u32| Some(n.saturating_sub(1));
+            let _ = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        }
+        let mut out = self.lock();
+        let ControlOut { outbox, sink, meta, payload } = &mut *out;
+        meta.clear();
+        payload.clear();
+        let flags = reply.encode(meta, payload);
+        let payload = reply.payload().unwrap_or(payload);
+        let done = send(outbox, &mut **sink, kind, flags, id, meta, payload);
+        let behind = outbox.waiting();
+        drop(out);
+        self.sent(done, behind);
+    }
+
+    /// Sends the bytes of these regions, in order, as slices of transfer `id`. The regions are held until they are sent.
+    pub fn send_sliced(&self, id: u64, segments: Vec<Region>, slice_bytes: u32) {
+        if self.is_closed() {
+            return;
+        }
+        let pieces = segments.into_iter().map(Bytes::from_owner).collect();
+        self.bulk.push(Outgoing::new(id, pieces, slice_bytes));
+        self.wake_lanes();
+    }
+
+    /// Stops sending slices of transfer `id`.
+    pub fn cancel_sliced(&self, id: u64) {
+        self.bulk.cancel(id);
+    }
+
+    /// Slices of transfer `id` land here from now on.
+    pub fn receive(&self, id: u64, landing: Arc<Landing>) {
+        self.landings.open(id, landing);
+        self.wake_lanes();
+    }
+
+    /// Slices of transfer `id` are drained from now on: the put has ended.
+    pub fn discard(&self, id: u64) {
+        self.landings.end(id);
+        self.wake_lanes();
+    }
+
+    /// Ends the connection, and tells the client why.
+    pub fn goodbye(&self, error: RemoteError) {
+        self.control(0, &Control::Goodbye(error));
+        self.close();
+    }
+
+    /// Whether it is gone.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Sends what waits on the control lane. Whether all of it is gone.
+    ///
+    /// # Errors
+    /// The sink's, if the lane is gone.
+    pub fn flush(&self) -> io::Result<bool> {
+        let mut out = self.lock();
+        let ControlOut { outbox, sink, .. } = &mut *out;
+        outbox.flush(&mut **sink)
+    }
+
+    /// Bytes that wait on the control lane.
+    pub fn backlog(&self) -> usize {
+        self.lock().outbox.waiting()
+    }
+
+    /// Where its transfers land.
+    pub fn landings(&self) -> &Landings {
+        &self.landings
+    }
+
+    /// Its transfers on their way out.
+    pub fn bulk(&self) -> &BulkOut {
+        &self.bulk
+    }
+
+    /// Ends the connection without a word.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.bulk.clear();
+        self.driver.wake();
+        self.wake_lanes();
+    }
+
+    /// A bulk lane joined: it is woken from now on.
+    pub fn add_lane(&self, lane: u32, driver: Arc<dyn Driver>) {
+        self.lanes().push((lane, driver));
+    }
+
+    /// A bulk lane is gone.
+    pub fn remove_lane(&self, lane: u32) {
+        self.lanes().retain(|l| l.0 != lane);
+    }
+
+    pub(super) fn lane_count(&self) -> usize {
+        self.lanes().len()
+    }
+
+    fn wake_lanes(&self) {
+        self.lanes().iter().for_each(|(_, driver)| driver.wake());
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, Vec<(u32, Arc<dyn Driver>)>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lane_key(&self) -> &[u8; 16] {
+        &self.lane_key
+    }
+
+    /// Counts a request in; whether the credits allow it.
+    pub(super) fn begin(&self, credits: u32) -> bool {
+        self.in_flight.fetch_add(1, Ordering::AcqRel) < credits
+    }
+
+    /// A bulk lane has something to tell.
+    pub fn bulk_event<S: Service>(self: &Arc<Self>, service: &S, event: &BulkEvent, now: Instant) {
+        match *event {
+            BulkEvent::Complete(transfer) => {
+                self.landings.end(transfer);
+                service.landed(self, transfer, now);
+            }
+            BulkEvent::Corrupt { transfer, offset } if self.second_chance() => {
+                tracing::warn!(peer = self.id, transfer, offset, "a slice was corrupted: asking for it again");
+                self.control(transfer, &Control::SliceAgain(offset));
+            }
+            BulkEvent::Corrupt { transfer, .. } | BulkEvent::OffGrid(transfer) => {
+                self.landings.end(transfer);
+                service.refused(self, transfer, now);
+            }
+        }
+    }
+
+    /// Counts a corrupted slice; whether it may be sent again.
+    fn second_chance(&self) -> bool {
+        let less = |n: u32| n.checked_sub(1);
+        self.chances.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
+    }
+
+    pub(super) fn control(&self, id: u64, message: &Control) {
+        let mut out = self.lock();
+        let ControlOut { outbox, sink, meta, .. } = &mut *out;
+        meta.clear();
+        let (kind, flags) = message.encode(meta);
+        let done = send(outbox, &mut **sink, kind, flags, id, meta, &[]);
+        let behind = outbox.waiting();
+        drop(out);
+        self.sent(done, behind);
+    }
+
+    fn sent(&self, done: io::Result<()>, behind: usize) {
+        if done.is_err() {
+            self.close();
+        } else if behind > BACKLOG_BYTES {
+            tracing::warn!(peer = self.id, behind, "the client does not read its replies: closing");
+            self.close();
+        } else if behind > 0 {
+            self.driver.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ControlOut> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peer").field("id", &self.id).field("closed", &self.is_closed()).finish_non_exhaustive()
+    }
+}
+
+/// An error that a peer made before it had credits to be counted: not a reply to a counted request.
+pub(super) fn no_credit(credits: u32) -> RemoteError {
+    let message = format!("more than {credits} requests in flight: wait for replies before sending more");
+    RemoteError::new(ErrorCode::NoCredit, message)
+}
+
+fn send(
+    outbox: &mut Outbox,
+    sink: &mut dyn Sink,
+    kind: Kind,
+    flags: Flags,
+    id: u64,
+    meta: &[u8],
+    payload: &[u8],
+) -> io::Result<()> {
+    let crc = body_crc(meta, payload);
+    let head = encode_header(kind, flags, id, meta.len() as u32, payload.len() as u32, crc);
+    outbox.send(&head, meta, payload, sink)
+}
+
+/// What a detached [`Peer`] was told to send.
+#[derive(Clone, Default)]
+pub struct Recorder {
+    bytes: Arc<Mutex<Vec<u8>>>,
+}
+
+/// One frame that a detached peer sent.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// The checked header.
+    pub header: crate::wire::Header,
+    /// Metadata.
+    pub meta: Vec<u8>,
+    /// Payload.
+    pub payload: Vec<u8>,
+}
+
+impl Recorder {
+    /// The frames since the last call.
+    pub fn take(&self) -> Vec<Recorded> {
+        let bytes = std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut framer = super::Framer::new(crate::wire::limits::CONTROL_PAYLOAD_BYTES);
+        let mut frames = Vec::new();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let space = framer.space();
+            let n = space.len().min(rest.len());
+            space[..n].copy_from_slice(&rest[..n]);
+            framer.filled(n);
+            rest = &rest[n..];
+            while let Ok(Some(frame)) = framer.next() {
+                let (meta, payload) = (frame.meta.to_vec(), frame.payload.to_vec());
+                frames.push(Recorded { header: frame.header, meta, payload });
+            }
+        }
+        frames
+    }
+}
+
+impl Sink for Recorder {
+    fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        bufs.iter().for_each(|b| bytes.extend_from_slice(b));
+        Ok(bufs.iter().map(|b| b.len()).sum())
+    }
+}
+
+impl Driver for Recorder {
+    fn wake(&self) {}
+}

@@ -1,0 +1,169 @@
+//! A client's requests, from their start until their answers were picked up.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::client::ClientError;
+use crate::memory::{Landing, extend_counted};
+use crate::wire::{Header, Kind, Reply};
+
+/// Names a request of one client. Never used twice in a session, so that the server can tell a retry from a new request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// One request. Slots are reused with their buffers, so that steady state allocates nothing.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) kind: Kind,
+    /// Header, metadata and small payload as sent, to be sent again after a reconnect; empty: is not sent again.
+    pub(super) frame: Vec<u8>,
+    /// The rest of the payload, in the caller's memory.
+    pub(super) payload: Bytes,
+    /// A buffer for payloads that are encoded.
+    pub(super) small: Vec<u8>,
+    pub(super) bulk: Bulk,
+    /// Whether it was sent on this connection.
+    pub(super) sent: bool,
+    /// How often it was begun again because of corruption.
+    pub(super) again: u32,
+    answers: Vec<u8>,
+    heads: VecDeque<(Header, usize)>,
+    /// The terminal reply is among `heads`, or it failed.
+    replied: bool,
+    failed: Option<ClientError>,
+}
+
+/// What a request moves over the bulk lanes.
+#[derive(Debug)]
+pub(super) enum Bulk {
+    None,
+    Out { pieces: Vec<Bytes>, slice_bytes: u32 },
+    In(Arc<Landing>),
+}
+
+impl Slot {
+    /// Whether nothing more will come for it.
+    pub(super) fn is_over(&self) -> bool {
+        let landed = match &self.bulk {
+            Bulk::In(landing) => landing.is_complete(),
+            _ => true,
+        };
+        self.failed.is_some() || (self.replied && (landed || self.has_error()))
+    }
+
+    pub(super) fn fail(&mut self, error: ClientError) {
+        if !self.is_over() {
+            self.failed = Some(error);
+        }
+    }
+
+    pub(super) fn add_reply(&mut self, header: Header, meta: &[u8], payload: &[u8]) {
+        if self.replied || self.failed.is_some() {
+            return;
+        }
+        let start = self.answers.len();
+        self.answers.extend_from_slice(meta);
+        extend_counted(&mut self.answers, payload);
+        self.heads.push_back((header, start));
+        self.replied = !header.flags.has(crate::wire::Flags::MORE);
+    }
+
+    pub(super) fn forget_replies(&mut self) {
+        self.answers.clear();
+        self.heads.clear();
+        self.replied = false;
+    }
+
+    /// Whether [`Self::next_reply`] has something.
+    pub(super) fn has_reply(&self) -> bool {
+        let last = self.heads.len() == 1 && self.replied;
+        if self.heads.is_empty() { self.failed.is_some() } else { !last || self.is_over() }
+    }
+
+    /// The next reply that may be picked up.
+    pub(super) fn next_reply(&mut self) -> Option<Result<Reply<'_>, ClientError>> {
+        if self.has_reply()
+            && let Some((header, start)) = self.heads.pop_front()
+        {
+            let (meta, payload) = self.answers[start..start + header.body_len()].split_at(header.meta_len as usize);
+            return Some(match Reply::decode(&header, meta, payload) {
+                Ok(Reply::Failed(error)) => Err(ClientError::Remote(error)),
+                Ok(reply) => Ok(reply),
+                Err(error) => Err(ClientError::Protocol(error)),
+            });
+        }
+        if self.heads.is_empty() { self.failed.clone().map(Err) } else { None }
+    }
+
+    fn has_error(&self) -> bool {
+        self.heads.back().is_some_and(|(header, _)| header.flags.has(crate::wire::Flags::ERROR))
+    }
+}
+
+/// All requests of a client that were not picked up.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    slots: HashMap<u64, Slot>,
+    spare: Vec<Slot>,
+    last: u64,
+}
+
+impl Requests {
+    /// A fresh slot.
+    pub(super) fn begin(&mut self, kind: Kind) -> (u64, &mut Slot) {
+        self.last += 1;
+        let mut slot = self.spare.pop().unwrap_or_else(|| Slot {
+            kind,
+            frame: Vec::new(),
+            payload: Bytes::new(),
+            small: Vec::new(),
+            bulk: Bulk::None,
+            sent: false,
+            again: 0,
+            answers: Vec::new(),
+            heads: VecDeque::new(),
+            replied: false,
+            failed: None,
+        });
+        slot.kind = kind;
+        (self.last, self.slots.entry(self.last).or_insert(slot))
+    }
+
+    pub(super) fn get(&mut self, id: u64) -> Option<&mut Slot> {
+        self.slots.get_mut(&id)
+    }
+
+    /// Forgets a request; its buffers are kept for another.
+    pub(super) fn end(&mut self, id: u64) -> Option<()> {
+        let mut slot = self.slots.remove(&id)?;
+        slot.frame.clear();
+        slot.payload = Bytes::new();
+        slot.bulk = Bulk::None;
+        slot.sent = false;
+        slot.again = 0;
+        slot.forget_replies();
+        slot.failed = None;
+        if self.spare.len() < 64 && slot.answers.capacity() <= 1 << 20 {
+            self.spare.push(slot);
+        }
+        Some(())
+    }
+
+    /// Ids of the requests that wait for their answer, oldest first.
+    pub(super) fn waiting(&self) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.slots.iter().filter(|(_, s)| !s.is_over()).map(|(&id, _)| id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    pub(super) fn fail_all(&mut self, error: &ClientError) {
+        self.slots.values_mut().for_each(|slot| slot.fail(error.clone()));
+    }
+
+    /// The lowest id that was not picked up, or the next one.
+    pub(super) fn lowest(&self) -> u64 {
+        self.slots.keys().min().copied().unwrap_or(self.last + 1)
+    }
+}

@@ -1,0 +1,125 @@
+//! What a server does with requests, and what its connections have in common.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::peer::Peer;
+use crate::wire::{LaneHello, Request};
+
+/// What a server tells its connections, and the limits it holds them to.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The server's life; another number after every start.
+    pub epoch: u64,
+    /// Requests that one connection may have in flight.
+    pub credits: u32,
+    /// Payloads up to this many bytes travel inline.
+    pub eager_bytes: u32,
+    /// The slice size that the server prefers: small enough that a slice checksummed a moment ago is still in the cache when
+    /// the kernel copies it.
+    pub slice_bytes: u32,
+    /// Silence after which a client should send a ping.
+    pub keepalive: Duration,
+    /// Silence after which a connection is taken for dead.
+    pub silence: Duration,
+    /// How long a connection may take for its first frame, and any frame for its last byte.
+    pub patience: Duration,
+    /// Connections at a time; one more is told that the server is busy.
+    pub max_connections: usize,
+    /// Bulk lanes a connection may have.
+    pub max_lanes: u32,
+    /// How long a lane polls for the next request before it parks, while traffic is dense. Zero: not at all.
+    pub spin: Duration,
+}
+
+impl Settings {
+    /// The defaults, with this epoch.
+    pub fn new(epoch: u64) -> Self {
+        Self {
+            epoch,
+            credits: 256,
+            eager_bytes: 64 << 10,
+            slice_bytes: 256 << 10,
+            keepalive: Duration::from_secs(10),
+            silence: Duration::from_secs(60),
+            patience: Duration::from_secs(10),
+            max_connections: 16_384,
+            max_lanes: 16,
+            spin: Duration::from_micros(60),
+        }
+    }
+}
+
+/// A server's side of the protocol above the connection. Calls come from whatever thread received the bytes, in the order
+/// of the connection's frames; none may block.
+pub trait Service: Send + Sync + 'static {
+    /// What connections are told.
+    fn settings(&self) -> &Settings;
+
+    /// A whole, checked request. Answer by [`Peer::reply`], now or later, from any thread: once, or several times where the
+    /// last reply is the only terminal one.
+    fn request(&self, peer: &Arc<Peer>, id: u64, request: Request<'_>, now: Instant);
+
+    /// The client no longer wants the request. It still gets its one terminal reply.
+    fn cancel(&self, peer: &Arc<Peer>, id: u64, now: Instant);
+
+    /// Every slice of a transfer that was registered by [`Peer::receive`] has landed intact.
+    fn landed(&self, peer: &Arc<Peer>, transfer: u64, now: Instant);
+
+    /// A slice of the transfer arrived that cannot belong to it, or one was corrupted too often.
+    fn refused(&self, peer: &Arc<Peer>, transfer: u64, now: Instant);
+
+    /// The connection is gone.
+    fn closed(&self, peer: &Arc<Peer>, now: Instant);
+}
+
+/// A server's connections, so that bulk lanes find theirs.
+#[derive(Debug, Default)]
+pub struct Directory {
+    peers: Mutex<HashMap<u64, Weak<Peer>>>,
+    next: AtomicU64,
+    open: AtomicUsize,
+}
+
+impl Directory {
+    /// Counts a new connection, unless `limit` are open.
+    pub(super) fn admit(&self, limit: usize) -> bool {
+        let room = |n: usize| (n < limit).then_some(n + 1);
+        self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok()
+    }
+
+    pub(super) fn leave(&self) {
+        self.open.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(super) fn insert(&self, peer: &Arc<Peer>) {
+        self.lock().insert(peer.id(), Arc::downgrade(peer));
+    }
+
+    pub(super) fn remove(&self, id: u64) {
+        self.lock().remove(&id);
+    }
+
+    /// The connection that a bulk lane names, if it knows the key.
+    pub(super) fn find(&self, hello: &LaneHello) -> Option<Arc<Peer>> {
+        let peer = self.lock().get(&hello.connection)?.upgrade()?;
+        // Every byte is looked at, whatever the first ones are: the time taken tells nothing about the key.
+        let differing = peer.lane_key().iter().zip(hello.lane_key).fold(0, |d, (a, b)| d | (a ^ b));
+        (differing == 0).then_some(peer)
+    }
+
+    /// Connections that are open.
+    pub fn peers(&self) -> Vec<Arc<Peer>> {
+        self.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Weak<Peer>>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,4 @@
+//! The links: what carries the bytes.
+
+pub mod tcp;
+pub mod wait;

@@ -1,0 +1,448 @@
+//! The server's lanes: one task a socket.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use super::socket::{TcpSink, path_of, recv, recv_two, tune};
+use crate::connection::{BulkIn, BulkLane, ControlLane, Directory, Driver, LaneEnd, Peer, Service, Step, Want};
+use crate::uri::Uri;
+
+/// Why a server does not listen.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Without authentication nobody but this machine may connect.
+    #[error(
+        "refusing to listen on {0}: without authentication the server is for this machine alone; listen on 127.0.0.1 or [::1], \
+         or reach it through an SSH tunnel (tokens and certificates are not in this version)"
+    )]
+    NotLoopback(SocketAddr),
+    /// The system refuses.
+    #[error("cannot listen on {uri}: {source}; is another server running there?")]
+    Io {
+        /// The address asked for.
+        uri: Uri,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A bound address.
+#[derive(Debug)]
+pub struct Listener {
+    inner: tokio::net::TcpListener,
+}
+
+impl Listener {
+    /// Binds. Call within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn bind(uri: &Uri) -> Result<Self, Refusal> {
+        let failed = |source| Refusal::Io { uri: uri.clone(), source };
+        let Uri::Tcp { host, port } = uri;
+        let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        let mut addresses = (host.as_str(), *port).to_socket_addrs().map_err(failed)?;
+        let address = addresses.next().ok_or_else(|| failed(none()))?;
+        if !address.ip().is_loopback() {
+            return Err(Refusal::NotLoopback(address));
+        }
+        let bind = || {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            // A burst of thousands of clients is queued rather than refused; the kernel caps it by net.core.somaxconn.
+            socket.listen(16_384)?;
+            tokio::net::TcpListener::from_std(socket.into())
+        };
+        Ok(Self { inner: bind().map_err(failed)? })
+    }
+
+    /// Where it listens, with the port that the system chose for port 0.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn uri(&self) -> io::Result<Uri> {
+        let address = self.inner.local_addr()?;
+        Ok(Uri::Tcp { host: address.ip().to_string(), port: address.port() })
+    }
+}
+
+/// Serves a [`Service`] over TCP.
+pub struct Server<S: Service> {
+    service: Arc<S>,
+    directory: Arc<Directory>,
+    /// Lanes that poll right now: never as many as there are cores.
+    polling: Arc<AtomicUsize>,
+    cores: usize,
+}
+
+impl<S: Service> Server<S> {
+    /// A server of this service.
+    pub fn new(service: Arc<S>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { service, directory: Arc::default(), polling: Arc::default(), cores }
+    }
+
+    /// The open connections.
+    pub fn directory(&self) -> &Arc<Directory> {
+        &self.directory
+    }
+
+    /// Accepts connections until the future is dropped. The lanes go on until their clients leave.
+    pub async fn run(&self, listener: Listener) {
+        loop {
+            match listener.inner.accept().await {
+                Ok((stream, _)) => self.accept(stream),
+                Err(error) => {
+                    // Out of descriptors: those who wait are served when others leave.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    fn accept(&self, stream: TcpStream) {
+        let lane = Lane {
+            service: self.service.clone(),
+            directory: self.directory.clone(),
+            polling: self.polling.clone(),
+            // On one core a poll only takes time from the client.
+            most_polling: self.cores / 2,
+            stream,
+        };
+        tokio::spawn(async move {
+            match lane.run().await {
+                Ok(LaneEnd::Refused(error)) => tracing::info!(%error, "a connection was ended"),
+                Ok(LaneEnd::Left) => {}
+                Err(error) => tracing::debug!(%error, "a connection broke"),
+            }
+        });
+    }
+}
+
+struct Lane<S: Service> {
+    service: Arc<S>,
+    directory: Arc<Directory>,
+    polling: Arc<AtomicUsize>,
+    most_polling: usize,
+    stream: TcpStream,
+}
+
+impl Driver for Notify {
+    fn wake(&self) {
+        self.notify_one();
+    }
+}
+
+/// Reads in a row before other tasks get a turn.
+const TURN: usize = 64;
+
+/// Unsent replies at which a connection's requests are no longer read.
+const ENOUGH_BACKLOG: usize = 8 << 20;
+
+impl<S: Service> Lane<S> {
+    async fn run(mut self) -> io::Result<LaneEnd> {
+        tune(&SockRef::from(&self.stream), path_of(&self.stream))?;
+        let wake = Arc::new(Notify::new());
+        let sink = Box::new(TcpSink::new(self.stream.as_fd())?);
+        let (service, directory) = (self.service.clone(), self.directory.clone());
+        let Some(mut control) = ControlLane::new(service, directory, sink, wake.clone(), Instant::now()) else {
+            return Ok(LaneEnd::Left);
+        };
+        match self.control(&mut control, &wake).await {
+            Ok(Step::Bulk(peer, lane)) => {
+                // It counts as part of its connection from here on.
+                drop(control);
+                let wake = Arc::new(Notify::new());
+                peer.add_lane(lane, wake.clone());
+                let end = self.bulk(&peer, &wake).await;
+                peer.remove_lane(lane);
+                // A lane that breaks takes its connection down: the client resumes the session and sends what is missing.
+                peer.close();
+                end.map(|()| LaneEnd::Left)
+            }
+            Ok(Step::End(end)) => {
+                control.closed(Instant::now());
+                Ok(end)
+            }
+            Ok(Step::Continue) => Ok(LaneEnd::Left),
+            Err(error) => {
+                control.closed(Instant::now());
+                Err(error)
+            }
+        }
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::new(self.service.settings().spin, self.polling.clone(), self.most_polling)
+    }
+
+    async fn control(&mut self, lane: &mut ControlLane<S>, wake: &Notify) -> io::Result<Step> {
+        let mut pace = self.pace();
+        let mut turn = 0;
+        loop {
+            let held = lane.peer().is_some_and(|p| p.backlog() > ENOUGH_BACKLOG);
+            let got = if held { Err(io::ErrorKind::WouldBlock.into()) } else { recv(&self.stream, lane.space()) };
+            match got {
+                Ok(0) => return Ok(Step::End(LaneEnd::Left)),
+                Ok(n) => {
+                    let now = Instant::now();
+                    pace.arrived(now);
+                    match lane.filled(n, now) {
+                        Step::Continue => {}
+                        step => {
+                            self.drain_out(lane.peer()).await;
+                            return Ok(step);
+                        }
+                    }
+                    turn += 1;
+                    if turn % TURN == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let closed = lane.peer().is_some_and(|p| p.is_closed());
+                    if closed {
+                        self.drain_out(lane.peer()).await;
+                        return Ok(Step::End(LaneEnd::Left));
+                    }
+                    if pace.poll_on() {
+                        continue;
+                    }
+                    self.park(lane, wake, held).await?;
+                    if Instant::now() >= lane.deadline()
+                        && let step @ (Step::End(_) | Step::Bulk(..)) = lane.timeout(Instant::now())
+                    {
+                        self.drain_out(lane.peer()).await;
+                        return Ok(step);
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Waits until there may be something to read, something to write, or a deadline to keep.
+    async fn park(&self, lane: &mut ControlLane<S>, wake: &Notify, held: bool) -> io::Result<()> {
+        let writing = match lane.peer() {
+            Some(peer) if peer.backlog() > 0 => !flush(&self.stream, peer)?,
+            _ => false,
+        };
+        let deadline = lane.deadline().into();
+        let interest = match (held, writing) {
+            (true, _) => Interest::WRITABLE,
+            (false, true) => Interest::READABLE | Interest::WRITABLE,
+            (false, false) => Interest::READABLE,
+        };
+        tokio::select! {
+            ready = self.stream.ready(interest) => {
+                let ready = ready?;
+                // The reactor believes in a readiness until an operation through it would block: bytes are read past it, so
+                // it is told here, and wakes the task for the next ones.
+                if ready.is_readable() && !held {
+                    let peek = || match recv_peek(&self.stream) {
+                        Ok(_) => Ok(()),
+                        Err(e) => Err(e),
+                    };
+                    let _ = self.stream.try_io(Interest::READABLE, peek);
+                }
+                if ready.is_writable() && let Some(peer) = lane.peer() {
+                    flush(&self.stream, peer)?;
+                }
+            }
+            () = wake.notified() => {}
+            () = tokio::time::sleep_until(deadline) => {}
+        }
+        Ok(())
+    }
+
+    /// The last words go out, if the client takes them soon.
+    async fn drain_out(&self, peer: Option<&Arc<Peer>>) {
+        let Some(peer) = peer else { return };
+        let until = Instant::now() + Duration::from_secs(1);
+        while peer.backlog() > 0 && Instant::now() < until {
+            if flush(&self.stream, peer).unwrap_or(true) {
+                return;
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(100), self.stream.writable()).await;
+        }
+    }
+
+    async fn bulk(&mut self, peer: &Arc<Peer>, wake: &Notify) -> io::Result<()> {
+        let mut sink = TcpSink::new(self.stream.as_fd())?;
+        let (mut input, mut output) = (BulkIn::new(true), BulkLane::default());
+        let patience = self.service.settings().patience;
+        let mut moved_at = Instant::now();
+        let mut pace = self.pace();
+        let mut turn = 0;
+        loop {
+            if peer.is_closed() {
+                return Ok(());
+            }
+            let now = Instant::now();
+            while let Some(event) = input.poll(peer.landings(), now) {
+                peer.bulk_event(&*self.service, &event, now);
+            }
+            let mut moved = false;
+            let mut held = false;
+            match input.want() {
+                Want::Hold => held = true,
+                Want::Read { first, then } => match recv_two(&self.stream, first, then) {
+                    Ok(0) => return Ok(()),
+                    Ok(n) => {
+                        moved = true;
+                        input.filled(n).map_err(|e| {
+                            peer.goodbye(e.clone().into());
+                            io::Error::new(io::ErrorKind::InvalidData, e)
+                        })?;
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(e) => return Err(e),
+                },
+            }
+            let sending = output.is_sending() || !peer.bulk().is_empty();
+            let all_sent = !sending || output.flush(peer.bulk(), &mut sink)?;
+            turn += 1;
+            if moved {
+                moved_at = now;
+                pace.arrived(now);
+                if turn % TURN == 0 {
+                    tokio::task::yield_now().await;
+                }
+                continue;
+            }
+            if !held && all_sent && pace.poll_on() {
+                continue;
+            }
+            self.park_bulk(wake, held, all_sent, input.deadline().unwrap_or(now + patience)).await?;
+            if input.in_slice() && !held && moved_at + patience * 3 < Instant::now() {
+                let message = format!("a slice stood still for {} s", patience.as_secs_f32() * 3.0);
+                peer.goodbye(crate::wire::RemoteError::new(crate::wire::ErrorCode::TimedOut, message));
+                return Ok(());
+            }
+        }
+    }
+
+    async fn park_bulk(&self, wake: &Notify, held: bool, all_sent: bool, deadline: Instant) -> io::Result<()> {
+        let interest = match (held, all_sent) {
+            (true, true) => None,
+            (true, false) => Some(Interest::WRITABLE),
+            (false, true) => Some(Interest::READABLE),
+            (false, false) => Some(Interest::READABLE | Interest::WRITABLE),
+        };
+        let ready = async {
+            match interest {
+                None => std::future::pending().await,
+                Some(interest) => self.stream.ready(interest).await,
+            }
+        };
+        tokio::select! {
+            ready = ready => {
+                let ready = ready?;
+                if ready.is_readable() {
+                    let _ = self.stream.try_io(Interest::READABLE, || recv_peek(&self.stream));
+                }
+                if ready.is_writable() && !all_sent {
+                    let _ = self.stream.try_io(Interest::WRITABLE, || can_write(&self.stream));
+                }
+            }
+            () = wake.notified() => {}
+            () = tokio::time::sleep_until(deadline.into()) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether something can be read; `WouldBlock` tells the reactor that its readiness is stale.
+fn recv_peek(stream: &TcpStream) -> io::Result<()> {
+    let mut byte = [std::mem::MaybeUninit::uninit(); 1];
+    SockRef::from(stream).recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT).map(|_| ())
+}
+
+/// Whether something can be written; `WouldBlock` tells the reactor that its readiness is stale.
+fn can_write(stream: &TcpStream) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: `poll` is one valid entry, and a timeout of 0 returns at once.
+    let n = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    if n > 0 { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+}
+
+/// Sends a connection's backlog through the reactor, so that it knows when the socket is full.
+fn flush(stream: &TcpStream, peer: &Peer) -> io::Result<bool> {
+    let flushed = || if peer.flush()? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) };
+    match stream.try_io(Interest::WRITABLE, flushed) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// How dense the traffic of a lane is, and so how long to poll before parking.
+struct Pace {
+    spin: Duration,
+    last: Option<Instant>,
+    /// Moving average of the time between arrivals, in nanoseconds.
+    gap: u64,
+    /// Lanes of the server that poll now, and how many may; `polling`: this one is counted.
+    all: Arc<AtomicUsize>,
+    most: usize,
+    polling: bool,
+}
+
+/// Where the average of the gaps starts, and its ceiling: traffic that is not dense.
+const SPARSE: u64 = 1_000_000_000;
+
+impl Pace {
+    fn new(spin: Duration, all: Arc<AtomicUsize>, most: usize) -> Self {
+        Self { spin, last: None, gap: SPARSE, all, most, polling: false }
+    }
+
+    fn arrived(&mut self, now: Instant) {
+        if let Some(last) = self.last.replace(now) {
+            let gap = u64::try_from((now - last).as_nanos()).unwrap_or(SPARSE).min(SPARSE);
+            // One dense pair is not dense traffic: the average falls by a quarter an arrival.
+            self.gap = self.gap - self.gap / 4 + gap / 4;
+        }
+    }
+
+    /// Whether to look again at once instead of parking.
+    fn poll_on(&mut self) -> bool {
+        // Worth it where the next arrival is likely before parking and waking would be done.
+        let dense = Duration::from_nanos(self.gap) < self.spin * 4;
+        if !dense || self.last.is_none_or(|last| last.elapsed() >= self.spin) {
+            self.stop();
+            return false;
+        }
+        if !self.polling {
+            let room = |n: usize| (n < self.most).then_some(n + 1);
+            self.polling = self.all.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok();
+        }
+        std::hint::spin_loop();
+        self.polling
+    }
+
+    fn stop(&mut self) {
+        if std::mem::take(&mut self.polling) {
+            self.all.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Drop for Pace {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,73 @@
+//! Where a server is: `tcp://host:port`.
+
+use std::str::FromStr;
+
+/// A server's address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Uri {
+    /// `tcp://host:port`; an IPv6 address stands in brackets.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+}
+
+/// Why an address is not one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UriError {
+    /// No `scheme://`.
+    #[error("'{0}' is no address: write tcp://HOST:PORT, for example tcp://127.0.0.1:7070")]
+    NoScheme(String),
+    /// A scheme that this build does not have.
+    #[error("this build has no link for '{0}://': use tcp://HOST:PORT")]
+    Scheme(String),
+    /// Host or port is missing or wrong.
+    #[error("'{0}' needs a host and a port from 0 to 65535: tcp://HOST:PORT")]
+    HostPort(String),
+}
+
+impl FromStr for Uri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| UriError::NoScheme(text.into()))?;
+        if scheme != "tcp" {
+            return Err(UriError::Scheme(scheme.into()));
+        }
+        let bad = || UriError::HostPort(text.into());
+        let (host, port) = rest.rsplit_once(':').ok_or_else(bad)?;
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let port = port.parse().map_err(|_| bad())?;
+        if host.is_empty() || host.contains(['/', '@', '?']) {
+            return Err(bad());
+        }
+        Ok(Self::Tcp { host: host.into(), port })
+    }
+}
+
+impl std::fmt::Display for Uri {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_come_back_as_they_were_written() {
+        for good in ["tcp://127.0.0.1:7070", "tcp://[::1]:1", "tcp://gpu-host.lan:65535"] {
+            assert_eq!(good.parse::<Uri>().unwrap().to_string(), good);
+        }
+        for bad in ["127.0.0.1:1", "udp://a:1", "tcp://:1", "tcp://a", "tcp://a:65536", "tcp://a/b:1", ""] {
+            assert!(bad.parse::<Uri>().is_err(), "{bad}");
+        }
+    }
+}
