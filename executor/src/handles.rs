@@ -32,7 +32,12 @@ impl<T> HandleTable<T> {
 
     /// Whether another object fits.
     pub(crate) fn has_room(&self) -> Result<(), RemoteError> {
-        if self.len() < self.limit {
+        self.has_room_for(1)
+    }
+
+    /// Whether so many more objects fit.
+    pub(crate) fn has_room_for(&self, more: usize) -> Result<(), RemoteError> {
+        if more <= self.limit.saturating_sub(self.len()) {
             return Ok(());
         }
         Err(fail(ErrorCode::Busy, format!("the session has {} handles, its limit: free some", self.limit)))

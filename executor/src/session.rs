@@ -43,7 +43,8 @@ pub(crate) struct State {
 pub(crate) enum Object {
     Tensor(Arc<Tensor>),
     Cache(Arc<Cache>),
-    Program(Arc<Program>, Arc<Charge>),
+    /// With what the session pays for it.
+    Program { program: Arc<Program>, _charge: Arc<Charge> },
     Binding(Arc<Binding>),
 }
 
@@ -186,7 +187,7 @@ impl Session {
 
     pub(crate) fn program(&self, handle: Handle) -> Result<Arc<Program>, RemoteError> {
         match self.object(handle)? {
-            Object::Program(program, _) => Ok(program),
+            Object::Program { program, .. } => Ok(program),
             other => Err(other.is_not("a program")),
         }
     }
@@ -230,7 +231,7 @@ impl Object {
         let what = match self {
             Self::Tensor(_) => "a tensor",
             Self::Cache(_) => "a KV cache",
-            Self::Program(..) => "a program",
+            Self::Program { .. } => "a program",
             Self::Binding(_) => "a binding",
         };
         fail(ErrorCode::WrongType, format!("the handle names {what}, but the request needs {wanted}"))

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use genie_transport::connection::Peer;
 use genie_transport::memory::{Landing, Slab};
-use genie_transport::wire::{ContentHash, ErrorCode, Kind, RemoteError, Reply, TensorSpec};
+use genie_transport::wire::{ContentHash, ErrorCode, Handle, Kind, RemoteError, Reply, TensorSpec};
 
 use crate::account::Charge;
 use crate::caches::Cache;
@@ -32,9 +32,9 @@ pub(crate) enum Target {
     /// A weight of the device's store.
     Weight(ContentHash),
     /// A part of a private resident.
-    Range { tensor: Arc<Tensor>, offset: u64 },
+    Range { handle: Handle, tensor: Arc<Tensor>, offset: u64 },
     /// The contents of a cache: so many tokens.
-    Cache { cache: Arc<Cache>, length: u32 },
+    Cache { handle: Handle, cache: Arc<Cache>, length: u32 },
 }
 
 /// A request that ends when the upload does.
@@ -48,15 +48,15 @@ pub(crate) struct Waiter {
 
 struct State {
     waiters: Vec<Waiter>,
-    /// Every slice has landed: nobody can join any more.
-    whole: bool,
+    /// What became of it is known: nobody can join any more.
+    closed: bool,
     touched: Instant,
 }
 
 impl Upload {
     /// An upload into these slabs.
     pub(crate) fn new(device: u16, target: Target, slabs: Vec<Slab>, slice_bytes: u32, now: Instant) -> Arc<Self> {
-        let state = State { waiters: Vec::new(), whole: false, touched: now };
+        let state = State { waiters: Vec::new(), closed: false, touched: now };
         Arc::new(Self { device, target, landing: Landing::new(slabs, slice_bytes), state: Mutex::new(state) })
     }
 
@@ -69,10 +69,10 @@ impl Upload {
         }
     }
 
-    /// Adds a request that ends with the upload, unless it is whole already.
+    /// Adds a request that ends with the upload, unless that has ended already.
     pub(crate) fn wait(&self, waiter: Waiter, now: Instant) -> Result<(), Waiter> {
         let mut state = self.lock();
-        if state.whole {
+        if state.closed {
             return Err(waiter);
         }
         state.touched = now;
@@ -89,8 +89,7 @@ impl Upload {
 
     /// Whether any request waits for it.
     pub(crate) fn is_awaited(&self) -> bool {
-        let state = self.lock();
-        state.whole || !state.waiters.is_empty()
+        !self.lock().waiters.is_empty()
     }
 
     /// Whether nobody has asked for it for this long.
@@ -98,12 +97,11 @@ impl Upload {
         now.saturating_duration_since(self.lock().touched) >= age
     }
 
-    /// The slabs and who waits for them, once, when every slice has landed.
-    pub(crate) fn finish(&self) -> Option<(Vec<Slab>, Vec<Waiter>)> {
+    /// Who waits for it, as it ends.
+    pub(crate) fn close(&self) -> Vec<Waiter> {
         let mut state = self.lock();
-        let slabs = self.landing.finish()?;
-        state.whole = true;
-        Some((slabs, std::mem::take(&mut state.waiters)))
+        state.closed = true;
+        std::mem::take(&mut state.waiters)
     }
 
     /// Lets a connection send what is missing of it: as transfer `id`, after it was told what landed earlier if it wants to
@@ -124,15 +122,20 @@ impl Upload {
 }
 
 impl Waiter {
-    /// Ends its request, which the upload did not fulfil or which is answered elsewhere.
-    pub(crate) fn complete(self, answer: Answer) {
-        // What the connection still sends of it is not wanted any more.
+    /// Its request comes to nothing.
+    pub(crate) fn fail(self, error: RemoteError) {
+        self.no_more_slices();
+        let Self { session, id, charge, .. } = self;
+        drop(charge);
+        session.complete(id, Answer::Failed(error));
+    }
+
+    /// What the connection still sends of it is not wanted any more.
+    pub(crate) fn no_more_slices(&self) {
         let peer = self.session.lock().peer.clone();
         if let Some(peer) = peer {
             peer.discard(self.id);
         }
-        drop(self.charge);
-        self.session.complete(self.id, answer);
     }
 }
 

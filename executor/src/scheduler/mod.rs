@@ -8,6 +8,6 @@ mod job;
 mod queue;
 mod worker;
 
-pub(crate) use job::Job;
+pub(crate) use job::{Job, shutting_down};
 pub(crate) use queue::{Class, Queue, Task};
 pub(crate) use worker::{run_device, step};

@@ -12,18 +12,17 @@ const PREFILL_PATIENCE: u32 = 8;
 /// Runs that may go first while bulk work waits.
 const BULK_PATIENCE: u32 = 32;
 
-/// What goes first. In this order, but nothing waits for ever: after so many others it is its turn.
+/// Which runs go first. In this order, and bulk work after them; but nothing waits for ever: after so many others it is its
+/// turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     /// One token a step: somebody reads along.
     Decode,
     /// Everything else that runs.
     Prefill,
-    /// Copies and other work that nobody waits for token by token.
-    Bulk,
 }
 
-/// Bulk work.
+/// Bulk work: copies, which nobody waits for token by token.
 pub(crate) type Task = Box<dyn FnOnce(&Arc<Core>) + Send>;
 
 /// See the module.
@@ -66,7 +65,7 @@ impl Queue {
         }
         match job.class() {
             Class::Decode => state.decode.push_back(job),
-            Class::Prefill | Class::Bulk => state.prefill.push_back(job),
+            Class::Prefill => state.prefill.push_back(job),
         }
         drop(state);
         self.ready.notify_one();

@@ -14,8 +14,6 @@ use crate::mapping::map_file;
 /// The tensors of a model's safetensors files.
 pub(crate) struct Checkpoint {
     tensors: HashMap<String, StoredTensor>,
-    /// The files they are in.
-    pub(crate) files: Vec<PathBuf>,
 }
 
 /// A tensor in a file.
@@ -32,14 +30,14 @@ struct Index {
 
 impl Checkpoint {
     /// Maps these files and reads their tables.
-    pub(crate) fn open(files: Vec<PathBuf>) -> Result<Self, ModelError> {
+    pub(crate) fn open(files: &[PathBuf]) -> Result<Self, ModelError> {
         let mut tensors = HashMap::new();
-        for path in &files {
+        for path in files {
             for (name, tensor) in read_table(path, &map_file(path)?)? {
                 tensors.insert(name, tensor);
             }
         }
-        Ok(Self { tensors, files })
+        Ok(Self { tensors })
     }
 
     /// The shards that an index names, in its own folder.

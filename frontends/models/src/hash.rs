@@ -163,3 +163,73 @@ fn write_whole(path: &Path, entry: &Entry) -> io::Result<()> {
     }
     done
 }
+
+#[cfg(test)]
+mod tests {
+    use genie_graph::DType;
+
+    use super::*;
+    use crate::{Gpt2Config, synthetic};
+
+    /// As if the file had been looked at long after it was written.
+    fn settled(path: &Path) -> Vec<Stamp> {
+        let mut stamp = Stamp::of(path).unwrap();
+        stamp.looked_at += 10_000_000_000;
+        vec![stamp]
+    }
+
+    #[test]
+    fn an_entry_holds_for_the_very_same_files_and_weights() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = HashCache::at(folder.path().join("hashes"));
+        let file = folder.path().join("model");
+        fs::write(&file, "one").unwrap();
+        let weights = |dtype| synthetic::random_gpt2(Gpt2Config::of(1, 1, 8), 1, dtype).unwrap().weights()[1..].to_vec();
+        let (wide, narrow) = (weights(DType::F32), weights(DType::F16));
+        let hashes: Vec<_> = wide.iter().map(Weight::hash).collect();
+
+        let stamps = settled(&file);
+        assert_eq!(cache.load(&stamps, &wide), None);
+        cache.store(&stamps, &wide, &hashes);
+        assert_eq!(cache.load(&stamps, &wide), Some(hashes.clone()));
+        assert_eq!(cache.load(&stamps, &narrow), None);
+        assert_eq!(cache.load(&stamps, &wide[1..]), None);
+
+        // The same length and, by the file's owner's doing, the same modification time: but another status-change time.
+        let modified = fs::metadata(&file).unwrap().modified().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        fs::write(&file, "two").unwrap();
+        fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
+        assert_eq!(cache.load(&settled(&file), &wide), None);
+        // What was hashed before the change is not stored after it.
+        cache.store(&stamps, &wide, &hashes);
+        assert_eq!(cache.load(&settled(&file), &wide), None);
+    }
+
+    #[test]
+    fn a_file_that_may_still_change_is_not_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = HashCache::at(folder.path().join("hashes"));
+        let file = folder.path().join("model");
+        fs::write(&file, "one").unwrap();
+        let mut stamps = settled(&file);
+        stamps[0].looked_at = stamps[0].changed + 1_000_000_000;
+        cache.store(&stamps, &[], &[]);
+        assert_eq!(cache.load(&stamps, &[]), None);
+    }
+
+    #[test]
+    fn damaged_entries_and_unwritable_folders_cost_time_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("model");
+        fs::write(&file, "one").unwrap();
+        let stamps = settled(&file);
+        let cache = HashCache::at(folder.path());
+        fs::write(cache.path(&stamps, &[]).unwrap(), "{\"format\":1,").unwrap();
+        assert_eq!(cache.load(&stamps, &[]), None);
+        let nowhere = HashCache::at(file.join("not-a-folder"));
+        nowhere.store(&stamps, &[], &[]);
+        assert_eq!(nowhere.load(&stamps, &[]), None);
+        assert_eq!(HashCache::none().load(&stamps, &[]), None);
+    }
+}

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use genie_graph::{DType, VerifiedGraph};
+use genie_transport::memory::Region;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
@@ -14,7 +15,6 @@ use crate::hash::{HashCache, Stamp};
 use crate::mapping::map_file;
 use crate::weights::{Kind, Source, Weight, WeightSpec};
 use crate::{ContentHash, ModelError, Tokenizer, gpt2, llama};
-use genie_transport::memory::Region;
 
 /// A model: configuration, tokenizer, weights. The files stay mapped while it, or bytes of it, live.
 #[derive(Debug)]
@@ -199,7 +199,7 @@ fn open_safetensors(folder: &Path, files: Vec<PathBuf>, options: OpenOptions) ->
     let mut stamps = files.iter().map(|f| Stamp::of(f)).collect::<Result<Vec<_>, _>>()?;
     // Some weights are computed from the configuration.
     stamps.push(Stamp::of(&config_path)?);
-    let checkpoint = Checkpoint::open(files)?;
+    let checkpoint = Checkpoint::open(&files)?;
     let weights = collect(&config, options, |spec| {
         let plain = config.hugging_face_name(&spec.name);
         let prefixed = format!("transformer.{plain}");

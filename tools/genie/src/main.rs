@@ -1,3 +1,56 @@
-//! The `genie` command line.
+//! The `genie` command line. One subcommand a file; `cli` says what there is, `fail` how it ends when something is wrong.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cli;
+mod connect;
+mod devices;
+mod doctor;
+mod fail;
+mod floor;
+mod gap;
+mod generate;
+mod get;
+mod logging;
+mod ping;
+mod prompt;
+mod local;
+mod progress;
+mod put;
+mod say;
+mod serve;
+mod server;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{BenchCommand, Cli, Command};
+use say::Say;
+
+fn main() -> ExitCode {
+    let Cli { command, json, verbose } = Cli::parse();
+    logging::start(verbose);
+    let say = Say { json };
+    let done = match command {
+        Command::Serve(args) => serve::run(&args, say),
+        Command::Ping(args) => ping::run(&args, say),
+        Command::Devices(args) => devices::run(&args, say),
+        Command::Put(args) => put::run(&args, say),
+        Command::Get(args) => get::run(&args, say),
+        Command::Generate(args) => generate::run(&args, say),
+        Command::Gap(args) => gap::run(&args, say),
+        Command::Bench(bench) => match bench.command {
+            BenchCommand::Latency(args) => bench::latency::run(&args, say),
+            BenchCommand::Put(args) => bench::put::run(&args, say),
+            BenchCommand::Decode(args) => bench::decode::run(&args, say),
+        },
+        Command::Doctor => doctor::run(say),
+        Command::Floor(args) => floor::serve(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail::report(&error),
+    }
+}

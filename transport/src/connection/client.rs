@@ -219,24 +219,19 @@ impl Client {
         self.counters.down.fetch_add(n as u64, Ordering::Relaxed);
         self.heard = now;
         self.framer.filled(n);
-        loop {
-            // The framer lends its buffer while the frame is handled: it is put back whatever happens.
-            let mut framer = std::mem::replace(&mut self.framer, Framer::new(limits::CONTROL_PAYLOAD_BYTES));
-            let handled = match framer.next() {
-                Ok(Some(frame)) => {
-                    let intact = frame.intact.map_err(ClientError::from);
-                    Some(intact.and_then(|()| self.frame(frame.header, frame.meta, frame.payload)))
-                }
-                Ok(None) => None,
-                Err(error) => Some(Err(error.into())),
-            };
-            self.framer = framer;
-            match handled {
-                Some(Ok(())) => {}
-                Some(Err(error)) => return Err(error),
-                None => return Ok(()),
-            }
+        // The framer lends its buffer while frames are handled: it is put back whatever happens.
+        let mut framer = std::mem::replace(&mut self.framer, Framer::new(limits::CONTROL_PAYLOAD_BYTES));
+        let handled = self.frames(&mut framer);
+        self.framer = framer;
+        handled
+    }
+
+    fn frames(&mut self, framer: &mut Framer) -> Result<(), ClientError> {
+        while let Some(frame) = framer.next()? {
+            frame.intact?;
+            self.frame(frame.header, frame.meta, frame.payload)?;
         }
+        Ok(())
     }
 
     /// Sends what waits on the control lane. Whether all of it is gone.
@@ -411,13 +406,15 @@ impl Client {
     /// Forgets a request. One that is not over is cancelled.
     pub fn end(&mut self, id: RequestId) {
         let Some(slot) = self.requests.get(id.0) else { return };
-        let (over, sent) = (slot.is_over(), slot.sent);
+        let (over, sent, landing) = (slot.is_over(), slot.sent, matches!(slot.bulk, Bulk::In(_)));
         if !over && sent {
             self.push_control(id.0, &Control::Cancel);
             self.bulk.cancel(id.0);
             self.in_flight = self.in_flight.saturating_sub(1);
         }
-        self.landings.end(id.0);
+        if landing {
+            self.landings.end(id.0);
+        }
         self.requests.end(id.0);
     }
 

@@ -1,6 +1,7 @@
 //! A client's requests, from their start until their answers were picked up.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -105,7 +106,7 @@ impl Slot {
 /// All requests of a client that were not picked up.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    slots: HashMap<u64, Slot>,
+    slots: HashMap<u64, Slot, BuildHasherDefault<IdHasher>>,
     spare: Vec<Slot>,
     last: u64,
 }
@@ -165,5 +166,24 @@ impl Requests {
     /// The lowest id that was not picked up, or the next one.
     pub(super) fn lowest(&self) -> u64 {
         self.slots.keys().min().copied().unwrap_or(self.last + 1)
+    }
+}
+
+/// Hashes the client's own counting ids: no peer chooses them, so nothing is needed against collisions.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&b| self.write_u64(u64::from(b)));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // Fibonacci hashing (Knuth, TAOCP 6.4): neighbours spread over the whole word.
+        self.0 = (self.0 ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }

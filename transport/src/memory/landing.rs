@@ -129,7 +129,7 @@ impl Landing {
         }
         *slice = Slice::Leased;
         state.leased += 1;
-        Claim::Lease(SliceLease { landing: self.clone(), index: index as usize, head: *head, filled: 0 })
+        Claim::Lease(SliceLease { landing: self.clone(), index: index as usize, head: *head, filled: 0, given_back: false })
     }
 
     /// The slabs, once every slice has landed; `None` before that, and after it was called once.
@@ -167,6 +167,8 @@ pub struct SliceLease {
     index: usize,
     head: SliceHead,
     filled: u32,
+    /// It landed: there is nothing to undo.
+    given_back: bool,
 }
 
 impl SliceLease {
@@ -214,23 +216,26 @@ impl SliceLease {
     }
 
     /// The slice is whole. Whether it was the last one missing.
-    pub fn landed(self) -> bool {
-        let landing = self.landing.clone();
-        let mut state = landing.lock();
+    pub fn landed(mut self) -> bool {
+        let mut state = self.landing.lock();
         if let Some(slice) = state.slices.get_mut(self.index) {
             *slice = Slice::Landed;
         }
         state.landed += 1;
+        // In one step with the count: whoever lands the last slice must find no lease out, or nobody would finish.
+        state.leased -= 1;
         let all = state.landed as usize == state.slices.len();
         drop(state);
-        // `drop` only gives the lease back: the slice is no longer `Leased`.
-        drop(self);
+        self.given_back = true;
         all
     }
 }
 
 impl Drop for SliceLease {
     fn drop(&mut self) {
+        if self.given_back {
+            return;
+        }
         let mut state = self.landing.lock();
         state.leased -= 1;
         if let Some(slice) = state.slices.get_mut(self.index)

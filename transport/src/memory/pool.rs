@@ -122,6 +122,7 @@ fn size_class(len: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Region;
 
     #[test]
     fn recycles_and_refuses_over_the_limit() {

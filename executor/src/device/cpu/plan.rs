@@ -27,7 +27,6 @@ pub(super) enum Place {
 #[derive(Clone, Debug)]
 pub(super) struct Value {
     pub(super) dtype: DType,
-    pub(super) dims: Vec<usize>,
     pub(super) bytes: usize,
     pub(super) place: Place,
 }

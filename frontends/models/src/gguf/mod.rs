@@ -202,4 +202,6 @@ impl Info {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

@@ -190,3 +190,100 @@ fn sentence_piece(keys: &Keys<'_>, tokens: &[&str], vocab: Vocab) -> Result<Toke
     tokenizer.with_decoder(Some(decoders::sequence::Sequence::new(undo)));
     Ok(tokenizer)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gguf::Gguf;
+    use crate::gguf::testing::FileWriter;
+    use crate::{ModelError, Tokenizer};
+
+    fn tokenizer(file: &FileWriter) -> Result<Tokenizer, ModelError> {
+        Tokenizer::from_gguf(&Gguf::parse(&file.region()).unwrap())
+    }
+
+    /// A SentencePiece vocabulary: control tokens, all bytes, then pieces with falling scores.
+    fn sentence_piece(pieces: &[&str]) -> FileWriter {
+        let bytes: Vec<String> = (0..256).map(|b| format!("<0x{b:02X}>")).collect();
+        let tokens: Vec<&str> =
+            ["<unk>", "<s>", "</s>"].into_iter().chain(bytes.iter().map(String::as_str)).chain(pieces.iter().copied()).collect();
+        let types: Vec<i32> = (0..tokens.len()).map(|i| [2, 3, 3].get(i).copied().unwrap_or(if i < 259 { 6 } else { 1 })).collect();
+        let scores: Vec<f32> = (0..tokens.len()).map(|i| if i < 259 { 0.0 } else { 259.0 - i as f32 }).collect();
+        FileWriter::default()
+            .text("tokenizer.ggml.model", "llama")
+            .texts("tokenizer.ggml.tokens", &tokens)
+            .i32s("tokenizer.ggml.token_type", &types)
+            .f32s("tokenizer.ggml.scores", &scores)
+            .u32("tokenizer.ggml.bos_token_id", 1)
+            .u32("tokenizer.ggml.eos_token_id", 2)
+    }
+
+    const PIECES: [&str; 9] = ["\u{2581}a", "ab", "\u{2581}ab", "bc", "abc", "a", "b", "c", "\u{2581}"];
+
+    #[test]
+    fn sentence_piece_merges_the_best_pair_first_and_falls_back_to_bytes() {
+        let t = tokenizer(&sentence_piece(&PIECES)).unwrap();
+        let piece = |p: &str| t.id(p).unwrap();
+        // "\u{2581}a" scores best of all pairs, so "ab" and "abc" are never made; then "\u{2581}ab" beats "bc".
+        assert_eq!(t.encode("abc").unwrap(), [1, piece("\u{2581}ab"), piece("c")]);
+        assert_eq!(t.encode("a bbc").unwrap(), [1, piece("\u{2581}a"), piece("\u{2581}"), piece("b"), piece("bc")]);
+        assert_eq!(t.encode("é</s>").unwrap(), [1, piece("\u{2581}"), 3 + 0xC3, 3 + 0xA9, 2]);
+        assert_eq!(t.eos_ids(), [2]);
+        for text in ["abc", "a  b c", "né\u{1F600}"] {
+            let ids = t.encode(text).unwrap();
+            assert_eq!(t.decode(&ids).unwrap(), text);
+            let mut stream = t.stream();
+            let mut streamed: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
+            streamed.extend(stream.finish());
+            assert_eq!(streamed, text);
+        }
+    }
+
+    #[test]
+    fn the_opening_token_and_space_can_be_turned_off() {
+        let file = sentence_piece(&PIECES).bool("tokenizer.ggml.add_bos_token", false);
+        let t = tokenizer(&file.bool("tokenizer.ggml.add_space_prefix", false)).unwrap();
+        assert_eq!(t.encode("abc").unwrap(), [t.id("abc").unwrap()]);
+        assert_eq!(t.decode(&t.encode(" a").unwrap()).unwrap(), " a");
+    }
+
+    fn byte_level(pre: &str, tokens: &[&str], merges: &[&str]) -> FileWriter {
+        FileWriter::default()
+            .text("tokenizer.ggml.model", "gpt2")
+            .text("tokenizer.ggml.pre", pre)
+            .texts("tokenizer.ggml.tokens", tokens)
+            .texts("tokenizer.ggml.merges", merges)
+    }
+
+    #[test]
+    fn pre_tokenizers_differ_in_how_they_cut_digits() {
+        let tokens = ["1", "2", "3", "4", "12", "34", "1234", "123"];
+        let merges = ["1 2", "3 4", "12 34", "12 3"];
+        for (pre, expected) in [("gpt-2", &["1234"][..]), ("smollm", &["1", "2", "3", "4"]), ("llama-bpe", &["123", "4"])] {
+            let t = tokenizer(&byte_level(pre, &tokens, &merges)).unwrap();
+            let ids: Vec<u32> = expected.iter().map(|e| t.id(e).unwrap()).collect();
+            assert_eq!(t.encode("1234").unwrap(), ids, "{pre}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_said() {
+        let message = |file: &FileWriter| tokenizer(file).unwrap_err().to_string();
+        assert!(message(&byte_level("tekken", &["a"], &[])).contains("'tekken'"));
+        assert!(message(&byte_level("gpt-2", &["a"], &["a"])).contains("not two tokens"));
+        assert!(message(&byte_level("gpt-2", &["a"], &["a z"])).contains('z'));
+        assert!(message(&FileWriter::default().text("tokenizer.ggml.model", "bert").texts("tokenizer.ggml.tokens", &[])).contains("'bert'"));
+        assert!(message(&FileWriter::default()).contains("tokens"));
+    }
+
+    #[test]
+    fn chat_templates_cannot_run_for_ever() {
+        let file = |template: &str| byte_level("gpt-2", &["a"], &[]).text("tokenizer.chat_template", template);
+        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
+        assert!(matches!(tokenizer(&file(endless)).unwrap().chat_text("hi"), Err(ModelError::Template(_))));
+        let refusing = tokenizer(&file("{{ raise_exception('no users here') }}")).unwrap();
+        assert!(refusing.chat_text("hi").unwrap_err().to_string().contains("no users here"));
+        let python = tokenizer(&file("{% for m in messages %}{{ m['content'].strip() | upper }}{% endfor %}")).unwrap();
+        assert_eq!(python.chat_text("  hi ").unwrap(), "HI");
+        assert!(matches!(tokenizer(&file("{% broken")), Err(ModelError::Template(_))));
+    }
+}

@@ -135,9 +135,27 @@ impl Sink for &TcpStream {
     }
 }
 
+/// A frame up to this size is put together before it is sent: walking a list of buffers costs the kernel more.
+const SMALL: usize = 512;
+
 fn send(socket: &SockRef<'_>, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let whole: usize = bufs.iter().map(|b| b.len()).sum();
+    let mut together = [0; SMALL];
+    if whole <= SMALL {
+        let mut at = 0;
+        for buf in bufs {
+            together[at..at + buf.len()].copy_from_slice(buf);
+            at += buf.len();
+        }
+    }
     loop {
-        match socket.send_vectored_with_flags(bufs, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
+        let sent = if whole <= SMALL {
+            socket.send_with_flags(&together[..whole], flags)
+        } else {
+            socket.send_vectored_with_flags(bufs, flags)
+        };
+        match sent {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             other => return other,
         }

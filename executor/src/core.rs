@@ -1,0 +1,222 @@
+//! What all of the server's parts share.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use genie_transport::memory::{Pool, Slab};
+use genie_transport::wire::{ContentHash, ErrorCode, RemoteError};
+
+use crate::config::{Config, Mode};
+use crate::device::{Device, DeviceError};
+use crate::error::fail;
+use crate::names::Names;
+use crate::programs::Program;
+use crate::registry::Registry;
+use crate::scheduler::{Job, Queue, Task, shutting_down, step};
+use crate::stats::{Stats, add};
+use crate::weights::WeightStore;
+
+/// See the module.
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) registry: Registry,
+    pub(crate) names: Names,
+    pub(crate) stats: Stats,
+    devices: Vec<Slot>,
+    programs: Mutex<HashMap<(u16, ContentHash), Weak<Program>>>,
+    numbers: AtomicU64,
+    closing: AtomicBool,
+}
+
+/// A device with what the server keeps for it.
+struct Slot {
+    device: Arc<dyn Device>,
+    weights: WeightStore,
+    queue: Queue,
+}
+
+impl Core {
+    pub(crate) fn new(config: Config) -> Arc<Self> {
+        let slot = |device: &Arc<dyn Device>| Slot {
+            device: device.clone(),
+            weights: WeightStore::default(),
+            queue: Queue::default(),
+        };
+        Arc::new(Self {
+            registry: Registry::new(&config),
+            names: Names::new(config.names_quota),
+            stats: Stats::default(),
+            devices: config.devices.iter().map(slot).collect(),
+            programs: Mutex::default(),
+            numbers: AtomicU64::new(1),
+            closing: AtomicBool::new(false),
+            config,
+        })
+    }
+
+    /// The device with this index, if a client may mean it.
+    pub(crate) fn device(&self, index: u16) -> Result<&Arc<dyn Device>, RemoteError> {
+        let message = || format!("there is no device {index}: this server has {}", self.devices.len());
+        let slot = self.devices.get(usize::from(index));
+        slot.map(|slot| &slot.device).ok_or_else(|| fail(ErrorCode::NoSuchDevice, message()))
+    }
+
+    /// The weights of a device that exists.
+    pub(crate) fn weights(&self, device: u16) -> &WeightStore {
+        &self.slot(device).weights
+    }
+
+    /// The queue of a device that exists.
+    pub(crate) fn queue(&self, device: u16) -> &Queue {
+        &self.slot(device).queue
+    }
+
+    /// How many devices there are.
+    pub(crate) fn device_count(&self) -> u16 {
+        // `Executor::new` refuses more.
+        self.devices.len() as u16
+    }
+
+    fn slot(&self, device: u16) -> &Slot {
+        // Indices come from `device`, which refuses those that do not exist, and devices never go away.
+        &self.devices[usize::from(device)]
+    }
+
+    /// A number that nothing else of this server has.
+    pub(crate) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Memory for a resident, after evicting what nobody holds where that is needed and enough.
+    pub(crate) fn allocate(&self, device: u16, bytes: u64) -> Result<Slab, RemoteError> {
+        self.with_room(device, bytes, || self.slot(device).device.allocate(bytes))
+    }
+
+    /// Does what needs `wanted` bytes of a device's memory, again after each eviction where memory is short.
+    pub(crate) fn with_room<T>(
+        &self,
+        device: u16,
+        wanted: u64,
+        mut attempt: impl FnMut() -> Result<T, DeviceError>,
+    ) -> Result<T, RemoteError> {
+        loop {
+            match attempt() {
+                Err(DeviceError::OutOfMemory(short)) => {
+                    if !self.make_room(device, wanted) {
+                        return Err(DeviceError::OutOfMemory(short).into());
+                    }
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Evicts until `wanted` bytes are free, and something at least; nothing at all where it would not be enough. Whether
+    /// anything was evicted.
+    pub(crate) fn make_room(&self, device: u16, wanted: u64) -> bool {
+        let Slot { device: hardware, weights, .. } = self.slot(device);
+        let Some(wanted) = Pool::charge(wanted) else { return false };
+        let evictable = weights.evictable_bytes().saturating_add(self.names.evictable_bytes(device));
+        if hardware.info().free_bytes.saturating_add(evictable) < wanted {
+            return false;
+        }
+        let mut evicted = false;
+        while !evicted || hardware.info().free_bytes < wanted {
+            if !weights.evict() && !self.names.evict(device) {
+                break;
+            }
+            evicted = true;
+            add(&self.stats.evictions, 1);
+        }
+        evicted
+    }
+
+    /// The program with this graph on this device, if a session has it.
+    pub(crate) fn program(&self, device: u16, hash: &ContentHash) -> Option<Arc<Program>> {
+        self.programs().get(&(device, *hash)).and_then(Weak::upgrade)
+    }
+
+    /// Lets other sessions find a program; gives the one that is found, should another have been first.
+    pub(crate) fn share_program(&self, program: Arc<Program>) -> Result<Arc<Program>, RemoteError> {
+        let mut programs = self.programs();
+        let key = (program.device, program.hash());
+        if let Some(first) = programs.get(&key).and_then(Weak::upgrade) {
+            return Ok(first);
+        }
+        programs.retain(|_, program| program.strong_count() > 0);
+        if programs.len() >= self.config.max_programs {
+            let limit = self.config.max_programs;
+            return Err(fail(ErrorCode::Busy, format!("the server holds {limit} programs, its limit: free some")));
+        }
+        programs.insert(key, Arc::downgrade(&program));
+        Ok(program)
+    }
+
+    /// How many programs there are.
+    pub(crate) fn program_count(&self) -> u64 {
+        self.programs().values().filter(|program| program.strong_count() > 0).count() as u64
+    }
+
+    fn programs(&self) -> MutexGuard<'_, HashMap<(u16, ContentHash), Weak<Program>>> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does work that takes long, off the caller's thread where there are threads.
+    pub(crate) fn spawn(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        if self.config.mode == Mode::Threads {
+            let core = self.clone();
+            rayon::spawn(move || work(&core));
+        } else {
+            work(self);
+        }
+    }
+
+    /// Puts bulk work into a device's queue.
+    pub(crate) fn submit(self: &Arc<Self>, device: u16, task: Task) -> Result<(), RemoteError> {
+        self.queue(device).push_task(task).map_err(|_| shutting_down())
+    }
+
+    /// Does what waits for the devices, where the caller's thread is the one to do it.
+    pub(crate) fn drain(self: &Arc<Self>) {
+        if self.config.mode != Mode::Inline {
+            return;
+        }
+        // Work on one device can bring work for another.
+        while (0..self.device_count()).any(|device| step(self, device)) {}
+    }
+
+    /// Whether the server is shutting down.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Ends what waits; what runs comes to its end. `false` if it was done before.
+    pub(crate) fn close(self: &Arc<Self>) -> bool {
+        if self.closing.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let mut waiting: Vec<Job> = Vec::new();
+        for slot in &self.devices {
+            let (jobs, tasks) = slot.queue.close();
+            waiting.extend(jobs);
+            // A task answers its request itself: copies that were asked for are still made.
+            tasks.into_iter().for_each(|task| task(self));
+        }
+        waiting.into_iter().for_each(|job| job.fail(self, shutting_down()));
+        true
+    }
+
+    /// Lets go of what nobody has come back for.
+    pub(crate) fn tick(self: &Arc<Self>, now: Instant) {
+        for session in self.registry.expire(now) {
+            add(&self.stats.sessions_expired, 1);
+            tracing::info!(session = session.number, "session lease ended");
+            self.end_session(&session);
+        }
+        for slot in &self.devices {
+            slot.weights.forget_partial(|upload| upload.is_older_than(self.config.default_lease, now));
+        }
+    }
+}

@@ -1,0 +1,618 @@
+//! From a graph to steps.
+//!
+//! Float arithmetic is f32 throughout: operands of other float types are converted before, results after, each once per op
+//! (weights of matrix products excepted, which are read as they are). Reshapes and whole slices cost nothing, they rename a
+//! value. A product followed by the addition of a residual is one step, as is an activation that is multiplied by a gate.
+
+use std::collections::HashMap;
+
+use genie_graph::{
+    DType, Dim, InputRole, LinearLayout, NodeId, Op, RopeStyle, SizeError, Sizes, Symbol, VerifiedGraph, byte_len,
+};
+
+use super::attention::{Append, Attend, Heads, Layer, Source};
+use super::convert::Convert;
+use super::elementwise::{Binary, BinaryKind, Unary, UnaryKind};
+use super::gather::Gather;
+use super::linear::Linear;
+use super::norm::{LayerNorm, RmsNorm, Softmax};
+use super::plan::{Place, Plan, V, Value};
+use super::reduce::{ArgMax, Reduce};
+use super::rope::{Rope, RopeTable};
+use super::sample::Sample;
+use super::step::Step;
+use super::strided::{StridedCopy, Walk, broadcast, contiguous};
+
+/// A constant of a plan: bytes `offset..` of its constants.
+pub(super) struct Constant {
+    pub(super) offset: usize,
+    pub(super) dtype: DType,
+    pub(super) elements: usize,
+    pub(super) content: Content,
+}
+
+/// How a constant is made.
+pub(super) enum Content {
+    /// A creation op of the graph.
+    Op(Op),
+    /// A rotary embedding's inverse frequencies, theta^(-i / elements).
+    Frequencies { theta: f32 },
+}
+
+/// A graph lowered for one set of sizes.
+pub(super) struct Lowered {
+    pub(super) plan: Plan,
+    pub(super) arguments: Vec<V>,
+    pub(super) positions: Option<V>,
+    pub(super) outputs: Vec<V>,
+    pub(super) constants: Vec<Constant>,
+    pub(super) constant_bytes: usize,
+}
+
+/// Lowers a graph for a team of `members`.
+///
+/// # Errors
+/// Sizes that the graph cannot be run with.
+pub(super) fn lower(graph: &VerifiedGraph, sizes: &Sizes, members: usize) -> Result<Lowered, SizeError> {
+    graph.check_sizes(sizes)?;
+    let mut lowering = Lowering {
+        graph,
+        sizes,
+        members,
+        fusions: fusions(graph, sizes),
+        at: NodeId(0),
+        values: Vec::new(),
+        of_node: vec![None; graph.nodes.len()],
+        steps: Vec::new(),
+        as_f32: HashMap::new(),
+        tables: HashMap::new(),
+        constants: Vec::new(),
+        constant_bytes: 0,
+        arguments: Vec::new(),
+        positions: None,
+        weights: 0,
+        caches: 0,
+    };
+    for i in 0..graph.nodes.len() {
+        lowering.at = NodeId(i as u32);
+        if lowering.node().is_none() {
+            return Err(lowering.overflow());
+        }
+    }
+    let outputs: Option<Vec<V>> = graph.outputs.iter().map(|o| lowering.of_node[o.node.0 as usize]).collect();
+    let overflow = lowering.overflow();
+    let Lowering { steps, values, arguments, positions, constants, constant_bytes, .. } = lowering;
+    let outputs = outputs.ok_or_else(|| overflow.clone())?;
+    let inputs: Vec<V> = arguments.iter().copied().chain(positions).collect();
+    let plan = Plan::new(steps, values, &inputs, &outputs).ok_or(overflow)?;
+    Ok(Lowered { plan, arguments, positions, outputs, constants, constant_bytes })
+}
+
+/// What is done together with an earlier node's step.
+#[derive(Default)]
+struct Fusions {
+    /// Linear -> the Add of its result, and the Add's other operand.
+    residual: HashMap<NodeId, (NodeId, NodeId)>,
+    /// Mul -> the activation among its operands, and the other one.
+    gate: HashMap<NodeId, (NodeId, NodeId)>,
+    /// The activations in `gate`.
+    gated: Vec<bool>,
+}
+
+fn fusions(graph: &VerifiedGraph, sizes: &Sizes) -> Fusions {
+    let mut uses = vec![0_u32; graph.nodes.len()];
+    let reads = graph.nodes.iter().flat_map(|n| &n.inputs);
+    reads.chain(graph.outputs.iter().map(|o| &o.node)).for_each(|id| uses[id.0 as usize] += 1);
+    let node = |id: NodeId| &graph.nodes[id.0 as usize];
+    let mut fusions = Fusions { gated: vec![false; graph.nodes.len()], ..Fusions::default() };
+    for (i, sum) in graph.nodes.iter().enumerate() {
+        let (id, &[a, b]) = (NodeId(i as u32), &sum.inputs[..]) else { continue };
+        let shapes_agree = graph.concrete(a, sizes) == graph.concrete(b, sizes);
+        if sum.ty.dtype != DType::F32 || a == b || !shapes_agree {
+            continue;
+        }
+        for (first, other) in [(a, b), (b, a)] {
+            if uses[first.0 as usize] != 1 {
+                continue;
+            }
+            let fits = match (&sum.op, &node(first).op) {
+                (Op::Add, Op::Linear { .. }) => other < first && fusions.residual.insert(first, (id, other)).is_none(),
+                (Op::Mul, op) if unary_kind(op).is_some() => fusions.gate.insert(id, (first, other)).is_none(),
+                _ => false,
+            };
+            if fits {
+                fusions.gated[first.0 as usize] = matches!(sum.op, Op::Mul);
+                break;
+            }
+        }
+    }
+    fusions
+}
+
+fn unary_kind(op: &Op) -> Option<UnaryKind> {
+    Some(match op {
+        Op::Gelu { tanh: true } => UnaryKind::GeluTanh,
+        Op::Gelu { tanh: false } => UnaryKind::GeluErf,
+        Op::Silu => UnaryKind::Silu,
+        Op::Relu => UnaryKind::Relu,
+        Op::Sigmoid => UnaryKind::Sigmoid,
+        Op::Tanh => UnaryKind::Tanh,
+        Op::Abs => UnaryKind::Abs,
+        Op::Neg => UnaryKind::Neg,
+        Op::Exp => UnaryKind::Exp,
+        Op::Log => UnaryKind::Log,
+        Op::Sqrt => UnaryKind::Sqrt,
+        _ => return None,
+    })
+}
+
+struct Lowering<'g> {
+    graph: &'g VerifiedGraph,
+    sizes: &'g Sizes,
+    members: usize,
+    fusions: Fusions,
+    /// The node that is being lowered.
+    at: NodeId,
+    values: Vec<Value>,
+    of_node: Vec<Option<V>>,
+    steps: Vec<(NodeId, Step)>,
+    /// f32 copies of values of other float types.
+    as_f32: HashMap<V, V>,
+    /// Rope tables by positions, frequencies and half.
+    tables: HashMap<(V, Option<V>, u32, usize), V>,
+    constants: Vec<Constant>,
+    constant_bytes: usize,
+    arguments: Vec<V>,
+    positions: Option<V>,
+    weights: usize,
+    caches: usize,
+}
+
+/// Every function that returns an option gives `None` where a size does not fit, which ends the lowering.
+impl Lowering<'_> {
+    fn overflow(&self) -> SizeError {
+        let op = self.graph.nodes.get(self.at.0 as usize).map_or("output", |n| n.op.name());
+        SizeError::Overflow { node: self.at, op }
+    }
+
+    /// Lowers the node `self.at`.
+    fn node(&mut self) -> Option<()> {
+        let graph = self.graph;
+        let (id, node) = (self.at, &graph.nodes[self.at.0 as usize]);
+        let dtype = node.ty.dtype;
+        if self.of_node[id.0 as usize].is_some() || self.fusions.gated[id.0 as usize] {
+            return Some(());
+        }
+        match &node.op {
+            Op::Input { role, .. } => self.input(*role),
+            op @ (Op::Zeros | Op::Ones | Op::Full { .. } | Op::Arange { .. } | Op::Rand { .. } | Op::Randn { .. }) => {
+                let elements = product(&self.dims(id)?)?;
+                let value = self.constant(dtype, elements, Content::Op(op.clone()))?;
+                self.set(value)
+            }
+            Op::Embedding { dtype: wanted } => {
+                let table = self.operand(0)?;
+                let from = self.values[table.0].dtype;
+                if from == *wanted {
+                    return self.gather(table, None);
+                }
+                let rows = self.temporary(from, product(&self.dims(id)?)?)?;
+                self.gather(table, Some(rows))?;
+                let y = self.result()?;
+                self.convert(rows, y)
+            }
+            Op::Gather => self.gather(self.operand(0)?, None),
+            Op::MatMul => self.matmul(),
+            Op::Linear { layout } => self.linear(*layout),
+            Op::Add => self.binary(BinaryKind::Add),
+            Op::Sub => self.binary(BinaryKind::Sub),
+            Op::Mul => match self.fusions.gate.get(&id).copied() {
+                Some((activation, gate)) => self.gated(activation, gate),
+                None => self.binary(BinaryKind::Mul),
+            },
+            Op::Div => self.binary(BinaryKind::Div),
+            Op::RmsNorm { eps } => {
+                let (rows, width) = rows_and_width(&self.dims(id)?)?;
+                let (x, weight) = (self.f32_operand(0)?, self.f32_operand(1)?);
+                self.float_step(|y| RmsNorm { x, weight, y, rows, width, eps: *eps }.into())
+            }
+            Op::LayerNorm { eps } => {
+                let (rows, width) = rows_and_width(&self.dims(id)?)?;
+                let (x, weight, bias) = (self.f32_operand(0)?, self.f32_operand(1)?, self.f32_operand(2)?);
+                self.float_step(|y| LayerNorm { x, weight, bias, y, rows, width, eps: *eps }.into())
+            }
+            Op::Rope { theta, head_dim, style } => self.rope(*theta, *head_dim as usize, *style),
+            Op::Softmax { axis } => {
+                let (outer, length, inner) = around(&self.dims(id)?, *axis)?;
+                let x = self.f32_operand(0)?;
+                self.float_step(|y| Softmax { x, y, outer, length, inner }.into())
+            }
+            Op::Attention { layer, heads, kv_heads, head_dim, scale, causal } => {
+                let shape =
+                    Heads { heads: *heads as usize, kv_heads: *kv_heads as usize, head_dim: *head_dim as usize };
+                self.attention(*layer as usize, shape, *scale, *causal)
+            }
+            Op::Reshape { .. } => self.set(self.operand(0)?),
+            Op::Transpose { perm } => {
+                let x = self.input_dims(0)?;
+                let steps = contiguous(&x);
+                let perm: Vec<usize> = perm.iter().map(|&p| p as usize).collect();
+                if perm.iter().filter(|&&p| x[p] != 1).is_sorted() {
+                    return self.set(self.operand(0)?);
+                }
+                let strides: Vec<usize> = perm.iter().map(|&p| steps[p]).collect();
+                let dims = self.dims(id)?;
+                self.copy(&dims, &strides, 0)
+            }
+            Op::Slice { axis, start, step, .. } => self.slice(*axis, *start, *step),
+            Op::Concat { axis } => self.concat(*axis),
+            Op::Reduce { kind, axes, .. } => {
+                let dims = self.input_dims(0)?;
+                let steps = contiguous(&dims);
+                let reduced = |i: usize| axes.is_empty() || axes.iter().any(|&a| axis_of(a, dims.len()) == Some(i));
+                let walk = |gone: bool| {
+                    let kept: Vec<usize> = (0..dims.len()).filter(|&i| reduced(i) == gone).collect();
+                    let pick = |from: &[usize]| kept.iter().map(|&i| from[i]).collect::<Vec<_>>();
+                    Walk::new(&pick(&dims), [&pick(&steps)], [0])
+                };
+                let (outer, inner, kind) = (walk(false), walk(true), *kind);
+                let (x, dtype) = self.number_operand(0)?;
+                self.number_step(|y| Reduce { kind, dtype, x, y, outer, inner }.into())
+            }
+            Op::ArgMax { axis } => {
+                let (outer, length, inner) = around(&self.input_dims(0)?, *axis)?;
+                let (x, dtype) = self.number_operand(0)?;
+                let y = self.result()?;
+                self.push(ArgMax { dtype, x, y, outer, length, inner })
+            }
+            Op::Sample => {
+                let (rows, width) = rows_and_width(&self.input_dims(0)?)?;
+                let (_, tokens) = rows_and_width(&self.input_dims(3)?)?;
+                let (logits, real) = (self.f32_operand(0)?, self.operand(1)?);
+                let (int, positions, y) = (self.operand(2)?, self.operand(3)?, self.result()?);
+                self.push(Sample { logits, real, int, positions, y, rows, width, tokens })
+            }
+            Op::Cast { to } => {
+                let x = self.operand(0)?;
+                if self.values[x.0].dtype == *to {
+                    return self.set(x);
+                }
+                let y = self.result()?;
+                self.convert(x, y)
+            }
+            op => {
+                let kind = unary_kind(op)?;
+                let count = product(&self.dims(id)?)?;
+                let (x, dtype) = self.number_operand(0)?;
+                self.number_step(|y| Unary { kind, dtype, x, by: None, y, count }.into())
+            }
+        }
+    }
+
+    fn input(&mut self, role: InputRole) -> Option<()> {
+        let ty = &self.graph.nodes[self.at.0 as usize].ty;
+        let value = match role {
+            InputRole::Weight => {
+                self.weights += 1;
+                let elements = product(&self.dims(self.at)?)?;
+                self.value(ty.dtype, elements, Place::Weight(self.weights - 1))?
+            }
+            InputRole::KvCache => {
+                self.caches += 1;
+                self.value(ty.dtype, 0, Place::Cache(self.caches - 1))?
+            }
+            InputRole::Positions => {
+                let value = self.temporary(ty.dtype, product(&self.dims(self.at)?)?)?;
+                self.positions = Some(value);
+                value
+            }
+            InputRole::Argument | InputRole::Tokens | InputRole::SamplingReal | InputRole::SamplingInt => {
+                let value = self.temporary(ty.dtype, product(&self.dims(self.at)?)?)?;
+                self.arguments.push(value);
+                value
+            }
+        };
+        self.set(value)
+    }
+
+    fn gather(&mut self, table: V, into: Option<V>) -> Option<()> {
+        let rows = self.input_dims(0)?;
+        let ids = self.input_dims(1)?;
+        let (&bound, row) = rows.split_first()?;
+        let row_bytes = usize::try_from(self.values[table.0].dtype.bytes()).ok()?.checked_mul(product(row)?)?;
+        let count = product(&ids)?;
+        let id_values = self.operand(1)?;
+        let wide = self.values[id_values.0].dtype == DType::I64;
+        let y = match into {
+            Some(y) => y,
+            None => self.result()?,
+        };
+        let node = &self.graph.nodes[self.at.0 as usize];
+        let per_row = self.per_row(node.inputs[1], count);
+        let op = node.op.name();
+        self.push(Gather { table, ids: id_values, wide, y, bound, row_bytes, count, per_row, node: self.at, op })
+    }
+
+    fn matmul(&mut self) -> Option<()> {
+        let (a, b) = (self.input_dims(0)?, self.input_dims(1)?);
+        let [lead @ .., rows, k] = &a[..] else { return None };
+        let n = *b.last()?;
+        let (x, w) = (self.f32_operand(0)?, self.operand(1)?);
+        let (count, rows, w_step) =
+            if b.len() == 2 { (1, product(lead)?.checked_mul(*rows)?, 0) } else { (product(lead)?, *rows, k.checked_mul(n)?) };
+        let w_type = self.values[w.0].dtype;
+        let k = *k;
+        self.float_step(|y| {
+            let layout = LinearLayout::InOut;
+            Linear { x, w, w_type, layout, bias: None, residual: None, y, panel: None, rows, k, n, count, w_step }.into()
+        })
+    }
+
+    fn linear(&mut self, layout: LinearLayout) -> Option<()> {
+        let inputs = self.graph.nodes[self.at.0 as usize].inputs.len();
+        let (rows, k) = rows_and_width(&self.input_dims(0)?)?;
+        let n = *self.dims(self.at)?.last()?;
+        let (x, w) = (self.f32_operand(0)?, self.operand(1)?);
+        let bias = if inputs == 3 { Some(self.f32_operand(2)?) } else { None };
+        let w_type = self.values[w.0].dtype;
+        let panel = if layout == LinearLayout::OutIn && w_type != DType::F32 && rows > 1 {
+            let bytes = Linear::panel_bytes(k)?.checked_mul(self.members)?;
+            Some(self.temporary(DType::U8, bytes)?)
+        } else {
+            None
+        };
+        let mut step = Linear { x, w, w_type, layout, bias, residual: None, y: x, panel, rows, k, n, count: 1, w_step: 0 };
+        if let Some((sum, other)) = self.fusions.residual.get(&self.at).copied() {
+            step.residual = Some(self.of_node[other.0 as usize]?);
+            step.y = self.temporary(DType::F32, rows.checked_mul(n)?)?;
+            self.of_node[sum.0 as usize] = Some(step.y);
+            self.push(step)
+        } else {
+            self.float_step(|y| {
+                step.y = y;
+                step.into()
+            })
+        }
+    }
+
+    fn binary(&mut self, kind: BinaryKind) -> Option<()> {
+        let dims = self.dims(self.at)?;
+        let (a_dims, b_dims) = (self.input_dims(0)?, self.input_dims(1)?);
+        let walk = Walk::new(&dims, [&broadcast(&a_dims, &dims), &broadcast(&b_dims, &dims)], [0, 0]);
+        let per_row = self.per_row(self.at, product(&dims)?);
+        let ((a, dtype), (b, _)) = (self.number_operand(0)?, self.number_operand(1)?);
+        let node = self.at;
+        self.number_step(|y| Binary { kind, dtype, a, b, y, walk, per_row, node }.into())
+    }
+
+    /// `activation(x) * gate`, f32 all.
+    fn gated(&mut self, activation: NodeId, gate: NodeId) -> Option<()> {
+        let node = &self.graph.nodes[activation.0 as usize];
+        let kind = unary_kind(&node.op)?;
+        let x = self.of_node[node.inputs.first()?.0 as usize]?;
+        // A chain of activations: the gate may itself be one that waits for its own product, never for this one.
+        let by = Some(self.of_node[gate.0 as usize]?);
+        let count = product(&self.dims(self.at)?)?;
+        self.float_step(|y| Unary { kind, dtype: DType::F32, x, by, y, count }.into())
+    }
+
+    fn rope(&mut self, theta: f32, head_dim: usize, style: RopeStyle) -> Option<()> {
+        let inputs = self.graph.nodes[self.at.0 as usize].inputs.len();
+        let dims = self.dims(self.at)?;
+        let [batch, sequence, width] = dims[..] else { return None };
+        let tokens = batch.checked_mul(sequence)?;
+        let half = head_dim / 2;
+        let (x, positions) = (self.f32_operand(0)?, self.operand(1)?);
+        let given = if inputs == 3 { Some(self.operand(2)?) } else { None };
+        let key = (positions, given, theta.to_bits(), half);
+        let table = match self.tables.get(&key) {
+            Some(&table) => table,
+            None => {
+                let frequencies = match given {
+                    Some(frequencies) => frequencies,
+                    None => self.constant(DType::F32, half, Content::Frequencies { theta })?,
+                };
+                let table = self.temporary(DType::F32, tokens.checked_mul(head_dim)?)?;
+                self.push(RopeTable { positions, frequencies, table, tokens, half })?;
+                self.tables.insert(key, table);
+                table
+            }
+        };
+        self.float_step(|y| Rope { x, table, y, tokens, heads: width / head_dim, half, style }.into())
+    }
+
+    fn attention(&mut self, layer: usize, shape: Heads, scale: f32, causal: bool) -> Option<()> {
+        let inputs = self.graph.nodes[self.at.0 as usize].inputs.len();
+        let dims = self.dims(self.at)?;
+        let [batch, tokens, _] = dims[..] else { return None };
+        let (q, k, v) = (self.f32_operand(0)?, self.f32_operand(1)?, self.f32_operand(2)?);
+        let source = if inputs == 4 {
+            let cache = self.operand(3)?;
+            let to = Layer { cache, dtype: self.values[cache.0].dtype, layer };
+            self.push(Append { k, v, to, shape, batch, tokens })?;
+            Source::Cached(to)
+        } else {
+            Source::Fresh { k, v }
+        };
+        let scratch = self.temporary(DType::F32, Attend::scratch(shape.head_dim)?.checked_mul(self.members)?)?;
+        self.float_step(|y| Attend { q, source, y, scratch, shape, batch, tokens, scale, causal }.into())
+    }
+
+    fn slice(&mut self, axis: i32, start: i64, step: u64) -> Option<()> {
+        let x = self.input_dims(0)?;
+        let dims = self.dims(self.at)?;
+        if x == dims {
+            return self.set(self.operand(0)?);
+        }
+        let axis = axis_of(axis, x.len())?;
+        let size = i64::try_from(x[axis]).ok()?;
+        let first = usize::try_from(if start < 0 { start.checked_add(size)? } else { start }).ok()?;
+        let mut strides = contiguous(&x);
+        let offset = first.checked_mul(strides[axis])?;
+        // A step beyond the dimension takes one element: the stride is never used.
+        strides[axis] = strides[axis].saturating_mul(usize::try_from(step).ok()?);
+        self.copy(&dims, &strides, offset)
+    }
+
+    fn concat(&mut self, axis: i32) -> Option<()> {
+        let inputs = self.graph.nodes[self.at.0 as usize].inputs.len();
+        if inputs == 1 {
+            return self.set(self.operand(0)?);
+        }
+        let y = self.result()?;
+        let strides = contiguous(&self.dims(self.at)?);
+        let axis = axis_of(axis, strides.len())?;
+        let mut offset = 0;
+        for i in 0..inputs {
+            let dims = self.input_dims(i)?;
+            let x = self.operand(i)?;
+            let walk = Walk::new(&dims, [&contiguous(&dims), &strides], [0, offset]);
+            self.push(StridedCopy { x, y, element_bytes: self.element_bytes(x), walk })?;
+            offset += dims[axis] * strides[axis];
+        }
+        Some(())
+    }
+
+    /// The node's result is made of elements of its first operand that lie `strides` apart.
+    fn copy(&mut self, dims: &[usize], strides: &[usize], offset: usize) -> Option<()> {
+        let (x, y) = (self.operand(0)?, self.result()?);
+        let walk = Walk::new(dims, [strides, &contiguous(dims)], [offset, 0]);
+        self.push(StridedCopy { x, y, element_bytes: self.element_bytes(x), walk })
+    }
+
+    fn convert(&mut self, x: V, y: V) -> Option<()> {
+        let (from, to) = (self.values[x.0].dtype, self.values[y.0].dtype);
+        let count = self.values[x.0].bytes / self.element_bytes(x);
+        self.push(Convert { x, from, y, to, count })
+    }
+
+    /// A step whose f32 result is the node's, converted if the node is of another float type.
+    fn float_step(&mut self, step: impl FnOnce(V) -> Step) -> Option<()> {
+        let node = &self.graph.nodes[self.at.0 as usize];
+        if node.ty.dtype == DType::F32 {
+            let y = self.result()?;
+            return self.push(step(y));
+        }
+        let elements = product(&self.dims(self.at)?)?;
+        let wide = self.temporary(DType::F32, elements)?;
+        self.push(step(wide))?;
+        let y = self.result()?;
+        self.convert(wide, y)
+    }
+
+    /// As [`Self::float_step`], or for integers a step whose result is the node's.
+    fn number_step(&mut self, step: impl FnOnce(V) -> Step) -> Option<()> {
+        if self.graph.nodes[self.at.0 as usize].ty.dtype.is_float() {
+            return self.float_step(step);
+        }
+        let y = self.result()?;
+        self.push(step(y))
+    }
+
+    fn push(&mut self, step: impl Into<Step>) -> Option<()> {
+        self.steps.push((self.at, step.into()));
+        Some(())
+    }
+
+    /// The value of the node's input.
+    fn operand(&self, input: usize) -> Option<V> {
+        let id = self.graph.nodes[self.at.0 as usize].inputs.get(input)?;
+        self.of_node[id.0 as usize]
+    }
+
+    /// The value of the node's float input as f32.
+    fn f32_operand(&mut self, input: usize) -> Option<V> {
+        let x = self.operand(input)?;
+        let Value { dtype, bytes, .. } = self.values[x.0];
+        if dtype == DType::F32 {
+            return Some(x);
+        }
+        if let Some(&wide) = self.as_f32.get(&x) {
+            return Some(wide);
+        }
+        let wide = self.temporary(DType::F32, bytes / usize::try_from(dtype.bytes()).ok()?)?;
+        self.convert(x, wide)?;
+        self.as_f32.insert(x, wide);
+        Some(wide)
+    }
+
+    /// Floats as f32, integers as they are.
+    fn number_operand(&mut self, input: usize) -> Option<(V, DType)> {
+        let x = self.operand(input)?;
+        let dtype = self.values[x.0].dtype;
+        if dtype.is_float() { Some((self.f32_operand(input)?, DType::F32)) } else { Some((x, dtype)) }
+    }
+
+    /// A new value for the node's result.
+    fn result(&mut self) -> Option<V> {
+        let dtype = self.graph.nodes[self.at.0 as usize].ty.dtype;
+        let value = self.temporary(dtype, product(&self.dims(self.at)?)?)?;
+        self.set(value)?;
+        Some(value)
+    }
+
+    fn set(&mut self, value: V) -> Option<()> {
+        self.of_node[self.at.0 as usize] = Some(value);
+        Some(())
+    }
+
+    fn temporary(&mut self, dtype: DType, elements: usize) -> Option<V> {
+        self.value(dtype, elements, Place::Arena(0))
+    }
+
+    fn constant(&mut self, dtype: DType, elements: usize, content: Content) -> Option<V> {
+        let offset = self.constant_bytes;
+        let value = self.value(dtype, elements, Place::Constant(offset))?;
+        let end = offset.checked_add(self.values[value.0].bytes)?.checked_next_multiple_of(64)?;
+        self.constant_bytes = end;
+        self.constants.push(Constant { offset, dtype, elements, content });
+        Some(value)
+    }
+
+    fn value(&mut self, dtype: DType, elements: usize, place: Place) -> Option<V> {
+        let bytes = usize::try_from(byte_len(dtype, &[elements as u64])?).ok()?;
+        isize::try_from(bytes).ok()?;
+        self.values.push(Value { dtype, bytes, place });
+        Some(V(self.values.len() - 1))
+    }
+
+    fn element_bytes(&self, v: V) -> usize {
+        self.values[v.0].dtype.bytes() as usize
+    }
+
+    fn dims(&self, id: NodeId) -> Option<Vec<usize>> {
+        self.graph.concrete(id, self.sizes)?.into_iter().map(|d| usize::try_from(d).ok()).collect()
+    }
+
+    fn input_dims(&self, input: usize) -> Option<Vec<usize>> {
+        self.dims(*self.graph.nodes[self.at.0 as usize].inputs.get(input)?)
+    }
+
+    /// How many of a node's `count` elements belong to one batch row.
+    fn per_row(&self, id: NodeId, count: usize) -> usize {
+        let batched = self.graph.nodes[id.0 as usize].ty.shape.0.first() == Some(&Dim::Symbol(Symbol::Batch));
+        let rows = if batched { usize::try_from(self.sizes.batch).unwrap_or(1) } else { 1 };
+        (count / rows.max(1)).max(1)
+    }
+}
+
+fn product(dims: &[usize]) -> Option<usize> {
+    dims.iter().try_fold(1_usize, |p, &d| p.checked_mul(d))
+}
+
+fn rows_and_width(dims: &[usize]) -> Option<(usize, usize)> {
+    let (&width, lead) = dims.split_last()?;
+    Some((product(lead)?, width))
+}
+
+fn axis_of(axis: i32, rank: usize) -> Option<usize> {
+    let rank_i = i64::try_from(rank).ok()?;
+    let axis = if axis < 0 { i64::from(axis) + rank_i } else { i64::from(axis) };
+    usize::try_from(axis).ok().filter(|&a| a < rank)
+}
+
+/// Elements before, along and after an axis.
+fn around(dims: &[usize], axis: i32) -> Option<(usize, usize, usize)> {
+    let axis = axis_of(axis, dims.len())?;
+    Some((product(&dims[..axis])?, dims[axis], product(&dims[axis + 1..])?))
+}

@@ -1,0 +1,153 @@
+//! The CPU as a device.
+//!
+//! A program is lowered, for each set of sizes that it runs with, to a list of steps over one arena whose layout is planned
+//! ahead ([`plan`]); a step in steady state allocates nothing. A device's threads run the whole list together ([`team`]). Kernels
+//! are written over vectors of any width ([`lanes`]) and give the same bits whatever the batch and the number of threads.
+
+mod attention;
+mod axpy;
+mod constants;
+mod convert;
+mod dot;
+mod elementwise;
+mod gather;
+mod lanes;
+mod linear;
+mod lower;
+mod math;
+mod norm;
+mod plan;
+mod program;
+mod reduce;
+mod rope;
+mod rows;
+mod sample;
+mod step;
+mod strided;
+mod system;
+mod team;
+
+use std::sync::{Arc, Mutex};
+
+use genie_graph::VerifiedGraph;
+use genie_transport::memory::{Pool, Slab};
+
+use self::program::{Program, Workspace};
+use self::team::Team;
+use super::{Device, DeviceError, DeviceInfo, KvCache, KvSpec, Loaded};
+
+pub use self::lanes::Isa;
+
+/// Threads of this machine and memory, taken as one device.
+///
+/// ```
+/// use genie_executor::device::{Device, cpu::CpuDevice};
+/// let device = CpuDevice::new(0, 2, 1 << 30)?;
+/// assert_eq!(device.info().name, "cpu:0");
+/// assert_eq!(device.info().total_bytes, 1 << 30);
+/// # Ok::<(), genie_executor::device::DeviceError>(())
+/// ```
+pub struct CpuDevice {
+    inner: Arc<Inner>,
+}
+
+/// What a device shares with its programs.
+struct Inner {
+    index: u32,
+    model: String,
+    isa: Isa,
+    pool: Pool,
+    team: Team,
+    /// Held by whoever runs.
+    workspace: Mutex<Workspace>,
+}
+
+impl CpuDevice {
+    /// A device of `threads` threads (at least one), the caller's of each run among them, whose tensors take at most
+    /// `memory_limit_bytes`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Threads`] if the system refuses a thread.
+    pub fn new(index: u32, threads: usize, memory_limit_bytes: u64) -> Result<Self, DeviceError> {
+        Self::with_isa(index, threads, memory_limit_bytes, Isa::detect())
+    }
+
+    /// As [`CpuDevice::new`], with a narrower instruction set than the machine has; a wider one is not taken.
+    ///
+    /// # Errors
+    /// As [`CpuDevice::new`].
+    pub fn with_isa(index: u32, threads: usize, memory_limit_bytes: u64, isa: Isa) -> Result<Self, DeviceError> {
+        let team = Team::new(threads.max(1), &format!("cpu:{index}"))?;
+        let mut workspace = Workspace::default();
+        workspace.members.resize_with(team.members(), Mutex::default);
+        let inner = Inner {
+            index,
+            model: system::model(),
+            isa: isa.min(Isa::detect()),
+            pool: Pool::new(memory_limit_bytes),
+            team,
+            workspace: Mutex::new(workspace),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Threads that a run uses.
+    pub fn threads(&self) -> usize {
+        self.inner.team.members()
+    }
+}
+
+impl Device for CpuDevice {
+    fn info(&self) -> DeviceInfo {
+        let Inner { index, model, isa, pool, .. } = &*self.inner;
+        DeviceInfo {
+            index: *index,
+            name: format!("cpu:{index}"),
+            model: model.clone(),
+            total_bytes: pool.limit(),
+            free_bytes: pool.limit().saturating_sub(pool.used()),
+            capability: isa.name().to_owned(),
+        }
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<Slab, DeviceError> {
+        // What does not fit usize is over any limit too.
+        Ok(self.inner.pool.take(usize::try_from(bytes).unwrap_or(usize::MAX))?)
+    }
+
+    fn cache(&self, spec: KvSpec) -> Result<KvCache, DeviceError> {
+        KvCache::new(spec, self.inner.pool.clone())
+    }
+
+    fn load(&self, graph: Arc<VerifiedGraph>) -> Result<Arc<dyn Loaded>, DeviceError> {
+        Ok(Arc::new(Program::new(Arc::clone(&self.inner), graph)?))
+    }
+}
+
+/// The devices that a command line names: `cpu` (one with all cores), `cpu*8` (eight, sharing cores and memory; each has at
+/// least one thread), or `auto` (what the machine has).
+///
+/// # Errors
+/// [`DeviceError::Name`] for anything else, [`DeviceError::Threads`] if the system refuses a thread.
+pub fn parse(text: &str) -> Result<Vec<Arc<dyn Device>>, DeviceError> {
+    /// The most CPU devices that make sense to anyone.
+    const MOST: u32 = 256;
+    let name = || DeviceError::Name { text: text.to_owned() };
+    let count = match text.trim() {
+        "cpu" | "auto" => 1,
+        other => other.strip_prefix("cpu*").and_then(|n| n.parse().ok()).ok_or_else(name)?,
+    };
+    if !(1..=MOST).contains(&count) {
+        return Err(name());
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = system::memory_for_tensors() / u64::from(count);
+    let devices = count as usize;
+    (0..count)
+        .map(|index| {
+            let i = index as usize;
+            let threads = cores * (i + 1) / devices - cores * i / devices;
+            Ok(Arc::new(CpuDevice::new(index, threads, memory)?) as Arc<dyn Device>)
+        })
+        .collect()
+}

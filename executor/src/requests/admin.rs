@@ -1,0 +1,218 @@
+//! Sessions, devices, counters.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use genie_transport::connection::Peer;
+use genie_transport::memory::copied_bytes;
+use genie_transport::wire::{
+    DeviceEntry, ErrorCode, Kind, OpenedSession, RemoteError, Reply, SessionToken, StatEntry,
+};
+
+use crate::core::Core;
+use crate::error::fail;
+use crate::handles::HandleTable;
+use crate::replies::Window;
+use crate::scheduler::shutting_down;
+use crate::session::{Session, Work};
+use crate::stats::{add, read};
+
+impl Core {
+    pub(super) fn open(self: &Arc<Self>, peer: &Arc<Peer>, id: u64, quota: u64, lease_ms: u32) {
+        match self.new_session(peer, quota, lease_ms) {
+            Ok(opened) => peer.reply(id, Kind::Open, &Reply::Opened(opened)),
+            Err(error) => peer.reply(id, Kind::Open, &Reply::Failed(error)),
+        }
+    }
+
+    fn new_session(&self, peer: &Arc<Peer>, quota: u64, lease_ms: u32) -> Result<OpenedSession, RemoteError> {
+        if self.is_closing() {
+            return Err(shutting_down());
+        }
+        if self.registry.of(peer).is_some() {
+            return Err(fail(ErrorCode::Malformed, "this connection has a session: close it before opening another"));
+        }
+        let config = &self.config;
+        let epoch = config.settings.epoch;
+        let quota = if quota == 0 { config.default_quota } else { quota }.min(config.max_quota);
+        let lease = if lease_ms == 0 { config.default_lease } else { Duration::from_millis(u64::from(lease_ms)) };
+        let lease = lease.min(config.max_lease);
+        // Twice the credits: whatever a client can still ask again is kept, with room to spare.
+        let window = Window::new(2 * config.settings.credits as usize, config.window_bytes);
+        let objects = HandleTable::new(epoch, config.max_handles);
+        let session = Session::new(self.number(), quota, lease, objects, window);
+        let token = self.registry.add(session.clone())?;
+        self.registry.attach(&session, peer);
+        add(&self.stats.sessions_opened, 1);
+        tracing::debug!(session = session.number, peer = peer.id(), quota, ?lease, "session opened");
+        Ok(self.describe(&session, token))
+    }
+
+    pub(super) fn resume(
+        self: &Arc<Self>,
+        peer: &Arc<Peer>,
+        id: u64,
+        token: &SessionToken,
+        epoch: u64,
+        unanswered: u64,
+    ) {
+        match self.find_session(token, epoch) {
+            Ok(session) => {
+                if let Some(other) = self.registry.of(peer).filter(|other| !Arc::ptr_eq(other, &session)) {
+                    let message = format!("this connection has session {}: close it first", other.number);
+                    return peer.reply(id, Kind::Resume, &Reply::Failed(fail(ErrorCode::Malformed, message)));
+                }
+                let before = self.registry.attach(&session, peer);
+                let ended = {
+                    let mut state = session.lock();
+                    state.window.acknowledge(unanswered);
+                    state.ended
+                };
+                if ended {
+                    self.registry.remove(&session);
+                    return peer.reply(id, Kind::Resume, &Reply::Failed(session_gone()));
+                }
+                if let Some(before) = before {
+                    before.goodbye(fail(ErrorCode::SessionGone, "the session was taken up by another connection"));
+                }
+                tracing::debug!(session = session.number, peer = peer.id(), "session resumed");
+                peer.reply(id, Kind::Resume, &Reply::Opened(self.describe(&session, *token)));
+            }
+            Err(error) => peer.reply(id, Kind::Resume, &Reply::Failed(error)),
+        }
+    }
+
+    fn find_session(&self, token: &SessionToken, epoch: u64) -> Result<Arc<Session>, RemoteError> {
+        if self.is_closing() {
+            return Err(shutting_down());
+        }
+        let here = self.config.settings.epoch;
+        if epoch != here {
+            let message = format!(
+                "the server was restarted: its life {epoch} is over, this is {here}; open a session and offer what you had"
+            );
+            return Err(fail(ErrorCode::EpochGone, message));
+        }
+        self.registry.find(token).ok_or_else(session_gone)
+    }
+
+    fn describe(&self, session: &Session, token: SessionToken) -> OpenedSession {
+        OpenedSession {
+            token,
+            epoch: self.config.settings.epoch,
+            session: session.number,
+            quota: session.account.quota(),
+            lease_ms: u32::try_from(session.lease.as_millis()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Frees what a session has. Requests in progress end: uploads now, generates at their next step, runs when they are done.
+    pub(crate) fn end_session(self: &Arc<Self>, session: &Arc<Session>) {
+        self.registry.remove(session);
+        let (objects, uploads) = {
+            let mut state = session.lock();
+            state.ended = true;
+            let uploads: Vec<_> = state
+                .pending
+                .iter_mut()
+                .filter_map(|pending| {
+                    pending.cancelled = !matches!(pending.kind, Kind::Close);
+                    match &pending.work {
+                        Work::Upload { upload, .. } => Some((pending.id, upload.clone())),
+                        _ => None,
+                    }
+                })
+                .collect();
+            (state.objects.drain(), uploads)
+        };
+        for (id, upload) in uploads {
+            if let Some(waiter) = upload.leave(session, id) {
+                waiter.fail(fail(ErrorCode::Cancelled, "the session has ended"));
+            }
+        }
+        drop(objects);
+        tracing::debug!(session = session.number, "session ended");
+    }
+
+    /// A connection is gone: the lease of its session begins.
+    pub(crate) fn closed(&self, peer: &Arc<Peer>, now: Instant) {
+        if let Some(session) = self.registry.detach(peer, now) {
+            tracing::debug!(session = session.number, peer = peer.id(), lease = ?session.lease, "session detached");
+        }
+    }
+
+    /// A request is no longer wanted. It still gets its one reply: that it was cancelled, or what it did before that was
+    /// noticed.
+    pub(crate) fn cancel(&self, peer: &Arc<Peer>, id: u64) {
+        peer.cancel_sliced(id);
+        let Some(session) = self.registry.of(peer) else { return };
+        let upload = {
+            let mut state = session.lock();
+            let Some(pending) = state.pending.iter_mut().find(|p| p.id == id) else { return };
+            pending.cancelled = true;
+            match &pending.work {
+                Work::Upload { upload, .. } => upload.clone(),
+                _ => return,
+            }
+        };
+        if let Some(waiter) = upload.leave(&session, id) {
+            waiter.fail(fail(ErrorCode::Cancelled, "the put was cancelled"));
+        }
+    }
+
+    pub(super) fn list_devices(&self, peer: &Peer, id: u64) {
+        let infos: Vec<_> = self.config.devices.iter().map(|device| device.info()).collect();
+        let entries = infos.iter().enumerate().map(|(index, info)| DeviceEntry {
+            index: index as u32,
+            name: &info.name,
+            model: &info.model,
+            capability: &info.capability,
+            total_bytes: info.total_bytes,
+            free_bytes: info.free_bytes,
+        });
+        peer.reply(id, Kind::Devices, &Reply::Devices(entries.collect()));
+    }
+
+    pub(super) fn list_counters(&self, peer: &Peer, id: u64) {
+        let mut handles = 0;
+        let mut held = 0;
+        let sessions = self.registry.all();
+        for session in &sessions {
+            handles += session.lock().objects.len() as u64;
+            held += session.account.used();
+        }
+        let (mut weights, mut weight_bytes) = (0, 0);
+        for device in 0..self.device_count() {
+            let (count, bytes) = self.weights(device).totals();
+            weights += count;
+            weight_bytes += bytes;
+        }
+        let stats = &self.stats;
+        let entries = [
+            ("genie_sessions", sessions.len() as u64),
+            ("genie_sessions_opened_total", read(&stats.sessions_opened)),
+            ("genie_sessions_expired_total", read(&stats.sessions_expired)),
+            ("genie_handles", handles),
+            ("genie_session_bytes", held),
+            ("genie_weights", weights),
+            ("genie_weight_bytes", weight_bytes),
+            ("genie_named_bytes", self.names.used()),
+            ("genie_programs", self.program_count()),
+            ("genie_requests_total", read(&stats.requests)),
+            ("genie_uploads_total", read(&stats.uploads)),
+            ("genie_uploads_adopted_total", read(&stats.uploads_adopted)),
+            ("genie_runs_total", read(&stats.runs)),
+            ("genie_rows_total", read(&stats.rows)),
+            ("genie_batched_rows_total", read(&stats.batched_rows)),
+            ("genie_tokens_total", read(&stats.tokens)),
+            ("genie_evictions_total", read(&stats.evictions)),
+            ("genie_copied_bytes_total", copied_bytes()),
+        ];
+        let entries = entries.map(|(name, value)| StatEntry { name, value }).to_vec();
+        peer.reply(id, Kind::Stats, &Reply::Stats(entries));
+    }
+}
+
+fn session_gone() -> RemoteError {
+    fail(ErrorCode::SessionGone, "no session has this token: its lease ran out, or it was closed; open another")
+}

@@ -1,0 +1,111 @@
+//! Define, bind, run, generate.
+
+use std::sync::Arc;
+
+use genie_transport::wire::{Arguments, BindEntry, ErrorCode, Handle, RemoteError};
+
+use super::{From, Outcome};
+use crate::core::Core;
+use crate::error::fail;
+use crate::generate::{Generation, Wish};
+use crate::programs::{Binding, Program};
+use crate::replies::Answer;
+use crate::scheduler::Job;
+use crate::session::{Object, Work};
+
+impl Core {
+    /// Verifying and planning a graph takes long enough to be done elsewhere.
+    pub(super) fn define(self: &Arc<Self>, from: &From<'_>, device: u16, graph: &[u8]) -> Outcome {
+        self.device(device)?;
+        from.session.lock().objects.has_room()?;
+        // What a program takes beside its graph is of the graph's order.
+        let charge = Arc::new(from.session.account.charge(graph.len() as u64)?);
+        let (session, id, graph) = (from.session.clone(), from.id, graph.to_vec());
+        self.spawn(move |core| {
+            let program = core.plan(device, &graph);
+            session.complete_with(id, |state| {
+                let program = match program {
+                    Ok(program) => program,
+                    Err(error) => return Answer::Failed(error),
+                };
+                let hash = program.hash();
+                match state.insert(Object::Program { program, _charge: charge }) {
+                    Ok(handle) => Answer::Program { handle, hash },
+                    Err(error) => Answer::Failed(error),
+                }
+            });
+        });
+        Ok(None)
+    }
+
+    fn plan(&self, device: u16, graph: &[u8]) -> Result<Arc<Program>, RemoteError> {
+        let bad_graph = |what: &dyn std::fmt::Display| fail(ErrorCode::BadGraph, format!("the graph is refused: {what}"));
+        let graph = genie_graph::decode(graph).map_err(|e| bad_graph(&e))?;
+        let graph = genie_graph::verify(graph).map_err(|e| bad_graph(&e))?;
+        let hash = genie_transport::wire::ContentHash(graph.hash().0);
+        if let Some(program) = self.program(device, &hash) {
+            return Ok(program);
+        }
+        let graph = Arc::new(graph);
+        let loaded = self.device(device)?.load(graph.clone())?;
+        self.share_program(Program::new(graph, loaded, device)?)
+    }
+
+    pub(super) fn bind(
+        &self,
+        from: &From<'_>,
+        program: Handle,
+        bound: &[BindEntry],
+        arguments: Arguments<'_>,
+    ) -> Outcome {
+        let program = from.session.program(program)?;
+        let binding = Binding::new(from.session, program, bound, arguments)?;
+        let handle = from.session.lock().insert(Object::Binding(binding))?;
+        Ok(Some(Answer::Bound(handle)))
+    }
+
+    pub(super) fn run(
+        self: &Arc<Self>,
+        from: &From<'_>,
+        binding: Handle,
+        position: Option<u32>,
+        (wanted, keep): (u32, u32),
+        arguments: Arguments<'_>,
+    ) -> Outcome {
+        let binding = from.session.binding(binding)?;
+        let mut buffers = binding.buffers();
+        let sizes = match binding.fill(&mut buffers, arguments, None).and_then(|()| binding.sizes(&buffers)) {
+            Ok(sizes) => sizes,
+            Err(error) => {
+                binding.recycle(buffers);
+                return Err(error);
+            }
+        };
+        let job = Job {
+            session: from.session.clone(),
+            id: from.id,
+            binding,
+            buffers,
+            sizes,
+            position,
+            wanted,
+            keep,
+            kept: Vec::new(),
+            generation: None,
+            turns: 0,
+            changed: false,
+        };
+        job.proceed(self);
+        Ok(None)
+    }
+
+    pub(super) fn generate(self: &Arc<Self>, from: &From<'_>, wish: &Wish<'_>) -> Outcome {
+        let job = Generation::job(self, from.session.clone(), from.id, wish)?;
+        if let Some(pending) = from.session.lock().pending.iter_mut().find(|p| p.id == from.id) {
+            let device = job.binding.program.device;
+            pending.work = Work::Generate { device, position: 0, tokens: Vec::new() };
+        }
+        job.proceed(self);
+        Ok(None)
+    }
+}

@@ -1,0 +1,373 @@
+//! Puts: inline and in slices, of new residents, into residents, into caches.
+
+use std::sync::Arc;
+
+use genie_transport::memory::{Region, Slab, copy_counted};
+use genie_transport::wire::{
+    ContentHash, ErrorCode, Handle, PutBody, PutRequest, PutTarget, RemoteError, ResidencyCode, TensorSpec,
+};
+
+use super::{From, Outcome};
+use crate::account::Charge;
+use crate::caches::{Cache, Turn, tensor_spec};
+use crate::core::Core;
+use crate::error::fail;
+use crate::replies::Answer;
+use crate::residents::{Content, Tensor};
+use crate::session::{Object, Work};
+use crate::stats::add;
+use crate::uploads::{Target, Upload, Waiter, mismatch};
+use crate::weights::Found;
+
+/// Contents up to this size are hashed on the thread that received them.
+const HASHED_HERE: u64 = 256 << 10;
+
+impl Core {
+    pub(super) fn put(self: &Arc<Self>, from: &From<'_>, put: &PutRequest<'_>) -> Outcome {
+        match put.target {
+            PutTarget::New { device, residency, hash, name } => {
+                self.device(device)?;
+                from.session.lock().objects.has_room()?;
+                match (residency, hash) {
+                    (ResidencyCode::Weight, Some(hash)) => self.put_weight(from, put, device, hash, name),
+                    _ => self.put_private(from, put, device, hash, name),
+                }
+            }
+            PutTarget::Range { handle, offset } => {
+                let tensor = from.session.tensor(handle)?;
+                tensor.may_replace(offset, put.spec.bytes())?;
+                self.put_range(from, put, handle, tensor, offset)
+            }
+            PutTarget::Cache { handle, length } => {
+                let cache = from.session.cache(handle)?;
+                self.put_cache(from, put, handle, cache, length)
+            }
+        }
+    }
+
+    fn put_private(
+        self: &Arc<Self>,
+        from: &From<'_>,
+        put: &PutRequest<'_>,
+        device: u16,
+        hash: Option<ContentHash>,
+        name: Option<&str>,
+    ) -> Outcome {
+        let waiter = from.waiter(put, name)?;
+        let mut slab = self.allocate(device, put.spec.bytes())?;
+        match put.body {
+            PutBody::Inline(bytes) => {
+                copy_counted(&mut slab, bytes);
+                self.verify(hash, slab.freeze(), move |core, region| match region {
+                    Ok(region) => core.install(waiter, device, None, region),
+                    Err(error) => waiter.fail(error),
+                });
+            }
+            PutBody::Sliced { slice_bytes, announce } => {
+                let upload = Upload::new(device, Target::Private(hash), vec![slab], slice_bytes, from.now);
+                self.begin_upload(from, &upload, waiter, announce);
+            }
+        }
+        Ok(None)
+    }
+
+    fn put_weight(
+        self: &Arc<Self>,
+        from: &From<'_>,
+        put: &PutRequest<'_>,
+        device: u16,
+        hash: ContentHash,
+        name: Option<&str>,
+    ) -> Outcome {
+        let mut waiter = from.waiter(put, name)?;
+        loop {
+            match self.weights(device).find(&hash, put.spec.bytes()) {
+                Found::Present(region) => {
+                    waiter.no_more_slices();
+                    self.install(waiter, device, Some(hash), region);
+                    return Ok(None);
+                }
+                Found::Partial(upload) => {
+                    let PutBody::Sliced { slice_bytes, announce } = put.body else { break };
+                    if !announce && slice_bytes != upload.landing.slice_bytes() {
+                        break;
+                    }
+                    match upload.wait(waiter, from.now) {
+                        Ok(()) => {
+                            add(&self.stats.uploads_adopted, 1);
+                            from.awaits(&upload, announce);
+                            // It may have become whole before this request was waiting for it.
+                            self.landed_whole(&upload);
+                            return Ok(None);
+                        }
+                        // It has just ended: what became of it is in the store.
+                        Err(back) => waiter = back,
+                    }
+                }
+                Found::Absent => break,
+            }
+        }
+        let mut slab = self.allocate(device, put.spec.bytes())?;
+        match put.body {
+            PutBody::Inline(bytes) => {
+                copy_counted(&mut slab, bytes);
+                self.verify(Some(hash), slab.freeze(), move |core, region| match region {
+                    Ok(region) => {
+                        let region = core.weights(device).insert(hash, region);
+                        core.install(waiter, device, Some(hash), region);
+                    }
+                    Err(error) => waiter.fail(error),
+                });
+            }
+            PutBody::Sliced { slice_bytes, announce } => {
+                let upload = Upload::new(device, Target::Weight(hash), vec![slab], slice_bytes, from.now);
+                // Where somebody else was faster, this one is its own: whichever is whole first is kept.
+                self.weights(device).announce(hash, &upload);
+                self.begin_upload(from, &upload, waiter, announce);
+            }
+        }
+        Ok(None)
+    }
+
+    fn put_range(
+        self: &Arc<Self>,
+        from: &From<'_>,
+        put: &PutRequest<'_>,
+        handle: Handle,
+        tensor: Arc<Tensor>,
+        offset: u64,
+    ) -> Outcome {
+        let device = tensor.device;
+        match put.body {
+            PutBody::Inline(bytes) => {
+                tensor.write(offset, bytes, |n| self.allocate(device, n))?;
+                Ok(Some(Answer::Tensor { handle, device, spec: tensor.spec.clone() }))
+            }
+            PutBody::Sliced { slice_bytes, announce } => {
+                let waiter = from.waiter(put, None)?;
+                let slab = self.allocate(device, put.spec.bytes())?;
+                let target = Target::Range { handle, tensor, offset };
+                let upload = Upload::new(device, target, vec![slab], slice_bytes, from.now);
+                self.begin_upload(from, &upload, waiter, announce);
+                Ok(None)
+            }
+        }
+    }
+
+    fn put_cache(
+        self: &Arc<Self>,
+        from: &From<'_>,
+        put: &PutRequest<'_>,
+        handle: Handle,
+        cache: Arc<Cache>,
+        length: u32,
+    ) -> Outcome {
+        let expected = tensor_spec(&cache.spec, u64::from(length))?;
+        if length == 0 || put.spec != expected {
+            let message = format!(
+                "{length} tokens of this cache are {} {:?}, but {} {:?} was sent (no tokens: truncate it instead)",
+                expected.dtype(),
+                expected.dims(),
+                put.spec.dtype(),
+                put.spec.dims()
+            );
+            return Err(fail(ErrorCode::BadArgument, message));
+        }
+        let waiter = from.waiter(put, None)?;
+        let block = cache.spec.block_bytes().ok_or_else(|| fail(ErrorCode::OutOfRange, "a block is too large"))?;
+        let blocks = put.spec.bytes() / (block as u64).max(1);
+        let mut slabs = Vec::new();
+        for _ in 0..blocks {
+            slabs.push(self.allocate(cache.device, block as u64)?);
+        }
+        let device = cache.device;
+        match put.body {
+            PutBody::Inline(bytes) => {
+                for (slab, bytes) in slabs.iter_mut().zip(bytes.chunks(block)) {
+                    copy_counted(slab, bytes);
+                }
+                self.import(waiter, handle, &cache, length, slabs);
+            }
+            PutBody::Sliced { slice_bytes, announce } => {
+                let target = Target::Cache { handle, cache, length };
+                let upload = Upload::new(device, target, slabs, slice_bytes, from.now);
+                self.begin_upload(from, &upload, waiter, announce);
+            }
+        }
+        Ok(None)
+    }
+
+    fn begin_upload(self: &Arc<Self>, from: &From<'_>, upload: &Arc<Upload>, waiter: Waiter, announce: bool) {
+        add(&self.stats.uploads, 1);
+        match upload.wait(waiter, from.now) {
+            Ok(()) => from.awaits(upload, announce),
+            Err(waiter) => waiter.fail(fail(ErrorCode::Internal, "the upload ended before it began: put again")),
+        }
+    }
+
+    /// Every slice of a transfer has landed.
+    pub(crate) fn landed(self: &Arc<Self>, from: &Arc<genie_transport::connection::Peer>, transfer: u64) {
+        let Some(session) = self.registry.of(from) else { return };
+        let upload = session.lock().pending.iter().find(|p| p.id == transfer).and_then(|p| match &p.work {
+            Work::Upload { upload, .. } => Some(upload.clone()),
+            _ => None,
+        });
+        if let Some(upload) = upload {
+            self.landed_whole(&upload);
+        }
+    }
+
+    /// A transfer's slices make no sense, or were corrupted too often.
+    pub(crate) fn refused(&self, from: &Arc<genie_transport::connection::Peer>, transfer: u64) {
+        let Some(session) = self.registry.of(from) else { return };
+        let upload = session.lock().pending.iter().find(|p| p.id == transfer).and_then(|p| match &p.work {
+            Work::Upload { upload, .. } => Some(upload.clone()),
+            _ => None,
+        });
+        if let Some(waiter) = upload.and_then(|upload| upload.leave(&session, transfer)) {
+            let message = "the transfer's slices do not belong to it, or were corrupted too often: put it again";
+            waiter.fail(fail(ErrorCode::Corrupt, message));
+        }
+    }
+
+    /// Where every slice of an upload has landed, and nobody else saw to it: checks the bytes and ends it.
+    fn landed_whole(self: &Arc<Self>, upload: &Arc<Upload>) {
+        let Some(mut slabs) = upload.landing.finish() else { return };
+        let upload = upload.clone();
+        if let Target::Cache { handle, cache, length } = &upload.target {
+            for waiter in upload.close() {
+                self.import(waiter, *handle, cache, *length, std::mem::take(&mut slabs));
+            }
+            return;
+        }
+        // All but caches land in one slab.
+        let Some(slab) = slabs.pop() else { return };
+        self.verify(upload.hash(), slab.freeze(), move |core, region| match region {
+            Ok(region) => core.settle(&upload, region),
+            Err(error) => {
+                if let Target::Weight(hash) = &upload.target {
+                    core.weights(upload.device).withdraw(hash, &upload);
+                }
+                upload.close().into_iter().for_each(|waiter| waiter.fail(error.clone()));
+            }
+        });
+    }
+
+    /// The bytes of an upload are what they should be: they become what they were meant for.
+    fn settle(self: &Arc<Self>, upload: &Upload, region: Region) {
+        match &upload.target {
+            Target::Private(_) => {
+                for waiter in upload.close() {
+                    self.install(waiter, upload.device, None, region.clone());
+                }
+            }
+            Target::Weight(hash) => {
+                let region = self.weights(upload.device).insert(*hash, region);
+                for waiter in upload.close() {
+                    waiter.no_more_slices();
+                    self.install(waiter, upload.device, Some(*hash), region.clone());
+                }
+            }
+            Target::Range { handle, tensor, offset } => {
+                for waiter in upload.close() {
+                    self.replace(waiter, *handle, tensor, *offset, region.clone());
+                }
+            }
+            // Went another way: it is several slabs.
+            Target::Cache { .. } => {}
+        }
+    }
+
+    /// Ends a put with a new resident of the session.
+    pub(super) fn install(&self, waiter: Waiter, device: u16, weight: Option<ContentHash>, region: Region) {
+        let Waiter { session, id, spec, name, charge } = waiter;
+        let named = match name.map(|name| self.names.charge(&name, spec.bytes()).map(|charge| (name, charge))) {
+            Some(Err(error)) => return session.complete(id, Answer::Failed(error)),
+            Some(Ok(named)) => Some(named),
+            None => None,
+        };
+        session.complete_with(id, |state| {
+            let content = Content::new(region.clone(), charge);
+            match state.insert(Object::Tensor(Tensor::new(device, spec.clone(), weight, content))) {
+                Ok(handle) => {
+                    if let Some((name, charge)) = named {
+                        self.names.insert(name, device, spec.clone(), weight, region, charge);
+                    }
+                    Answer::Tensor { handle, device, spec }
+                }
+                Err(error) => Answer::Failed(error),
+            }
+        });
+    }
+
+    fn replace(&self, waiter: Waiter, handle: Handle, tensor: &Tensor, offset: u64, region: Region) {
+        let Waiter { session, id, charge, .. } = waiter;
+        let (device, spec) = (tensor.device, tensor.spec.clone());
+        let done = if region.len() as u64 == spec.bytes() {
+            tensor.replace(Content::new(region, charge));
+            Ok(())
+        } else {
+            tensor.write(offset, &region, |n| self.allocate(device, n))
+        };
+        let answer = match done {
+            Ok(()) => Answer::Tensor { handle, device, spec },
+            Err(error) => Answer::Failed(error),
+        };
+        session.complete(id, answer);
+    }
+
+    /// Ends a put with new contents of a cache, when it is its turn.
+    fn import(self: &Arc<Self>, waiter: Waiter, handle: Handle, cache: &Arc<Cache>, length: u32, blocks: Vec<Slab>) {
+        let quick = move |_: &Arc<Self>, cache: &Arc<Cache>| {
+            let Waiter { session, id, spec, charge: paid, .. } = waiter;
+            let done = cache.with(|kv, charge| {
+                kv.import(u64::from(length), blocks)?;
+                *charge = paid;
+                Ok(())
+            });
+            let answer = match done {
+                Ok(()) => Answer::Tensor { handle, device: cache.device, spec },
+                Err(error) => Answer::Failed(error),
+            };
+            session.complete(id, answer);
+        };
+        cache.enter(self, Turn::Quick(Box::new(quick)));
+    }
+
+    /// Checks bytes against a hash, elsewhere if that takes long, and goes on with them.
+    fn verify(
+        self: &Arc<Self>,
+        hash: Option<ContentHash>,
+        region: Region,
+        then: impl FnOnce(&Arc<Self>, Result<Region, RemoteError>) + Send + 'static,
+    ) {
+        let Some(promised) = hash else { return then(self, Ok(region)) };
+        let large = region.len() as u64 > HASHED_HERE;
+        let work = move |core: &Arc<Self>| {
+            let found = ContentHash::of(&region);
+            let checked = if found == promised { Ok(region) } else { Err(mismatch(&promised, &found)) };
+            then(core, checked);
+        };
+        if large { self.spawn(work) } else { work(self) }
+    }
+}
+
+impl From<'_> {
+    /// Charges what a put takes; gives who waits for it.
+    pub(super) fn waiter(&self, put: &PutRequest<'_>, name: Option<&str>) -> Result<Waiter, RemoteError> {
+        let charge = self.session.account.charge(put.spec.bytes())?;
+        Ok(self.waiter_paid(put.spec.clone(), name, charge))
+    }
+
+    pub(super) fn waiter_paid(&self, spec: TensorSpec, name: Option<&str>, charge: Charge) -> Waiter {
+        Waiter { session: self.session.clone(), id: self.id, spec, name: name.map(str::to_owned), charge }
+    }
+
+    /// The request waits for an upload from here on, and its connection may send.
+    fn awaits(&self, upload: &Arc<Upload>, announce: bool) {
+        let mut state = self.session.lock();
+        let Some(pending) = state.pending.iter_mut().find(|p| p.id == self.id) else { return };
+        pending.work = Work::Upload { upload: upload.clone(), announce };
+        upload.join(self.peer, self.id, announce);
+    }
+}

@@ -1,0 +1,91 @@
+//! Reaching a server.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use genie_transport::Uri;
+use genie_transport::client::{ConnectOptions, blocking};
+use genie_transport::link::tcp;
+
+use crate::fail::Unreachable;
+
+/// How a client of the command line connects.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct LinkArgs {
+    /// Microseconds to poll for an answer before the thread sleeps, while answers come fast; 0: sleep at once.
+    #[arg(long, value_name = "US", default_value_t = 100)]
+    pub(crate) spin: u64,
+    /// Seconds to wait for a server that is not there yet.
+    #[arg(long, value_name = "S", default_value_t = 0.0, value_parser = seconds)]
+    pub(crate) wait: f64,
+}
+
+impl Default for LinkArgs {
+    fn default() -> Self {
+        Self { spin: 100, wait: 0.0 }
+    }
+}
+
+/// How long a command that is under way tries to reach a server that went away.
+const RECONNECT: Duration = Duration::from_secs(30);
+
+/// A session on the server. One that is not there is an error at once (or after `--wait`); one that goes away later is waited
+/// for.
+pub(crate) fn session(uri: &Uri, link: LinkArgs) -> Result<blocking::Session> {
+    knock(uri, Duration::from_secs_f64(link.wait))?;
+    let mut options = ConnectOptions { spin: Duration::from_micros(link.spin), ..ConnectOptions::default() };
+    options.client.reconnect_for = RECONNECT;
+    blocking::Session::connect(uri, options).with_context(|| format!("connecting to {uri}"))
+}
+
+/// Whether anybody listens.
+fn knock(uri: &Uri, patience: Duration) -> Result<()> {
+    let until = Instant::now() + patience;
+    loop {
+        match tcp::connect(uri, Duration::from_secs(5)) {
+            Ok(_) => return Ok(()),
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
+            Err(error) => return Err(Unreachable { uri: uri.to_string(), reason: error.to_string() }.into()),
+        }
+    }
+}
+
+/// A time that is neither negative nor endless.
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(s) if (0.0..=86_400.0).contains(&s) => Ok(s),
+        _ => Err("write seconds from 0 to 86400".to_owned()),
+    }
+}
+
+/// Bytes: a number, alone or with k, M, G or T (powers of 1024).
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let bad = || "write a number of bytes, alone or with K, M, G or T: 64M".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(bad()),
+    };
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).filter(|&n| n > 0).ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(size("65536"), Ok(65536));
+        assert_eq!(size("64M"), Ok(64 << 20));
+        assert_eq!(size("2GiB"), Ok(2 << 30));
+        for bad in ["", "0", "-1", "M", "1.5G", "1X", "99999999999T"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}

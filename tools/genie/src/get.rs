@@ -1,0 +1,102 @@
+//! `genie get`: a named tensor becomes a file.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use genie_transport::Uri;
+use serde::Serialize;
+
+use crate::connect::{self, LinkArgs};
+use crate::say::{self, Say};
+
+/// Write a named tensor of a server to a file, whole or not at all.
+///
+/// Example: genie get tcp://127.0.0.1:7070 embeddings table.bin
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    /// The server: tcp://HOST:PORT.
+    uri: Uri,
+    /// The tensor's name.
+    name: String,
+    /// The file; one that is there already is replaced once all bytes are here.
+    file: PathBuf,
+    #[command(flatten)]
+    link: LinkArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Fetched {
+    name: String,
+    dtype: &'static str,
+    shape: Vec<u64>,
+    bytes: u64,
+    device: u16,
+    seconds: f64,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &GetArgs, say: Say) -> Result<()> {
+    let mut session = connect::session(&args.uri, args.link)?;
+    let tensor = session.lookup(&args.name)?;
+    let began = Instant::now();
+    let data = session.get(&tensor)?;
+    let seconds = began.elapsed().as_secs_f64();
+    session.close()?;
+    write_whole(&args.file, &data).with_context(|| {
+        format!("cannot write {} ({}): the file is as it was", args.file.display(), say::bytes(data.len() as u64))
+    })?;
+    let fetched = Fetched {
+        name: args.name.clone(),
+        dtype: tensor.spec.dtype().name(),
+        shape: tensor.spec.dims().to_vec(),
+        bytes: tensor.spec.bytes(),
+        device: tensor.device,
+        seconds,
+    };
+    say.result(&fetched, |f| {
+        let rate = f.bytes as f64 / f.seconds / 1e9;
+        let (size, time) = (say::bytes(f.bytes), say::seconds(f.seconds));
+        format!("{}: {} {:?}, {size} in {time} ({rate:.2} GB/s) to {}", f.name, f.dtype, f.shape, args.file.display())
+    })
+}
+
+/// Writes a file beside its place and renames it: nobody ever sees half of it.
+pub(crate) fn write_whole(path: &Path, data: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
+    let mut part = name.to_owned();
+    part.push(format!(".{}.part", std::process::id()));
+    let part = path.with_file_name(part);
+    let write = || {
+        let mut file = File::create_new(&part)?;
+        file.write_all(data)?;
+        // A full disk may show itself only here.
+        file.sync_all()?;
+        fs::rename(&part, path)
+    };
+    write().inspect_err(|error| {
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            // Nothing more can be done about it.
+            let _ = fs::remove_file(&part);
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        write_whole(&path, b"one").unwrap();
+        write_whole(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert!(write_whole(&folder.path().join("missing/x"), b"").is_err());
+    }
+}
