@@ -48,7 +48,8 @@ impl Checkpoint {
         let folder = index.parent().unwrap_or(Path::new(""));
         let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
         // An index could otherwise name any file on the machine.
-        let plain = |name: &str| Path::new(name).file_name().is_some_and(|f| f == name) && name.ends_with(".safetensors");
+        let plain =
+            |name: &str| Path::new(name).file_name().is_some_and(|f| f == name) && name.ends_with(".safetensors");
         if let Some(odd) = names.iter().find(|n| !plain(n)) {
             return Err(bad(format!("it names '{odd}', which is not a .safetensors file beside it")));
         }

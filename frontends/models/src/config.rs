@@ -201,10 +201,10 @@ impl LlamaConfig {
             check_size(name, n)?;
         }
         check_eps(self.rms_eps)?;
-        require(self.heads % self.kv_heads == 0, || {
+        require(self.heads.is_multiple_of(self.kv_heads), || {
             format!("{} heads are not a multiple of {} key/value heads", self.heads, self.kv_heads)
         })?;
-        require(self.head_dim % 2 == 0, || format!("the head size {} is odd", self.head_dim))?;
+        require(self.head_dim.is_multiple_of(2), || format!("the head size {} is odd", self.head_dim))?;
         require(self.rope_theta.is_finite() && self.rope_theta > 0.0, || {
             format!("the rotary base is {}", self.rope_theta)
         })?;
@@ -261,7 +261,7 @@ impl Gpt2Config {
             check_size(name, n)?;
         }
         check_eps(self.eps)?;
-        require(self.hidden % u64::from(self.heads) == 0, || {
+        require(self.hidden.is_multiple_of(u64::from(self.heads)), || {
             format!("the hidden size {} is not a multiple of {} heads", self.hidden, self.heads)
         })
     }

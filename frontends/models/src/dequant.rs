@@ -16,7 +16,7 @@ const TASK_ELEMENTS: usize = 256 * 256;
 #[must_use]
 pub fn dequantize(ty: GgmlType, data: &[u8], out: &mut [f32]) -> bool {
     let (elements, bytes) = (ty.block_elements(), ty.block_bytes());
-    if data.len() % bytes != 0 || data.len() / bytes * elements != out.len() {
+    if !data.len().is_multiple_of(bytes) || data.len() / bytes * elements != out.len() {
         return false;
     }
     let task_bytes = TASK_ELEMENTS / elements * bytes;
@@ -159,11 +159,13 @@ mod tests {
     #[test]
     fn tasks_join_seamlessly() {
         let blocks = TASK_ELEMENTS / 32 + 3;
-        let data: Vec<u8> = (0..blocks).flat_map(|b| {
-            let mut block = [b as u8; 34];
-            block[..2].copy_from_slice(&f16::ONE.to_le_bytes());
-            block
-        }).collect();
+        let data: Vec<u8> = (0..blocks)
+            .flat_map(|b| {
+                let mut block = [b as u8; 34];
+                block[..2].copy_from_slice(&f16::ONE.to_le_bytes());
+                block
+            })
+            .collect();
         let mut out = vec![0.0; blocks * 32];
         assert!(dequantize(GgmlType::Q8_0, &data, &mut out));
         assert!(out.iter().enumerate().all(|(i, &x)| x == f32::from((i / 32) as u8 as i8)));

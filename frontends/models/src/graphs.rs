@@ -144,7 +144,13 @@ impl<'a> Body<'a> {
     }
 
     /// From hidden states of the wanted positions to the outputs, through the output layer `table` `[V, H]`.
-    pub(crate) fn finish(mut self, hidden: NodeId, width: u64, table: NodeId, vocab: u64) -> Result<VerifiedGraph, ModelError> {
+    pub(crate) fn finish(
+        mut self,
+        hidden: NodeId,
+        width: u64,
+        table: NodeId,
+        vocab: u64,
+    ) -> Result<VerifiedGraph, ModelError> {
         let output = Op::Linear { layout: LinearLayout::OutIn };
         let rows = |n: u64| Op::Reshape { dims: vec![Dim::Symbol(Symbol::Batch), Dim::Fixed(n)] };
         let (logits, last) = if self.options.all_logits {

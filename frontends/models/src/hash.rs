@@ -79,7 +79,8 @@ impl HashCache {
             return None;
         }
         let hash = |(known, weight): (&Known, &Weight)| {
-            let same = known.name == weight.name() && known.dtype == weight.dtype().name() && known.dims == weight.dims();
+            let same =
+                known.name == weight.name() && known.dtype == weight.dtype().name() && known.dims == weight.dims();
             let hash = blake3::Hash::from_hex(&known.hash).ok().filter(|_| same)?;
             Some(ContentHash(*hash.as_bytes()))
         };
@@ -184,7 +185,8 @@ mod tests {
         let cache = HashCache::at(folder.path().join("hashes"));
         let file = folder.path().join("model");
         fs::write(&file, "one").unwrap();
-        let weights = |dtype| synthetic::random_gpt2(Gpt2Config::of(1, 1, 8), 1, dtype).unwrap().weights()[1..].to_vec();
+        let weights =
+            |dtype| synthetic::random_gpt2(Gpt2Config::of(1, 1, 8), 1, dtype).unwrap().weights()[1..].to_vec();
         let (wide, narrow) = (weights(DType::F32), weights(DType::F16));
         let hashes: Vec<_> = wide.iter().map(Weight::hash).collect();
 

@@ -8,7 +8,9 @@
 #![deny(unsafe_code)]
 
 #[cfg(target_endian = "big")]
-compile_error!("model files are little-endian, and their bytes are used as they are: big-endian hosts are not supported");
+compile_error!(
+    "model files are little-endian, and their bytes are used as they are: big-endian hosts are not supported"
+);
 
 mod checkpoint;
 mod config;
@@ -33,5 +35,5 @@ pub use graphs::{GraphOptions, inputs, outputs};
 pub use hash::HashCache;
 pub use model::{Model, OpenOptions};
 pub use paths::{cache_dir, smollm2_path};
-pub use tokenizer::{Tokenizer, TokenStream};
+pub use tokenizer::{TokenStream, Tokenizer};
 pub use weights::{Kind, Weight, WeightSpec};

@@ -61,7 +61,9 @@ impl Model {
         }
         match path.extension().and_then(OsStr::to_str) {
             Some("gguf") => open_gguf(path, options),
-            Some("safetensors") => open_safetensors(path.parent().unwrap_or(Path::new("")), vec![path.to_owned()], options),
+            Some("safetensors") => {
+                open_safetensors(path.parent().unwrap_or(Path::new("")), vec![path.to_owned()], options)
+            }
             Some("pt" | "pth" | "bin" | "pkl" | "ckpt") => Err(ModelError::Pickle(path.to_owned())),
             _ => Err(ModelError::NotAModel(path.to_owned())),
         }
@@ -161,7 +163,8 @@ fn open_gguf(path: &Path, options: OpenOptions) -> Result<Model, ModelError> {
     let config = Config::from_gguf(&file)?;
     let weights = collect(&config, options, |spec| {
         let tensor = file.tensor(&spec.name);
-        let found = tensor.map(|t| Found { name: spec.name.clone(), ty: t.ty, dims: t.dims.clone(), data: t.data.clone() });
+        let found =
+            tensor.map(|t| Found { name: spec.name.clone(), ty: t.ty, dims: t.dims.clone(), data: t.data.clone() });
         Ok(found)
     })?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();

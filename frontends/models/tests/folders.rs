@@ -43,7 +43,10 @@ fn a_single_file_is_read() {
 fn shards_are_read_and_llama_3_frequencies_computed() {
     let folder = open(golden("tiny-llama")).unwrap();
     let Config::Llama(config) = folder.config().clone() else { panic!() };
-    assert_eq!((config.rope_style, config.tied, config.qkv_bias, config.mlp_bias), (RopeStyle::Half, false, true, true));
+    assert_eq!(
+        (config.rope_style, config.tied, config.qkv_bias, config.mlp_bias),
+        (RopeStyle::Half, false, true, true)
+    );
     let frequencies = config.inv_freq.clone().unwrap();
     // Base 500, heads of 12: transformers' own values for these settings.
     assert_eq!(frequencies.len(), 6);
@@ -87,7 +90,7 @@ fn damaged_files_are_refused() {
         fs::write(&file, &whole[..len]).unwrap();
         assert!(matches!(open(folder.path()), Err(ModelError::Safetensors { .. })), "{len} bytes");
     }
-    let mut long_header = whole.clone();
+    let mut long_header = whole;
     long_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     fs::write(&file, long_header).unwrap();
     assert!(matches!(open(folder.path()), Err(ModelError::Safetensors { .. })));
@@ -115,9 +118,13 @@ fn tensors_must_be_there_in_shape_and_type() {
         serialize_to_file([("transformer.wte.weight", view)], None, &file).unwrap();
         open(folder.path()).unwrap_err()
     };
-    assert!(matches!(write(Dtype::F32, &[96, 32], 96 * 32 * 4), ModelError::MissingTensor(n) if n == "position_embd.weight"));
+    assert!(
+        matches!(write(Dtype::F32, &[96, 32], 96 * 32 * 4), ModelError::MissingTensor(n) if n == "position_embd.weight")
+    );
     let error = write(Dtype::F32, &[32, 96], 96 * 32 * 4);
-    assert!(matches!(error, ModelError::TensorShape { expected, found, .. } if expected == [96, 32] && found == [32, 96]));
+    assert!(
+        matches!(error, ModelError::TensorShape { expected, found, .. } if expected == [96, 32] && found == [32, 96])
+    );
     let error = write(Dtype::F64, &[96, 32], 96 * 32 * 8).to_string();
     assert!(error.contains("F64") && error.contains("transformer.wte.weight"), "{error}");
 }
@@ -173,7 +180,12 @@ fn configurations_are_checked() {
 
 /// Inputs for weights, in order, must be the model's weights.
 fn assert_weights_fit(model: &Model, graph: &VerifiedGraph) {
-    let inputs: Vec<_> = graph.inputs().iter().filter(|i| i.role == InputRole::Weight).map(|i| (i.name.as_str(), i.ty.clone())).collect();
+    let inputs: Vec<_> = graph
+        .inputs()
+        .iter()
+        .filter(|i| i.role == InputRole::Weight)
+        .map(|i| (i.name.as_str(), i.ty.clone()))
+        .collect();
     let weights: Vec<_> = model.weights().iter().map(|w| (w.name(), w.ty())).collect();
     assert_eq!(inputs, weights);
 }
@@ -204,7 +216,7 @@ fn graphs_of_every_family_verify() {
         output_bias: true,
         mlp_bias: true,
         inv_freq: Some(vec![0.5; 6]),
-        ..llama.clone()
+        ..llama
     };
     let gguf_gpt2 = Gpt2Config { layout: LinearLayout::OutIn, tied: false, ..tiny_gpt2() };
     for dtype in [DType::F32, DType::F16, DType::BF16] {

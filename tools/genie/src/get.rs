@@ -64,8 +64,14 @@ pub(crate) fn run(args: &GetArgs, say: Say) -> Result<()> {
     })
 }
 
-/// Writes a file beside its place and renames it: nobody ever sees half of it.
+/// Writes a file beside its place and renames it: nobody ever sees half of it. What is no regular file (a pipe, a device) is
+/// written as it is, and what a link points to is replaced rather than the link.
 pub(crate) fn write_whole(path: &Path, data: &[u8]) -> io::Result<()> {
+    let there = fs::canonicalize(path);
+    let path = there.as_deref().unwrap_or(path);
+    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return File::options().write(true).open(path)?.write_all(data);
+    }
     let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
     let mut part = name.to_owned();
     part.push(format!(".{}.part", std::process::id()));
@@ -97,6 +103,12 @@ mod tests {
         write_whole(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        write_whole(&link, b"three").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"three");
         assert!(write_whole(&folder.path().join("missing/x"), b"").is_err());
+        assert!(write_whole(Path::new("/dev/full"), b"x").is_err(), "a full disk is an error");
+        assert!(write_whole(folder.path(), b"x").is_err(), "a folder is no file");
     }
 }

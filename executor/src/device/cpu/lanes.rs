@@ -123,7 +123,6 @@ pub(super) trait Element: Copy + Default + 'static {
     unsafe fn load<S: Lanes>(p: *const Self) -> S::V;
     /// The first `n < N` elements, and zeros.
     unsafe fn load_part<S: Lanes>(p: *const Self, n: usize) -> S::V;
-    fn to_f32(self) -> f32;
 }
 
 impl Element for f32 {
@@ -136,10 +135,6 @@ impl Element for f32 {
     unsafe fn load_part<S: Lanes>(p: *const Self, n: usize) -> S::V {
         // SAFETY: as the caller's.
         unsafe { S::load_part(p, n) }
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
     }
 }
 
@@ -159,10 +154,6 @@ macro_rules! short_element {
                     std::ptr::copy_nonoverlapping(p, padded.as_mut_ptr(), n);
                     S::$load(padded.as_ptr())
                 }
-            }
-            #[inline(always)]
-            fn to_f32(self) -> f32 {
-                self.to_f32()
             }
         }
     };

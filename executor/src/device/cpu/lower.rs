@@ -155,7 +155,7 @@ struct Lowering<'g> {
     at: NodeId,
     values: Vec<Value>,
     of_node: Vec<Option<V>>,
-    steps: Vec<(NodeId, Step)>,
+    steps: Vec<Step>,
     /// f32 copies of values of other float types.
     as_f32: HashMap<V, V>,
     /// Rope tables by positions, frequencies and half.
@@ -510,7 +510,7 @@ impl Lowering<'_> {
     }
 
     fn push(&mut self, step: impl Into<Step>) -> Option<()> {
-        self.steps.push((self.at, step.into()));
+        self.steps.push(step.into());
         Some(())
     }
 

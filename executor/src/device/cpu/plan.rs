@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use genie_graph::{DType, NodeId};
+use genie_graph::DType;
 
 use super::step::Step;
 
@@ -34,8 +34,6 @@ pub(super) struct Value {
 /// A step with what the planner knows of it.
 pub(super) struct Planned {
     pub(super) step: Step,
-    /// The node it belongs to, for errors.
-    pub(super) node: NodeId,
     /// Whether members must meet before it: it reads what a step since the last meeting wrote, or writes what one read.
     pub(super) meet: bool,
     reads: Vec<V>,
@@ -56,17 +54,17 @@ impl Plan {
     /// Gives each arena value a place such that no two that live at once overlap, and decides where members meet. Values in
     /// `inputs` live from the start, those in `outputs` to the end.
     pub(super) fn new(
-        steps: Vec<(NodeId, Step)>,
+        steps: Vec<Step>,
         mut values: Vec<Value>,
         inputs: &[V],
         outputs: &[V],
     ) -> Option<Self> {
         let mut steps: Vec<Planned> = steps
             .into_iter()
-            .map(|(node, step)| {
+            .map(|step| {
                 let (mut reads, mut writes) = (Vec::new(), Vec::new());
                 step.touches(&mut |v| reads.push(v), &mut |v| writes.push(v));
-                Planned { step, node, meet: false, reads, writes }
+                Planned { step, meet: false, reads, writes }
             })
             .collect();
         let lives = lives(&steps, values.len(), inputs, outputs);

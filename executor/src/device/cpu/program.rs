@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use genie_graph::{DType, Dim, InputDecl, InputRole, NodeId, Op, Sizes, Symbol, VerifiedGraph, byte_len};
+use genie_graph::{DType, Dim, InputDecl, InputRole, Op, Sizes, Symbol, VerifiedGraph, byte_len};
 use genie_transport::memory::{Region, Slab};
 
 use super::constants;
 use super::lower::{Lowered, lower};
 use super::rows::rows_are_independent;
 use super::step::{CacheView, Context, Failure, MemberSpace};
-use super::{Inner, lanes::Isa};
+use super::Inner;
 use crate::device::{DeviceError, HostTensor, KvSpec, Loaded, Row};
 
 /// Plans that a program keeps: one for each of the last so many sets of sizes.

@@ -33,7 +33,9 @@ pub enum GgufError {
     #[error("not a GGUF file")]
     Magic,
     /// A version that is not read.
-    #[error("GGUF version {0} is not read: versions 2 and 3 (little-endian) are; convert the model again with a current tool")]
+    #[error(
+        "GGUF version {0} is not read: versions 2 and 3 (little-endian) are; convert the model again with a current tool"
+    )]
     Version(u32),
     /// A length or count leads past the end.
     #[error("the file ends within {0}: it is cut short or damaged")]
@@ -192,7 +194,7 @@ impl Info {
         })?;
         let bytes = ty.bytes_of(&self.dims).ok_or_else(|| GgufError::Dimensions(self.name.clone()))?;
         let range = || {
-            let start = data_start.checked_add(self.offset).filter(|_| self.offset % alignment == 0)?;
+            let start = data_start.checked_add(self.offset).filter(|_| self.offset.is_multiple_of(alignment))?;
             let end = start.checked_add(bytes)?;
             file.slice(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
         };

@@ -98,7 +98,10 @@ fn values_of_unknown_types_are_named() {
 
 #[test]
 fn names_occur_once() {
-    assert_eq!(parse(&small().u32("llama.block_count", 2)).unwrap_err(), GgufError::Duplicate("llama.block_count".into()));
+    assert_eq!(
+        parse(&small().u32("llama.block_count", 2)).unwrap_err(),
+        GgufError::Duplicate("llama.block_count".into())
+    );
     assert_eq!(parse(&small().tensor("odd", &[1], 0, vec![0; 4])).unwrap_err(), GgufError::Duplicate("odd".into()));
 }
 

@@ -45,7 +45,8 @@ pub(super) fn build(file: &Gguf) -> Result<Inner, ModelError> {
     tokenizer.add_tokens(&user);
 
     let id = |key: &str| keys.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
-    let text_of = |id: Option<u32>| id.and_then(|id| tokens.get(id as usize)).map(|&t| t.to_owned()).unwrap_or_default();
+    let text_of =
+        |id: Option<u32>| id.and_then(|id| tokens.get(id as usize)).map(|&t| t.to_owned()).unwrap_or_default();
     let (bos, eos) = (id("bos_token_id"), id("eos_token_id"));
     let template = match file.get("tokenizer.chat_template").and_then(Value::as_str) {
         Some(source) => Some(Template::new(source, text_of(bos), text_of(eos))?),
@@ -143,7 +144,8 @@ impl PreTokenizer {
             r"\s+",
         ]
         .join("|");
-        let split = Split::new(SplitPattern::Regex(pattern), SplitDelimiterBehavior::Isolated, false).map_err(failed)?;
+        let split =
+            Split::new(SplitPattern::Regex(pattern), SplitDelimiterBehavior::Isolated, false).map_err(failed)?;
         Ok(Sequence::new(vec![split.into(), bytes(false)]).into())
     }
 }
@@ -204,9 +206,13 @@ mod tests {
     /// A SentencePiece vocabulary: control tokens, all bytes, then pieces with falling scores.
     fn sentence_piece(pieces: &[&str]) -> FileWriter {
         let bytes: Vec<String> = (0..256).map(|b| format!("<0x{b:02X}>")).collect();
-        let tokens: Vec<&str> =
-            ["<unk>", "<s>", "</s>"].into_iter().chain(bytes.iter().map(String::as_str)).chain(pieces.iter().copied()).collect();
-        let types: Vec<i32> = (0..tokens.len()).map(|i| [2, 3, 3].get(i).copied().unwrap_or(if i < 259 { 6 } else { 1 })).collect();
+        let tokens: Vec<&str> = ["<unk>", "<s>", "</s>"]
+            .into_iter()
+            .chain(bytes.iter().map(String::as_str))
+            .chain(pieces.iter().copied())
+            .collect();
+        let types: Vec<i32> =
+            (0..tokens.len()).map(|i| [2, 3, 3].get(i).copied().unwrap_or(if i < 259 { 6 } else { 1 })).collect();
         let scores: Vec<f32> = (0..tokens.len()).map(|i| if i < 259 { 0.0 } else { 259.0 - i as f32 }).collect();
         FileWriter::default()
             .text("tokenizer.ggml.model", "llama")
@@ -258,7 +264,9 @@ mod tests {
     fn pre_tokenizers_differ_in_how_they_cut_digits() {
         let tokens = ["1", "2", "3", "4", "12", "34", "1234", "123"];
         let merges = ["1 2", "3 4", "12 34", "12 3"];
-        for (pre, expected) in [("gpt-2", &["1234"][..]), ("smollm", &["1", "2", "3", "4"]), ("llama-bpe", &["123", "4"])] {
+        for (pre, expected) in
+            [("gpt-2", &["1234"][..]), ("smollm", &["1", "2", "3", "4"]), ("llama-bpe", &["123", "4"])]
+        {
             let t = tokenizer(&byte_level(pre, &tokens, &merges)).unwrap();
             let ids: Vec<u32> = expected.iter().map(|e| t.id(e).unwrap()).collect();
             assert_eq!(t.encode("1234").unwrap(), ids, "{pre}");
@@ -271,7 +279,10 @@ mod tests {
         assert!(message(&byte_level("tekken", &["a"], &[])).contains("'tekken'"));
         assert!(message(&byte_level("gpt-2", &["a"], &["a"])).contains("not two tokens"));
         assert!(message(&byte_level("gpt-2", &["a"], &["a z"])).contains('z'));
-        assert!(message(&FileWriter::default().text("tokenizer.ggml.model", "bert").texts("tokenizer.ggml.tokens", &[])).contains("'bert'"));
+        assert!(
+            message(&FileWriter::default().text("tokenizer.ggml.model", "bert").texts("tokenizer.ggml.tokens", &[]))
+                .contains("'bert'")
+        );
         assert!(message(&FileWriter::default()).contains("tokens"));
     }
 

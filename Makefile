@@ -1,0 +1,45 @@
+# The two commands: `make demo` shows Genie, `make test` is everything that must pass.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PROMPT ?= The capital of France is
+TOKENS ?= 48
+CARGO ?= cargo
+
+.PHONY: help setup model build demo test lint bench figures golden clean
+
+help: ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: ## Installs what is missing (and says what)
+	@tools/setup
+
+model: setup ## Fetches SmolLM2-135M-Instruct once, into the user's cache
+	@tools/fetch-smollm2 > /dev/null
+
+build: setup ## Builds the `genie` command
+	@echo "building genie (release)"
+	@$(CARGO) build --release --locked -p genie
+
+demo: build model ## A real model answers from a server process; then the semantic-gap table. PROMPT="..." TOKENS=n
+	@PROMPT="$$PROMPT" TOKENS=$(TOKENS) tools/demo
+
+test: setup model lint ## Everything that must pass; CI runs this
+	@$(CARGO) build --locked --workspace --all-targets
+	@$(CARGO) test --locked --workspace
+
+lint: setup
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+bench: build ## The criterion benches: codec, small round trip, put; floors beside them
+	@$(CARGO) bench --locked -p genie-benches
+
+figures: build model ## Prints every figure of docs/performance.md
+	@tools/figures
+
+golden: ## Makes the golden files again with the transformers library (installs PyTorch into a scratch environment)
+	@tools/golden/make
+
+export PROMPT

@@ -1,0 +1,134 @@
+//! `genie bench latency`: the echo's round trip.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use genie_transport::Uri;
+use genie_transport::client::blocking::Session;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::{rounded, same_host};
+use crate::connect::{self, LinkArgs, seconds, size};
+use crate::floor::{Floor, Waiting};
+use crate::progress::Progress;
+use crate::say::{self, Say};
+
+/// Measure the round trip of messages of some sizes, and of the same messages over plain sockets.
+///
+/// The floor is an echo between two processes over one TCP connection, set up as Genie's own: busy-polled if this client polls
+/// (--spin above 0), blocking if it does not. Genie and floor are measured in turns.
+///
+/// Example: genie bench latency --connect tcp://127.0.0.1:7070 --sizes 64,4096 --floor --json
+#[derive(Debug, Args)]
+pub(crate) struct LatencyArgs {
+    /// The server: tcp://HOST:PORT.
+    #[arg(long)]
+    connect: Uri,
+    /// Bytes of a message; up to 4M each.
+    #[arg(long, value_delimiter = ',', default_value = "64,4096,65536,1048576", value_parser = size)]
+    sizes: Vec<u64>,
+    /// Measure plain sockets as well.
+    #[arg(long)]
+    floor: bool,
+    /// Seconds to measure each size, with the floor as long again.
+    #[arg(long, value_name = "S", default_value_t = 1.5, value_parser = seconds)]
+    time: f64,
+    #[command(flatten)]
+    link: LinkArgs,
+}
+
+/// One size's row.
+#[derive(Debug, Serialize)]
+struct Row {
+    op: &'static str,
+    bytes: u64,
+    p50_us: f64,
+    p99_us: f64,
+    floor_p50_us: Option<f64>,
+    ratio: Option<f64>,
+}
+
+/// Turns that Genie and the floor take.
+const TURNS: u32 = 10;
+
+/// The control lane takes no larger message.
+const LARGEST: u64 = 4 << 20;
+
+/// Runs the command.
+pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
+    if let Some(big) = args.sizes.iter().find(|&&n| n > LARGEST) {
+        bail!("{big} bytes are too many for an echo: up to {LARGEST} (see `genie bench put` for more)");
+    }
+    let mut session = connect::session(&args.connect, args.link)?;
+    let floor = if args.floor {
+        same_host(&args.connect)?;
+        Some(Floor::start()?)
+    } else {
+        None
+    };
+    let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
+    let slice = Duration::from_secs_f64(args.time) / TURNS;
+    let mut progress = Progress::steps("echo", args.sizes.len() as u64 * u64::from(TURNS));
+    let mut rows = Vec::new();
+    for &bytes in &args.sizes {
+        let message = vec![7; usize::try_from(bytes)?];
+        let (mut ours, mut theirs) = (times()?, times()?);
+        // Not counted: the first turn warms caches, buffers and the pollers' sense of how dense traffic is.
+        for turn in 0..=TURNS {
+            let counts = turn > 0;
+            echo(&mut session, &message, slice, |t| if counts { record(&mut ours, t) })?;
+            if let Some(floor) = &floor {
+                floor.echo(message.len(), waiting, slice, |t| if counts { record(&mut theirs, t) })?;
+            }
+            if counts {
+                progress.step();
+            }
+        }
+        let us = |h: &Histogram<u64>, q| rounded(h.value_at_quantile(q) as f64 / 1e3);
+        let p50_us = us(&ours, 0.5);
+        let floor_p50_us = floor.is_some().then(|| us(&theirs, 0.5));
+        let ratio = floor_p50_us.map(|f| rounded(p50_us / f));
+        rows.push(Row { op: "echo", bytes, p50_us, p99_us: us(&ours, 0.99), floor_p50_us, ratio });
+    }
+    drop(progress);
+    session.close()?;
+    say.result(&rows, |rows| {
+        let optional = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
+        say::table(
+            ["op", "bytes", "p50 us", "p99 us", "floor p50 us", "ratio"],
+            rows.iter().map(|r| {
+                let (p50, p99) = (format!("{:.2}", r.p50_us), format!("{:.2}", r.p99_us));
+                [r.op.to_owned(), r.bytes.to_string(), p50, p99, optional(r.floor_p50_us), optional(r.ratio)]
+            }),
+        )
+    })
+}
+
+fn echo(session: &mut Session, message: &[u8], time: Duration, mut each: impl FnMut(Duration)) -> Result<()> {
+    let mut back = Vec::with_capacity(message.len());
+    let until = Instant::now() + time;
+    let mut warm = false;
+    loop {
+        let began = Instant::now();
+        session.echo(message, &mut back)?;
+        let ended = Instant::now();
+        if warm {
+            each(ended - began);
+        }
+        // As with the floor: a turn's first round trip wakes the other side.
+        warm = true;
+        if ended >= until {
+            return if back == message { Ok(()) } else { Err(anyhow::anyhow!("the echo came back changed")) };
+        }
+    }
+}
+
+fn times() -> Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).context("making a histogram")
+}
+
+fn record(times: &mut Histogram<u64>, time: Duration) {
+    times.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+}

@@ -1,0 +1,218 @@
+//! The floor that measurements stand on: plain sockets between two processes, set up as the link sets up its own.
+//!
+//! The other process is this program again, with the hidden subcommand `floor`. It serves one connection at a time, so that
+//! nothing of it runs while something else is measured. A connection begins with three numbers: what to do, the bytes of a
+//! message, how many there are.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use genie_transport::Uri;
+use genie_transport::link::tcp::{self, Path};
+use socket2::SockRef;
+
+/// Serve the floor of a measurement.
+#[derive(Debug, Args)]
+pub(crate) struct FloorArgs {}
+
+/// How the ends of an echo wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// In the kernel.
+    Blocking,
+    /// By asking again and again.
+    Busy,
+}
+
+const ECHO_BLOCKING: u64 = 0;
+const ECHO_BUSY: u64 = 1;
+const SINK: u64 = 2;
+
+/// The floor's other process; it ends with this value.
+#[derive(Debug)]
+pub(crate) struct Floor {
+    child: Child,
+    uri: Uri,
+}
+
+impl Floor {
+    /// Starts it.
+    pub(crate) fn start() -> Result<Self> {
+        let me = std::env::current_exe().context("finding this program")?;
+        let mut command = Command::new(me);
+        command.arg("floor").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("starting the floor's process")?;
+        let mut line = String::new();
+        if let Some(out) = child.stdout.take() {
+            BufReader::new(out).read_line(&mut line)?;
+        }
+        let Ok(port) = line.trim().parse() else {
+            // It says on standard error why.
+            let _ = child.wait();
+            bail!("the floor's process did not start");
+        };
+        Ok(Self { child, uri: Uri::Tcp { host: "127.0.0.1".to_owned(), port } })
+    }
+
+    /// Round trips of `size` bytes for `time`; `each` gets their durations.
+    pub(crate) fn echo(&self, size: usize, waiting: Waiting, time: Duration, mut each: impl FnMut(Duration)) -> Result<()> {
+        let mode = if waiting == Waiting::Busy { ECHO_BUSY } else { ECHO_BLOCKING };
+        let mut stream = self.connect(mode, size, 0)?;
+        stream.set_nonblocking(waiting == Waiting::Busy)?;
+        let (sent, mut back) = (vec![7; size], vec![0; size]);
+        let until = Instant::now() + time;
+        let mut warm = false;
+        loop {
+            let began = Instant::now();
+            exchange(&mut stream, &sent, &mut back)?;
+            let ended = Instant::now();
+            if warm {
+                each(ended - began);
+            }
+            // The first round trip waits for the other side to begin.
+            warm = true;
+            if ended >= until {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends `count` messages to a receiver that reads each into a buffer of its size; the time until all are there.
+    pub(crate) fn stream(&self, message: &[u8], count: u64) -> Result<Duration> {
+        let mut stream = self.connect(SINK, message.len(), count)?;
+        stream.set_nonblocking(false)?;
+        let mut word = [0];
+        stream.read_exact(&mut word)?;
+        let began = Instant::now();
+        for _ in 0..count {
+            stream.write_all(message)?;
+        }
+        stream.read_exact(&mut word)?;
+        Ok(began.elapsed())
+    }
+
+    fn connect(&self, mode: u64, size: usize, count: u64) -> Result<TcpStream> {
+        let mut stream = tcp::connect(&self.uri, Duration::from_secs(5)).context("connecting to the floor")?;
+        for number in [mode, size as u64, count] {
+            stream.write_all(&number.to_le_bytes())?;
+        }
+        Ok(stream)
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        // It is gone already if this fails.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The other process.
+pub(crate) fn serve(_: &FloorArgs) -> Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    crate::say::line(&listener.local_addr()?.port().to_string())?;
+    std::thread::spawn(|| {
+        // Its parent holds the other end: when that closes, there is nobody left to serve.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
+    loop {
+        let (stream, _) = listener.accept()?;
+        if let Err(error) = answer(stream) {
+            tracing::debug!(%error, "a connection to the floor ended");
+        }
+    }
+}
+
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    tcp::tune(&SockRef::from(&stream), Path::SameHost)?;
+    let mut numbers = [0; 3];
+    for number in &mut numbers {
+        let mut bytes = [0; 8];
+        stream.read_exact(&mut bytes)?;
+        *number = u64::from_le_bytes(bytes);
+    }
+    let [mode, size, count] = numbers;
+    let mut buffer = vec![0; usize::try_from(size).map_err(std::io::Error::other)?];
+    if mode == SINK {
+        stream.write_all(&[1])?;
+        for _ in 0..count {
+            stream.read_exact(&mut buffer)?;
+        }
+        return stream.write_all(&[1]);
+    }
+    stream.set_nonblocking(mode == ECHO_BUSY)?;
+    loop {
+        fill(&mut stream, &mut buffer)?;
+        drain(&mut stream, &buffer)?;
+    }
+}
+
+/// One round trip. The other side answers once it has all of a message, so neither waits for the other to read.
+fn exchange(stream: &mut TcpStream, sent: &[u8], back: &mut [u8]) -> std::io::Result<()> {
+    drain(stream, sent)?;
+    fill(stream, back)
+}
+
+fn fill(stream: &mut TcpStream, mut buffer: &mut [u8]) -> std::io::Result<()> {
+    while !buffer.is_empty() {
+        match stream.read(buffer) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(n) => buffer = &mut buffer[n..],
+            Err(e) if e.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn drain(stream: &mut TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(e) if e.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_echo_comes_back_and_a_sink_counts() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            for _ in 0..3 {
+                let _ = answer(listener.accept().unwrap().0);
+            }
+        });
+        for mode in [ECHO_BLOCKING, ECHO_BUSY] {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            for number in [mode, 100, 0] {
+                stream.write_all(&number.to_le_bytes()).unwrap();
+            }
+            stream.set_nonblocking(mode == ECHO_BUSY).unwrap();
+            let (sent, mut back) = ([9; 100], [0; 100]);
+            exchange(&mut stream, &sent, &mut back).unwrap();
+            assert_eq!(sent, back);
+        }
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        for number in [SINK, 10, 3] {
+            stream.write_all(&number.to_le_bytes()).unwrap();
+        }
+        stream.write_all(&[0; 30]).unwrap();
+        let mut words = [0; 2];
+        stream.read_exact(&mut words).unwrap();
+        assert_eq!(words, [1, 1]);
+        server.join().unwrap();
+    }
+}
