@@ -236,6 +236,7 @@ impl Core {
         let upload = upload.clone();
         if let Target::Cache { handle, cache, length } = &upload.target {
             for waiter in upload.close() {
+                waiter.no_more_slices();
                 self.import(waiter, *handle, cache, *length, std::mem::take(&mut slabs));
             }
             return;
@@ -258,6 +259,7 @@ impl Core {
         match &upload.target {
             Target::Private(_) => {
                 for waiter in upload.close() {
+                    waiter.no_more_slices();
                     self.install(waiter, upload.device, None, region.clone());
                 }
             }
@@ -270,6 +272,7 @@ impl Core {
             }
             Target::Range { handle, tensor, offset } => {
                 for waiter in upload.close() {
+                    waiter.no_more_slices();
                     self.replace(waiter, *handle, tensor, *offset, region.clone());
                 }
             }

@@ -8,9 +8,12 @@ use memmap2::Mmap;
 
 use crate::ModelError;
 
-/// Maps a whole file for reading. An empty file gives an empty region.
+/// Maps a whole file for reading. An empty file gives an empty region. Nobody may shorten the file while the region lives.
+///
+/// # Errors
+/// [`ModelError::Io`] if it cannot be opened or mapped.
 #[allow(unsafe_code)] // the one place: memmap2 has no safe way to map a file
-pub(crate) fn map_file(path: &Path) -> Result<Region, ModelError> {
+pub fn map_file(path: &Path) -> Result<Region, ModelError> {
     let file = File::open(path).map_err(ModelError::io(path))?;
     if file.metadata().map_err(ModelError::io(path))?.len() == 0 {
         return Ok(Region::copy_of(&[]));

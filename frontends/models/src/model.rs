@@ -245,3 +245,142 @@ fn collect(
 fn short_name(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(100).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use genie_graph::{LinearLayout, Phase, RopeStyle};
+
+    use super::*;
+    use crate::gguf::testing::FileWriter;
+    use crate::{Gpt2Config, LlamaConfig};
+
+    const Q8_0: u32 = 8;
+
+    /// Adds every weight that the configuration calls for: matrices as Q8_0 (each block: scale 1, values 0 to 31), the rest as
+    /// f32 zeros.
+    fn with_weights(mut file: FileWriter, config: &Config) -> FileWriter {
+        let block: Vec<u8> = [0x00, 0x3C].into_iter().chain(0..32).collect();
+        for spec in config.weights() {
+            let elements = spec.dims.iter().product::<u64>() as usize;
+            file = match spec.kind {
+                Kind::Matrix => file.tensor(&spec.name, &spec.dims, Q8_0, block.repeat(elements / 32)),
+                Kind::Norm | Kind::Vector => file.tensor(&spec.name, &spec.dims, 0, vec![0; elements * 4]),
+            };
+        }
+        file
+    }
+
+    fn open(file: &FileWriter) -> Result<Model, ModelError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, file.bytes()).unwrap();
+        Model::open(path, OpenOptions::default())
+    }
+
+    fn llama_entries(architecture: &str) -> FileWriter {
+        let key = |k: &str| format!("{architecture}.{k}");
+        FileWriter::default()
+            .text("general.architecture", architecture)
+            .text("general.name", "Tiny\n model")
+            .u32(&key("block_count"), 2)
+            .u32(&key("context_length"), 64)
+            .u32(&key("embedding_length"), 32)
+            .u32(&key("feed_forward_length"), 64)
+            .u32(&key("attention.head_count"), 4)
+            .u32(&key("attention.head_count_kv"), 2)
+            .f32(&key("attention.layer_norm_rms_epsilon"), 1e-5)
+    }
+
+    fn llama_config() -> LlamaConfig {
+        LlamaConfig {
+            vocab: 10,
+            hidden: 32,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 8,
+            intermediate: 64,
+            max_positions: 64,
+            rms_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_style: RopeStyle::Interleaved,
+            inv_freq: None,
+            tied: true,
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+        }
+    }
+
+    fn assert_opens(file: FileWriter, config: &Config) -> Model {
+        let model = open(&with_weights(file, config)).unwrap();
+        assert_eq!(model.config(), config);
+        assert!(model.graph(GraphOptions::new(Phase::Decode)).is_ok());
+        model
+    }
+
+    #[test]
+    fn gguf_llama_is_interleaved_and_dequantised() {
+        let model = assert_opens(llama_entries("llama"), &Config::Llama(llama_config()));
+        assert_eq!(model.name(), "Tiny model");
+        let table = model.weights()[0].bytes();
+        let values: Vec<f32> = table.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        assert_eq!(values, (0..320).map(|i| (i % 32) as f32).collect::<Vec<_>>());
+        assert!(matches!(model.tokenizer(), Err(ModelError::Tokenizer(_))));
+    }
+
+    #[test]
+    fn gguf_qwen2_has_biases_and_half_pairs() {
+        let config = LlamaConfig { rope_style: RopeStyle::Half, qkv_bias: true, tied: false, ..llama_config() };
+        assert_opens(llama_entries("qwen2"), &Config::Llama(config));
+    }
+
+    #[test]
+    fn gguf_frequencies_may_be_divided() {
+        let plain = |i: i32| 1e4f64.powf(f64::from(i) / -4.0) as f32;
+        let config =
+            |divided: [f32; 4]| Config::Llama(LlamaConfig { inv_freq: Some(divided.into()), ..llama_config() });
+        let divisors: Vec<u8> = [1f32, 1.0, 2.0, 8.0].iter().flat_map(|d| d.to_le_bytes()).collect();
+        let each = llama_entries("llama").tensor("rope_freqs.weight", &[4], 0, divisors);
+        let model = assert_opens(each, &config([plain(0), plain(1), plain(2) / 2.0, plain(3) / 8.0]));
+        assert_eq!(model.weights()[1].name(), "rope.inv_freq");
+        let linear = llama_entries("llama").text("llama.rope.scaling.type", "linear");
+        let linear = linear.f32("llama.rope.scaling.factor", 4.0);
+        assert_opens(linear, &config([0, 1, 2, 3].map(|i| plain(i) / 4.0)));
+        let yarn = llama_entries("llama").text("llama.rope.scaling.type", "yarn");
+        assert!(matches!(open(&with_weights(yarn, &Config::Llama(llama_config()))), Err(ModelError::Config(_))));
+    }
+
+    #[test]
+    fn gguf_gpt2_is_stored_out_in() {
+        let file = FileWriter::default()
+            .text("general.architecture", "gpt2")
+            .u32("gpt2.block_count", 2)
+            .u32("gpt2.context_length", 64)
+            .u32("gpt2.embedding_length", 32)
+            .u32("gpt2.feed_forward_length", 128)
+            .u32("gpt2.attention.head_count", 4)
+            .f32("gpt2.attention.layer_norm_epsilon", 1e-5);
+        let config = Gpt2Config {
+            vocab: 10,
+            max_positions: 64,
+            layout: LinearLayout::OutIn,
+            tied: false,
+            ..Gpt2Config::of(2, 4, 32)
+        };
+        assert_opens(file, &Config::Gpt2(config));
+    }
+
+    #[test]
+    fn what_gguf_lacks_is_named() {
+        let file = with_weights(llama_entries("llama"), &Config::Llama(LlamaConfig { layers: 1, ..llama_config() }));
+        assert!(matches!(open(&file), Err(ModelError::MissingTensor(n)) if n == "blk.1.attn_norm.weight"));
+        let other = FileWriter::default().text("general.architecture", "rwkv");
+        assert!(matches!(open(&other), Err(ModelError::Architecture(n)) if n == "rwkv"));
+        assert!(matches!(open(&llama_entries("llama").u32("llama.expert_count", 8)), Err(ModelError::Config(_))));
+        assert!(matches!(
+            open(&llama_entries("llama").u32("llama.rope.dimension_count", 4)),
+            Err(ModelError::Config(_))
+        ));
+    }
+}

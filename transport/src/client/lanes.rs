@@ -10,7 +10,7 @@ use crate::connection::{BulkIn, BulkLane, Client, ClientError, Framer, Sink, Wan
 use crate::link::tcp;
 use crate::link::wait::Interest;
 use crate::uri::Uri;
-use crate::wire::{Control, limits};
+use crate::wire::{Control, SLICE_FRAME_BYTES, limits};
 
 /// How long one attempt to open a lane may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +28,7 @@ pub(super) struct Lanes {
 
 struct Lane {
     stream: TcpStream,
+    splice: Option<tcp::Splice>,
     state: LaneState,
 }
 
@@ -50,7 +51,7 @@ impl Lanes {
         }
         if self.control.is_none() && self.client.wants_connection(now) {
             match tcp::connect(&self.uri, CONNECT_TIMEOUT) {
-                Ok(stream) => {
+                Ok((stream, _)) => {
                     self.control = Some(stream);
                     self.client.connected(now);
                 }
@@ -90,7 +91,9 @@ impl Lanes {
         for lane in &self.bulk {
             let write = match &lane.state {
                 LaneState::Opening { .. } => false,
-                LaneState::Open { output, .. } => output.is_sending() || !self.client.bulk().is_empty(),
+                LaneState::Open { output, .. } => {
+                    output.is_sending() || !self.client.bulk().is_empty() || lane.has_loaded()
+                }
             };
             out.push(Interest { fd: lane.stream.as_raw_fd(), read: true, write });
         }
@@ -130,7 +133,9 @@ impl Lanes {
     }
 
     fn open_lane(&self, index: u32, now: Instant) -> Result<Lane, ClientError> {
-        let stream = tcp::connect(&self.uri, CONNECT_TIMEOUT).map_err(|e| gone(&e))?;
+        let (stream, path) = tcp::connect(&self.uri, CONNECT_TIMEOUT).map_err(|e| gone(&e))?;
+        // Where both ends are one machine, pages can be handed over; see docs/decisions/0003-splice.md.
+        let splice = if path == tcp::Path::SameHost { tcp::Splice::new() } else { None };
         if let Some(hello) = self.client.lane_hello(index) {
             let mut sink = &stream;
             // A fresh socket's buffer takes a hello whole.
@@ -138,7 +143,7 @@ impl Lanes {
             self.client.counters().up.fetch_add(sent as u64, Ordering::Relaxed);
         }
         let framer = Framer::new(limits::CONTROL_PAYLOAD_BYTES);
-        Ok(Lane { stream, state: LaneState::Opening { framer, until: now + GREETING_TIMEOUT } })
+        Ok(Lane { stream, splice, state: LaneState::Opening { framer, until: now + GREETING_TIMEOUT } })
     }
 
     fn drop_sockets(&mut self) {
@@ -154,6 +159,10 @@ impl Lanes {
 }
 
 impl Lane {
+    fn has_loaded(&self) -> bool {
+        self.splice.as_ref().is_some_and(tcp::Splice::is_loaded)
+    }
+
     fn turn(&mut self, client: &mut Client, now: Instant) -> Result<bool, ClientError> {
         if let LaneState::Opening { framer, until } = &mut self.state {
             match tcp::recv(&self.stream, framer.space()) {
@@ -179,11 +188,14 @@ impl Lane {
         let mut moved = false;
         if output.is_sending() || !client.bulk().is_empty() {
             let bulk = client.bulk().clone();
-            let mut sink = Counting { stream: &self.stream, sent: 0 };
+            let mut sink = Counting { stream: &self.stream, splice: self.splice.as_mut(), sent: 0 };
             let done = output.flush(&bulk, &mut sink);
             moved |= sink.sent > 0;
             client.counters().up.fetch_add(sink.sent, Ordering::Relaxed);
             done.map_err(|e| gone(&e))?;
+        }
+        if let Some(splice) = self.splice.as_mut().filter(|s| s.is_loaded()) {
+            splice.drain(&self.stream).map_err(|e| gone(&e))?;
         }
         while let Some(event) = input.poll(client.landings(), now) {
             client.bulk_event(&event);
@@ -207,12 +219,16 @@ impl Lane {
 
 struct Counting<'a> {
     stream: &'a TcpStream,
+    splice: Option<&'a mut tcp::Splice>,
     sent: u64,
 }
 
 impl Sink for Counting<'_> {
     fn send(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        let n = (&mut &*self.stream).send(bufs)?;
+        let n = match &mut self.splice {
+            Some(splice) => tcp::SpliceSink { socket: self.stream, splice, head: SLICE_FRAME_BYTES }.send(bufs)?,
+            None => (&mut &*self.stream).send(bufs)?,
+        };
         self.sent += n as u64;
         Ok(n)
     }

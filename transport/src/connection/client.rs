@@ -121,6 +121,8 @@ pub struct Client {
     landings: Arc<Landings>,
     bulk: Arc<BulkOut>,
     bulk_used: bool,
+    /// Payloads of puts that were given up before they were answered.
+    held: Vec<(u64, Vec<Bytes>)>,
     counters: Arc<Counters>,
     heard: Instant,
     said: Instant,
@@ -161,6 +163,7 @@ impl Client {
             landings: Arc::default(),
             bulk: Arc::default(),
             bulk_used: false,
+            held: Vec::new(),
             counters: Arc::default(),
             heard: now,
             said: now,
@@ -408,6 +411,10 @@ impl Client {
         let Some(slot) = self.requests.get(id.0) else { return };
         let (over, sent, landing) = (slot.is_over(), slot.sent, matches!(slot.bulk, Bulk::In(_)));
         if !over && sent {
+            if let Bulk::Out { pieces, .. } = std::mem::replace(&mut slot.bulk, Bulk::None) {
+                // A link may have passed the pages on by reference: they are held until the server has answered.
+                self.held.push((id.0, pieces));
+            }
             self.push_control(id.0, &Control::Cancel);
             self.bulk.cancel(id.0);
             self.in_flight = self.in_flight.saturating_sub(1);
@@ -523,6 +530,7 @@ impl Client {
     /// The connection is gone: what was sent must be sent again.
     fn interrupt(&mut self) {
         self.bulk.clear();
+        self.held.clear();
         self.outbox.clear();
         self.in_flight = 0;
         for id in self.requests.waiting() {
@@ -556,7 +564,12 @@ impl Client {
         if matches!(self.state, State::Opening(id) if id == header.id) {
             return self.opened(&header, meta, payload);
         }
-        let Some(slot) = self.requests.get(header.id) else { return Ok(()) };
+        let Some(slot) = self.requests.get(header.id) else {
+            if !header.flags.has(Flags::MORE) {
+                self.held.retain(|(id, _)| *id != header.id);
+            }
+            return Ok(());
+        };
         let (terminal, error) = (!header.flags.has(Flags::MORE), header.flags.has(Flags::ERROR));
         if kind == Kind::Put && !terminal {
             let Reply::Landed { bits, .. } = Reply::decode(&header, meta, payload)? else { return Ok(()) };

@@ -130,6 +130,18 @@ impl Device for CpuDevice {
 /// # Errors
 /// [`DeviceError::Name`] for anything else, [`DeviceError::Threads`] if the system refuses a thread.
 pub fn parse(text: &str) -> Result<Vec<Arc<dyn Device>>, DeviceError> {
+    parse_limited(text, None, None)
+}
+
+/// As [`parse`], with the threads and the bytes of tensors that the devices share; `None`: what the machine has.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_limited(
+    text: &str,
+    threads: Option<usize>,
+    memory_bytes: Option<u64>,
+) -> Result<Vec<Arc<dyn Device>>, DeviceError> {
     /// The most CPU devices that make sense to anyone.
     const MOST: u32 = 256;
     let name = || DeviceError::Name { text: text.to_owned() };
@@ -140,8 +152,8 @@ pub fn parse(text: &str) -> Result<Vec<Arc<dyn Device>>, DeviceError> {
     if !(1..=MOST).contains(&count) {
         return Err(name());
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let memory = system::memory_for_tensors() / u64::from(count);
+    let cores = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let memory = memory_bytes.unwrap_or_else(system::memory_for_tensors) / u64::from(count);
     let devices = count as usize;
     (0..count)
         .map(|index| {

@@ -71,3 +71,75 @@ fn ids(value: Option<&Json>) -> Vec<u32> {
         None => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use crate::{ModelError, Tokenizer};
+
+    /// A word-level tokenizer that opens texts with `<s>`.
+    fn tokenizer_json() -> serde_json::Value {
+        json!({
+            "version": "1.0",
+            "added_tokens": [
+                {"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},
+                {"id": 1, "content": "<|eot_id|>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},
+            ],
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+            },
+            "model": {"type": "WordLevel", "vocab": {"<s>": 0, "<|eot_id|>": 1, "hi": 2, "user": 3, "end": 4}, "unk_token": "<s>"},
+        })
+    }
+
+    fn write(folder: &tempfile::TempDir, name: &str, value: &serde_json::Value) {
+        fs::write(folder.path().join(name), value.to_string()).unwrap();
+    }
+
+    #[test]
+    fn the_settings_beside_the_tokenizer_count() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder, "tokenizer.json", &tokenizer_json());
+        let bare = Tokenizer::from_folder(folder.path()).unwrap();
+        assert_eq!(bare.encode("hi user").unwrap(), [0, 2, 3]);
+        assert_eq!((bare.bos_id(), bare.eos_ids(), bare.has_chat_template()), (Some(0), &[1][..], false));
+        assert!(matches!(bare.encode_chat("hi"), Err(ModelError::Template(_))));
+
+        let template = "{{ bos_token }} user {{ messages[0]['content'] }} {% if add_generation_prompt %}{{ eos_token }}{% endif %}";
+        write(
+            &folder,
+            "tokenizer_config.json",
+            &json!({
+                "bos_token": "<s>",
+                "eos_token": {"content": "<|eot_id|>"},
+                "chat_template": [{"name": "tools", "template": "x"}, {"name": "default", "template": template}],
+            }),
+        );
+        write(&folder, "generation_config.json", &json!({"eos_token_id": [1, 4]}));
+        let full = Tokenizer::from_folder(folder.path()).unwrap();
+        assert_eq!(full.eos_ids(), [1, 4]);
+        assert_eq!(full.chat_text("hi").unwrap(), "<s> user hi <|eot_id|>");
+        assert_eq!(full.encode_chat("hi").unwrap(), [0, 3, 2, 1]);
+        fs::write(folder.path().join("chat_template.jinja"), "user").unwrap();
+        assert_eq!(Tokenizer::from_folder(folder.path()).unwrap().chat_text("hi").unwrap(), "user");
+    }
+
+    #[test]
+    fn missing_and_damaged_files_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = || Tokenizer::from_folder(folder.path()).unwrap_err().to_string();
+        assert!(message().contains("tokenizer.json is missing"));
+        fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
+        assert!(message().contains("no usable tokenizer"));
+        write(&folder, "tokenizer.json", &tokenizer_json());
+        fs::write(folder.path().join("config.json"), "[").unwrap();
+        assert!(message().contains("config.json"));
+    }
+}

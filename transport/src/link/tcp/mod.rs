@@ -5,6 +5,8 @@
 
 mod server;
 mod socket;
+mod splice;
 
 pub use server::{Listener, Refusal, Server};
 pub use socket::{Path, TcpSink, congestion, connect, recv, recv_two, tune};
+pub use splice::{Splice, SpliceSink};

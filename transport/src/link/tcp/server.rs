@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
@@ -114,13 +115,17 @@ impl<S: Service> Server<S> {
     }
 
     fn accept(&self, stream: TcpStream) {
+        let socket = match stream.into_std() {
+            Ok(stream) => LaneSocket { io: Arc::new(stream), watch: None },
+            Err(error) => return tracing::warn!(%error, "cannot accept a connection"),
+        };
         let lane = Lane {
             service: self.service.clone(),
             directory: self.directory.clone(),
             polling: self.polling.clone(),
             // On one core a poll only takes time from the client.
             most_polling: self.cores / 2,
-            stream,
+            socket,
         };
         tokio::spawn(async move {
             match lane.run().await {
@@ -137,7 +142,7 @@ struct Lane<S: Service> {
     directory: Arc<Directory>,
     polling: Arc<AtomicUsize>,
     most_polling: usize,
-    stream: TcpStream,
+    socket: LaneSocket,
 }
 
 impl Driver for Notify {
@@ -154,9 +159,9 @@ const ENOUGH_BACKLOG: usize = 8 << 20;
 
 impl<S: Service> Lane<S> {
     async fn run(mut self) -> io::Result<LaneEnd> {
-        tune(&SockRef::from(&self.stream), path_of(&self.stream))?;
+        tune(&SockRef::from(&*self.socket.io), path_of(&self.socket.io))?;
         let wake = Arc::new(Notify::new());
-        let sink = Box::new(TcpSink::new(self.stream.as_fd())?);
+        let sink = Box::new(TcpSink::new(self.socket.io.clone()));
         let (service, directory) = (self.service.clone(), self.directory.clone());
         let Some(mut control) = ControlLane::new(service, directory, sink, wake.clone(), Instant::now()) else {
             return Ok(LaneEnd::Left);
@@ -194,7 +199,7 @@ impl<S: Service> Lane<S> {
         let mut turn = 0;
         loop {
             let held = lane.peer().is_some_and(|p| p.backlog() > ENOUGH_BACKLOG);
-            let got = if held { Err(io::ErrorKind::WouldBlock.into()) } else { recv(&self.stream, lane.space()) };
+            let got = if held { Err(io::ErrorKind::WouldBlock.into()) } else { recv(&*self.socket.io, lane.space()) };
             match got {
                 Ok(0) => return Ok(Step::End(LaneEnd::Left)),
                 Ok(n) => {
@@ -219,6 +224,7 @@ impl<S: Service> Lane<S> {
                         return Ok(Step::End(LaneEnd::Left));
                     }
                     if pace.poll_on() {
+                        self.socket.unwatch();
                         continue;
                     }
                     self.park(lane, wake, held).await?;
@@ -235,9 +241,10 @@ impl<S: Service> Lane<S> {
     }
 
     /// Waits until there may be something to read, something to write, or a deadline to keep.
-    async fn park(&self, lane: &mut ControlLane<S>, wake: &Notify, held: bool) -> io::Result<()> {
+    async fn park(&mut self, lane: &mut ControlLane<S>, wake: &Notify, held: bool) -> io::Result<()> {
+        let socket = self.socket.watch()?;
         let writing = match lane.peer() {
-            Some(peer) if peer.backlog() > 0 => !flush(&self.stream, peer)?,
+            Some(peer) if peer.backlog() > 0 => !peer.flush()?,
             _ => false,
         };
         let deadline = lane.deadline().into();
@@ -247,19 +254,14 @@ impl<S: Service> Lane<S> {
             (false, false) => Interest::READABLE,
         };
         tokio::select! {
-            ready = self.stream.ready(interest) => {
-                let ready = ready?;
-                // The reactor believes in a readiness until an operation through it would block: bytes are read past it, so
-                // it is told here, and wakes the task for the next ones.
-                if ready.is_readable() && !held {
-                    let peek = || match recv_peek(&self.stream) {
-                        Ok(_) => Ok(()),
-                        Err(e) => Err(e),
-                    };
-                    let _ = self.stream.try_io(Interest::READABLE, peek);
+            ready = socket.ready(interest) => {
+                let mut ready = ready?;
+                // The reactor believes in a readiness until it is told otherwise: bytes are read past it.
+                if ready.ready().is_readable() && !held && would_block(recv_peek(socket.get_ref())) {
+                    ready.clear_ready_matching(Ready::READABLE);
                 }
-                if ready.is_writable() && let Some(peer) = lane.peer() {
-                    flush(&self.stream, peer)?;
+                if ready.ready().is_writable() && lane.peer().is_some_and(|p| p.flush().is_ok_and(|all| !all)) {
+                    ready.clear_ready_matching(Ready::WRITABLE);
                 }
             }
             () = wake.notified() => {}
@@ -269,19 +271,21 @@ impl<S: Service> Lane<S> {
     }
 
     /// The last words go out, if the client takes them soon.
-    async fn drain_out(&self, peer: Option<&Arc<Peer>>) {
+    async fn drain_out(&mut self, peer: Option<&Arc<Peer>>) {
         let Some(peer) = peer else { return };
+        let Ok(socket) = self.socket.watch() else { return };
         let until = Instant::now() + Duration::from_secs(1);
-        while peer.backlog() > 0 && Instant::now() < until {
-            if flush(&self.stream, peer).unwrap_or(true) {
-                return;
+        while !peer.flush().unwrap_or(true) && Instant::now() < until {
+            if let Ok(Ok(mut ready)) = tokio::time::timeout(Duration::from_millis(100), socket.writable()).await
+                && !peer.flush().unwrap_or(true)
+            {
+                ready.clear_ready();
             }
-            let _ = tokio::time::timeout(Duration::from_millis(100), self.stream.writable()).await;
         }
     }
 
     async fn bulk(&mut self, peer: &Arc<Peer>, wake: &Notify) -> io::Result<()> {
-        let mut sink = TcpSink::new(self.stream.as_fd())?;
+        let mut sink = TcpSink::new(self.socket.io.clone());
         let (mut input, mut output) = (BulkIn::new(true), BulkLane::default());
         let patience = self.service.settings().patience;
         let mut moved_at = Instant::now();
@@ -299,7 +303,7 @@ impl<S: Service> Lane<S> {
             let mut held = false;
             match input.want() {
                 Want::Hold => held = true,
-                Want::Read { first, then } => match recv_two(&self.stream, first, then) {
+                Want::Read { first, then } => match recv_two(&*self.socket.io, first, then) {
                     Ok(0) => return Ok(()),
                     Ok(n) => {
                         moved = true;
@@ -324,6 +328,7 @@ impl<S: Service> Lane<S> {
                 continue;
             }
             if !held && all_sent && pace.poll_on() {
+                self.socket.unwatch();
                 continue;
             }
             self.park_bulk(wake, held, all_sent, input.deadline().unwrap_or(now + patience)).await?;
@@ -335,27 +340,28 @@ impl<S: Service> Lane<S> {
         }
     }
 
-    async fn park_bulk(&self, wake: &Notify, held: bool, all_sent: bool, deadline: Instant) -> io::Result<()> {
+    async fn park_bulk(&mut self, wake: &Notify, held: bool, all_sent: bool, deadline: Instant) -> io::Result<()> {
         let interest = match (held, all_sent) {
             (true, true) => None,
             (true, false) => Some(Interest::WRITABLE),
             (false, true) => Some(Interest::READABLE),
             (false, false) => Some(Interest::READABLE | Interest::WRITABLE),
         };
+        let socket = self.socket.watch()?;
         let ready = async {
             match interest {
                 None => std::future::pending().await,
-                Some(interest) => self.stream.ready(interest).await,
+                Some(interest) => socket.ready(interest).await,
             }
         };
         tokio::select! {
             ready = ready => {
-                let ready = ready?;
-                if ready.is_readable() {
-                    let _ = self.stream.try_io(Interest::READABLE, || recv_peek(&self.stream));
+                let mut ready = ready?;
+                if ready.ready().is_readable() && would_block(recv_peek(socket.get_ref())) {
+                    ready.clear_ready_matching(Ready::READABLE);
                 }
-                if ready.is_writable() && !all_sent {
-                    let _ = self.stream.try_io(Interest::WRITABLE, || can_write(&self.stream));
+                if ready.ready().is_writable() && !all_sent && !can_write(socket.get_ref()) {
+                    ready.clear_ready_matching(Ready::WRITABLE);
                 }
             }
             () = wake.notified() => {}
@@ -365,29 +371,48 @@ impl<S: Service> Lane<S> {
     }
 }
 
-/// Whether something can be read; `WouldBlock` tells the reactor that its readiness is stale.
-fn recv_peek(stream: &TcpStream) -> io::Result<()> {
-    let mut byte = [std::mem::MaybeUninit::uninit(); 1];
-    SockRef::from(stream).recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT).map(|_| ())
+/// A lane's socket, watched by the reactor only while the lane may park.
+///
+/// A socket that the reactor watches wakes the reactor's thread for every arrival, even while the lane itself polls: on two
+/// cores that thread then takes the core of one of the two ends. 64-byte echo, p50: 10.5 us watched, 8.0 us not, where the floor was 7.6.
+struct LaneSocket {
+    io: Arc<std::net::TcpStream>,
+    watch: Option<AsyncFd<Arc<std::net::TcpStream>>>,
 }
 
-/// Whether something can be written; `WouldBlock` tells the reactor that its readiness is stale.
-fn can_write(stream: &TcpStream) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: `poll` is one valid entry, and a timeout of 0 returns at once.
-    let n = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    if n > 0 { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
-}
-
-/// Sends a connection's backlog through the reactor, so that it knows when the socket is full.
-fn flush(stream: &TcpStream, peer: &Peer) -> io::Result<bool> {
-    let flushed = || if peer.flush()? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) };
-    match stream.try_io(Interest::WRITABLE, flushed) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        Err(e) => Err(e),
+impl LaneSocket {
+    fn watch(&mut self) -> io::Result<&AsyncFd<Arc<std::net::TcpStream>>> {
+        match &mut self.watch {
+            Some(watch) => Ok(watch),
+            none => {
+                // SAFETY: the `Arc` keeps the socket open for as long as the registration lives, and its descriptor never
+                // changes.
+                let watch = unsafe { AsyncFd::register(self.io.clone()) }?;
+                Ok(none.insert(watch))
+            }
+        }
     }
+
+    fn unwatch(&mut self) {
+        self.watch = None;
+    }
+}
+
+/// Whether something can be read, or the other side has closed.
+fn recv_peek(socket: &std::net::TcpStream) -> io::Result<()> {
+    let mut byte = [std::mem::MaybeUninit::uninit(); 1];
+    SockRef::from(socket).recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT).map(|_| ())
+}
+
+fn would_block(result: io::Result<()>) -> bool {
+    result.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Whether something can be written.
+fn can_write(socket: &std::net::TcpStream) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: `poll` is one valid entry, and a timeout of 0 returns at once.
+    unsafe { libc::poll(&raw mut poll, 1, 0) > 0 }
 }
 
 /// How dense the traffic of a lane is, and so how long to poll before parking.

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -49,23 +49,23 @@ impl Path {
     }
 }
 
-/// Opens a lane: connected, tuned, non-blocking.
+/// Opens a lane: connected, tuned, non-blocking; and what lies between.
 ///
 /// # Errors
 /// The last address's, if none can be reached.
-pub fn connect(uri: &Uri, timeout: Duration) -> io::Result<TcpStream> {
+pub fn connect(uri: &Uri, timeout: Duration) -> io::Result<(TcpStream, Path)> {
     let Uri::Tcp { host, port } = uri;
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
     for address in (host.as_str(), *port).to_socket_addrs()? {
         match connect_to(address, timeout) {
-            Ok(stream) => return Ok(stream),
+            Ok(connected) => return Ok(connected),
             Err(error) => last = error,
         }
     }
     Err(last)
 }
 
-fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<(TcpStream, Path)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     let began = Instant::now();
     socket.connect_timeout(&address.into(), timeout)?;
@@ -74,7 +74,7 @@ fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let path = Path::of(stream.local_addr()?, stream.peer_addr()?, handshake);
     tune(&SockRef::from(&stream), path)?;
     stream.set_nonblocking(true)?;
-    Ok(stream)
+    Ok((stream, path))
 }
 
 /// Sets what every lane needs. A congestion control that is not allowed here leaves the default.
@@ -99,7 +99,7 @@ fn set_congestion(socket: &SockRef<'_>, name: &str) -> bool {
     socket.set_tcp_congestion(name.as_bytes()).is_ok()
 }
 
-pub(super) fn path_of(stream: &tokio::net::TcpStream) -> Path {
+pub(super) fn path_of(stream: &TcpStream) -> Path {
     match (stream.local_addr(), stream.peer_addr()) {
         // An accepting side has not seen the handshake's time: it takes whoever is not on this host to be near.
         (Ok(local), Ok(peer)) => Path::of(local, peer, Duration::ZERO),
@@ -110,16 +110,13 @@ pub(super) fn path_of(stream: &tokio::net::TcpStream) -> Path {
 /// The sending half of a lane; several threads may hold one each.
 #[derive(Clone, Debug)]
 pub struct TcpSink {
-    socket: Arc<OwnedFd>,
+    socket: Arc<TcpStream>,
 }
 
 impl TcpSink {
-    /// A sink of its own descriptor for this socket.
-    ///
-    /// # Errors
-    /// The process has no descriptor left.
-    pub fn new(socket: BorrowedFd<'_>) -> io::Result<Self> {
-        Ok(Self { socket: Arc::new(socket.try_clone_to_owned()?) })
+    /// A sink for this socket.
+    pub fn new(socket: Arc<TcpStream>) -> Self {
+        Self { socket }
     }
 }
 

@@ -1,0 +1,9 @@
+//! The CPU device: every op against a reference, caches, batches, errors.
+
+mod cache;
+mod models;
+mod ops;
+mod reference;
+mod refusals;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,144 @@
+//! Which steps run together, and which first.
+
+use std::sync::atomic::Ordering;
+
+use genie_graph::Phase;
+use genie_transport::wire::{Arguments, ErrorCode, Request};
+
+use crate::client::{Client, Model, Server, Told, ran};
+use crate::fake::{continuation, next_token};
+
+fn sessions(server: &Server, n: usize, phase: Phase) -> Vec<(Client<'_>, Model)> {
+    let of = |_| {
+        let mut client = server.client();
+        let model = client.model(phase);
+        (client, model)
+    };
+    (0..n).map(of).collect()
+}
+
+#[test]
+fn steps_of_different_sessions_run_as_one_batch() {
+    let server = Server::stepped();
+    let mut all = sessions(&server, 8, Phase::Decode);
+    let asked: Vec<u64> = all.iter_mut().enumerate().map(|(i, (c, m))| c.ask_run(m, &[i as i32], None)).collect();
+    server.run_all();
+    assert_eq!(server.runs(), [(8, 1)]);
+    for (i, ((client, _), id)) in all.iter_mut().zip(asked).enumerate() {
+        assert_eq!(ran(client.answer(id)), (next_token(&[i as i32]), 1));
+    }
+    assert_eq!(server.counter("genie_batched_rows_total"), 8);
+}
+
+#[test]
+fn a_batch_has_a_bound() {
+    let server = Server::with(1, 64 << 20, |config| {
+        config.mode = genie_executor::Mode::Stepped;
+        config.max_batch = 3;
+    });
+    let mut all = sessions(&server, 7, Phase::Decode);
+    all.iter_mut().for_each(|(c, m)| drop(c.ask_run(m, &[1], None)));
+    server.run_all();
+    assert_eq!(server.runs(), [(3, 1), (3, 1), (1, 1)]);
+}
+
+#[test]
+fn generates_fall_into_step() {
+    let server = Server::stepped();
+    let mut all = sessions(&server, 4, Phase::Decode);
+    let mut asked = Vec::new();
+    for (i, (client, model)) in all.iter_mut().enumerate() {
+        let prompt: Vec<[u8; 4]> = (0..=i as i32).map(i32::to_le_bytes).collect();
+        asked.push(client.ask(Request::Generate {
+            prefill: model.binding,
+            decode: model.binding,
+            position: None,
+            max_new: 10,
+            prompt: &prompt,
+            stop: &[],
+            arguments: Arguments::EMPTY,
+        }));
+        // They come one after another, while the others are at work already.
+        server.executor.step();
+    }
+    server.run_all();
+    let runs = server.runs();
+    let steps = runs.iter().filter(|(rows, _)| *rows == 4).count();
+    assert!(steps >= 5, "{runs:?}");
+    for (i, ((client, _), id)) in all.iter_mut().zip(asked).enumerate() {
+        let mut tokens = Vec::new();
+        for (of, told) in client.heard() {
+            assert_eq!(of, id);
+            let Ok(Told::Generated { tokens: some, .. }) = told else { panic!("{told:?}") };
+            tokens.extend(some);
+        }
+        let prompt: Vec<i32> = (0..=i as i32).collect();
+        assert_eq!(tokens, continuation(&prompt, 10));
+    }
+}
+
+#[test]
+fn other_weights_or_longer_steps_do_not_join() {
+    let server = Server::stepped();
+    let mut a = server.client();
+    let one = a.model(Phase::Decode);
+    let mut b = server.client();
+    let other_table = b.put_weight(&vec![0; 512]);
+    let two = b.model_with(Phase::Decode, other_table, None);
+    let mut c = server.client();
+    let three = c.model(Phase::Decode);
+    a.ask_run(&one, &[1], None);
+    b.ask_run(&two, &[1], None);
+    c.ask_run(&three, &[1, 2], None);
+    server.run_all();
+    assert_eq!(server.runs(), [(1, 1), (1, 1), (1, 2)]);
+}
+
+#[test]
+fn decode_goes_first_and_prefill_does_not_starve() {
+    let server = Server::stepped();
+    let mut long = server.client();
+    let prefill = long.model(Phase::Prefill);
+    let mut decoder = server.client();
+    let decode = decoder.model(Phase::Decode);
+    let prompt = [[1, 0, 0, 0]];
+    decoder.ask(Request::Generate {
+        prefill: decode.binding,
+        decode: decode.binding,
+        position: None,
+        max_new: 100,
+        prompt: &prompt,
+        stop: &[],
+        arguments: Arguments::EMPTY,
+    });
+    long.ask_run(&prefill, &[1; 20], None);
+    server.run_all();
+    let runs = server.runs();
+    let at = runs.iter().position(|&(_, sequence)| sequence == 20).unwrap();
+    assert!((1..=10).contains(&at), "after some decode steps, not after all: {at}");
+}
+
+#[test]
+fn one_bad_row_fails_alone() {
+    let server = Server::stepped();
+    *server.fakes[0].poison.lock().unwrap() = Some(13);
+    let mut all = sessions(&server, 3, Phase::Decode);
+    let asked: Vec<u64> = all.iter_mut().zip([1, 13, 2]).map(|((c, m), t)| c.ask_run(m, &[t], None)).collect();
+    server.run_all();
+    let answers: Vec<_> = all.iter_mut().zip(asked).map(|((c, _), id)| c.answer(id)).collect();
+    assert_eq!(answers[1].as_ref().unwrap_err().code, ErrorCode::BadArgument);
+    assert_eq!(ran(answers[0].clone()), (next_token(&[1]), 1));
+    assert_eq!(ran(answers[2].clone()), (next_token(&[2]), 1));
+}
+
+#[test]
+fn a_device_that_panics_fails_the_request_only() {
+    let server = Server::inline();
+    let mut client = server.client();
+    let model = client.model(Phase::Decode);
+    server.fakes[0].panics.store(true, Ordering::Relaxed);
+    let id = client.ask_run(&model, &[1], None);
+    assert_eq!(client.answer(id).unwrap_err().code, ErrorCode::DeviceFailed);
+    server.fakes[0].panics.store(false, Ordering::Relaxed);
+    assert_eq!(client.run(&model, &[1]), (next_token(&[1]), 1), "the cache is as it was");
+}

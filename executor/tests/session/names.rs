@@ -1,0 +1,77 @@
+//! Named tensors.
+
+use genie_transport::wire::{ErrorCode, Request};
+
+use crate::client::{Server, noise, private, put_request, sliced_put, tensor};
+
+#[test]
+fn a_name_is_found_by_others_and_outlives_who_gave_it() {
+    let server = Server::inline();
+    let bytes = noise(3000, 1);
+    let mut giver = server.client();
+    giver.call(put_request(private(None, Some("x")), &bytes)).unwrap();
+    giver.call(Request::Close).unwrap();
+    let mut other = server.client();
+    let handle = tensor(other.call(Request::LookupName("x")));
+    assert_eq!(other.get(handle), bytes);
+    assert_eq!(other.fails(Request::LookupName("y")), ErrorCode::NoSuchName);
+}
+
+#[test]
+fn another_put_replaces_the_name_whole() {
+    let server = Server::inline();
+    let (old, new) = (noise(9000, 1), noise(9000, 2));
+    let mut writer = server.client();
+    writer.call(put_request(private(None, Some("x")), &old)).unwrap();
+    let mut reader = server.client();
+    let before = tensor(reader.call(Request::LookupName("x")));
+    let id = writer.ask(sliced_put(private(None, Some("x")), new.len(), false));
+    writer.send(id, &new, &[0, 1]);
+    let during = tensor(reader.call(Request::LookupName("x")));
+    assert_eq!(reader.get(during), old);
+    writer.send(id, &new, &[2]);
+    let mine = tensor(writer.answer(id));
+    let after = tensor(reader.call(Request::LookupName("x")));
+    assert_eq!((reader.get(before), reader.get(after)), (old, new.clone()));
+    // What the writer does to its own resident is not the name's.
+    writer.call(put_request(genie_transport::wire::PutTarget::Range { handle: mine, offset: 0 }, &[0; 8])).unwrap();
+    assert_eq!(reader.get(after), new);
+}
+
+#[test]
+fn a_steady_stream_to_one_name_takes_no_more_memory() {
+    let server = Server::inline();
+    let mut client = server.client();
+    let mut free = None;
+    for round in 0..20 {
+        let handle = tensor(client.call(put_request(private(None, Some("x")), &noise(50_000, round))));
+        client.call(Request::Free(handle)).unwrap();
+        let now = client.devices()[0].1;
+        assert_eq!(*free.get_or_insert(now), now);
+    }
+}
+
+#[test]
+fn names_nobody_uses_make_room() {
+    let server = Server::with(1, 64 << 10, |_| {});
+    let mut client = server.client();
+    for name in ["a", "b", "c"] {
+        let handle = tensor(client.call(put_request(private(None, Some(name)), &noise(16 << 10, 1))));
+        client.call(Request::Free(handle)).unwrap();
+    }
+    tensor(client.call(Request::LookupName("a")));
+    client.put(&noise(32 << 10, 2));
+    assert_eq!(client.fails(Request::LookupName("b")), ErrorCode::NoSuchName, "the least recently used");
+    tensor(client.call(Request::LookupName("a")));
+}
+
+#[test]
+fn names_have_a_quota_of_their_own() {
+    let server = Server::with(1, 1 << 20, |config| config.names_quota = 10_000);
+    let mut client = server.client();
+    let first = tensor(client.call(put_request(private(None, Some("a")), &noise(6000, 1))));
+    assert_eq!(client.fails(put_request(private(None, Some("b")), &noise(6000, 1))), ErrorCode::OverQuota);
+    client.call(Request::Free(first)).unwrap();
+    client.call(put_request(private(None, Some("b")), &noise(6000, 1))).unwrap();
+    assert_eq!(client.fails(Request::LookupName("a")), ErrorCode::NoSuchName);
+}

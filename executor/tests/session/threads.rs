@@ -1,0 +1,113 @@
+//! The same server with threads: nothing here depends on who is faster.
+
+use std::time::{Duration, Instant};
+
+use genie_executor::Mode;
+use genie_graph::Phase;
+use genie_transport::wire::{Arguments, ContentHash, Request};
+
+use crate::client::{Answer, Client, Server, Told, noise, sliced_put, tensor, weight};
+use crate::fake::continuation;
+
+fn server() -> Server {
+    Server::with(2, 64 << 20, |config| config.mode = Mode::Threads)
+}
+
+/// The terminal reply to a request, and all tokens on the way.
+#[track_caller]
+fn wait(client: &mut Client<'_>, id: u64) -> (Answer, Vec<i32>) {
+    let (deadline, mut all) = (Instant::now() + Duration::from_secs(60), Vec::new());
+    loop {
+        for (of, told) in client.heard() {
+            assert_eq!(of, id);
+            match told {
+                Ok(Told::Generated { tokens, finish, .. }) => {
+                    all.extend(&tokens);
+                    if finish.is_some() {
+                        return (Ok(Told::Done), all);
+                    }
+                }
+                other => return (other, all),
+            }
+        }
+        assert!(Instant::now() < deadline, "no reply");
+        std::thread::yield_now();
+    }
+}
+
+fn model(client: &mut Client<'_>) -> (crate::client::Model, u64) {
+    let table = client.put_weight(&crate::graphs::table_bytes());
+    let lm = crate::graphs::lm(Phase::Decode);
+    let graph = lm.graph.encode();
+    let id = client.ask(Request::Define { device: 0, graph: &graph });
+    let Ok(Told::Program(program, _)) = wait(client, id).0 else { panic!() };
+    let cache = tensor(client.call(Request::CacheCreate { program, input: lm.cache, reserve: 0 }));
+    let binding = client.bind_model(&lm, program, table, cache);
+    (crate::client::Model { lm, program, cache, binding, table }, id)
+}
+
+#[test]
+fn eight_generates_at_once_give_what_each_gives_alone() {
+    let server = server();
+    let mut all: Vec<_> = (0..8)
+        .map(|_| {
+            let mut client = server.client();
+            let model = model(&mut client).0;
+            (client, model)
+        })
+        .collect();
+    let mut asked = Vec::new();
+    for (i, (client, model)) in all.iter_mut().enumerate() {
+        let prompt: Vec<[u8; 4]> = (0..=i as i32).map(i32::to_le_bytes).collect();
+        asked.push(client.ask(Request::Generate {
+            prefill: model.binding,
+            decode: model.binding,
+            position: Some(0),
+            max_new: 200,
+            prompt: &prompt,
+            stop: &[],
+            arguments: Arguments::EMPTY,
+        }));
+    }
+    for (i, ((client, _), id)) in all.iter_mut().zip(asked).enumerate() {
+        let (answer, tokens) = wait(client, id);
+        answer.unwrap();
+        let prompt: Vec<i32> = (0..=i as i32).collect();
+        assert_eq!(tokens, continuation(&prompt, 200));
+    }
+}
+
+#[test]
+fn large_weights_are_hashed_elsewhere() {
+    let server = server();
+    let mut client = server.client();
+    let bytes = noise(1 << 20, 1);
+    let slices: Vec<usize> = (0..256).collect();
+    let id = client.ask(sliced_put(weight(ContentHash::of(&bytes)), bytes.len(), false));
+    client.send(id, &bytes, &slices);
+    let handle = tensor(wait(&mut client, id).0);
+    assert_eq!(client.get(handle), bytes);
+    let id = client.ask(Request::Copy { handle, device: 1 });
+    let copy = tensor(wait(&mut client, id).0);
+    assert_eq!(client.get(copy), bytes);
+}
+
+#[test]
+fn shutting_down_answers_everything() {
+    let server = server();
+    let mut client = server.client();
+    let model = model(&mut client).0;
+    let id = client.ask(Request::Generate {
+        prefill: model.binding,
+        decode: model.binding,
+        position: None,
+        max_new: 1 << 20,
+        prompt: &[[1, 0, 0, 0]],
+        stop: &[],
+        arguments: Arguments::EMPTY,
+    });
+    server.executor.shutdown();
+    let (answer, _) = wait(&mut client, id);
+    assert_eq!(answer.unwrap_err().code, genie_transport::wire::ErrorCode::ShuttingDown);
+    assert!(client.peer.is_closed());
+}

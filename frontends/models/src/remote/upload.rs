@@ -1,0 +1,102 @@
+//! Weights on their way to a server.
+
+use std::collections::VecDeque;
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use genie_transport::client::PutOptions;
+use genie_transport::client::blocking::{Pending, Session};
+use genie_transport::wire::{ContentHash, Handle, Offered, TensorSpec};
+
+use super::RemoteModelError;
+use crate::{Model, Weight};
+
+/// What an upload came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uploaded {
+    /// Weights that the server had.
+    pub present: usize,
+    /// Weights that were sent.
+    pub sent: usize,
+    /// Bytes of those that were sent.
+    pub sent_bytes: u64,
+}
+
+/// Uploads in flight together.
+const FLYING: usize = 8;
+
+/// Type and shape of a weight as the wire has them.
+///
+/// # Errors
+/// If it is larger than tensors can be.
+pub fn weight_spec(weight: &Weight) -> Result<TensorSpec, RemoteModelError> {
+    Ok(TensorSpec::new(weight.dtype(), weight.dims()).map_err(genie_transport::client::ClientError::from)?)
+}
+
+/// Makes a model's weights residents of the session: offers them by content, and sends what the server lacks. Weights are
+/// converted on a thread of their own while others are sent. `progress` gets the bytes sent, and those to send.
+pub(super) fn upload(
+    session: &mut Session,
+    device: u16,
+    model: &Model,
+    hashes: &[ContentHash],
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Vec<Handle>, Uploaded), RemoteModelError> {
+    let entries = model
+        .weights()
+        .iter()
+        .zip(hashes)
+        .map(|(weight, hash)| Ok((*hash, weight_spec(weight)?)))
+        .collect::<Result<Vec<_>, RemoteModelError>>()?;
+    let offered = session.offer(device, &entries)?;
+    let mut handles: Vec<Option<Handle>> = vec![None; entries.len()];
+    let mut missing = Vec::new();
+    for (i, answer) in offered.iter().enumerate().take(entries.len()) {
+        match answer {
+            Offered::Present(handle) => handles[i] = Some(*handle),
+            Offered::Absent | Offered::Partial(_) => missing.push(i),
+        }
+    }
+    let total: u64 = missing.iter().map(|&i| entries[i].1.bytes()).sum();
+    let uploaded = Uploaded { present: entries.len() - missing.len(), sent: missing.len(), sent_bytes: total };
+    let mut done = 0;
+    let mut finish = |session: &mut Session, (i, pending): (usize, Pending)| -> Result<(), RemoteModelError> {
+        handles[i] = Some(session.finish_put(pending)?.handle);
+        done += entries[i].1.bytes();
+        progress(done, total);
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        // One waits while one is made: memory for converted weights is bounded by what flies and these two.
+        let (give, take) = mpsc::sync_channel(1);
+        let order = &missing;
+        scope.spawn(move || {
+            for &i in order {
+                if give.send((i, Bytes::from_owner(model.weights()[i].bytes()))).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut flying = VecDeque::new();
+        while let Ok((i, data)) = take.recv() {
+            let (hash, spec) = &entries[i];
+            let options = PutOptions { device, name: None, weight: Some(*hash) };
+            flying.push_back((i, session.start_put(spec, data, options)?));
+            if flying.len() == FLYING
+                && let Some(first) = flying.pop_front()
+            {
+                finish(session, first)?;
+            }
+        }
+        flying.into_iter().try_for_each(|one| finish(session, one))
+    })?;
+    let handles: Vec<Handle> = handles.into_iter().flatten().collect();
+    if handles.len() != entries.len() {
+        return Err(RemoteModelError::Inputs(format!(
+            "the server answered for {} of {} weights that were offered",
+            handles.len(),
+            entries.len()
+        )));
+    }
+    Ok((handles, uploaded))
+}

@@ -1,0 +1,302 @@
+//! `genie generate`: a model on a server goes on with a text.
+
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use genie_graph::DType;
+use genie_models::remote::{RemoteModel, RemoteOptions, Sampling, Stage};
+use genie_models::{Model, OpenOptions, TokenStream};
+use genie_transport::Uri;
+use serde::Serialize;
+
+use crate::connect::{self, LinkArgs};
+use crate::progress::Progress;
+use crate::prompt;
+use crate::say::{self, Say};
+
+/// Go on with a text, by a model that is resident on a server.
+///
+/// The weights are sent once, and only those that the server has not got; they stay there. The text alone goes to standard
+/// output, as it comes; what was measured goes to standard error.
+///
+/// Example: genie generate --connect tcp://127.0.0.1:7070 --model model.gguf --prompt 'The capital of France is'
+/// --max-new-tokens 20
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The server: tcp://HOST:PORT.
+    #[arg(long)]
+    connect: Uri,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text to go on with.
+    #[arg(long, short)]
+    prompt: String,
+    /// Lay the prompt out as a conversation, by the model's own template; without it, the text is simply continued.
+    #[arg(long)]
+    chat: bool,
+    /// Tokens to make at the most.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    max_new_tokens: u32,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Go on after the tokens that end a text.
+    #[arg(long)]
+    ignore_end: bool,
+    /// Ask for each token by itself instead of having them all made and streamed.
+    #[arg(long)]
+    per_step: bool,
+    #[command(flatten)]
+    link: LinkArgs,
+}
+
+/// Which model, and where on the server.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// The model: a .gguf file, a .safetensors file beside its config.json, or a folder with both.
+    #[arg(long, value_name = "FILE-OR-FOLDER")]
+    pub(crate) model: PathBuf,
+    /// Convert matrices to f32, f16 or bf16; without it, they stay as they are, and quantised ones become f32.
+    #[arg(long, value_parser = crate::put::dtype)]
+    pub(crate) dtype: Option<DType>,
+    /// Element type of the KV cache.
+    #[arg(long, default_value = "f32", value_parser = crate::put::dtype)]
+    pub(crate) kv_dtype: DType,
+    /// Index of the server's device.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) device: u16,
+}
+
+impl ModelArgs {
+    /// Opens the model.
+    pub(crate) fn open(&self) -> Result<Model> {
+        if !self.kv_dtype.is_float() {
+            bail!("a KV cache holds f32, f16 or bf16, not {}: choose another --kv-dtype", self.kv_dtype);
+        }
+        Ok(Model::open(&self.model, OpenOptions { dtype: self.dtype })?)
+    }
+
+    /// How it is kept on the server.
+    pub(crate) fn remote(&self) -> RemoteOptions {
+        RemoteOptions { device: self.device, kv_dtype: self.kv_dtype, ..RemoteOptions::default() }
+    }
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Args)]
+pub(crate) struct SamplingArgs {
+    /// 0: always the likeliest token; above: the larger, the more even the choice.
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    temperature: f32,
+    /// Choose among this many of the likeliest tokens; 0: among all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: u32,
+    /// Choose among the likeliest tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    top_p: f32,
+    /// The same seed gives the same tokens, on every machine; without it, one is drawn.
+    #[arg(long, value_name = "S")]
+    seed: Option<u32>,
+}
+
+impl SamplingArgs {
+    /// As the model takes it.
+    pub(crate) fn sampling(&self) -> Result<Sampling> {
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None => getrandom::u32().context("drawing a seed")?,
+        };
+        let (top_k, seed) = (i64::from(self.top_k), i64::from(seed));
+        Ok(Sampling { temperature: self.temperature, top_k, top_p: self.top_p, seed })
+    }
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let value = text.parse().ok().filter(|t: &f32| (0.0..=100.0).contains(t));
+    value.ok_or_else(|| "write a number from 0 to 100".to_owned())
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    let value = text.parse().ok().filter(|p: &f32| *p > 0.0 && *p <= 1.0);
+    value.ok_or_else(|| "write a number above 0, up to 1".to_owned())
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    text: String,
+    tokens: Vec<i32>,
+    prompt_tokens: usize,
+    new_tokens: usize,
+    finish: &'static str,
+    seed: i64,
+    model_bytes: u64,
+    upload_bytes: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+    load_s: f64,
+    upload_s: f64,
+    first_token_s: f64,
+    tokens_s: f64,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &GenerateArgs, say: Say) -> Result<()> {
+    let began = Instant::now();
+    let model = Arc::new(args.model.open()?);
+    let tokenizer = model.tokenizer()?.clone();
+    let encoded = if args.chat { tokenizer.encode_chat(&args.prompt)? } else { tokenizer.encode(&args.prompt)? };
+    let tokens = prompt::ids(&encoded)?;
+    if tokens.is_empty() {
+        bail!("the prompt is empty, and this model has no token to begin a text with: write a --prompt");
+    }
+    let stop = if args.ignore_end { Vec::new() } else { prompt::ids(tokenizer.eos_ids())? };
+    let sampling = args.sampling.sampling()?;
+    let loaded = Instant::now();
+    let session = connect::session(&args.connect, args.link)?;
+    let mut remote = establish(session, &model, &args.model.remote())?;
+    let ready = Instant::now();
+
+    let mut context = remote.context(sampling)?;
+    let mut writer = Writer { stream: tokenizer.stream(), text: String::new(), echo: !say.json, failed: None };
+    let (mut made, mut first) = (Vec::new(), None);
+    let mut each = |token: i32| {
+        first.get_or_insert_with(Instant::now);
+        made.push(token);
+        // The token that ends a text is no part of it.
+        stop.contains(&token) || writer.push(token)
+    };
+    let finish = if args.per_step {
+        step_by_step(&mut remote, &mut context, &tokens, args.max_new_tokens, &stop, &mut each)?
+    } else {
+        match remote.generate(&mut context, &tokens, args.max_new_tokens, &stop, &mut each)? {
+            genie_transport::wire::Finish::Stop => "stop",
+            genie_transport::wire::Finish::Length => "length",
+        }
+    };
+    let ended = Instant::now();
+    writer.finish()?;
+    let (bytes_up, bytes_down) = remote.session().traffic();
+    let upload_bytes = remote.uploaded().sent_bytes;
+    remote.close()?;
+    let first = first.unwrap_or(ended);
+    let seconds = (ended - first).as_secs_f64();
+    let outcome = Outcome {
+        text: writer.text,
+        prompt_tokens: tokens.len(),
+        new_tokens: made.len(),
+        finish,
+        seed: sampling.seed,
+        model_bytes: model.weight_bytes(),
+        upload_bytes,
+        bytes_up,
+        bytes_down,
+        load_s: (loaded - began).as_secs_f64(),
+        upload_s: (ready - loaded).as_secs_f64(),
+        first_token_s: (first - ready).as_secs_f64(),
+        tokens_s: if made.len() > 1 { (made.len() - 1) as f64 / seconds } else { 0.0 },
+        tokens: made,
+    };
+    if say.json {
+        return say.result(&outcome, |_| String::new());
+    }
+    say::line("")?;
+    eprintln!("{}", summary(&outcome));
+    Ok(())
+}
+
+/// Brings the model to the server, with progress where that takes long.
+pub(crate) fn establish(
+    session: genie_transport::client::blocking::Session,
+    model: &Arc<Model>,
+    options: &RemoteOptions,
+) -> Result<RemoteModel> {
+    let (mut hashing, mut uploading) = (None, None);
+    let remote = RemoteModel::establish(session, model.clone(), options, |stage| match stage {
+        Stage::Hashing(done, total) => hashing.get_or_insert_with(|| Progress::bytes("hashing weights")).set(done, total),
+        Stage::Uploading(done, total) => {
+            hashing = None;
+            uploading.get_or_insert_with(|| Progress::bytes("uploading weights")).set(done, total);
+        }
+    });
+    Ok(remote?)
+}
+
+fn step_by_step(
+    remote: &mut RemoteModel,
+    context: &mut genie_models::remote::Context,
+    prompt: &[i32],
+    max_new: u32,
+    stop: &[i32],
+    each: &mut dyn FnMut(i32) -> bool,
+) -> Result<&'static str> {
+    let mut token = remote.prefill(context, prompt)?;
+    for made in 1.. {
+        if !each(token) || stop.contains(&token) {
+            return Ok("stop");
+        }
+        if made >= max_new {
+            break;
+        }
+        token = remote.step(context, token)?;
+    }
+    Ok("length")
+}
+
+/// Text on its way to the reader.
+struct Writer {
+    stream: TokenStream,
+    text: String,
+    echo: bool,
+    failed: Option<std::io::Error>,
+}
+
+impl Writer {
+    /// Whether anybody still reads.
+    fn push(&mut self, token: i32) -> bool {
+        let piece = u32::try_from(token).ok().and_then(|id| self.stream.push(id));
+        self.write(piece);
+        self.failed.is_none()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let rest = self.stream.finish();
+        self.write(rest);
+        self.failed.take().map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn write(&mut self, piece: Option<String>) {
+        let Some(piece) = piece else { return };
+        if self.echo {
+            let mut out = stdout().lock();
+            if let Err(error) = out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
+                self.failed = Some(error);
+            }
+        }
+        self.text.push_str(&piece);
+    }
+}
+
+fn summary(o: &Outcome) -> String {
+    let share = 100.0 * o.bytes_up as f64 / o.model_bytes.max(1) as f64;
+    format!(
+        "genie: {} prompt tokens, {} new ({}), seed {}\n\
+         genie: model {}, weights sent {}, {} up ({share:.4} % of the model) and {} down in all\n\
+         genie: opened in {}, on the server in {}, first token after {}, then {:.1} tokens/s",
+        o.prompt_tokens,
+        o.new_tokens,
+        o.finish,
+        o.seed,
+        say::bytes(o.model_bytes),
+        say::bytes(o.upload_bytes),
+        say::bytes(o.bytes_up),
+        say::bytes(o.bytes_down),
+        say::seconds(o.load_s),
+        say::seconds(o.upload_s),
+        say::seconds(o.first_token_s),
+        o.tokens_s,
+    )
+}

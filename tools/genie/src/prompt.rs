@@ -1,0 +1,69 @@
+//! Prompts of an exact length, for measurements.
+
+use anyhow::{Result, bail};
+use genie_models::Model;
+
+/// A passage to be continued. Its words do not matter; that it is ordinary text does.
+const TEXT: &str = "The harbour lay quiet under a thin fog when the first boats came in. On the quay the women sorted the \
+     catch by size, the small ones for soup, the large ones for the market in the town above. An old man who had mended nets \
+     there for fifty years looked up and said that the wind would turn before noon. Nobody answered him, but two of the \
+     younger men went back to tie the boats a second time. By eleven the fog had lifted, the water was the colour of slate, \
+     and along the horizon stood a line of cloud so straight that it might have been drawn with a ruler. The children were \
+     called in. Shutters were closed one after another, up the hill and around the church, until only the baker's door \
+     remained open, and from it came the smell of bread and the sound of a radio that nobody was listening to. ";
+
+/// Token ids of ordinary text, exactly `count` of them: the passage, as often as needed. A model without a tokenizer gets ids
+/// that are spread over its vocabulary.
+pub(crate) fn of_length(model: &Model, count: usize) -> Result<Vec<i32>> {
+    if count == 0 {
+        bail!("a prompt has at least one token: choose a larger --prompt-tokens");
+    }
+    let Ok(tokenizer) = model.tokenizer() else {
+        let vocab = u64::from(vocab(model)?);
+        return Ok((0..count as u64).map(|i| (i * 7919 % vocab) as i32).collect());
+    };
+    let mut text = String::new();
+    loop {
+        text.push_str(TEXT);
+        let ids = tokenizer.encode(&text)?;
+        if let Some(ids) = ids.get(..count) {
+            return ids.iter().map(|&id| Ok(i32::try_from(id)?)).collect();
+        }
+    }
+}
+
+/// Token ids for the wire.
+pub(crate) fn ids(ids: &[u32]) -> Result<Vec<i32>> {
+    Ok(ids.iter().map(|&id| i32::try_from(id)).collect::<Result<_, _>>()?)
+}
+
+/// The embedding has a row for each token.
+fn vocab(model: &Model) -> Result<u32> {
+    let rows = model.weights().first().and_then(|w| w.dims().first()).copied().unwrap_or(0);
+    match u32::try_from(rows) {
+        Ok(rows) if rows > 0 => Ok(rows),
+        _ => bail!("the model's vocabulary is unknown"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use genie_graph::DType;
+    use genie_models::{Config, synthetic};
+
+    #[test]
+    fn a_prompt_has_its_length() {
+        let Config::Gpt2(config) = Config::from_json(
+            br#"{"model_type": "gpt2", "vocab_size": 50, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}"#,
+        )
+        .unwrap() else {
+            panic!("not a GPT-2")
+        };
+        let model = synthetic::random_gpt2(config, 1, DType::F32).unwrap();
+        let prompt = of_length(&model, 30).unwrap();
+        assert_eq!(prompt.len(), 30);
+        assert!(prompt.iter().all(|&id| (0..50).contains(&id)));
+        assert!(of_length(&model, 0).is_err());
+    }
+}

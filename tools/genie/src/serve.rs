@@ -1,0 +1,172 @@
+//! `genie serve`: the server.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use genie_executor::device::cpu;
+use genie_executor::{Config, Executor};
+use genie_transport::Uri;
+use genie_transport::link::tcp::{Listener, Server};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::connect::{seconds, size};
+use crate::say::{self, Say};
+
+/// Serve this machine's devices.
+///
+/// Prints one line when it is ready. Stops on SIGTERM or SIGINT: what runs comes to its end, what waits and every session is told;
+/// a second signal stops it at once.
+///
+/// This version has no authentication: it listens on this machine's own addresses only. From elsewhere, go through an SSH tunnel:
+///   ssh -L 7070:127.0.0.1:7070 gpu-host
+///
+/// Example: genie serve --listen tcp://127.0.0.1:7070 --device cpu
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct ServeArgs {
+    /// Where to listen: tcp://HOST:PORT. Port 0 takes a free one, and prints it.
+    #[arg(long, default_value = "tcp://127.0.0.1:7070")]
+    listen: Uri,
+    /// Which devices: cpu (one with all cores), cpu*N (N that share them), or auto (what the machine has).
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Threads that the CPU devices share; without it, as many as the machine has.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Bytes that tensors may take, of all devices together: 8G. Without it, what the machine has to spare.
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    memory: Option<u64>,
+    /// Bytes that one session may hold; without it, as many as tensors may take.
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    quota: Option<u64>,
+    /// Seconds that a session outlives its connection if its client does not say.
+    #[arg(long, value_name = "S", default_value_t = 60.0, value_parser = seconds)]
+    lease: f64,
+    /// Microseconds that a connection is polled for its next request before its thread sleeps, while traffic is dense; 0: not at
+    /// all.
+    #[arg(long, value_name = "US", default_value_t = 60)]
+    spin: u64,
+    /// Stop when standard input ends: for a server that must not outlive who started it.
+    #[arg(long, hide = true)]
+    with_parent: bool,
+}
+
+/// The line that says that it is ready.
+#[derive(Debug, Serialize)]
+struct Ready {
+    uri: String,
+    devices: Vec<String>,
+    pid: u32,
+}
+
+/// Leases end within this time of their due.
+const TICK: Duration = Duration::from_millis(500);
+/// How long the last words may take to reach the clients.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Runs the command.
+pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
+    more_descriptors();
+    let devices = cpu::parse_limited(&args.device, args.threads.map(usize::from), args.memory)?;
+    let names: Vec<_> = devices.iter().map(|d| d.info().name).collect();
+    let mut config = Config::new(devices, getrandom::u64().context("drawing the server's epoch")?);
+    config.settings.spin = Duration::from_micros(args.spin);
+    config.default_lease = Duration::from_secs_f64(args.lease);
+    if let Some(quota) = args.quota {
+        config.default_quota = quota;
+        config.max_quota = quota;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(async {
+        let listener = Listener::bind(&args.listen)?;
+        let uri = listener.uri()?.to_string();
+        // Handlers stand before anybody can know that there is a server to be stopped.
+        let stop = Stop::new(args.with_parent)?;
+        let executor = Arc::new(Executor::new(config)?);
+        let server = Server::new(executor.clone());
+        ready(&Ready { uri, devices: names, pid: std::process::id() }, say)?;
+        tokio::select! {
+            () = server.run(listener) => {}
+            () = ticks(&executor) => {}
+            () = stop.asked() => {}
+        }
+        // The listener is gone: who reconnects now waits for the next server, and finds this one's sessions gone.
+        tracing::info!("stopping: what runs comes to its end");
+        let ending = tokio::task::spawn_blocking(move || executor.shutdown());
+        tokio::select! {
+            done = ending => done.context("ending the sessions")?,
+            () = stop.asked() => {
+                tracing::warn!("asked again: stopping at once");
+                return Ok(());
+            }
+        }
+        let until = Instant::now() + LAST_WORDS;
+        while !server.directory().peers().is_empty() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    // Lanes that wait for clients who never leave are not waited for.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn ready(ready: &Ready, say: Say) -> Result<()> {
+    if say.json {
+        return say::line(&serde_json::to_string(ready)?);
+    }
+    say::line(&format!("genie: serving {} on {}", ready.devices.join(", "), ready.uri))
+}
+
+async fn ticks(executor: &Executor) {
+    let mut interval = tokio::time::interval(TICK);
+    loop {
+        interval.tick().await;
+        executor.tick(Instant::now());
+    }
+}
+
+/// What stops a server.
+struct Stop {
+    asked: Arc<Notify>,
+}
+
+impl Stop {
+    fn new(with_parent: bool) -> Result<Self> {
+        let asked = Arc::new(Notify::new());
+        for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+            let (mut signals, asked) = (signal(kind).context("listening for signals")?, asked.clone());
+            tokio::spawn(async move {
+                while signals.recv().await.is_some() {
+                    asked.notify_one();
+                }
+            });
+        }
+        if with_parent {
+            let asked = asked.clone();
+            std::thread::spawn(move || {
+                let mut byte = [0; 64];
+                while std::io::stdin().read(&mut byte).is_ok_and(|n| n > 0) {}
+                asked.notify_one();
+            });
+        }
+        Ok(Self { asked })
+    }
+
+    async fn asked(&self) {
+        self.asked.notified().await;
+    }
+}
+
+/// Each connection takes descriptors: as many as the system allows.
+fn more_descriptors() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!(limit, "descriptors"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is: few clients may connect"),
+    }
+}

@@ -1,0 +1,120 @@
+//! Sending pages instead of bytes.
+//!
+//! A socket's `send` copies the payload into kernel memory. `vmsplice` puts references to the pages into a pipe, and `splice`
+//! moves them on into the socket: over loopback the receiver's copy is then the only one. The price: until the receiver has
+//! read them, the pages must not change. So this is for memory that its owner holds until the peer has answered the transfer.
+
+use std::io::{self, IoSlice, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use crate::connection::Sink;
+
+/// Bytes that a pipe must hold for this to pay.
+const PIPE_BYTES: libc::c_int = 1 << 20;
+
+/// The pipe that a lane's slices go through.
+#[derive(Debug)]
+pub struct Splice {
+    read: OwnedFd,
+    write: std::fs::File,
+    /// Bytes in the pipe.
+    loaded: usize,
+}
+
+impl Splice {
+    /// A pipe of a megabyte. `None` where the system allows only smaller ones, or no more descriptors.
+    pub fn new() -> Option<Self> {
+        let mut ends = [0; 2];
+        // SAFETY: `ends` has room for the two descriptors.
+        if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } != 0 {
+            return None;
+        }
+        // SAFETY: both descriptors were just made, and nobody else owns them.
+        let (read, write) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+        // SAFETY: no pointers are passed.
+        let size = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_BYTES) };
+        (size >= PIPE_BYTES).then(|| Self { read, write: write.into(), loaded: 0 })
+    }
+
+    /// Whether bytes wait in the pipe for the socket.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded > 0
+    }
+
+    /// Moves what is in the pipe on into the socket. Whether all of it went.
+    ///
+    /// # Errors
+    /// The socket's, if it is gone.
+    pub fn drain(&mut self, socket: &TcpStream) -> io::Result<bool> {
+        while self.loaded > 0 {
+            // SAFETY: both descriptors are open, and the offsets are null, as pipes and sockets demand.
+            let n = unsafe {
+                libc::splice(
+                    self.read.as_raw_fd(),
+                    std::ptr::null_mut(),
+                    socket.as_raw_fd(),
+                    std::ptr::null_mut(),
+                    self.loaded,
+                    libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK,
+                )
+            };
+            match usize::try_from(n) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => self.loaded -= n.min(self.loaded),
+                Err(_) => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => {}
+                    e if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                    e => return Err(e),
+                },
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts references to the pages of `buf` into the pipe: how many bytes went.
+    fn load(&mut self, buf: &IoSlice<'_>) -> io::Result<usize> {
+        // SAFETY: `IoSlice` has the layout of `iovec`, and the kernel only reads the memory. That the memory stays as it is
+        // until the peer has read it is upheld by the caller of `SpliceSink` (see there); were it not, the slice's checksum
+        // would not match.
+        let n = unsafe { libc::vmsplice(self.write.as_raw_fd(), std::ptr::from_ref(buf).cast(), 1, libc::SPLICE_F_NONBLOCK) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// A lane's socket with its pipe. Only for frames whose payload (every buffer after the first) is held unchanged until the
+/// peer has answered the transfer: [`crate::connection::Client`] holds a put's payload until then.
+pub struct SpliceSink<'a> {
+    /// The lane.
+    pub socket: &'a TcpStream,
+    /// Its pipe.
+    pub splice: &'a mut Splice,
+    /// How many bytes of a frame are in front of the payload, and are copied.
+    pub head: usize,
+}
+
+impl Sink for SpliceSink<'_> {
+    fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        if !self.splice.drain(self.socket)? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut taken = 0;
+        for buf in bufs {
+            // A head lies in memory that is used again at once: its few bytes are copied.
+            let loaded = if buf.len() <= self.head { (&self.splice.write).write(buf) } else { self.splice.load(buf) };
+            match loaded {
+                Ok(n) => {
+                    self.splice.loaded += n;
+                    taken += n;
+                    if n < buf.len() {
+                        break;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e),
+            }
+        }
+        self.splice.drain(self.socket)?;
+        if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+    }
+}
