@@ -189,6 +189,8 @@ impl Job {
     /// It did not work out.
     pub(crate) fn fail(mut self, core: &Arc<Core>, error: RemoteError) {
         self.kept.clear();
+        // What was reserved for the run goes back, and with it any reservation of the cache's own.
+        self.buffers.kvs.iter_mut().for_each(|kv| kv.truncate(kv.len()));
         self.answer_failed(error);
         self.leave(core);
     }

@@ -218,16 +218,18 @@ fn apply(op: &Op, dtype: DType, dims: &[usize], x: &[&Tensor], history: &mut His
         Op::Sqrt => unary(f64::sqrt),
         Op::Softmax { axis } => {
             let axis = wrap(*axis, dims.len());
-            let group = |i: &[usize]| {
-                (0..dims[axis]).map(|j| {
-                    let mut at = i.to_vec();
+            let group = |i: &[usize]| -> Vec<f64> {
+                let mut at = i.to_vec();
+                let element = |j| {
                     at[axis] = j;
                     x[0].at(&at)
-                })
+                };
+                (0..dims[axis]).map(element).collect()
             };
             let element = |i: &Vec<usize>| {
-                let max = group(i).fold(f64::NEG_INFINITY, |m, v| if v > m { v } else { m });
-                (x[0].at(i) - max).exp() / group(i).map(|v| (v - max).exp()).sum::<f64>()
+                let group = group(i);
+                let max = group.iter().fold(f64::NEG_INFINITY, |m, &v| if v > m { v } else { m });
+                (x[0].at(i) - max).exp() / group.iter().map(|v| (v - max).exp()).sum::<f64>()
             };
             make(indices(dims).iter().map(element).collect())
         }
@@ -322,7 +324,7 @@ fn apply(op: &Op, dtype: DType, dims: &[usize], x: &[&Tensor], history: &mut His
             let reduce = |g: Vec<f64>| match kind {
                 ReduceKind::Sum => g.iter().sum(),
                 ReduceKind::Mean => g.iter().sum::<f64>() / g.len() as f64,
-                ReduceKind::Prod => g.iter().fold(1.0, |a, b| round(if dtype.is_float() { DType::I64 } else { dtype }, 0.0) + a * b),
+                ReduceKind::Prod => g.iter().product(),
                 ReduceKind::Max | ReduceKind::Min if g.iter().any(|v| v.is_nan()) => f64::NAN,
                 ReduceKind::Max => g.iter().copied().fold(f64::NEG_INFINITY, f64::max),
                 ReduceKind::Min => g.iter().copied().fold(f64::INFINITY, f64::min),

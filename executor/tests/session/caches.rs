@@ -202,29 +202,29 @@ fn a_caches_contents_travel() {
     let server = Server::inline();
     let mut client = server.client();
     let model = client.model(Phase::Decode);
-    let prefix: Vec<i32> = (0..70).map(|i| i % 30).collect();
+    let prefix: Vec<i32> = (0..130).map(|i| i % 30).collect();
     client.run(&model, &prefix);
     let bytes = client.get(model.cache);
-    assert_eq!(bytes.len(), 2 * 64 * 2 * 4 * 4);
+    assert_eq!(bytes.len(), 3 * 64 * 2 * 4 * 4);
     let other = client.model_with(Phase::Decode, model.table, None);
-    let spec = TensorSpec::new(genie_graph::DType::F32, &[2, 1, 2, 1, 64, 4]).unwrap();
-    let target = PutTarget::Cache { handle: other.cache, length: 70 };
+    let spec = TensorSpec::new(genie_graph::DType::F32, &[3, 1, 2, 1, 64, 4]).unwrap();
+    let target = PutTarget::Cache { handle: other.cache, length: 130 };
     let body = genie_transport::wire::PutBody::Inline(&bytes);
     let put = |target, spec, body| Request::Put(genie_transport::wire::PutRequest { target, spec, body });
     assert_eq!(tensor(client.call(put(target, spec.clone(), body))), other.cache);
-    assert_eq!(client.run(&other, &[9]), (next_token(&[&prefix[..], &[9]].concat()), 71));
-    for length in [0, 64, 129] {
+    assert_eq!(client.run(&other, &[9]), (next_token(&[&prefix[..], &[9]].concat()), 131));
+    for length in [0, 128, 193] {
         let target = PutTarget::Cache { handle: other.cache, length };
         assert_eq!(client.fails(put(target, spec.clone(), body)), ErrorCode::BadArgument, "{length}");
     }
-    // The same in slices: the second block comes first.
+    // The same in slices: the second slice comes first, and the first fills two blocks.
     let body = genie_transport::wire::PutBody::Sliced { slice_bytes: 4096, announce: false };
-    let id = client.ask(put(PutTarget::Cache { handle: other.cache, length: 70 }, spec, body));
+    let id = client.ask(put(PutTarget::Cache { handle: other.cache, length: 130 }, spec, body));
     client.send(id, &bytes, &[1]);
     assert_eq!(client.heard(), []);
     client.send(id, &bytes, &[0]);
     tensor(client.answer(id));
-    assert_eq!(client.run(&other, &[9]), (next_token(&[&prefix[..], &[9]].concat()), 71));
+    assert_eq!(client.run(&other, &[9]), (next_token(&[&prefix[..], &[9]].concat()), 131));
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn a_decode_without_memory_changes_nothing() {
 fn a_cache_over_the_quota_is_refused() {
     let server = Server::inline();
     let mut client = server.connect();
-    client.open(8000);
+    client.open(4000);
     let model = client.model(Phase::Decode);
     let program = model.program;
     let create = |reserve| Request::CacheCreate { program, input: model.lm.cache, reserve };

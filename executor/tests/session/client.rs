@@ -15,27 +15,27 @@ use genie_transport::wire::{
 use crate::fake::{Control, Fake};
 use crate::graphs::{self, Lm};
 
-pub const EPOCH: u64 = 77;
+pub(crate) const EPOCH: u64 = 77;
 /// Slices as the tests cut them.
-pub const SLICE: u32 = 4096;
+pub(crate) const SLICE: u32 = 4096;
 
 /// A server with counting devices, and the time.
-pub struct Server {
-    pub executor: Executor,
-    pub fakes: Vec<Arc<Control>>,
-    pub now: Instant,
+pub(crate) struct Server {
+    pub(crate) executor: Executor,
+    pub(crate) fakes: Vec<Arc<Control>>,
+    pub(crate) now: Instant,
 }
 
 impl Server {
-    pub fn inline() -> Self {
+    pub(crate) fn inline() -> Self {
         Self::with(1, 64 << 20, |_| {})
     }
 
-    pub fn stepped() -> Self {
+    pub(crate) fn stepped() -> Self {
         Self::with(1, 64 << 20, |config| config.mode = Mode::Stepped)
     }
 
-    pub fn with(devices: u32, memory: u64, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) fn with(devices: u32, memory: u64, change: impl FnOnce(&mut Config)) -> Self {
         let (mut list, mut fakes) = (Vec::<Arc<dyn genie_executor::device::Device>>::new(), Vec::new());
         for index in 0..devices {
             let (fake, control) = Fake::new(index, memory);
@@ -50,32 +50,32 @@ impl Server {
     }
 
     /// A connection without a session.
-    pub fn connect(&self) -> Client<'_> {
+    pub(crate) fn connect(&self) -> Client<'_> {
         let (peer, recorder) = Peer::detached();
         Client { server: self, peer, recorder, next: 1, opened: None }
     }
 
     /// A connection with a session of its own.
-    pub fn client(&self) -> Client<'_> {
+    pub(crate) fn client(&self) -> Client<'_> {
         let mut client = self.connect();
         client.open(0);
         client
     }
 
-    pub fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         self.now += time;
         self.executor.tick(self.now);
     }
 
-    pub fn run_all(&self) {
+    pub(crate) fn run_all(&self) {
         while self.executor.step() {}
     }
 
-    pub fn runs(&self) -> Vec<(usize, u64)> {
+    pub(crate) fn runs(&self) -> Vec<(usize, u64)> {
         std::mem::take(&mut *self.fakes[0].runs.lock().unwrap())
     }
 
-    pub fn counter(&self, name: &str) -> u64 {
+    pub(crate) fn counter(&self, name: &str) -> u64 {
         let mut client = self.connect();
         let id = client.ask(Request::Stats);
         match client.answer(id) {
@@ -87,7 +87,7 @@ impl Server {
 
 /// A reply, owned.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Told {
+pub(crate) enum Told {
     Done,
     Opened(OpenedSession),
     Echo(Vec<u8>),
@@ -105,36 +105,36 @@ pub enum Told {
 
 /// An output of a run.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Out {
+pub(crate) enum Out {
     Inline(u16, Vec<u8>),
     Resident(u16, Handle),
 }
 
-pub type Answer = Result<Told, RemoteError>;
+pub(crate) type Answer = Result<Told, RemoteError>;
 
 /// One connection.
-pub struct Client<'a> {
-    pub server: &'a Server,
-    pub peer: Arc<Peer>,
-    pub recorder: Recorder,
-    pub next: u64,
-    pub opened: Option<OpenedSession>,
+pub(crate) struct Client<'a> {
+    pub(crate) server: &'a Server,
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) recorder: Recorder,
+    pub(crate) next: u64,
+    pub(crate) opened: Option<OpenedSession>,
 }
 
 impl<'a> Client<'a> {
-    pub fn ask(&mut self, request: Request<'_>) -> u64 {
+    pub(crate) fn ask(&mut self, request: Request<'_>) -> u64 {
         let id = self.next;
         self.next += 1;
         self.ask_as(id, request);
         id
     }
 
-    pub fn ask_as(&mut self, id: u64, request: Request<'_>) {
+    pub(crate) fn ask_as(&mut self, id: u64, request: Request<'_>) {
         self.server.executor.request(&self.peer, id, request, self.server.now);
     }
 
     /// Every reply since the last call.
-    pub fn heard(&mut self) -> Vec<(u64, Answer)> {
+    pub(crate) fn heard(&mut self) -> Vec<(u64, Answer)> {
         let frames = self.recorder.take();
         let told = frames.iter().filter(|f| f.header.flags.has(Flags::REPLY) && f.header.kind != Ok(Kind::Ping));
         told.map(|f| (f.header.id, own(Reply::decode(&f.header, &f.meta, &f.payload).unwrap()))).collect()
@@ -142,7 +142,7 @@ impl<'a> Client<'a> {
 
     /// The one reply that there must be.
     #[track_caller]
-    pub fn answer(&mut self, id: u64) -> Answer {
+    pub(crate) fn answer(&mut self, id: u64) -> Answer {
         let heard = self.heard();
         assert_eq!(heard.len(), 1, "{heard:?}");
         assert_eq!(heard[0].0, id);
@@ -150,13 +150,13 @@ impl<'a> Client<'a> {
     }
 
     #[track_caller]
-    pub fn call(&mut self, request: Request<'_>) -> Answer {
+    pub(crate) fn call(&mut self, request: Request<'_>) -> Answer {
         let id = self.ask(request);
         self.answer(id)
     }
 
     #[track_caller]
-    pub fn fails(&mut self, request: Request<'_>) -> ErrorCode {
+    pub(crate) fn fails(&mut self, request: Request<'_>) -> ErrorCode {
         match self.call(request) {
             Err(error) => error.code,
             Ok(told) => panic!("{told:?}"),
@@ -164,7 +164,7 @@ impl<'a> Client<'a> {
     }
 
     #[track_caller]
-    pub fn open(&mut self, quota: u64) -> OpenedSession {
+    pub(crate) fn open(&mut self, quota: u64) -> OpenedSession {
         match self.call(Request::Open { quota, lease_ms: 1000 }) {
             Ok(Told::Opened(opened)) => {
                 self.opened = Some(opened);
@@ -176,7 +176,7 @@ impl<'a> Client<'a> {
 
     /// The connection breaks, and the client comes back over another.
     #[track_caller]
-    pub fn reconnect(&mut self, unanswered: u64) {
+    pub(crate) fn reconnect(&mut self, unanswered: u64) {
         self.break_off();
         let opened = self.opened.unwrap();
         (self.peer, self.recorder) = Peer::detached();
@@ -184,23 +184,23 @@ impl<'a> Client<'a> {
         assert_eq!(self.call(resume), Ok(Told::Opened(opened)));
     }
 
-    pub fn break_off(&mut self) {
+    pub(crate) fn break_off(&mut self) {
         self.server.executor.closed(&self.peer, self.server.now);
         self.recorder.take();
     }
 
     #[track_caller]
-    pub fn put(&mut self, bytes: &[u8]) -> Handle {
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> Handle {
         tensor(self.call(put_request(private(None, None), bytes)))
     }
 
     #[track_caller]
-    pub fn put_weight(&mut self, bytes: &[u8]) -> Handle {
+    pub(crate) fn put_weight(&mut self, bytes: &[u8]) -> Handle {
         tensor(self.call(put_request(weight(ContentHash::of(bytes)), bytes)))
     }
 
     #[track_caller]
-    pub fn get(&mut self, handle: Handle) -> Vec<u8> {
+    pub(crate) fn get(&mut self, handle: Handle) -> Vec<u8> {
         match self.call(Request::Get { handle, offset: 0, length: 0, sliced: None }) {
             Ok(Told::Got(bytes)) => bytes,
             other => panic!("{other:?}"),
@@ -208,7 +208,7 @@ impl<'a> Client<'a> {
     }
 
     /// Sends these slices of a transfer, as a bulk lane would.
-    pub fn send(&mut self, transfer: u64, bytes: &[u8], slices: &[usize]) {
+    pub(crate) fn send(&mut self, transfer: u64, bytes: &[u8], slices: &[usize]) {
         let mut lane = BulkIn::new(false);
         for &slice in slices {
             let at = slice * SLICE as usize;
@@ -220,7 +220,7 @@ impl<'a> Client<'a> {
     }
 
     /// Sends a slice frame as it is.
-    pub fn send_frame(&mut self, lane: &mut BulkIn, frame: &[u8]) {
+    pub(crate) fn send_frame(&mut self, lane: &mut BulkIn, frame: &[u8]) {
         let mut rest = frame;
         loop {
             if let Want::Read { first, .. } = lane.want() {
@@ -248,13 +248,13 @@ impl<'a> Client<'a> {
 
     /// Defines the tiny language model and binds it to a new cache; sampling is greedy.
     #[track_caller]
-    pub fn model(&mut self, phase: genie_graph::Phase) -> Model {
+    pub(crate) fn model(&mut self, phase: genie_graph::Phase) -> Model {
         let table = self.put_weight(&graphs::table_bytes());
         self.model_with(phase, table, None)
     }
 
     #[track_caller]
-    pub fn model_with(&mut self, phase: genie_graph::Phase, table: Handle, cache: Option<Handle>) -> Model {
+    pub(crate) fn model_with(&mut self, phase: genie_graph::Phase, table: Handle, cache: Option<Handle>) -> Model {
         let lm = graphs::lm(phase);
         let program = self.define(&lm.graph.encode());
         let cache = cache.unwrap_or_else(|| {
@@ -265,7 +265,7 @@ impl<'a> Client<'a> {
     }
 
     #[track_caller]
-    pub fn bind_model(&mut self, lm: &Lm, program: Handle, table: Handle, cache: Handle) -> Handle {
+    pub(crate) fn bind_model(&mut self, lm: &Lm, program: Handle, table: Handle, cache: Handle) -> Handle {
         let bound = vec![
             BindEntry { input: lm.table, handle: table },
             BindEntry { input: lm.cache, handle: cache },
@@ -282,7 +282,7 @@ impl<'a> Client<'a> {
     }
 
     #[track_caller]
-    pub fn define(&mut self, graph: &[u8]) -> Handle {
+    pub(crate) fn define(&mut self, graph: &[u8]) -> Handle {
         match self.call(Request::Define { device: 0, graph }) {
             Ok(Told::Program(handle, _)) => handle,
             other => panic!("{other:?}"),
@@ -290,7 +290,7 @@ impl<'a> Client<'a> {
     }
 
     /// Asks for a run of the model on these tokens, with its token and nothing else coming back.
-    pub fn ask_run(&mut self, model: &Model, tokens: &[i32], position: Option<u32>) -> u64 {
+    pub(crate) fn ask_run(&mut self, model: &Model, tokens: &[i32], position: Option<u32>) -> u64 {
         let bytes = model.tokens(tokens);
         let arguments = Arguments::new(1, &bytes).unwrap();
         self.ask(Request::Run { binding: model.binding, position, wanted: 1, keep: 0, arguments })
@@ -298,13 +298,13 @@ impl<'a> Client<'a> {
 
     /// The token and the cache's length after a run.
     #[track_caller]
-    pub fn run(&mut self, model: &Model, tokens: &[i32]) -> (i32, u32) {
+    pub(crate) fn run(&mut self, model: &Model, tokens: &[i32]) -> (i32, u32) {
         let id = self.ask_run(model, tokens, None);
         ran(self.answer(id))
     }
 
     #[track_caller]
-    pub fn devices(&mut self) -> Vec<(String, u64)> {
+    pub(crate) fn devices(&mut self) -> Vec<(String, u64)> {
         match self.call(Request::Devices) {
             Ok(Told::Devices(devices)) => devices,
             other => panic!("{other:?}"),
@@ -313,17 +313,17 @@ impl<'a> Client<'a> {
 }
 
 /// The tiny language model, bound.
-pub struct Model {
-    pub lm: Lm,
-    pub program: Handle,
-    pub cache: Handle,
-    pub binding: Handle,
-    pub table: Handle,
+pub(crate) struct Model {
+    pub(crate) lm: Lm,
+    pub(crate) program: Handle,
+    pub(crate) cache: Handle,
+    pub(crate) binding: Handle,
+    pub(crate) table: Handle,
 }
 
 impl Model {
     /// The tokens as a run's arguments.
-    pub fn tokens(&self, tokens: &[i32]) -> Vec<u8> {
+    pub(crate) fn tokens(&self, tokens: &[i32]) -> Vec<u8> {
         let data: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
         let mut bytes = Vec::new();
         write_argument(&mut bytes, self.lm.tokens, DType::I32, &[1, tokens.len() as u64], &data).unwrap();
@@ -332,7 +332,7 @@ impl Model {
 }
 
 #[track_caller]
-pub fn ran(answer: Answer) -> (i32, u32) {
+pub(crate) fn ran(answer: Answer) -> (i32, u32) {
     match answer {
         Ok(Told::Ran { position, outputs, .. }) => match &outputs[..] {
             [Out::Inline(0, token)] => (i32::from_le_bytes(token[..].try_into().unwrap()), position),
@@ -343,7 +343,7 @@ pub fn ran(answer: Answer) -> (i32, u32) {
 }
 
 #[track_caller]
-pub fn tensor(answer: Answer) -> Handle {
+pub(crate) fn tensor(answer: Answer) -> Handle {
     match answer {
         Ok(Told::Tensor(handle, ..)) => handle,
         other => panic!("{other:?}"),
@@ -351,36 +351,36 @@ pub fn tensor(answer: Answer) -> Handle {
 }
 
 #[track_caller]
-pub fn code(answer: &Answer) -> ErrorCode {
+pub(crate) fn code(answer: &Answer) -> ErrorCode {
     match answer {
         Err(error) => error.code,
         Ok(told) => panic!("{told:?}"),
     }
 }
 
-pub fn bytes_spec(n: usize) -> TensorSpec {
+pub(crate) fn bytes_spec(n: usize) -> TensorSpec {
     TensorSpec::new(DType::U8, &[n as u64]).unwrap()
 }
 
-pub fn private<'a>(hash: Option<ContentHash>, name: Option<&'a str>) -> PutTarget<'a> {
+pub(crate) fn private<'a>(hash: Option<ContentHash>, name: Option<&'a str>) -> PutTarget<'a> {
     PutTarget::New { device: 0, residency: ResidencyCode::Private, hash, name }
 }
 
-pub fn weight(hash: ContentHash) -> PutTarget<'static> {
+pub(crate) fn weight(hash: ContentHash) -> PutTarget<'static> {
     PutTarget::New { device: 0, residency: ResidencyCode::Weight, hash: Some(hash), name: None }
 }
 
 /// An inline put; tables of the tiny model get their type.
-pub fn put_request<'a>(target: PutTarget<'a>, bytes: &'a [u8]) -> Request<'a> {
+pub(crate) fn put_request<'a>(target: PutTarget<'a>, bytes: &'a [u8]) -> Request<'a> {
     Request::Put(PutRequest { target, spec: spec_of(bytes.len()), body: PutBody::Inline(bytes) })
 }
 
-pub fn sliced_put<'a>(target: PutTarget<'a>, n: usize, announce: bool) -> Request<'a> {
+pub(crate) fn sliced_put<'a>(target: PutTarget<'a>, n: usize, announce: bool) -> Request<'a> {
     Request::Put(PutRequest { target, spec: spec_of(n), body: PutBody::Sliced { slice_bytes: SLICE, announce } })
 }
 
 /// `n` bytes as a tensor: the model's table where they are as many as it has, else bytes.
-pub fn spec_of(n: usize) -> TensorSpec {
+pub(crate) fn spec_of(n: usize) -> TensorSpec {
     if n as u64 == graphs::VOCABULARY * graphs::WIDTH * 4 {
         return TensorSpec::new(DType::F32, &[graphs::VOCABULARY, graphs::WIDTH]).unwrap();
     }
@@ -388,7 +388,7 @@ pub fn spec_of(n: usize) -> TensorSpec {
 }
 
 /// Bytes that differ from place to place.
-pub fn noise(n: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(n: usize, seed: u64) -> Vec<u8> {
     (0..n as u64).map(|i| ((i ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
 }
 

@@ -10,24 +10,24 @@ use genie_transport::memory::{Pool, Region, Slab};
 use crate::graphs::VOCABULARY;
 
 /// Remembers the sizes of the batches that it ran.
-pub struct Fake {
+pub(crate) struct Fake {
     index: u32,
     pool: Pool,
     control: Arc<Control>,
 }
 
 #[derive(Default)]
-pub struct Control {
+pub(crate) struct Control {
     /// Rows and sequence length of each run.
-    pub runs: Mutex<Vec<(usize, u64)>>,
+    pub(crate) runs: Mutex<Vec<(usize, u64)>>,
     /// The next runs panic.
-    pub panics: AtomicBool,
+    pub(crate) panics: AtomicBool,
     /// A row that was given this token fails its run.
-    pub poison: Mutex<Option<i32>>,
+    pub(crate) poison: Mutex<Option<i32>>,
 }
 
 impl Fake {
-    pub fn new(index: u32, memory: u64) -> (Arc<Self>, Arc<Control>) {
+    pub(crate) fn new(index: u32, memory: u64) -> (Arc<Self>, Arc<Control>) {
         let control = Arc::new(Control::default());
         (Arc::new(Self { index, pool: Pool::new(memory), control: control.clone() }), control)
     }
@@ -119,13 +119,13 @@ impl Program {
 }
 
 /// What the device answers to these tokens.
-pub fn next_token(tokens: &[i32]) -> i32 {
+pub(crate) fn next_token(tokens: &[i32]) -> i32 {
     let sum = tokens.iter().enumerate().fold(7_i64, |sum, (i, &t)| (sum * 31 + i64::from(t) * (i as i64 + 3)) % 1_000_003);
     (sum % VOCABULARY as i64) as i32
 }
 
 /// What `n` steps after a prompt give.
-pub fn continuation(prompt: &[i32], n: usize) -> Vec<i32> {
+pub(crate) fn continuation(prompt: &[i32], n: usize) -> Vec<i32> {
     let mut all = prompt.to_vec();
     for _ in 0..n {
         all.push(next_token(&all));

@@ -4,24 +4,24 @@ use genie_graph::{
     Annotation, DType, Dim, GraphBuilder, InputRole, LinearLayout, NodeId, Op, Phase, Symbol, TensorType, VerifiedGraph,
 };
 
-pub const VOCABULARY: u64 = 32;
-pub const WIDTH: u64 = 4;
+pub(crate) const VOCABULARY: u64 = 32;
+pub(crate) const WIDTH: u64 = 4;
 
 const B: Dim = Dim::Symbol(Symbol::Batch);
 const S: Dim = Dim::Symbol(Symbol::Sequence);
 
 /// A language model of one attention layer, with the node ids of its inputs.
-pub struct Lm {
-    pub graph: VerifiedGraph,
-    pub table: u32,
-    pub cache: u32,
-    pub tokens: u16,
-    pub real: u16,
-    pub int: u16,
+pub(crate) struct Lm {
+    pub(crate) graph: VerifiedGraph,
+    pub(crate) table: u32,
+    pub(crate) cache: u32,
+    pub(crate) tokens: u16,
+    pub(crate) real: u16,
+    pub(crate) int: u16,
 }
 
 /// Outputs: 0 the next token, 1 the logits.
-pub fn lm(phase: Phase) -> Lm {
+pub(crate) fn lm(phase: Phase) -> Lm {
     let mut b = GraphBuilder::new("tiny");
     b.annotate(Annotation { phase, ..Annotation::default() });
     let table_type = TensorType::new(DType::F32, [VOCABULARY.into(), WIDTH.into()]);
@@ -53,7 +53,7 @@ pub fn lm(phase: Phase) -> Lm {
 }
 
 /// `y = relu(x)` of `f32 [4]`; the input is node 0.
-pub fn relu() -> VerifiedGraph {
+pub(crate) fn relu() -> VerifiedGraph {
     let mut b = GraphBuilder::new("relu");
     let x = b.input("x", InputRole::Argument, TensorType::new(DType::F32, [Dim::from(4)])).unwrap();
     let y = b.push(Op::Relu, &[x]).unwrap();
@@ -62,7 +62,7 @@ pub fn relu() -> VerifiedGraph {
 }
 
 /// The table's bytes: pseudo-random, so that tokens differ.
-pub fn table_bytes() -> Vec<u8> {
+pub(crate) fn table_bytes() -> Vec<u8> {
     let mut state = 12345_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -44,8 +44,9 @@ wire_structs! {
     struct LaneHello = 32 { connection: U64, lane_key: [u8; 16], lane: U32, zero: U32 }
     /// The answer to it.
     struct LaneWelcome = 8 { lane: U32, zero: U32 }
-    /// The head of a slice; its payload follows.
-    struct Slice = 16 { offset: U64, total: U64 }
+    /// The head of a slice; its payload follows. `head_crc` is CRC32C over `offset` and `total`: they are trusted, and memory is
+    /// claimed for the slice, before its payload has come.
+    struct Slice = 24 { offset: U64, total: U64, head_crc: U32, zero: U32 }
     /// A slice that must be sent again.
     struct SliceAgain = 8 { offset: U64 }
     /// An error; the text follows.

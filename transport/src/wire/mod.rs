@@ -15,6 +15,8 @@ pub mod layout;
 mod reply;
 mod request;
 mod slice;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use argument::{Argument, Arguments, Dims, write_argument, write_resident};

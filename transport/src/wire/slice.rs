@@ -44,6 +44,11 @@ impl SliceHead {
             return Err(DecodeError::Truncated);
         }
         let raw = layout::whole::<layout::Slice>(meta)?;
+        layout::zero(&raw.zero, "slice")?;
+        let (found, expected) = (raw.head_crc.get(), head(raw.offset.get(), raw.total.get()).head_crc.get());
+        if found != expected {
+            return Err(DecodeError::HeaderChecksum { found, expected });
+        }
         let (offset, total, len) = (raw.offset.get(), raw.total.get(), header.payload_len);
         let end = offset.checked_add(u64::from(len)).ok_or(DecodeError::Overflow("slice offset and length"))?;
         if len == 0 || end > total || total > limits::TENSOR_BYTES {
@@ -64,7 +69,7 @@ impl SliceHead {
         total: u64,
         pieces: impl Iterator<Item = &'a [u8]>,
     ) -> [u8; SLICE_FRAME_BYTES] {
-        let meta = layout::Slice { offset: offset.into(), total: total.into() };
+        let meta = head(offset, total);
         let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
         digest.update(meta.as_bytes());
         let mut len = 0;
@@ -82,11 +87,20 @@ impl SliceHead {
 
     /// A running check of the payload's bytes.
     pub fn checker(&self) -> SliceChecker {
-        let meta = layout::Slice { offset: self.offset.into(), total: self.total.into() };
+        let meta = head(self.offset, self.total);
         let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
         digest.update(meta.as_bytes());
         SliceChecker { digest, expected: self.crc }
     }
+}
+
+/// A slice's head with its checksum. Without one, a corrupted offset would claim the place of another slice: that one would be
+/// asked for again, and the one that was sent would be missed by nobody.
+fn head(offset: u64, total: u64) -> layout::Slice {
+    let mut head = layout::Slice { offset: offset.into(), total: total.into(), head_crc: 0.into(), zero: 0.into() };
+    let covered = std::mem::offset_of!(layout::Slice, head_crc);
+    head.head_crc = super::header::body_crc(&head.as_bytes()[..covered], &[]).into();
+    head
 }
 
 /// Checks a slice's payload piece by piece.

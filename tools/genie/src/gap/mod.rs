@@ -1,0 +1,321 @@
+//! `genie gap`: what it is worth to know what the bytes mean.
+
+mod figure;
+mod modes;
+mod record;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use genie_models::Model;
+use genie_models::remote::Sampling;
+use genie_transport::Uri;
+use serde::Serialize;
+
+use crate::connect::{self, LinkArgs};
+use crate::fail::Differ;
+use crate::generate::{ModelArgs, SamplingArgs};
+use crate::local::LocalModel;
+use crate::progress::Progress;
+use crate::prompt;
+use crate::say::Say;
+use crate::server::OwnServer;
+
+use modes::{Bench, Load, Local, Naive, RemoteCache, Resident};
+use record::{Record, Summary};
+
+/// Measure the semantic gap: the same model, prompt, seed and count of tokens, with and without the server knowing what bytes
+/// mean.
+///
+/// local runs in this process: the same executor, no network. naive is a server that keeps nothing: weights, program and KV cache
+/// travel on every call. remote-cache keeps the weights, but the KV cache travels on every call. genie keeps all of it: tokens
+/// travel. The tokens of all modes must be the same, else the command fails (exit status 4).
+///
+/// Each mode of each trial has a server of its own, unless --connect is given. Bytes are counted at the socket, headers included.
+/// The table goes to FILE.csv, a figure beside it to FILE.svg:
+///
+///   latency_s    time of the phase's steps
+///   wall_s       the same, with what had to be set up before
+///   setup_bytes  what was sent and received to set up (weights in the modes that keep them)
+///   net_bytes    bytes_up + bytes_down: what the phase's steps sent and received
+///   avg_sm       average use of the GPU; empty where none is measured
+///   steps        calls in the phase: 1 for the prefill, one for each new token in the decode
+///   tokens_s     tokens that the phase ran through, by latency_s
+///
+/// Example: genie gap --model model.gguf --trials 3 --prompt-tokens 72 --new-tokens 16 --out gap.csv
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct GapArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Modes to compare.
+    #[arg(long, value_delimiter = ',', default_value = "local,naive,remote-cache,genie")]
+    modes: Vec<Mode>,
+    /// Phases to measure.
+    #[arg(long, value_delimiter = ',', default_value = "prefill,decode")]
+    phases: Vec<Phase>,
+    /// How often to measure each mode.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    trials: u32,
+    /// Tokens of the prompt.
+    #[arg(long, value_name = "N", default_value_t = 72, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: u32,
+    /// Tokens that the decode phase makes, after the one that the prefill gives.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    new_tokens: u32,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Where the table goes; the figure goes beside it.
+    #[arg(long, value_name = "FILE.csv")]
+    out: Option<PathBuf>,
+    /// A server that runs already, instead of one for each measurement. Weights that it has are not sent again.
+    #[arg(long, value_name = "URI")]
+    connect: Option<Uri>,
+    #[command(flatten)]
+    link: LinkArgs,
+}
+
+/// Who knows what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// In this process.
+    Local,
+    /// A server that keeps nothing.
+    Naive,
+    /// A server that keeps weights.
+    RemoteCache,
+    /// A server that keeps all.
+    #[value(alias = "sys_simulated")]
+    Genie,
+}
+
+impl Mode {
+    /// As in the table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Naive => "naive",
+            Self::RemoteCache => "remote-cache",
+            Self::Genie => "genie",
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Phase {
+    /// The prompt in one step.
+    Prefill,
+    /// Token after token.
+    Decode,
+}
+
+impl Phase {
+    /// As in the table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    model: &'a str,
+    model_bytes: u64,
+    prompt_tokens: u32,
+    new_tokens: u32,
+    seed: i64,
+    tokens: &'a [i32],
+    csv: Option<&'a Path>,
+    figure: Option<&'a Path>,
+    rows: &'a [Record],
+    summary: Vec<Summary>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &GapArgs, say: Say) -> Result<()> {
+    let model = Arc::new(args.model.open()?);
+    let prompt = prompt::of_length(&model, args.prompt_tokens as usize)?;
+    let mut gap = Gap {
+        args,
+        sampling: args.sampling.sampling()?,
+        load: Load::new(model.clone(), args.model.remote())?,
+        prompt,
+        tokens: None,
+        records: Vec::new(),
+        progress: Progress::steps("gap", {
+            let decode = if args.phases.contains(&Phase::Decode) { u64::from(args.new_tokens) } else { 0 };
+            u64::from(args.trials) * args.modes.len() as u64 * (1 + decode)
+        }),
+    };
+    for trial in 0..args.trials {
+        for &mode in &args.modes {
+            gap.progress.say(format!("{} ({}/{})", mode.name(), trial + 1, args.trials));
+            gap.measure(trial, mode).with_context(|| format!("mode {}", mode.name()))?;
+        }
+    }
+    let Gap { records, tokens, sampling, progress, .. } = gap;
+    drop(progress);
+    let (_, tokens) = tokens.unwrap_or_default();
+    let svg = args.out.as_ref().map(|csv| csv.with_extension("svg"));
+    if let (Some(csv), Some(svg)) = (&args.out, &svg) {
+        write(csv, record::csv(&records)?.as_bytes())?;
+        write(svg, figure::svg(&records, &title(&model, args))?.as_bytes())?;
+    }
+    let summary = record::summaries(&records);
+    let outcome = Outcome {
+        model: model.name(),
+        model_bytes: model.weight_bytes(),
+        prompt_tokens: args.prompt_tokens,
+        new_tokens: args.new_tokens,
+        seed: sampling.seed,
+        tokens: &tokens,
+        csv: args.out.as_deref(),
+        figure: svg.as_deref(),
+        rows: &records,
+        summary,
+    };
+    say.result(&outcome, |o| {
+        let files = match (o.csv, o.figure) {
+            (Some(csv), Some(svg)) => format!("\ntable: {}\nfigure: {}", csv.display(), svg.display()),
+            _ => String::new(),
+        };
+        format!("{}\n{}\nThe tokens of all modes are the same.{files}", title(&model, args), record::table(&o.summary))
+    })
+}
+
+fn write(path: &Path, data: &[u8]) -> Result<()> {
+    crate::get::write_whole(path, data).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn title(model: &Model, args: &GapArgs) -> String {
+    let size = crate::say::bytes(model.weight_bytes());
+    format!("{} ({size}), prompt of {} tokens, {} new tokens", model.name(), args.prompt_tokens, args.new_tokens)
+}
+
+/// A measurement in progress.
+struct Gap<'a> {
+    args: &'a GapArgs,
+    sampling: Sampling,
+    load: Load,
+    prompt: Vec<i32>,
+    /// What the first mode said, which all others must say.
+    tokens: Option<(&'static str, Vec<i32>)>,
+    records: Vec<Record>,
+    progress: Progress,
+}
+
+impl Gap<'_> {
+    /// One mode of one trial.
+    fn measure(&mut self, trial: u32, mode: Mode) -> Result<()> {
+        let server = match (mode, &self.args.connect) {
+            (Mode::Local, _) | (_, Some(_)) => None,
+            (_, None) => Some(OwnServer::start("cpu")?),
+        };
+        let uri = server.as_ref().map(OwnServer::uri).or(self.args.connect.as_ref());
+        let began = Instant::now();
+        let session = uri.filter(|_| mode != Mode::Local).map(|uri| connect::session(uri, self.args.link)).transpose()?;
+        let mut bench: Box<dyn Bench> = match (mode, session) {
+            (Mode::Naive, Some(session)) => Box::new(Naive::new(&self.load, session, self.sampling)),
+            (Mode::RemoteCache, Some(session)) => Box::new(RemoteCache::new(&self.load, session, self.sampling)?),
+            (Mode::Genie, Some(session)) => Box::new(Resident::new(&self.load, session, self.sampling)?),
+            _ => {
+                let local = LocalModel::new(&self.load.model, "cpu", self.args.model.kv_dtype)?;
+                Box::new(Local::new(local, self.sampling)?)
+            }
+        };
+        let setup = (began.elapsed(), bench.traffic());
+        let mut tokens = Vec::new();
+        let prompt = std::mem::take(&mut self.prompt);
+        let prefilled = timed(&mut *bench, |bench| {
+            tokens.push(bench.prefill(&prompt)?);
+            Ok(())
+        });
+        self.prompt = prompt;
+        self.progress.step();
+        self.record(trial, mode, Phase::Prefill, setup, prefilled?);
+        if self.args.phases.contains(&Phase::Decode) {
+            let (steps, progress) = (self.args.new_tokens, &mut self.progress);
+            let mut next = tokens[0];
+            let decoded = timed(&mut *bench, |bench| {
+                for _ in 0..steps {
+                    next = bench.step(next)?;
+                    tokens.push(next);
+                    progress.step();
+                }
+                Ok(())
+            })?;
+            self.record(trial, mode, Phase::Decode, setup, decoded);
+        }
+        bench.close()?;
+        drop(server);
+        self.compare(mode, tokens)
+    }
+
+    fn record(&mut self, trial: u32, mode: Mode, phase: Phase, setup: (Duration, (u64, u64)), took: Took) {
+        if !self.args.phases.contains(&phase) {
+            return;
+        }
+        let (steps, ran) = match phase {
+            Phase::Prefill => (1, self.args.prompt_tokens),
+            Phase::Decode => (self.args.new_tokens, self.args.new_tokens),
+        };
+        let latency_s = took.time.as_secs_f64();
+        let (setup_time, (setup_up, setup_down)) = setup;
+        self.records.push(Record {
+            trial,
+            phase: phase.name(),
+            mode: mode.name(),
+            latency_s,
+            wall_s: latency_s + setup_time.as_secs_f64(),
+            net_bytes: took.up + took.down,
+            avg_sm: None,
+            setup_bytes: setup_up + setup_down,
+            bytes_up: took.up,
+            bytes_down: took.down,
+            steps,
+            tokens_s: f64::from(ran) / latency_s,
+        });
+    }
+
+    fn compare(&mut self, mode: Mode, tokens: Vec<i32>) -> Result<()> {
+        match &self.tokens {
+            None => self.tokens = Some((mode.name(), tokens)),
+            Some((_, first)) if *first == tokens => {}
+            Some((other, first)) => {
+                let at = first.iter().zip(&tokens).position(|(a, b)| a != b).unwrap_or(0);
+                let message = format!(
+                    "modes {other} and {} say different tokens from number {at} on ({:?} and {:?}): their results are not \
+                     the same, so their times are not compared",
+                    mode.name(),
+                    first.get(at),
+                    tokens.get(at)
+                );
+                return Err(Differ(message).into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a phase took.
+struct Took {
+    time: Duration,
+    up: u64,
+    down: u64,
+}
+
+fn timed(bench: &mut dyn Bench, work: impl FnOnce(&mut dyn Bench) -> Result<()>) -> Result<Took> {
+    let (up, down) = bench.traffic();
+    let began = Instant::now();
+    work(bench)?;
+    let time = began.elapsed();
+    let (up_after, down_after) = bench.traffic();
+    Ok(Took { time, up: up_after - up, down: down_after - down })
+}

@@ -1,0 +1,320 @@
+//! The ways to run a model. Apart from who keeps what, they are the same: one session, one connection, the same programs.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use genie_graph::{Op, Phase};
+use genie_models::remote::{Context, Plan, RemoteModel, RemoteOptions, Sampling, weight_spec};
+use genie_models::{ContentHash, Model};
+use genie_transport::client::blocking::Session;
+use genie_transport::client::{BindInputs, Binding, Cache, PutOptions, RunOptions};
+use genie_transport::memory::Region;
+use genie_transport::wire::{Handle, Offered, TensorSpec};
+
+use crate::local::{LocalContext, LocalModel};
+
+/// One way to run a model.
+pub(super) trait Bench {
+    /// Runs the prompt; gives the token that follows.
+    fn prefill(&mut self, prompt: &[i32]) -> Result<i32>;
+    /// Runs a token; gives the next.
+    fn step(&mut self, token: i32) -> Result<i32>;
+    /// Bytes sent and received so far.
+    fn traffic(&mut self) -> (u64, u64);
+    /// Ends it.
+    fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// What all modes run. Weights are converted and hashed once, before anything is measured.
+pub(super) struct Load {
+    pub(super) model: Arc<Model>,
+    options: RemoteOptions,
+    weights: Vec<(TensorSpec, Bytes)>,
+    hashes: Vec<ContentHash>,
+    prefill: Plan,
+    decode: Plan,
+}
+
+impl Load {
+    /// Opens what is to be measured.
+    pub(super) fn new(model: Arc<Model>, options: RemoteOptions) -> Result<Self> {
+        let mut progress = crate::progress::Progress::bytes("hashing weights");
+        let hashes = model.hashes(&options.hashes, |done, total| progress.set(done, total));
+        let weights = model.weights().iter().map(|w| Ok((weight_spec(w)?, Bytes::from_owner(w.bytes()))));
+        Ok(Self {
+            weights: weights.collect::<Result<_>>()?,
+            hashes,
+            prefill: Plan::new(&model, Phase::Prefill, options.kv_dtype)?,
+            decode: Plan::new(&model, Phase::Decode, options.kv_dtype)?,
+            options,
+            model,
+        })
+    }
+}
+
+/// In this process.
+pub(super) struct Local {
+    model: LocalModel,
+    context: LocalContext,
+}
+
+impl Local {
+    pub(super) fn new(model: LocalModel, sampling: Sampling) -> Result<Self> {
+        let context = model.context(sampling)?;
+        Ok(Self { model, context })
+    }
+}
+
+impl Bench for Local {
+    fn prefill(&mut self, prompt: &[i32]) -> Result<i32> {
+        self.model.prefill(&mut self.context, prompt)
+    }
+
+    fn step(&mut self, token: i32) -> Result<i32> {
+        self.model.step(&mut self.context, token)
+    }
+
+    fn traffic(&mut self) -> (u64, u64) {
+        (0, 0)
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// All of it stays on the server.
+pub(super) struct Resident {
+    model: RemoteModel,
+    context: Context,
+}
+
+impl Resident {
+    pub(super) fn new(load: &Load, session: Session, sampling: Sampling) -> Result<Self> {
+        let mut model = crate::generate::establish(session, &load.model, &load.options)?;
+        let context = model.context(sampling)?;
+        Ok(Self { model, context })
+    }
+}
+
+impl Bench for Resident {
+    fn prefill(&mut self, prompt: &[i32]) -> Result<i32> {
+        Ok(self.model.prefill(&mut self.context, prompt)?)
+    }
+
+    fn step(&mut self, token: i32) -> Result<i32> {
+        Ok(self.model.step(&mut self.context, token)?)
+    }
+
+    fn traffic(&mut self) -> (u64, u64) {
+        self.model.session().traffic()
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        Ok(self.model.close()?)
+    }
+}
+
+/// The KV cache on the client's side: what the server gave back, to be sent again.
+#[derive(Default)]
+struct Travelling {
+    tokens: u32,
+    blocks: Option<Region>,
+}
+
+impl Travelling {
+    /// Makes a cache of it on the server.
+    fn unpack(&self, session: &mut Session, program: &genie_transport::client::Program, kv: u32) -> Result<Cache> {
+        let cache = session.create_cache(program, kv, 0)?;
+        if let Some(blocks) = &self.blocks {
+            session.put_cache(cache, self.tokens, Bytes::from_owner(blocks.clone()))?;
+        }
+        Ok(cache)
+    }
+
+    /// Takes the server's cache back.
+    fn pack(&mut self, session: &mut Session, cache: Cache, tokens: u32, block_bytes: u64) -> Result<()> {
+        let bytes = u64::from(tokens).div_ceil(Op::KV_BLOCK) * block_bytes;
+        let blocks = session.get_range(cache.0, 0, bytes)?;
+        if let Some(old) = self.blocks.replace(blocks) {
+            session.recycle(old);
+        }
+        self.tokens = tokens;
+        Ok(())
+    }
+}
+
+/// Weights stay, the KV cache travels.
+pub(super) struct RemoteCache {
+    session: Session,
+    sampling: Sampling,
+    weights: Vec<Handle>,
+    programs: [(genie_transport::client::Program, Plan); 2],
+    block_bytes: u64,
+    cache: Travelling,
+}
+
+impl RemoteCache {
+    pub(super) fn new(load: &Load, mut session: Session, sampling: Sampling) -> Result<Self> {
+        let device = load.options.device;
+        let weights = share_weights(load, &mut session)?;
+        let mut define = |plan: &Plan| Ok::<_, anyhow::Error>((session.define(device, &plan.encoded)?, plan.clone()));
+        let programs = [define(&load.prefill)?, define(&load.decode)?];
+        let block_bytes = block_bytes(&mut session, &programs[0].0, load.prefill.kv)?;
+        Ok(Self { session, sampling, weights, programs, block_bytes, cache: Travelling::default() })
+    }
+
+    fn call(&mut self, which: usize, tokens: &[i32]) -> Result<i32> {
+        let Self { session, sampling, weights, programs, block_bytes, cache } = self;
+        let (program, plan) = &programs[which];
+        let there = cache.unpack(session, program, plan.kv)?;
+        let binding = bind(session, program, plan, weights, there, *sampling)?;
+        let token = run(session, plan, binding, tokens)?;
+        cache.pack(session, there, cache.tokens + tokens.len() as u32, *block_bytes)?;
+        session.free(binding.0)?;
+        session.free(there.0)?;
+        Ok(token)
+    }
+}
+
+impl Bench for RemoteCache {
+    fn prefill(&mut self, prompt: &[i32]) -> Result<i32> {
+        self.call(0, prompt)
+    }
+
+    fn step(&mut self, token: i32) -> Result<i32> {
+        self.call(1, &[token])
+    }
+
+    fn traffic(&mut self) -> (u64, u64) {
+        self.session.traffic()
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        Ok(self.session.close()?)
+    }
+}
+
+/// Nothing stays.
+pub(super) struct Naive<'a> {
+    load: &'a Load,
+    session: Session,
+    sampling: Sampling,
+    cache: Travelling,
+}
+
+impl<'a> Naive<'a> {
+    pub(super) fn new(load: &'a Load, session: Session, sampling: Sampling) -> Self {
+        Self { load, session, sampling, cache: Travelling::default() }
+    }
+
+    fn call(&mut self, plan: &Plan, tokens: &[i32]) -> Result<i32> {
+        let Self { load, session, sampling, cache } = self;
+        let weights = put_weights(load, session)?;
+        let program = session.define(load.options.device, &plan.encoded)?;
+        let there = cache.unpack(session, &program, plan.kv)?;
+        let block_bytes = session.describe(there.0)?.spec;
+        let block_bytes = block_bytes.bytes() / block_bytes.dims().first().copied().unwrap_or(1);
+        let binding = bind(session, &program, plan, &weights, there, *sampling)?;
+        let token = run(session, plan, binding, tokens)?;
+        cache.pack(session, there, cache.tokens + tokens.len() as u32, block_bytes)?;
+        [binding.0, there.0, program.handle].into_iter().chain(weights).try_for_each(|handle| session.free(handle))?;
+        Ok(token)
+    }
+}
+
+impl Bench for Naive<'_> {
+    fn prefill(&mut self, prompt: &[i32]) -> Result<i32> {
+        self.call(&self.load.prefill, prompt)
+    }
+
+    fn step(&mut self, token: i32) -> Result<i32> {
+        self.call(&self.load.decode, &[token])
+    }
+
+    fn traffic(&mut self) -> (u64, u64) {
+        self.session.traffic()
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        Ok(self.session.close()?)
+    }
+}
+
+/// Puts in flight together.
+const FLYING: usize = 8;
+
+/// The weights as private tensors, in their order.
+fn put_weights(load: &Load, session: &mut Session) -> Result<Vec<Handle>> {
+    let options = PutOptions { device: load.options.device, ..PutOptions::default() };
+    let (mut flying, mut handles) = (VecDeque::new(), Vec::with_capacity(load.weights.len()));
+    for (spec, data) in &load.weights {
+        if flying.len() == FLYING
+            && let Some(first) = flying.pop_front()
+        {
+            handles.push(session.finish_put(first)?.handle);
+        }
+        flying.push_back(session.start_put(spec, data.clone(), options)?);
+    }
+    for pending in flying {
+        handles.push(session.finish_put(pending)?.handle);
+    }
+    Ok(handles)
+}
+
+/// The weights as residents that sessions share, in their order.
+fn share_weights(load: &Load, session: &mut Session) -> Result<Vec<Handle>> {
+    let device = load.options.device;
+    let entries: Vec<_> = load.hashes.iter().copied().zip(load.weights.iter().map(|(spec, _)| spec.clone())).collect();
+    let offered = session.offer(device, &entries)?;
+    let mut flying = VecDeque::new();
+    let mut handles = vec![None; entries.len()];
+    for (i, answer) in offered.iter().enumerate() {
+        if let Offered::Present(handle) = answer {
+            handles[i] = Some(*handle);
+            continue;
+        }
+        if flying.len() == FLYING
+            && let Some((at, first)) = flying.pop_front()
+        {
+            handles[at] = Some(session.finish_put(first)?.handle);
+        }
+        let (spec, data) = &load.weights[i];
+        let options = PutOptions { device, name: None, weight: Some(load.hashes[i]) };
+        flying.push_back((i, session.start_put(spec, data.clone(), options)?));
+    }
+    for (at, pending) in flying {
+        handles[at] = Some(session.finish_put(pending)?.handle);
+    }
+    handles.into_iter().collect::<Option<_>>().context("the server did not answer for every weight")
+}
+
+fn bind(
+    session: &mut Session,
+    program: &genie_transport::client::Program,
+    plan: &Plan,
+    weights: &[Handle],
+    cache: Cache,
+    sampling: Sampling,
+) -> Result<Binding> {
+    let values = sampling.values();
+    let mut residents: Vec<_> = plan.weights.iter().copied().zip(weights.iter().copied()).collect();
+    residents.push((plan.kv, cache.0));
+    Ok(session.bind(program, &BindInputs { residents, fixed: plan.sampling(&values).to_vec() })?)
+}
+
+fn run(session: &mut Session, plan: &Plan, binding: Binding, tokens: &[i32]) -> Result<i32> {
+    let ids: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
+    let dims = [1, tokens.len() as u64];
+    Ok(session.step(binding, &[plan.tokens(&dims, &ids)], RunOptions::default())?)
+}
+
+/// Bytes of one block of a KV cache: even an empty one is described as one block.
+fn block_bytes(session: &mut Session, program: &genie_transport::client::Program, kv: u32) -> Result<u64> {
+    let cache = session.create_cache(program, kv, 0)?;
+    let spec = session.describe(cache.0)?.spec;
+    session.free(cache.0)?;
+    Ok(spec.bytes() / spec.dims().first().copied().unwrap_or(1))
+}
