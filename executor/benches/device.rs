@@ -1,33 +1,64 @@
 //! The CPU device against the machine: bytes a second of decode products beside a plain read of the same memory, flops of
-//! prefill, and whole steps of models.
+//! prefill products beside the gemm crate's, meeting of threads beside rayon's, and whole steps of models.
 //!
-//! `cargo bench -p genie-executor --bench device [-- THREADS]` (all cores unless given).
+//! `cargo bench -p genie-executor --bench device [-- THREADS] [-- NAME]` (all cores and all lines unless given).
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use genie_executor::device::cpu::CpuDevice;
-use genie_graph::DType;
+use genie_executor::device::{Device, HostTensor, Row};
+use genie_graph::{DType, Dim, GraphBuilder, InputRole, LinearLayout, Op, Symbol, TensorType};
+use genie_transport::memory::Region;
 
 use support::models::{Config, Model, gpt2, llama};
-use support::{Runner, Session};
+use support::{Runner, Session, tensor};
 
 fn main() {
-    let given = std::env::args().skip(1).find_map(|a| a.parse().ok());
-    let threads = given.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let threads = arguments.iter().find_map(|a| a.parse().ok());
+    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let name = arguments.iter().find(|a| a.parse::<usize>().is_err());
+    let wanted = |line: &str| name.is_none_or(|n| line.contains(n.as_str()));
     println!("{threads} threads, read floor {:.1} GB/s", read_floor(threads));
-    for dtype in [DType::F32, DType::BF16, DType::F16] {
-        let config = Config { weights: dtype, ..Config::SMOL };
-        whole_model(&format!("SmolLM2-135M {dtype}"), llama(&config), threads);
+    for layout in [LinearLayout::OutIn, LinearLayout::InOut] {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            for (n, k) in [(49152, 576), (16384, 1536)] {
+                let line = format!("linear-{layout:?}-{dtype} {n}x{k}");
+                if wanted(&line) {
+                    linear(&line, layout, dtype, n, k, threads);
+                }
+            }
+        }
     }
-    whole_model("GPT-2 124M f32", gpt2(&Config::GPT2), threads);
+    if wanted("gemm") {
+        gemm_crate(threads);
+    }
+    if wanted("meeting") {
+        meetings(threads);
+    }
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let smol = Config { weights: dtype, ..Config::SMOL };
+        let gpt = Config { weights: dtype, ..Config::GPT2 };
+        let models: [(&str, fn(&Config) -> Model, Config); 2] = [("SmolLM2-135M", llama, smol), ("GPT-2-124M", gpt2, gpt)];
+        for (name, make, config) in models {
+            let line = format!("{name}-{dtype}");
+            if wanted(&line) {
+                whole_model(&line, make(&config), threads);
+            }
+        }
+    }
 }
 
-fn best(mut f: impl FnMut(), times: usize) -> f64 {
+/// Seconds of the fastest of many runs within a time; other work on the machine then matters least.
+fn best(mut f: impl FnMut(), time: Duration) -> f64 {
+    f();
     let mut best = f64::INFINITY;
-    for _ in 0..times {
+    let begin = Instant::now();
+    while begin.elapsed() < time {
         let start = Instant::now();
         f();
         best = best.min(start.elapsed().as_secs_f64());
@@ -35,26 +66,121 @@ fn best(mut f: impl FnMut(), times: usize) -> f64 {
     best
 }
 
-/// GB/s at which `threads` read 512 MiB.
+const SHORT: Duration = Duration::from_millis(700);
+
+/// GB/s at which `threads` read 128 MiB.
 fn read_floor(threads: usize) -> f64 {
-    let data = vec![1_u64; 64 << 20];
-    let seconds = best(
+    let data = vec![1_u64; 16 << 20];
+    let read = || {
+        std::thread::scope(|scope| {
+            for part in data.chunks(data.len() / threads) {
+                scope.spawn(move || {
+                    let mut sums = [0_u64; 32];
+                    for line in part.chunks_exact(32) {
+                        sums.iter_mut().zip(line).for_each(|(s, x)| *s = s.wrapping_add(*x));
+                    }
+                    std::hint::black_box(sums);
+                });
+            }
+        });
+    };
+    (data.len() * 8) as f64 / best(read, SHORT) / 1e9
+}
+
+/// One product as a program, for several numbers of rows.
+fn linear(name: &str, layout: LinearLayout, dtype: DType, n: u64, k: u64, threads: usize) {
+    let mut b = GraphBuilder::new("linear");
+    let batch = Dim::Symbol(Symbol::Batch);
+    let x = b.input("x", InputRole::Argument, TensorType::new(DType::F32, [batch, k.into()])).expect("input");
+    let dims = if layout == LinearLayout::OutIn { [n.into(), k.into()] } else { [k.into(), n.into()] };
+    let w = b.input("w", InputRole::Weight, TensorType::new(dtype, dims)).expect("input");
+    let y = b.push(Op::Linear { layout }, &[x, w]).expect("linear");
+    b.output("y", y);
+    let device = CpuDevice::new(0, threads, 8 << 30).expect("threads");
+    let program = device.load(Arc::new(b.finish().expect("graph"))).expect("program");
+    let bytes = n * k * dtype.bytes();
+    let weights = [Region::copy_of(&vec![1; bytes as usize])];
+    print!("{name}:");
+    for rows in [1, 2, 4, 8, 16, 72, 512] {
+        let arguments: [HostTensor; 1] = [tensor(&[rows, k], &vec![0.5; (rows * k) as usize])];
+        let mut outputs = Vec::new();
+        let mut run = || {
+            let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 0 };
+            program.run(&weights, &mut [row]).expect("runs");
+        };
+        let seconds = best(&mut run, SHORT);
+        if rows <= 16 {
+            print!(" {rows} rows {:.1} GB/s;", bytes as f64 / seconds / 1e9);
+        } else {
+            print!(" {rows} rows {:.0} GFLOP/s;", (2 * rows * n * k) as f64 / seconds / 1e9);
+        }
+    }
+    println!();
+}
+
+/// The gemm crate on the shapes of [`linear`].
+fn gemm_crate(threads: usize) {
+    print!("gemm crate f32 49152x576:");
+    let (n, k) = (49152, 576);
+    let w = vec![0.5_f32; n * k];
+    let parallelism = if threads == 1 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(threads) };
+    for rows in [1, 8, 16, 72, 512] {
+        let x = vec![0.5_f32; rows * k];
+        let mut y = vec![0.0_f32; rows * n];
+        let (n_stride, k_stride) = (n as isize, k as isize);
+        let run = || {
+            // SAFETY: the slices have rows * n, rows * k and n * k elements, laid out by these strides.
+            unsafe {
+                gemm::gemm(
+                    rows, n, k, y.as_mut_ptr(), 1, n_stride, false, x.as_ptr(), 1, k_stride, w.as_ptr(), k_stride, 1, 0.0, 1.0,
+                    false, false, false, parallelism,
+                );
+            }
+        };
+        let seconds = best(run, SHORT);
+        print!(" {rows} rows {:.1} GB/s {:.0} GFLOP/s;", (n * k * 4) as f64 / seconds / 1e9, (2 * rows * n * k) as f64 / seconds / 1e9);
+    }
+    println!();
+}
+
+/// What it costs to divide work among threads: a program of many dependent small steps, and rayon's scope and broadcast.
+fn meetings(threads: usize) {
+    const STEPS: u32 = 1000;
+    let mut b = GraphBuilder::new("chain");
+    let ty = TensorType::new(DType::F32, [Dim::Symbol(Symbol::Batch), 2048.into()]);
+    let mut x = b.input("x", InputRole::Argument, ty).expect("input");
+    for _ in 0..STEPS {
+        x = b.push(Op::Neg, &[x]).expect("neg");
+    }
+    b.output("x", x);
+    let device = CpuDevice::new(0, threads, 1 << 30).expect("threads");
+    let program = device.load(Arc::new(b.finish().expect("graph"))).expect("program");
+    let arguments = [tensor(&[1, 2048], &[0.5; 2048])];
+    let mut outputs = Vec::new();
+    let ours = best(
         || {
-            std::thread::scope(|scope| {
-                for part in data.chunks(data.len() / threads) {
-                    scope.spawn(move || {
-                        let mut sums = [0_u64; 32];
-                        for line in part.chunks_exact(32) {
-                            sums.iter_mut().zip(line).for_each(|(s, x)| *s = s.wrapping_add(*x));
-                        }
-                        std::hint::black_box(sums);
-                    });
+            let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 0 };
+            program.run(&[], &mut [row]).expect("runs");
+        },
+        SHORT,
+    );
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+    let mut values = vec![0.5_f32; 2048];
+    let negate = |part: &mut [f32]| part.iter_mut().for_each(|v| *v = -*v);
+    let fork_join = best(
+        || {
+            pool.install(|| {
+                for _ in 0..STEPS {
+                    let (a, b) = values.split_at_mut(1024);
+                    rayon::join(|| negate(a), || negate(b));
                 }
             });
         },
-        7,
+        SHORT,
     );
-    (data.len() * 8) as f64 / seconds / 1e9
+    let broadcast = best(|| (0..STEPS / 10).for_each(|_| drop(pool.broadcast(|_| std::hint::black_box(0)))), SHORT) * 10.0;
+    let per = |seconds: f64| seconds / f64::from(STEPS) * 1e6;
+    println!("meeting, us a step: ours {:.2}, rayon join {:.2}, rayon broadcast {:.2}", per(ours), per(fork_join), per(broadcast));
 }
 
 fn whole_model(name: &str, model: Model, threads: usize) {
@@ -74,7 +200,7 @@ fn whole_model(name: &str, model: Model, threads: usize) {
                 session[0].feed(&tokens);
                 run(&mut session);
             },
-            5,
+            3 * SHORT,
         );
         print!(" prefill {prompt}: {:.1} ms;", seconds * 1e3);
     }
@@ -85,7 +211,7 @@ fn whole_model(name: &str, model: Model, threads: usize) {
             run(std::slice::from_mut(session));
             session.feed(&[7]);
         }
-        let seconds = best(|| run(&mut sessions), 20);
+        let seconds = best(|| run(&mut sessions), 2 * SHORT);
         print!(" batch {batch}: {:.2} ms", seconds * 1e3);
         if batch == 1 {
             print!(" ({:.1} GB/s)", bytes as f64 / seconds / 1e9);

@@ -4,13 +4,11 @@ use std::sync::PoisonError;
 
 use genie_graph::{DType, NodeId, Sizes};
 use genie_transport::memory::extend_counted;
-use genie_transport::wire::{Argument, Arguments, RemoteError};
+use genie_transport::wire::{Argument, Arguments, RemoteError, TensorSpec, limits};
 
 use crate::device::{HostTensor, KvCache};
 use crate::programs::{Binding, Known, Source, bad};
 
-/// How many a binding keeps.
-const SPARES: usize = 2;
 /// Buffers that hold more than this are not kept.
 const SPARE_BYTES: usize = 8 << 20;
 
@@ -31,8 +29,8 @@ pub(crate) struct Buffers {
 
 impl Binding {
     /// Buffers for one run, with the fixed arguments in their places.
-    pub(crate) fn buffers(&self) -> Buffers {
-        if let Some(buffers) = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+    pub(crate) fn buffers(&self) -> Box<Buffers> {
+        if let Some(buffers) = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return buffers;
         }
         let fixed = |source: &Source| match source {
@@ -40,26 +38,23 @@ impl Binding {
             _ => HostTensor::default(),
         };
         let count = self.sources.len();
-        Buffers {
+        Box::new(Buffers {
             arguments: self.sources.iter().map(fixed).collect(),
             versions: vec![0; count],
             given: vec![false; count],
             outputs: Vec::new(),
             kvs: Vec::with_capacity(self.caches.len()),
-        }
+        })
     }
 
     /// Keeps buffers for the next run.
-    pub(crate) fn recycle(&self, mut buffers: Buffers) {
+    pub(crate) fn recycle(&self, mut buffers: Box<Buffers>) {
         buffers.kvs.clear();
         let tensors = buffers.arguments.iter().chain(&buffers.outputs);
         if tensors.map(|t| t.data.capacity()).sum::<usize>() > SPARE_BYTES {
             return;
         }
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < SPARES {
-            spare.push(buffers);
-        }
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(buffers);
     }
 
     /// Takes the arguments that came with a run; all that neither are bound nor `later` come.
@@ -113,7 +108,10 @@ impl Binding {
             position: known.position.unwrap_or(0),
         };
         if !self.caches.is_empty() && sizes.batch != 1 {
-            return Err(bad(format!("{} batch rows share one KV cache: run each with a cache of its own", sizes.batch)));
+            return Err(bad(format!(
+                "{} batch rows share one KV cache: run each with a cache of its own",
+                sizes.batch
+            )));
         }
         Ok(sizes)
     }
@@ -133,16 +131,24 @@ impl Binding {
         }
     }
 
-    /// The output's dimensions in a run of these sizes.
-    pub(crate) fn output_dims(&self, output: usize, sizes: &Sizes) -> Result<(DType, Vec<u64>), RemoteError> {
+    /// The bytes of an output in a run of these sizes.
+    pub(crate) fn output_bytes(&self, output: usize, sizes: &Sizes) -> Result<u64, RemoteError> {
         let graph = &self.program.graph;
-        let node: NodeId = match graph.outputs.get(output) {
-            Some(output) => output.node,
-            None => return Err(bad(format!("output {output} of {} is asked for", graph.outputs.len()))),
+        let Some(output) = graph.outputs.get(output) else {
+            return Err(bad(format!("output {output} of {} is asked for", graph.outputs.len())));
         };
-        let ty = graph.nodes.get(node.0 as usize).map(|n| n.ty.dtype);
-        match (ty, graph.concrete(node, sizes)) {
-            (Some(dtype), Some(dims)) => Ok((dtype, dims)),
+        let node = graph.nodes.get(output.node.0 as usize);
+        let bytes = node.and_then(|n| n.ty.bytes(sizes)).filter(|&n| n <= limits::TENSOR_BYTES);
+        bytes.ok_or_else(|| bad(format!("output `{}` is too large", output.name)))
+    }
+
+    /// The type of an output in a run of these sizes.
+    pub(crate) fn output_spec(&self, output: usize, sizes: &Sizes) -> Result<TensorSpec, RemoteError> {
+        self.output_bytes(output, sizes)?;
+        let graph = &self.program.graph;
+        let node = graph.outputs.get(output).map_or(NodeId(u32::MAX), |o| o.node);
+        match (graph.nodes.get(node.0 as usize), graph.concrete(node, sizes)) {
+            (Some(node), Some(dims)) => Ok(TensorSpec::new(node.ty.dtype, &dims)?),
             _ => Err(bad(format!("output {output} is too large"))),
         }
     }

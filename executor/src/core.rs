@@ -1,6 +1,6 @@
 //! What all of the server's parts share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
@@ -14,9 +14,12 @@ use crate::error::fail;
 use crate::names::Names;
 use crate::programs::Program;
 use crate::registry::Registry;
-use crate::scheduler::{Job, Queue, Task, shutting_down, step};
+use crate::scheduler::{Job, Queue, Scratch, Task, shutting_down, step};
 use crate::stats::{Stats, add};
 use crate::weights::WeightStore;
+
+/// Programs that stay although no session has them.
+const RECENT_PROGRAMS: usize = 32;
 
 /// See the module.
 pub(crate) struct Core {
@@ -26,6 +29,8 @@ pub(crate) struct Core {
     pub(crate) stats: Stats,
     devices: Vec<Slot>,
     programs: Mutex<HashMap<(u16, ContentHash), Weak<Program>>>,
+    /// Programs that stay when the last session that has them ends: whoever comes next need not send their graphs.
+    recent: Mutex<VecDeque<Arc<Program>>>,
     numbers: AtomicU64,
     closing: AtomicBool,
 }
@@ -35,6 +40,8 @@ struct Slot {
     device: Arc<dyn Device>,
     weights: WeightStore,
     queue: Queue,
+    /// Of whoever calls [`step`].
+    scratch: Mutex<Scratch>,
 }
 
 impl Core {
@@ -43,6 +50,7 @@ impl Core {
             device: device.clone(),
             weights: WeightStore::default(),
             queue: Queue::default(),
+            scratch: Mutex::default(),
         };
         Arc::new(Self {
             registry: Registry::new(&config),
@@ -50,6 +58,7 @@ impl Core {
             stats: Stats::default(),
             devices: config.devices.iter().map(slot).collect(),
             programs: Mutex::default(),
+            recent: Mutex::default(),
             numbers: AtomicU64::new(1),
             closing: AtomicBool::new(false),
             config,
@@ -71,6 +80,11 @@ impl Core {
     /// The queue of a device that exists.
     pub(crate) fn queue(&self, device: u16) -> &Queue {
         &self.slot(device).queue
+    }
+
+    /// What [`step`] keeps between two calls.
+    pub(crate) fn scratch(&self, device: u16) -> MutexGuard<'_, Scratch> {
+        self.slot(device).scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many devices there are.
@@ -133,7 +147,7 @@ impl Core {
         evicted
     }
 
-    /// The program with this graph on this device, if a session has it.
+    /// The program with this graph on this device, if a session has it or had it lately.
     pub(crate) fn program(&self, device: u16, hash: &ContentHash) -> Option<Arc<Program>> {
         self.programs().get(&(device, *hash)).and_then(Weak::upgrade)
     }
@@ -145,12 +159,20 @@ impl Core {
         if let Some(first) = programs.get(&key).and_then(Weak::upgrade) {
             return Ok(first);
         }
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if programs.len() >= self.config.max_programs {
+            recent.clear();
+        }
         programs.retain(|_, program| program.strong_count() > 0);
         if programs.len() >= self.config.max_programs {
             let limit = self.config.max_programs;
             return Err(fail(ErrorCode::Busy, format!("the server holds {limit} programs, its limit: free some")));
         }
         programs.insert(key, Arc::downgrade(&program));
+        recent.push_back(program.clone());
+        if recent.len() > RECENT_PROGRAMS {
+            recent.pop_front();
+        }
         Ok(program)
     }
 

@@ -38,7 +38,9 @@ impl From<DeviceError> for RemoteError {
             DeviceError::OutOfMemory(_) => ErrorCode::OutOfMemory,
             DeviceError::Unsupported { .. } => ErrorCode::UnsupportedOp,
             DeviceError::IndexOutOfRange { .. } => ErrorCode::OutOfRange,
-            DeviceError::Internal(_) | DeviceError::Threads { .. } | DeviceError::Name { .. } => ErrorCode::DeviceFailed,
+            DeviceError::Internal(_) | DeviceError::Threads { .. } | DeviceError::Name { .. } => {
+                ErrorCode::DeviceFailed
+            }
             _ => ErrorCode::BadArgument,
         };
         fail(code, error.to_string())

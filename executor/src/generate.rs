@@ -42,7 +42,7 @@ pub(crate) struct Generation {
     /// Where the prefill's and the decode's next token is.
     sampled: [usize; 2],
     /// What the job goes on with after the prompt.
-    decode: Option<(Arc<Binding>, Buffers)>,
+    decode: Option<(Arc<Binding>, Box<Buffers>)>,
 }
 
 /// What comes after a run.
@@ -60,7 +60,10 @@ impl Generation {
     pub(crate) fn job(core: &Core, session: Arc<Session>, id: u64, wish: &Wish<'_>) -> Result<Job, RemoteError> {
         let Wish { prefill, decode, .. } = wish;
         if wish.max_new > MAX_NEW {
-            return Err(bad(format!("{} tokens are asked for; at most {MAX_NEW} come from one generate", wish.max_new)));
+            return Err(bad(format!(
+                "{} tokens are asked for; at most {MAX_NEW} come from one generate",
+                wish.max_new
+            )));
         }
         if prefill.caches.is_empty() || !prefill.shares_caches(decode) {
             return Err(bad("a generate needs two bindings with the same KV caches".to_owned()));
@@ -153,7 +156,7 @@ impl Generation {
 }
 
 /// The job goes on with another binding, which has the same caches, though perhaps in another order.
-fn turn_to(job: &mut Job, binding: Arc<Binding>, mut buffers: Buffers) {
+fn turn_to(job: &mut Job, binding: Arc<Binding>, mut buffers: Box<Buffers>) {
     let mut had: Vec<_> = job.binding.caches.iter().zip(job.buffers.kvs.drain(..)).collect();
     for cache in &binding.caches {
         if let Some(at) = had.iter().position(|(c, _)| Arc::ptr_eq(c, cache)) {

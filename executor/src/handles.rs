@@ -89,7 +89,10 @@ impl<T> HandleTable<T> {
         if handle.epoch != self.epoch {
             return Err(fail(
                 ErrorCode::EpochGone,
-                format!("the handle is from the server's life {}, this is {}: open a new session", handle.epoch, self.epoch),
+                format!(
+                    "the handle is from the server's life {}, this is {}: open a new session",
+                    handle.epoch, self.epoch
+                ),
             ));
         }
         let index = handle.index as usize;

@@ -63,8 +63,8 @@ pub(crate) struct Binding {
     pub(crate) turns: Vec<usize>,
     /// Where each argument comes from, in the program's order.
     pub(crate) sources: Vec<Source>,
-    /// Buffers of runs that have ended.
-    pub(crate) spare: Mutex<Vec<Buffers>>,
+    /// Buffers of a run that has ended: with a cache there is one run at a time.
+    pub(crate) spare: Mutex<Option<Box<Buffers>>>,
     /// What the session pays for as long as the binding holds it.
     _held: Vec<Arc<Content>>,
     _charge: Charge,
@@ -83,7 +83,11 @@ pub(crate) enum Source {
 
 impl Program {
     /// A program of a graph that a device has planned.
-    pub(crate) fn new(graph: Arc<VerifiedGraph>, loaded: Arc<dyn Loaded>, device: u16) -> Result<Arc<Self>, RemoteError> {
+    pub(crate) fn new(
+        graph: Arc<VerifiedGraph>,
+        loaded: Arc<dyn Loaded>,
+        device: u16,
+    ) -> Result<Arc<Self>, RemoteError> {
         let mut places = HashMap::new();
         let (mut weights, mut caches, mut arguments, mut tokens) = (Vec::new(), Vec::new(), Vec::new(), None);
         for (i, input) in graph.inputs().iter().enumerate() {
@@ -105,7 +109,10 @@ impl Program {
             places.insert(input.node.0, place);
         }
         if caches.len() > CACHES {
-            return Err(fail(ErrorCode::BadGraph, format!("{} KV caches; at most {CACHES} are supported", caches.len())));
+            return Err(fail(
+                ErrorCode::BadGraph,
+                format!("{} KV caches; at most {CACHES} are supported", caches.len()),
+            ));
         }
         let is_token = |ty: &TensorType| ty.dtype == DType::I32 && ty.shape.0[..] == [Dim::Symbol(Symbol::Batch)];
         let sampled =

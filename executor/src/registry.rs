@@ -17,10 +17,17 @@ pub(crate) struct Registry {
     /// By a hash of the token: how long a look-up takes says nothing about the tokens that there are.
     by_token: Mutex<HashMap<[u8; 32], Arc<Session>>>,
     /// By the connection's address, which no other has while this one is kept.
-    by_peer: RwLock<HashMap<usize, (Arc<Peer>, Arc<Session>)>>,
+    by_peer: RwLock<HashMap<usize, Attached>>,
     most: usize,
     seed: Option<u64>,
     drawn: AtomicU64,
+}
+
+/// A connection that speaks for a session.
+struct Attached {
+    session: Arc<Session>,
+    /// Kept, so that no other gets its address.
+    _peer: Arc<Peer>,
 }
 
 impl Registry {
@@ -37,7 +44,7 @@ impl Registry {
     /// The session that a connection speaks for.
     pub(crate) fn of(&self, peer: &Arc<Peer>) -> Option<Arc<Session>> {
         let by_peer = self.by_peer.read().unwrap_or_else(PoisonError::into_inner);
-        by_peer.get(&address(peer)).map(|(_, session)| session.clone())
+        by_peer.get(&address(peer)).map(|attached| attached.session.clone())
     }
 
     /// Adds a session, and gives its token.
@@ -68,13 +75,14 @@ impl Registry {
         if let Some(before) = &before {
             by_peer.remove(&address(before));
         }
-        by_peer.insert(address(peer), (peer.clone(), session.clone()));
+        by_peer.insert(address(peer), Attached { session: session.clone(), _peer: peer.clone() });
         before
     }
 
     /// A connection is gone; gives the session that it spoke for, whose lease begins.
     pub(crate) fn detach(&self, peer: &Arc<Peer>, now: Instant) -> Option<Arc<Session>> {
-        let (_, session) = self.by_peer.write().unwrap_or_else(PoisonError::into_inner).remove(&address(peer))?;
+        let Attached { session, .. } =
+            self.by_peer.write().unwrap_or_else(PoisonError::into_inner).remove(&address(peer))?;
         let mut state = session.lock();
         if state.peer.as_ref().is_some_and(|p| Arc::ptr_eq(p, peer)) {
             state.peer = None;
@@ -88,7 +96,7 @@ impl Registry {
     pub(crate) fn remove(&self, session: &Arc<Session>) {
         self.tokens().retain(|_, s| !Arc::ptr_eq(s, session));
         let mut by_peer = self.by_peer.write().unwrap_or_else(PoisonError::into_inner);
-        by_peer.retain(|_, (_, s)| !Arc::ptr_eq(s, session));
+        by_peer.retain(|_, attached| !Arc::ptr_eq(&attached.session, session));
     }
 
     /// Takes out the sessions whose lease has run out.

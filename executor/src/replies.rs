@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use genie_transport::wire::{Arguments, ContentHash, ErrorCode, Finish, Handle, Kind, Offered, RemoteError, Reply, TensorSpec};
+use genie_transport::wire::{
+    Arguments, ContentHash, ErrorCode, Finish, Handle, Kind, Offered, RemoteError, Reply, TensorSpec,
+};
 
 use crate::error::fail;
 
@@ -16,13 +18,30 @@ const SPARES: usize = 4;
 pub(crate) enum Answer {
     Failed(RemoteError),
     Done,
-    Tensor { handle: Handle, device: u16, spec: TensorSpec },
+    Tensor {
+        handle: Handle,
+        device: u16,
+        spec: TensorSpec,
+    },
     Offered(Vec<Offered>),
-    Program { handle: Handle, hash: ContentHash },
+    Program {
+        handle: Handle,
+        hash: ContentHash,
+    },
     Bound(Handle),
-    Ran { device: u16, position: u32, count: u32, outputs: Vec<u8> },
+    Ran {
+        device: u16,
+        position: u32,
+        count: u32,
+        outputs: Vec<u8>,
+    },
     /// With all tokens: who asks again may have missed any of those that were streamed.
-    Generated { device: u16, position: u32, tokens: Vec<[u8; 4]>, finish: Finish },
+    Generated {
+        device: u16,
+        position: u32,
+        tokens: Vec<[u8; 4]>,
+        finish: Finish,
+    },
 }
 
 impl Answer {
@@ -39,7 +58,9 @@ impl Answer {
             Self::Bound(handle) => Reply::Bound(*handle),
             Self::Ran { device, position, count, outputs } => match Arguments::new(*count, outputs) {
                 Ok(outputs) => Reply::Ran { device: *device, position: *position, outputs },
-                Err(error) => Reply::Failed(fail(ErrorCode::Internal, format!("the outputs cannot be written: {error}"))),
+                Err(error) => {
+                    Reply::Failed(fail(ErrorCode::Internal, format!("the outputs cannot be written: {error}")))
+                }
             },
             Self::Generated { device, position, tokens, finish } => {
                 Reply::Generated { device: *device, position: *position, tokens, finish: Some(*finish) }

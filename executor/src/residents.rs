@@ -55,7 +55,10 @@ impl Tensor {
     /// Whether bytes `offset..offset + length` may be replaced.
     pub(crate) fn may_replace(&self, offset: u64, length: u64) -> Result<(), RemoteError> {
         if self.weight.is_some() {
-            return Err(fail(ErrorCode::WrongType, "weights are immutable: put the changed tensor as a private resident"));
+            return Err(fail(
+                ErrorCode::WrongType,
+                "weights are immutable: put the changed tensor as a private resident",
+            ));
         }
         range_within(offset, length, self.spec.bytes())
     }

@@ -44,7 +44,10 @@ pub(crate) enum Object {
     Tensor(Arc<Tensor>),
     Cache(Arc<Cache>),
     /// With what the session pays for it.
-    Program { program: Arc<Program>, _charge: Arc<Charge> },
+    Program {
+        program: Arc<Program>,
+        _charge: Arc<Charge>,
+    },
     Binding(Arc<Binding>),
 }
 
@@ -61,7 +64,7 @@ pub(crate) enum Work {
     /// Being handled, or in a queue.
     Busy,
     /// Waits for its slices.
-    Upload { upload: Arc<Upload>, announce: bool },
+    Upload { upload: Arc<Upload> },
     /// Makes tokens: these, so far.
     Generate { device: u16, position: u32, tokens: Vec<[u8; 4]> },
 }
@@ -75,7 +78,13 @@ pub(crate) enum Admission {
 }
 
 impl Session {
-    pub(crate) fn new(number: u64, quota: u64, lease: Duration, objects: HandleTable<Object>, window: Window) -> Arc<Self> {
+    pub(crate) fn new(
+        number: u64,
+        quota: u64,
+        lease: Duration,
+        objects: HandleTable<Object>,
+        window: Window,
+    ) -> Arc<Self> {
         let state = State { peer: None, detached: None, ended: false, objects, window, pending: Vec::new() };
         Arc::new(Self { number, account: Account::new(quota), lease, state: Mutex::new(state) })
     }
@@ -86,12 +95,13 @@ impl Session {
 
     /// Takes note of a request that changes something, unless it was seen before: then it is answered as it was, or `peer`
     /// (which the reply goes to from now on) is told how far it has come.
-    pub(crate) fn admit(&self, peer: &Arc<Peer>, id: u64, kind: Kind) -> Admission {
+    /// `announce`: a put whose client wants to hear which slices have landed.
+    pub(crate) fn admit(&self, peer: &Arc<Peer>, id: u64, kind: Kind, announce: bool) -> Admission {
         let mut state = self.lock();
         let state = &mut *state;
         if let Some(pending) = state.pending.iter().find(|p| p.id == id) {
             if pending.kind == kind {
-                pending.join(peer);
+                pending.join(peer, announce);
             } else {
                 peer.reply(id, kind, &Reply::Failed(reused(id)));
             }
@@ -143,7 +153,14 @@ impl Session {
 
     /// A token was made; `finish` says whether it is the last (or whether there is none but an end). The client gets this
     /// token alone; the window keeps them all.
-    pub(crate) fn generated(&self, id: u64, device: u16, position: u32, token: Option<[u8; 4]>, finish: Option<Finish>) {
+    pub(crate) fn generated(
+        &self,
+        id: u64,
+        device: u16,
+        position: u32,
+        token: Option<[u8; 4]>,
+        finish: Option<Finish>,
+    ) {
         let mut state = self.lock();
         let state = &mut *state;
         let Some(at) = state.pending.iter().position(|p| p.id == id) else { return };
@@ -212,11 +229,20 @@ impl State {
 }
 
 impl Pending {
+    /// The upload that it waits for.
+    pub(crate) fn upload(&self) -> Option<&Arc<Upload>> {
+        match &self.work {
+            Work::Upload { upload } => Some(upload),
+            _ => None,
+        }
+    }
+
     /// The client asks again, over another connection perhaps: says how far the request has come. Its end follows.
-    fn join(&self, peer: &Arc<Peer>) {
+    fn join(&self, peer: &Arc<Peer>, announce: bool) {
         match &self.work {
             Work::Busy => {}
-            Work::Upload { upload, announce } => upload.join(peer, self.id, *announce),
+            // What it said the first time does not count: it may not have had to ask then.
+            Work::Upload { upload } => upload.join(peer, self.id, announce),
             Work::Generate { device, position, tokens } if !tokens.is_empty() => {
                 let reply = Reply::Generated { device: *device, position: *position, tokens, finish: None };
                 peer.reply(self.id, self.kind, &reply);

@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 
 use genie_transport::connection::Peer;
 use genie_transport::memory::copied_bytes;
-use genie_transport::wire::{
-    DeviceEntry, ErrorCode, Kind, OpenedSession, RemoteError, Reply, SessionToken, StatEntry,
-};
+use genie_transport::wire::{DeviceEntry, ErrorCode, Kind, OpenedSession, RemoteError, Reply, SessionToken, StatEntry};
 
 use crate::core::Core;
 use crate::error::fail;
@@ -118,7 +116,7 @@ impl Core {
                 .filter_map(|pending| {
                     pending.cancelled = !matches!(pending.kind, Kind::Close);
                     match &pending.work {
-                        Work::Upload { upload, .. } => Some((pending.id, upload.clone())),
+                        Work::Upload { upload } => Some((pending.id, upload.clone())),
                         _ => None,
                     }
                 })
@@ -151,7 +149,7 @@ impl Core {
             let Some(pending) = state.pending.iter_mut().find(|p| p.id == id) else { return };
             pending.cancelled = true;
             match &pending.work {
-                Work::Upload { upload, .. } => upload.clone(),
+                Work::Upload { upload } => upload.clone(),
                 _ => return,
             }
         };

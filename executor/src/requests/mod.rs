@@ -43,7 +43,7 @@ impl Core {
             Request::Resume { token, epoch, unanswered } => return self.resume(peer, id, &token, epoch, unanswered),
             _ => {}
         }
-        let sliced = is_sliced_put(&request);
+        let (sliced, announce) = sliced_put(&request);
         let refuse = |error| {
             if sliced {
                 peer.discard(id);
@@ -63,7 +63,7 @@ impl Core {
             }
             return;
         }
-        if let Admission::Handled = session.admit(peer, id, kind) {
+        if let Admission::Handled = session.admit(peer, id, kind, announce) {
             return;
         }
         match self.change(&from, request) {
@@ -103,6 +103,7 @@ impl Core {
             }
             Request::Offer { device, entries } => self.offer(from, device, &entries),
             Request::Define { device, graph } => self.define(from, device, graph),
+            Request::DefineKnown { device, hash } => self.define_known(from, device, &hash),
             Request::Bind { program, bound, arguments } => self.bind(from, program, &bound, arguments),
             Request::Run { binding, position, wanted, keep, arguments } => {
                 self.run(from, binding, position, (wanted, keep), arguments)
@@ -121,8 +122,12 @@ impl Core {
     }
 }
 
-fn is_sliced_put(request: &Request<'_>) -> bool {
-    matches!(request, Request::Put(PutRequest { body: PutBody::Sliced { .. }, .. }))
+/// Whether a request is a put in slices, and one that asks which have landed.
+fn sliced_put(request: &Request<'_>) -> (bool, bool) {
+    match request {
+        Request::Put(PutRequest { body: PutBody::Sliced { announce, .. }, .. }) => (true, *announce),
+        _ => (false, false),
+    }
 }
 
 /// The kind that replies to a request carry.
@@ -140,7 +145,7 @@ fn kind(request: &Request<'_>) -> Kind {
         Request::Offer { .. } => Kind::Offer,
         Request::Devices => Kind::Devices,
         Request::Stats => Kind::Stats,
-        Request::Define { .. } => Kind::Define,
+        Request::Define { .. } | Request::DefineKnown { .. } => Kind::Define,
         Request::Bind { .. } => Kind::Bind,
         Request::Run { .. } => Kind::Run,
         Request::Generate { .. } => Kind::Generate,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use genie_transport::wire::{Arguments, BindEntry, ErrorCode, Handle, RemoteError};
+use genie_transport::wire::{Arguments, BindEntry, ContentHash, ErrorCode, Handle, RemoteError};
 
 use super::{From, Outcome};
 use crate::core::Core;
@@ -38,11 +38,23 @@ impl Core {
         Ok(None)
     }
 
+    /// A graph that is planned already, by its hash: whoever has the weights needs not send what runs on them.
+    pub(super) fn define_known(&self, from: &From<'_>, device: u16, hash: &ContentHash) -> Outcome {
+        self.device(device)?;
+        let Some(program) = self.program(device, hash) else {
+            return Err(fail(ErrorCode::NoSuchName, format!("no graph here hashes to {hash:?}..: send it whole")));
+        };
+        let charge = Arc::new(from.session.account.charge(program.graph.encode().len() as u64)?);
+        let handle = from.session.lock().insert(Object::Program { program, _charge: charge })?;
+        Ok(Some(Answer::Program { handle, hash: *hash }))
+    }
+
     fn plan(&self, device: u16, graph: &[u8]) -> Result<Arc<Program>, RemoteError> {
-        let bad_graph = |what: &dyn std::fmt::Display| fail(ErrorCode::BadGraph, format!("the graph is refused: {what}"));
+        let bad_graph =
+            |what: &dyn std::fmt::Display| fail(ErrorCode::BadGraph, format!("the graph is refused: {what}"));
         let graph = genie_graph::decode(graph).map_err(|e| bad_graph(&e))?;
         let graph = genie_graph::verify(graph).map_err(|e| bad_graph(&e))?;
-        let hash = genie_transport::wire::ContentHash(graph.hash().0);
+        let hash = ContentHash(graph.hash().0);
         if let Some(program) = self.program(device, &hash) {
             return Ok(program);
         }

@@ -207,23 +207,28 @@ impl Core {
 
     /// Every slice of a transfer has landed.
     pub(crate) fn landed(self: &Arc<Self>, from: &Arc<genie_transport::connection::Peer>, transfer: u64) {
-        let Some(session) = self.registry.of(from) else { return };
-        let upload = session.lock().pending.iter().find(|p| p.id == transfer).and_then(|p| match &p.work {
-            Work::Upload { upload, .. } => Some(upload.clone()),
-            _ => None,
+        let upload = self.registry.of(from).and_then(|session| {
+            session.lock().pending.iter().find(|p| p.id == transfer).and_then(|p| p.upload().cloned())
         });
-        if let Some(upload) = upload {
-            self.landed_whole(&upload);
+        match upload {
+            Some(upload) => self.landed_whole(&upload),
+            None => self.landed_late(),
+        }
+    }
+
+    /// The last slice of an upload came over a connection that its session has left, or for a request that was cancelled.
+    /// Others may wait for the same upload: a resumed session, or one that puts the same weight.
+    fn landed_late(self: &Arc<Self>) {
+        for session in self.registry.all() {
+            let uploads: Vec<_> = session.lock().pending.iter().filter_map(|p| p.upload().cloned()).collect();
+            uploads.iter().for_each(|upload| self.landed_whole(upload));
         }
     }
 
     /// A transfer's slices make no sense, or were corrupted too often.
     pub(crate) fn refused(&self, from: &Arc<genie_transport::connection::Peer>, transfer: u64) {
         let Some(session) = self.registry.of(from) else { return };
-        let upload = session.lock().pending.iter().find(|p| p.id == transfer).and_then(|p| match &p.work {
-            Work::Upload { upload, .. } => Some(upload.clone()),
-            _ => None,
-        });
+        let upload = session.lock().pending.iter().find(|p| p.id == transfer).and_then(|p| p.upload().cloned());
         if let Some(waiter) = upload.and_then(|upload| upload.leave(&session, transfer)) {
             let message = "the transfer's slices do not belong to it, or were corrupted too often: put it again";
             waiter.fail(fail(ErrorCode::Corrupt, message));
@@ -370,7 +375,7 @@ impl From<'_> {
     fn awaits(&self, upload: &Arc<Upload>, announce: bool) {
         let mut state = self.session.lock();
         let Some(pending) = state.pending.iter_mut().find(|p| p.id == self.id) else { return };
-        pending.work = Work::Upload { upload: upload.clone(), announce };
+        pending.work = Work::Upload { upload: upload.clone() };
         upload.join(self.peer, self.id, announce);
     }
 }

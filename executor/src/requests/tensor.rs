@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use genie_transport::connection::Peer;
 use genie_transport::memory::{Region, extend_counted};
-use genie_transport::wire::{
-    ContentHash, ErrorCode, Handle, Kind, Offered, RemoteError, Reply, TensorSpec, limits,
-};
+use genie_transport::wire::{ContentHash, ErrorCode, Handle, Kind, Offered, RemoteError, Reply, TensorSpec, limits};
 
 use super::{From, Outcome};
 use crate::caches::{Cache, Turn, tensor_spec};
@@ -107,7 +105,10 @@ impl Core {
     pub(super) fn lookup_name(&self, from: &From<'_>, name: &str) -> Result<(), RemoteError> {
         let found = self.names.find(name, |n| (n.device, n.spec.clone(), n.weight, n.region.clone()));
         let Some((device, spec, weight, region)) = found else {
-            return Err(fail(ErrorCode::NoSuchName, format!("no tensor is named `{name}`: it was never put, or let go")));
+            return Err(fail(
+                ErrorCode::NoSuchName,
+                format!("no tensor is named `{name}`: it was never put, or let go"),
+            ));
         };
         let charge = from.session.account.charge(spec.bytes())?;
         let tensor = Tensor::new(device, spec.clone(), weight, Content::new(region, charge));

@@ -6,12 +6,20 @@ use std::sync::Arc;
 use genie_transport::wire::{ErrorCode, RemoteError};
 
 use super::Job;
+use crate::buffers::Buffers;
 use crate::core::Core;
-use crate::device::{DeviceError, Row};
+use crate::device::{DeviceError, KvCache, Row};
 use crate::error::fail;
 
+/// Empty lists whose memory the next batch uses again.
+#[derive(Default)]
+pub(super) struct Rows {
+    rows: Vec<Row<'static>>,
+    caches: Vec<Vec<&'static mut KvCache>>,
+}
+
 /// Runs the jobs as one batch and sees to what becomes of each; `batch` is empty afterwards.
-pub(super) fn execute(core: &Arc<Core>, batch: &mut Vec<Job>) {
+pub(super) fn execute(core: &Arc<Core>, batch: &mut Vec<Job>, rows: &mut Rows) {
     drop_cancelled(core, batch);
     if batch.is_empty() {
         return;
@@ -20,7 +28,7 @@ pub(super) fn execute(core: &Arc<Core>, batch: &mut Vec<Job>) {
         let binding = job.binding.clone();
         binding.read_residents(&mut job.buffers);
     }
-    match attempt(core, batch) {
+    match attempt(core, batch, rows) {
         Ok(()) => {
             core.stats.ran(batch.len());
             batch.drain(..).for_each(|job| job.ran(core));
@@ -28,7 +36,7 @@ pub(super) fn execute(core: &Arc<Core>, batch: &mut Vec<Job>) {
         // One of them is to blame, and no cache has grown: each runs again alone, and the others are unharmed.
         Err(_) if batch.len() > 1 => {
             for job in std::mem::take(batch) {
-                execute(core, &mut vec![job]);
+                execute(core, &mut vec![job], rows);
             }
         }
         Err(error) => batch.drain(..).for_each(|job| job.fail(core, error.clone())),
@@ -47,37 +55,42 @@ fn drop_cancelled(core: &Arc<Core>, batch: &mut Vec<Job>) {
 }
 
 /// Runs them; where the device's memory is short, once more after something was evicted.
-fn attempt(core: &Arc<Core>, batch: &mut [Job]) -> Result<(), RemoteError> {
-    match run(batch) {
+fn attempt(core: &Arc<Core>, batch: &mut [Job], rows: &mut Rows) -> Result<(), RemoteError> {
+    match run(batch, rows) {
         Err(DeviceError::OutOfMemory(short)) => {
             let device = batch.first().map_or(0, |job| job.binding.program.device);
             if !core.make_room(device, short.wanted) {
                 return Err(DeviceError::OutOfMemory(short).into());
             }
-            run(batch).map_err(RemoteError::from)
+            run(batch, rows).map_err(RemoteError::from)
         }
         other => other.map_err(RemoteError::from),
     }
 }
 
-fn run(batch: &mut [Job]) -> Result<(), DeviceError> {
+fn run(batch: &mut [Job], spare: &mut Rows) -> Result<(), DeviceError> {
     let Some(first) = batch.first() else { return Ok(()) };
     let (program, weights) = (first.binding.program.clone(), first.binding.weights.clone());
-    let mut rows: Vec<Row<'_>> = batch
-        .iter_mut()
-        .map(|job| {
-            let wanted = job.outputs_needed();
-            let buffers = &mut job.buffers;
-            Row {
-                arguments: &buffers.arguments,
-                caches: buffers.kvs.iter_mut().collect(),
-                outputs: &mut buffers.outputs,
-                wanted,
-            }
-        })
-        .collect();
+    let mut rows = emptied(std::mem::take(&mut spare.rows));
+    rows.extend(batch.iter_mut().map(|job| {
+        let wanted = job.outputs_needed();
+        let Buffers { arguments, outputs, kvs, .. } = &mut *job.buffers;
+        let mut caches = emptied(spare.caches.pop().unwrap_or_default());
+        caches.extend(kvs.iter_mut());
+        Row { arguments, caches, outputs, wanted }
+    }));
     // A kernel's bug must not take the server with it. What the run wrote is given up with the error; caches that it held are
     // only ever grown at its end.
-    catch_unwind(AssertUnwindSafe(|| program.loaded.run(&weights.regions, &mut rows)))
-        .unwrap_or_else(|_| Err(DeviceError::Internal("the run panicked".to_owned())))
+    let result = catch_unwind(AssertUnwindSafe(|| program.loaded.run(&weights.regions, &mut rows)))
+        .unwrap_or_else(|_| Err(DeviceError::Internal("the run panicked".to_owned())));
+    spare.caches.extend(rows.drain(..).map(|row| emptied(row.caches)));
+    spare.rows = emptied(rows);
+    result
+}
+
+/// The list's memory, as a list of things of another lifetime. (Collecting in place is what the standard library does where
+/// both have the same layout; where it does not, this is an empty list.)
+fn emptied<T, U>(mut list: Vec<T>) -> Vec<U> {
+    list.clear();
+    list.into_iter().map_while(|_| None).collect()
 }

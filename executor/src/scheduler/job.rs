@@ -23,7 +23,7 @@ pub(crate) struct Job {
     pub(crate) session: Arc<Session>,
     pub(crate) id: u64,
     pub(crate) binding: Arc<Binding>,
-    pub(crate) buffers: Buffers,
+    pub(crate) buffers: Box<Buffers>,
     pub(crate) sizes: Sizes,
     /// The length that the cache must have when the run begins.
     pub(crate) position: Option<u32>,
@@ -127,12 +127,11 @@ impl Job {
             }
             let output = output as usize;
             let sizes = Sizes { position: length, ..self.sizes };
-            let (dtype, dims) = self.binding.output_dims(output, &sizes)?;
-            let spec = TensorSpec::new(dtype, &dims)?;
             if wanted {
-                inline = inline.saturating_add(spec.bytes()).saturating_add(64);
+                inline = inline.saturating_add(self.binding.output_bytes(output, &sizes)?).saturating_add(64);
             }
             if keep {
+                let spec = self.binding.output_spec(output, &sizes)?;
                 let charge = self.session.account.charge(spec.bytes())?;
                 let slab = core.allocate(device, spec.bytes())?;
                 self.kept.push(Kept { output, spec, slab, charge });
@@ -224,7 +223,7 @@ impl Job {
                         Err(error) => return Answer::Failed(partly(error)),
                     }
                     count += 1;
-                } 
+                }
                 if wanted >> i & 1 == 1 {
                     let Some(dtype) = output.dtype else { continue };
                     if let Err(error) = write_argument(&mut bytes, i as u16, dtype, &output.dims, &output.data) {

@@ -10,4 +10,4 @@ mod worker;
 
 pub(crate) use job::{Job, shutting_down};
 pub(crate) use queue::{Class, Queue, Task};
-pub(crate) use worker::{run_device, step};
+pub(crate) use worker::{Scratch, run_device, step};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::batch::execute;
+use super::batch::{Rows, execute};
 use super::queue::Next;
 use super::{Class, Job};
 use crate::core::Core;
@@ -15,7 +15,7 @@ const LINGER_SHARE: u32 = 8;
 
 /// Serves one device until its queue is closed.
 pub(crate) fn run_device(core: &Arc<Core>, device: u16) {
-    let mut batch = Vec::with_capacity(core.config.max_batch);
+    let Scratch { mut batch, mut rows } = Scratch::default();
     let mut company = Company::default();
     loop {
         match core.queue(device).wait(&mut batch, core.config.max_batch) {
@@ -25,7 +25,7 @@ pub(crate) fn run_device(core: &Arc<Core>, device: u16) {
                     company.gather(core, device, &mut batch);
                 }
                 let started = Instant::now();
-                execute(core, &mut batch);
+                execute(core, &mut batch, &mut rows);
                 if decodes {
                     company.took = started.elapsed();
                 }
@@ -39,13 +39,24 @@ pub(crate) fn run_device(core: &Arc<Core>, device: u16) {
 
 /// Does one thing that waits for the device: runs one batch, or one piece of bulk work. Whether there was any.
 pub(crate) fn step(core: &Arc<Core>, device: u16) -> bool {
-    let mut batch = Vec::new();
-    match core.queue(device).take(&mut batch, core.config.max_batch) {
-        Next::Batch => execute(core, &mut batch),
+    let mut scratch = std::mem::take(&mut *core.scratch(device));
+    let Scratch { batch, rows } = &mut scratch;
+    let next = core.queue(device).take(batch, core.config.max_batch);
+    let any = !matches!(next, Next::Idle | Next::Closed);
+    match next {
+        Next::Batch => execute(core, batch, rows),
         Next::Task(task) => task(core),
-        Next::Idle | Next::Closed => return false,
+        Next::Idle | Next::Closed => {}
     }
-    true
+    *core.scratch(device) = scratch;
+    any
+}
+
+/// Lists that are empty between batches, and keep their memory.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    batch: Vec<Job>,
+    rows: Rows,
 }
 
 /// Who decoded lately.
@@ -57,15 +68,27 @@ struct Company {
     last: Vec<u64>,
     before: Vec<u64>,
     took: Duration,
+    /// Batches that do not wait, because waiting brought nobody.
+    hurry: u32,
+    /// How many those were, the last time.
+    hurried: u32,
 }
+
+/// The most batches that go without waiting after one that waited in vain.
+const HURRY: u32 = 64;
 
 impl Company {
     fn gather(&mut self, core: &Core, device: u16, batch: &mut Vec<Job>) {
         let newcomers = self.before.iter().filter(|number| !self.last.contains(number)).count();
         let expected = (self.last.len() + newcomers).min(core.config.max_batch);
-        if batch.len() < expected {
+        if self.hurry > 0 {
+            self.hurry -= 1;
+        } else if batch.len() < expected {
+            let had = batch.len();
             let linger = LINGER.min(self.took / LINGER_SHARE);
             core.queue(device).gather(batch, expected, Instant::now() + linger);
+            self.hurried = if batch.len() > had { 0 } else { (2 * self.hurried + 1).min(HURRY) };
+            self.hurry = self.hurried;
         }
         std::mem::swap(&mut self.before, &mut self.last);
         self.last.clear();

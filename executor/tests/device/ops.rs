@@ -143,7 +143,7 @@ fn run(
     outputs.remove(0)
 }
 
-pub fn compare(what: &dyn std::fmt::Debug, got: &Tensor, expected: &Tensor, slack: f64) {
+pub(crate) fn compare(what: &dyn std::fmt::Debug, got: &Tensor, expected: &Tensor, slack: f64) {
     assert_eq!((got.dtype, &got.dims), (expected.dtype, &expected.dims), "{what:?}");
     let relative = slack
         * match got.dtype {

@@ -10,20 +10,20 @@ use half::{bf16, f16};
 
 /// A tensor whose elements are all f64 (integers beyond 2^53 are not tested).
 #[derive(Clone, Debug)]
-pub struct Tensor {
-    pub dtype: DType,
-    pub dims: Vec<usize>,
-    pub data: Vec<f64>,
+pub(crate) struct Tensor {
+    pub(crate) dtype: DType,
+    pub(crate) dims: Vec<usize>,
+    pub(crate) data: Vec<f64>,
 }
 
 impl Tensor {
-    pub fn new(dtype: DType, dims: &[usize], data: Vec<f64>) -> Self {
+    pub(crate) fn new(dtype: DType, dims: &[usize], data: Vec<f64>) -> Self {
         assert_eq!(dims.iter().product::<usize>(), data.len());
         let data = data.into_iter().map(|x| round(dtype, x)).collect();
         Self { dtype, dims: dims.to_vec(), data }
     }
 
-    pub fn to_host(&self) -> HostTensor {
+    pub(crate) fn to_host(&self) -> HostTensor {
         let dims = self.dims.iter().map(|&d| d as u64).collect();
         let bytes = |x: &f64| -> Vec<u8> {
             let x = *x;
@@ -39,7 +39,7 @@ impl Tensor {
         HostTensor { dtype: Some(self.dtype), dims, data: self.data.iter().flat_map(bytes).collect() }
     }
 
-    pub fn from_host(host: &HostTensor) -> Self {
+    pub(crate) fn from_host(host: &HostTensor) -> Self {
         let dtype = host.dtype.unwrap();
         let element = |b: &[u8]| match dtype {
             DType::F32 => f64::from(f32::from_le_bytes(b.try_into().unwrap())),
@@ -80,10 +80,10 @@ fn round(dtype: DType, x: f64) -> f64 {
 }
 
 /// Keys and values so far: `[layer][which][kv_head * head_dim elements a token]`.
-pub type History = Vec<[Vec<f64>; 2]>;
+pub(crate) type History = Vec<[Vec<f64>; 2]>;
 
 /// Runs a graph for one batch row's worth of caches. `inputs` by node; positions are filled in.
-pub fn evaluate(
+pub(crate) fn evaluate(
     graph: &VerifiedGraph,
     sizes: &Sizes,
     inputs: &HashMap<NodeId, Tensor>,
@@ -402,6 +402,6 @@ fn normal_cdf(x: f64) -> f64 {
 }
 
 /// Fixed or symbolic dims of one symbol set, as numbers.
-pub fn concrete(dims: &[Dim], sizes: &Sizes) -> Vec<usize> {
+pub(crate) fn concrete(dims: &[Dim], sizes: &Sizes) -> Vec<usize> {
     dims.iter().map(|&d| sizes.dim(d) as usize).collect()
 }

@@ -37,7 +37,9 @@ fn a_batch_has_a_bound() {
         config.max_batch = 3;
     });
     let mut all = sessions(&server, 7, Phase::Decode);
-    all.iter_mut().for_each(|(c, m)| drop(c.ask_run(m, &[1], None)));
+    for (client, model) in &mut all {
+        client.ask_run(model, &[1], None);
+    }
     server.run_all();
     assert_eq!(server.runs(), [(3, 1), (3, 1), (1, 1)]);
 }

@@ -24,7 +24,7 @@ fn ids(tokens: &[i32]) -> Vec<[u8; 4]> {
 }
 
 /// All tokens of the replies to one request, and how it ended.
-fn collect(client: &mut Client<'_>, id: u64) -> (Vec<i32>, Option<Finish>, u32) {
+fn collect(client: &Client<'_>, id: u64) -> (Vec<i32>, Option<Finish>, u32) {
     let (mut all, mut end, mut at) = (Vec::new(), None, 0);
     for (of, told) in client.heard() {
         assert_eq!(of, id);
@@ -44,7 +44,7 @@ fn generate_gives_what_single_steps_give() {
     let prompt = [3, 1, 4, 1, 5];
     let expected = continuation(&prompt, 70);
     let id = client.ask(generate(&model, &ids(&prompt), 70, &[]));
-    assert_eq!(collect(&mut client, id), (expected.clone(), Some(Finish::Length), 5 + 69));
+    assert_eq!(collect(&client, id), (expected.clone(), Some(Finish::Length), 5 + 69));
 
     let other = client.model_with(Phase::Decode, model.table, None);
     let (mut token, _) = client.run(&other, &prompt);
@@ -65,9 +65,9 @@ fn a_stop_token_ends_it_and_is_the_last() {
     let stop = all[6];
     let first = all.iter().position(|&t| t == stop).unwrap();
     let id = client.ask(generate(&model, &ids(&[7, 7]), 20, &ids(&[stop])));
-    assert_eq!(collect(&mut client, id), (all[..=first].to_vec(), Some(Finish::Stop), 2 + first as u32));
+    assert_eq!(collect(&client, id), (all[..=first].to_vec(), Some(Finish::Stop), 2 + first as u32));
     let id = client.ask(generate(&model, &ids(&[1]), 0, &[]));
-    assert_eq!(collect(&mut client, id), (vec![], Some(Finish::Length), 2 + first as u32 + 1), "only the prompt runs");
+    assert_eq!(collect(&client, id), (vec![], Some(Finish::Length), 2 + first as u32 + 1), "only the prompt runs");
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_long_prompt_runs_in_pieces() {
     let model = client.model(Phase::Prefill);
     let prompt: Vec<i32> = (0..170).map(|i| i % 32).collect();
     let id = client.ask(generate(&model, &ids(&prompt), 3, &[]));
-    assert_eq!(collect(&mut client, id), (continuation(&prompt, 3), Some(Finish::Length), 172));
+    assert_eq!(collect(&client, id), (continuation(&prompt, 3), Some(Finish::Length), 172));
     assert_eq!(server.runs(), [(1, 50), (1, 50), (1, 50), (1, 20), (1, 1), (1, 1)]);
 }
 
@@ -90,7 +90,7 @@ fn a_cancelled_generate_stops_at_the_next_step() {
     for _ in 0..3 {
         server.executor.step();
     }
-    assert_eq!(collect(&mut client, id).0, continuation(&[1], 3));
+    assert_eq!(collect(&client, id).0, continuation(&[1], 3));
     server.executor.cancel(&client.peer, id, server.now);
     server.run_all();
     let error = client.answer(id).unwrap_err();
@@ -112,18 +112,18 @@ fn a_generate_goes_on_without_its_client_and_is_replayed() {
     let id = client.ask(generate(&model, &prompt, 6, &[]));
     server.executor.step();
     server.executor.step();
-    assert_eq!(collect(&mut client, id).0, all[..2]);
+    assert_eq!(collect(&client, id).0, all[..2]);
     client.break_off();
     server.executor.step();
     server.executor.step();
     client.reconnect(id);
     client.ask_as(id, generate(&model, &prompt, 6, &[]));
-    assert_eq!(collect(&mut client, id), (all[..4].to_vec(), None, 2 + 3), "from the beginning; positions tell which");
+    assert_eq!(collect(&client, id), (all[..4].to_vec(), None, 2 + 3), "from the beginning; positions tell which");
     server.run_all();
-    assert_eq!(collect(&mut client, id), (all[4..].to_vec(), Some(Finish::Length), 2 + 5));
+    assert_eq!(collect(&client, id), (all[4..].to_vec(), Some(Finish::Length), 2 + 5));
     client.reconnect(id);
     client.ask_as(id, generate(&model, &prompt, 6, &[]));
-    assert_eq!(collect(&mut client, id), (all, Some(Finish::Length), 2 + 5), "the record has them all");
+    assert_eq!(collect(&client, id), (all, Some(Finish::Length), 2 + 5), "the record has them all");
     assert_eq!(server.runs().len(), 6);
 }
 

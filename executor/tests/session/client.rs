@@ -129,12 +129,12 @@ impl<'a> Client<'a> {
         id
     }
 
-    pub(crate) fn ask_as(&mut self, id: u64, request: Request<'_>) {
+    pub(crate) fn ask_as(&self, id: u64, request: Request<'_>) {
         self.server.executor.request(&self.peer, id, request, self.server.now);
     }
 
     /// Every reply since the last call.
-    pub(crate) fn heard(&mut self) -> Vec<(u64, Answer)> {
+    pub(crate) fn heard(&self) -> Vec<(u64, Answer)> {
         let frames = self.recorder.take();
         let told = frames.iter().filter(|f| f.header.flags.has(Flags::REPLY) && f.header.kind != Ok(Kind::Ping));
         told.map(|f| (f.header.id, own(Reply::decode(&f.header, &f.meta, &f.payload).unwrap()))).collect()
@@ -142,7 +142,7 @@ impl<'a> Client<'a> {
 
     /// The one reply that there must be.
     #[track_caller]
-    pub(crate) fn answer(&mut self, id: u64) -> Answer {
+    pub(crate) fn answer(&self, id: u64) -> Answer {
         let heard = self.heard();
         assert_eq!(heard.len(), 1, "{heard:?}");
         assert_eq!(heard[0].0, id);
@@ -184,7 +184,7 @@ impl<'a> Client<'a> {
         assert_eq!(self.call(resume), Ok(Told::Opened(opened)));
     }
 
-    pub(crate) fn break_off(&mut self) {
+    pub(crate) fn break_off(&self) {
         self.server.executor.closed(&self.peer, self.server.now);
         self.recorder.take();
     }
@@ -208,7 +208,7 @@ impl<'a> Client<'a> {
     }
 
     /// Sends these slices of a transfer, as a bulk lane would.
-    pub(crate) fn send(&mut self, transfer: u64, bytes: &[u8], slices: &[usize]) {
+    pub(crate) fn send(&self, transfer: u64, bytes: &[u8], slices: &[usize]) {
         let mut lane = BulkIn::new(false);
         for &slice in slices {
             let at = slice * SLICE as usize;
@@ -220,7 +220,7 @@ impl<'a> Client<'a> {
     }
 
     /// Sends a slice frame as it is.
-    pub(crate) fn send_frame(&mut self, lane: &mut BulkIn, frame: &[u8]) {
+    pub(crate) fn send_frame(&self, lane: &mut BulkIn, frame: &[u8]) {
         let mut rest = frame;
         loop {
             if let Want::Read { first, .. } = lane.want() {
@@ -237,7 +237,7 @@ impl<'a> Client<'a> {
                     BulkEvent::OffGrid(transfer) => {
                         self.server.executor.refused(&self.peer, transfer, self.server.now);
                     }
-                    BulkEvent::Corrupt { .. } => {}
+                    BulkEvent::Corrupt { .. } | BulkEvent::Missed { .. } => {}
                 }
             }
             if rest.is_empty() {
@@ -257,19 +257,15 @@ impl<'a> Client<'a> {
     pub(crate) fn model_with(&mut self, phase: genie_graph::Phase, table: Handle, cache: Option<Handle>) -> Model {
         let lm = graphs::lm(phase);
         let program = self.define(&lm.graph.encode());
-        let cache = cache.unwrap_or_else(|| {
-            tensor(self.call(Request::CacheCreate { program, input: lm.cache, reserve: 0 }))
-        });
+        let cache =
+            cache.unwrap_or_else(|| tensor(self.call(Request::CacheCreate { program, input: lm.cache, reserve: 0 })));
         let binding = self.bind_model(&lm, program, table, cache);
         Model { lm, program, cache, binding, table }
     }
 
     #[track_caller]
     pub(crate) fn bind_model(&mut self, lm: &Lm, program: Handle, table: Handle, cache: Handle) -> Handle {
-        let bound = vec![
-            BindEntry { input: lm.table, handle: table },
-            BindEntry { input: lm.cache, handle: cache },
-        ];
+        let bound = vec![BindEntry { input: lm.table, handle: table }, BindEntry { input: lm.cache, handle: cache }];
         let mut bytes = Vec::new();
         let real: Vec<u8> = [0_f32, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
         write_argument(&mut bytes, lm.real, DType::F32, &[1, 2], &real).unwrap();

@@ -100,9 +100,12 @@ impl Loaded for Program {
     }
 }
 
+/// Length, blocks, and all tokens of a cache.
+type Grown = (u64, Vec<Slab>, Vec<i32>);
+
 impl Program {
-    /// The row's cache with its tokens appended: as (length, blocks, all tokens).
-    fn grown(&self, row: &Row<'_>) -> Result<Option<(u64, Vec<Slab>, Vec<i32>)>, DeviceError> {
+    /// The row's cache with its tokens appended.
+    fn grown(&self, row: &Row<'_>) -> Result<Option<Grown>, DeviceError> {
         let Some(cache) = row.caches.first() else { return Ok(None) };
         let mut all = read(cache);
         all.extend(tokens(row));
@@ -120,7 +123,8 @@ impl Program {
 
 /// What the device answers to these tokens.
 pub(crate) fn next_token(tokens: &[i32]) -> i32 {
-    let sum = tokens.iter().enumerate().fold(7_i64, |sum, (i, &t)| (sum * 31 + i64::from(t) * (i as i64 + 3)) % 1_000_003);
+    let sum =
+        tokens.iter().enumerate().fold(7_i64, |sum, (i, &t)| (sum * 31 + i64::from(t) * (i as i64 + 3)) % 1_000_003);
     (sum % VOCABULARY as i64) as i32
 }
 

@@ -115,6 +115,9 @@ fn errors_of_one_session_are_not_felt_by_another() {
         bad.call(put_request(PutTarget::Range { handle, offset: u64::MAX }, &[1])).unwrap_err();
         bad.call(Request::Define { device: i as u16, graph: &[0; 9] }).unwrap_err();
     }
-    assert_eq!(bad.fails(put_request(private(Some(genie_transport::wire::ContentHash([0; 32])), None), &[1])), ErrorCode::HashMismatch);
+    assert_eq!(
+        bad.fails(put_request(private(Some(genie_transport::wire::ContentHash([0; 32])), None), &[1])),
+        ErrorCode::HashMismatch
+    );
     assert_eq!(good.get(kept), noise(1000, 1));
 }

@@ -42,14 +42,7 @@ pub(crate) fn lm(phase: Phase) -> Lm {
     b.output("token", token);
     b.output("logits", logits);
     let id = |node: NodeId| node.0 as u16;
-    Lm {
-        graph: b.finish().unwrap(),
-        table: table.0,
-        cache: cache.0,
-        tokens: id(tokens),
-        real: id(real),
-        int: id(int),
-    }
+    Lm { graph: b.finish().unwrap(), table: table.0, cache: cache.0, tokens: id(tokens), real: id(real), int: id(int) }
 }
 
 /// `y = relu(x)` of `f32 [4]`; the input is node 0.

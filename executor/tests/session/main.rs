@@ -5,8 +5,9 @@
 mod batching;
 mod caches;
 mod client;
-mod faults;
+mod cpu;
 mod fake;
+mod faults;
 mod graphs;
 mod lifetimes;
 mod memory;

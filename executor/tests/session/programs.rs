@@ -1,7 +1,7 @@
 //! Define, bind, run.
 
 use genie_graph::{DType, GraphBuilder, InputRole, Op, Phase, TensorType};
-use genie_transport::wire::{Arguments, BindEntry, ErrorCode, Request, TensorSpec, write_argument};
+use genie_transport::wire::{Arguments, BindEntry, ContentHash, ErrorCode, Request, TensorSpec, write_argument};
 
 use crate::client::{Out, Server, Told, noise, private, put_request, ran, tensor};
 use crate::fake::next_token;
@@ -24,13 +24,30 @@ fn a_graph_is_planned_once_for_all() {
 }
 
 #[test]
+fn a_graph_that_the_server_has_is_defined_by_its_hash() {
+    let server = Server::inline();
+    let (graph, hash) = (relu().encode(), ContentHash(relu().hash().0));
+    let mut a = server.client();
+    assert_eq!(a.fails(Request::DefineKnown { device: 0, hash }), ErrorCode::NoSuchName);
+    let program = a.define(&graph);
+    a.call(Request::Free(program)).unwrap();
+    a.call(Request::Close).unwrap();
+    let mut b = server.client();
+    let known = b.call(Request::DefineKnown { device: 0, hash }).unwrap();
+    assert!(matches!(known, Told::Program(_, found) if found == hash), "it outlives the session that sent it");
+    assert_eq!(b.fails(Request::DefineKnown { device: 9, hash }), ErrorCode::NoSuchDevice);
+}
+
+#[test]
 fn a_bad_graph_is_refused_with_the_reason() {
     let server = Server::inline();
     let mut client = server.client();
     let good = relu().encode();
     let mut bad = relu().into_graph();
     bad.nodes[1].inputs.push(genie_graph::NodeId(0));
-    for (graph, what) in [(&good[..good.len() - 1], "truncated"), (&genie_graph::encode(&bad)[..], "arity"), (&[], "empty")] {
+    for (graph, what) in
+        [(&good[..good.len() - 1], "truncated"), (&genie_graph::encode(&bad)[..], "arity"), (&[], "empty")]
+    {
         let error = client.call(Request::Define { device: 0, graph }).unwrap_err();
         assert_eq!(error.code, ErrorCode::BadGraph, "{what}: {error}");
         assert!(error.message.len() > 30, "{what}: {error}");
@@ -60,9 +77,15 @@ fn arguments_come_bound_fixed_or_with_the_run() {
     let put = genie_transport::wire::PutRequest { target: private(None, None), spec, body };
     let resident = tensor(client.call(Request::Put(put)));
     let bound = vec![BindEntry { input: 0, handle: resident }];
-    let bindings = [(vec![], Arguments::EMPTY, arguments), (vec![], arguments, Arguments::EMPTY), (bound, Arguments::EMPTY, Arguments::EMPTY)];
+    let bindings = [
+        (vec![], Arguments::EMPTY, arguments),
+        (vec![], arguments, Arguments::EMPTY),
+        (bound, Arguments::EMPTY, Arguments::EMPTY),
+    ];
     for (bound, fixed, with) in bindings {
-        let Ok(Told::Bound(binding)) = client.call(Request::Bind { program, bound, arguments: fixed }) else { panic!() };
+        let Ok(Told::Bound(binding)) = client.call(Request::Bind { program, bound, arguments: fixed }) else {
+            panic!()
+        };
         let run = Request::Run { binding, position: None, wanted: 1, keep: 0, arguments: with };
         let Ok(Told::Ran { device: 0, position: 0, outputs }) = client.call(run) else { panic!() };
         assert_eq!(outputs, [Out::Inline(0, floats(&[0.0, 2.0, 0.0, 4.0]))]);
@@ -79,7 +102,7 @@ fn a_bound_argument_is_read_anew_by_each_run() {
     let mut client = server.client();
     let program = client.define(&relu().encode());
     let spec = TensorSpec::new(DType::F32, &[4]).unwrap();
-    let mut put = |client: &mut crate::client::Client<'_>, target, values: &[f32]| {
+    let put = |client: &mut crate::client::Client<'_>, target, values: &[f32]| {
         let bytes = floats(values);
         let body = genie_transport::wire::PutBody::Inline(&bytes);
         tensor(client.call(Request::Put(genie_transport::wire::PutRequest { target, spec: spec.clone(), body })))

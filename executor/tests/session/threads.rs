@@ -15,7 +15,7 @@ fn server() -> Server {
 
 /// The terminal reply to a request, and all tokens on the way.
 #[track_caller]
-fn wait(client: &mut Client<'_>, id: u64) -> (Answer, Vec<i32>) {
+fn wait(client: &Client<'_>, id: u64) -> (Answer, Vec<i32>) {
     let (deadline, mut all) = (Instant::now() + Duration::from_secs(60), Vec::new());
     loop {
         for (of, told) in client.heard() {
@@ -85,10 +85,10 @@ fn large_weights_are_hashed_elsewhere() {
     let slices: Vec<usize> = (0..256).collect();
     let id = client.ask(sliced_put(weight(ContentHash::of(&bytes)), bytes.len(), false));
     client.send(id, &bytes, &slices);
-    let handle = tensor(wait(&mut client, id).0);
+    let handle = tensor(wait(&client, id).0);
     assert_eq!(client.get(handle), bytes);
     let id = client.ask(Request::Copy { handle, device: 1 });
-    let copy = tensor(wait(&mut client, id).0);
+    let copy = tensor(wait(&client, id).0);
     assert_eq!(client.get(copy), bytes);
 }
 
@@ -107,7 +107,7 @@ fn shutting_down_answers_everything() {
         arguments: Arguments::EMPTY,
     });
     server.executor.shutdown();
-    let (answer, _) = wait(&mut client, id);
+    let (answer, _) = wait(&client, id);
     assert_eq!(answer.unwrap_err().code, genie_transport::wire::ErrorCode::ShuttingDown);
     assert!(client.peer.is_closed());
 }

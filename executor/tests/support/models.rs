@@ -183,8 +183,9 @@ pub fn llama(config: &Config) -> Model {
     b.finish(x, table, positions, hidden)
 }
 
-/// A GPT-2: arguments and outputs as [`llama`].
+/// A GPT-2: arguments and outputs as [`llama`]; as many key/value heads as heads.
 pub fn gpt2(config: &Config) -> Model {
+    let config = &Config { kv_heads: config.heads, ..*config };
     let mut b = Builder::new("gpt2", config.weights);
     let hidden = config.hidden;
     let tokens = b.input("tokens", InputRole::Tokens, DType::I32, &[B, S]);

@@ -374,8 +374,8 @@ impl RemoteModel {
             let mut sent = |done, total| progress(Stage::Uploading(done, total));
             let (weights, uploaded) =
                 upload::upload(&mut self.session, self.device, &self.model, &self.hashes, &mut sent)?;
-            let prefill = self.session.define(self.device, &self.prefill.encoded)?;
-            let decode = self.session.define(self.device, &self.decode.encoded)?;
+            let prefill = self.prefill.define(&mut self.session, self.device)?;
+            let decode = self.decode.define(&mut self.session, self.device)?;
             self.uploaded = uploaded;
             self.life += 1;
             return Ok(self.resident.insert(Resident { weights, prefill, decode }));

@@ -37,11 +37,11 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if unreachable { 3 } else { 1 })
 }
 
-/// The chain of causes in a line; a cause that its effect's text holds already is not said twice.
+/// The chain of causes in a line; a cause that an effect's text holds already is not said twice.
 fn sentence(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
-        if line.ends_with(&cause) {
+        if line.contains(&cause) {
             continue;
         }
         if !line.is_empty() {

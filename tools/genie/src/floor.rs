@@ -96,7 +96,7 @@ impl Floor {
     }
 
     fn connect(&self, mode: u64, size: usize, count: u64) -> Result<TcpStream> {
-        let mut stream = tcp::connect(&self.uri, Duration::from_secs(5)).context("connecting to the floor")?;
+        let (mut stream, _) = tcp::connect(&self.uri, Duration::from_secs(5)).context("connecting to the floor")?;
         for number in [mode, size as u64, count] {
             stream.write_all(&number.to_le_bytes())?;
         }

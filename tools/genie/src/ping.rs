@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use genie_transport::Uri;
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::bench;
 use crate::connect::{self, LinkArgs};
 use crate::say::Say;
 
@@ -41,12 +41,12 @@ struct Pings {
 /// Runs the command.
 pub(crate) fn run(args: &PingArgs, say: Say) -> Result<()> {
     let mut session = connect::session(&args.uri, args.link)?;
-    let mut times = Histogram::<u64>::new(3)?;
+    let mut times = bench::times()?;
     for i in 0..args.count {
         if i > 0 && args.interval > 0 {
             std::thread::sleep(Duration::from_millis(args.interval));
         }
-        times.saturating_record(u64::try_from(session.ping()?.as_nanos())?);
+        bench::record(&mut times, session.ping()?);
     }
     session.close()?;
     let us = |ns: u64| ns as f64 / 1e3;

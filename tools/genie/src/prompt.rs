@@ -1,7 +1,7 @@
 //! Prompts of an exact length, for measurements.
 
 use anyhow::{Result, bail};
-use genie_models::Model;
+use genie_models::{Config, Model};
 
 /// A passage to be continued. Its words do not matter; that it is ordinary text does.
 const TEXT: &str = "The harbour lay quiet under a thin fog when the first boats came in. On the quay the women sorted the \
@@ -19,7 +19,11 @@ pub(crate) fn of_length(model: &Model, count: usize) -> Result<Vec<i32>> {
         bail!("a prompt has at least one token: choose a larger --prompt-tokens");
     }
     let Ok(tokenizer) = model.tokenizer() else {
-        let vocab = u64::from(vocab(model)?);
+        let vocab = match model.config() {
+            Config::Llama(c) => c.vocab,
+            Config::Gpt2(c) => c.vocab,
+            _ => bail!("the model has no tokenizer, and its vocabulary is unknown"),
+        };
         return Ok((0..count as u64).map(|i| (i * 7919 % vocab) as i32).collect());
     };
     let mut text = String::new();
@@ -37,28 +41,24 @@ pub(crate) fn ids(ids: &[u32]) -> Result<Vec<i32>> {
     Ok(ids.iter().map(|&id| i32::try_from(id)).collect::<Result<_, _>>()?)
 }
 
-/// The embedding has a row for each token.
-fn vocab(model: &Model) -> Result<u32> {
-    let rows = model.weights().first().and_then(|w| w.dims().first()).copied().unwrap_or(0);
-    match u32::try_from(rows) {
-        Ok(rows) if rows > 0 => Ok(rows),
-        _ => bail!("the model's vocabulary is unknown"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use genie_graph::DType;
-    use genie_models::{Config, synthetic};
+    use genie_graph::{DType, LinearLayout};
+    use genie_models::{Gpt2Config, synthetic};
 
     #[test]
     fn a_prompt_has_its_length() {
-        let Config::Gpt2(config) = Config::from_json(
-            br#"{"model_type": "gpt2", "vocab_size": 50, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}"#,
-        )
-        .unwrap() else {
-            panic!("not a GPT-2")
+        let config = Gpt2Config {
+            vocab: 50,
+            max_positions: 64,
+            hidden: 16,
+            layers: 1,
+            heads: 2,
+            intermediate: 32,
+            eps: 1e-5,
+            layout: LinearLayout::InOut,
+            tied: true,
         };
         let model = synthetic::random_gpt2(config, 1, DType::F32).unwrap();
         let prompt = of_length(&model, 30).unwrap();

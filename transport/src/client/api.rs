@@ -7,7 +7,7 @@ use genie_graph::DType;
 use super::ClientError;
 use crate::connection::ClientOptions;
 use crate::wire::{
-    Argument, Arguments, BindEntry, ContentHash, DecodeError, DeviceEntry, Finish, Handle, PutBody, PutRequest, PutTarget, Reply,
+    Argument, Arguments, BindEntry, ContentHash, DecodeError, DeviceEntry, ErrorCode, Finish, Handle, PutBody, PutRequest, PutTarget, Reply,
     Request, ResidencyCode, TensorSpec, write_argument,
 };
 
@@ -260,6 +260,15 @@ pub(super) fn program(reply: &Reply<'_>) -> Result<Program, ClientError> {
     match reply {
         Reply::Program { handle, hash } => Ok(Program { handle: *handle, hash: *hash }),
         other => Err(unexpected(other)),
+    }
+}
+
+/// A program that the server may lack.
+pub(super) fn known(defined: Result<Program, ClientError>) -> Result<Option<Program>, ClientError> {
+    match defined {
+        Ok(program) => Ok(Some(program)),
+        Err(ClientError::Remote(error)) if error.code == ErrorCode::NoSuchName => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -304,6 +304,14 @@ impl Session {
         self.call(&Request::Define { device, graph }, |reply| api::program(&reply))
     }
 
+    /// Registers a graph by its content hash; `None` if the server has no such graph: then [`Self::define`] it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn define_known(&mut self, device: u16, hash: ContentHash) -> Result<Option<Program>, ClientError> {
+        api::known(self.call(&Request::DefineKnown { device, hash }, |reply| api::program(&reply)))
+    }
+
     /// Joins a program with residents, caches and fixed inputs.
     ///
     /// # Errors

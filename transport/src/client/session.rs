@@ -235,6 +235,15 @@ impl Session {
         self.call(start, |reply| api::program(&reply)).await
     }
 
+    /// Registers a graph by its content hash; `None` if the server has no such graph: then [`Self::define`] it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn define_known(&self, device: u16, hash: ContentHash) -> Result<Option<Program>, ClientError> {
+        let start = move |c: &mut Client| c.start(&Request::DefineKnown { device, hash }, None, None).0;
+        api::known(self.call(start, |reply| api::program(&reply)).await)
+    }
+
     /// Joins a program with residents, caches and fixed inputs.
     ///
     /// # Errors

@@ -10,6 +10,9 @@ use crate::wire::{DecodeError, SLICE_FRAME_BYTES, SliceHead};
 /// How long a slice may wait for the request that says where it belongs, before it is drained.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a slice may wait for another lane that is writing the same one: after a reconnect, the old connection's.
+const TURN: Duration = Duration::from_millis(50);
+
 /// Ended transfers whose late slices are drained at once.
 const REMEMBERED: usize = 1024;
 
@@ -91,6 +94,13 @@ pub enum BulkEvent {
     Complete(u64),
     /// A slice was corrupted on the way, and is missing still.
     Corrupt {
+        /// Of this transfer.
+        transfer: u64,
+        /// Its first byte.
+        offset: u64,
+    },
+    /// A slice was drained because another lane was writing the same one, which may yet fail: it may be missing still.
+    Missed {
         /// Of this transfer.
         transfer: u64,
         /// Its first byte.
@@ -192,16 +202,21 @@ impl BulkIn {
             let head = *head;
             let drain = State::Drain(head.len as usize);
             match landings.find(head.transfer) {
-                Place::Here(landing) => {
-                    self.state = match landing.claim(&head) {
-                        Claim::Lease(lease) => State::Payload(lease),
-                        Claim::Duplicate => drain,
-                        Claim::OffGrid => {
-                            self.events.push_back(BulkEvent::OffGrid(head.transfer));
-                            drain
+                Place::Here(landing) => match landing.claim(&head) {
+                    Claim::Lease(lease) => self.state = State::Payload(lease),
+                    Claim::Duplicate => self.state = drain,
+                    Claim::Busy => {
+                        if *until.get_or_insert(now + TURN) <= now {
+                            self.state = drain;
+                            let SliceHead { transfer, offset, .. } = head;
+                            self.events.push_back(BulkEvent::Missed { transfer, offset });
                         }
-                    };
-                }
+                    }
+                    Claim::OffGrid => {
+                        self.events.push_back(BulkEvent::OffGrid(head.transfer));
+                        self.state = drain;
+                    }
+                },
                 Place::Ended => self.state = drain,
                 Place::Unknown if !self.patient => self.state = drain,
                 Place::Unknown => {

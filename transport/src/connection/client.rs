@@ -15,7 +15,7 @@ use super::requests::{Bulk, RequestId, Requests};
 use crate::memory::Landing;
 use crate::wire::{
     Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Header, Kind, LaneHello, OpenedSession, RemoteError,
-    Reply, Request, Welcome, body_crc, encode_header, limits, set_announce,
+    PutBody, PutRequest, Reply, Request, Welcome, body_crc, encode_header, limits, set_announce,
 };
 
 /// Why a request has no good answer.
@@ -121,8 +121,11 @@ pub struct Client {
     landings: Arc<Landings>,
     bulk: Arc<BulkOut>,
     bulk_used: bool,
-    /// Payloads of puts that were given up before they were answered.
-    held: Vec<(u64, Vec<Bytes>)>,
+    /// Requests that were given up before they were answered: each has its credit until its terminal reply comes, and holds
+    /// a put's payload, whose pages a link may have passed on by reference.
+    abandoned: Vec<(u64, Vec<Bytes>)>,
+    /// Until a session is open: when to give up, and the pause after the next failure.
+    retry: (Instant, Duration),
     counters: Arc<Counters>,
     heard: Instant,
     said: Instant,
@@ -132,8 +135,8 @@ pub struct Client {
 
 #[derive(Debug)]
 enum State {
-    /// No connection: the next attempt, the time to give up, the pause after the next failure.
-    Down { next: Instant, give_up: Instant, pause: Duration },
+    /// No connection; when the next attempt is due.
+    Down { next: Instant },
     /// The control lane is up, hello is sent.
     Greeting,
     /// The open or resume request with this id is under way.
@@ -149,12 +152,9 @@ const SECOND_CHANCES: u32 = 8;
 impl Client {
     /// A client that wants to be connected.
     pub fn new(options: ClientOptions, now: Instant) -> Self {
-        let give_up = now + options.reconnect_for;
-        let state = State::Down { next: now, give_up, pause: options.backoff };
         Self {
             session: options.resume,
-            options,
-            state,
+            state: State::Down { next: now },
             framer: Framer::new(limits::CONTROL_PAYLOAD_BYTES),
             outbox: Outbox::default(),
             requests: Requests::default(),
@@ -163,12 +163,14 @@ impl Client {
             landings: Arc::default(),
             bulk: Arc::default(),
             bulk_used: false,
-            held: Vec::new(),
+            abandoned: Vec::new(),
+            retry: (now + options.reconnect_for, options.backoff),
             counters: Arc::default(),
             heard: now,
             said: now,
             events: Vec::new(),
             sessions_lost: 0,
+            options,
         }
     }
 
@@ -176,7 +178,7 @@ impl Client {
 
     /// Whether a control lane should be opened now.
     pub fn wants_connection(&self, now: Instant) -> bool {
-        matches!(self.state, State::Down { next, .. } if next <= now)
+        matches!(self.state, State::Down { next } if next <= now)
     }
 
     /// A control lane is up.
@@ -189,14 +191,17 @@ impl Client {
         self.push_control(0, &Control::Hello(Caps::OURS));
     }
 
-    /// The control lane is gone, or could not be opened.
+    /// The control lane is gone, or could not be opened. The driver has dropped the connection's bulk lanes, so that nothing
+    /// more of it can land.
     pub fn lost(&mut self, reason: &str, now: Instant) {
-        let (give_up, pause) = match &self.state {
+        match &self.state {
             State::Dead(_) => return,
-            State::Down { give_up, pause, .. } => (*give_up, *pause),
-            // Refused while greeting: not a fresh start of the clock.
-            _ => (now + self.options.reconnect_for, self.options.backoff),
-        };
+            // A fresh start of the clock. Being refused while greeting is none: a server that takes every connection only to
+            // end it would never be given up.
+            State::Ready => self.retry = (now + self.options.reconnect_for, self.options.backoff),
+            _ => {}
+        }
+        let (give_up, pause) = self.retry;
         if !matches!(self.state, State::Down { .. }) {
             self.events.push(ClientEvent::Lost(reason.into()));
             self.interrupt();
@@ -204,9 +209,8 @@ impl Client {
         if now >= give_up {
             return self.die(ClientError::Unreachable { reason: reason.into(), effect: Effect::Unknown });
         }
-        let next = (now + pause).min(give_up);
-        let pause = (pause * 2).min(Duration::from_secs(1));
-        self.state = State::Down { next, give_up, pause };
+        self.retry.1 = (pause * 2).min(Duration::from_secs(1));
+        self.state = State::Down { next: (now + pause).min(give_up) };
     }
 
     /// Where received bytes of the control lane go.
@@ -288,9 +292,10 @@ impl Client {
     pub fn bulk_event(&mut self, event: &BulkEvent) {
         match *event {
             BulkEvent::Complete(_) => {}
-            BulkEvent::Corrupt { transfer, .. } => self.begin_again(transfer),
+            BulkEvent::Corrupt { transfer, .. } | BulkEvent::Missed { transfer, .. } => self.begin_again(transfer),
             BulkEvent::OffGrid(transfer) => {
-                if let Some(slot) = self.requests.get(transfer) {
+                let id = self.requests.of_wire(transfer);
+                if let Some(slot) = self.requests.get(id) {
                     slot.fail(DecodeError::Range("a slice does not fit the get that it answers").into());
                 }
             }
@@ -301,7 +306,7 @@ impl Client {
     pub fn deadline(&self) -> Option<Instant> {
         match (&self.state, &self.welcome) {
             (State::Dead(_), _) => None,
-            (State::Down { next, .. }, _) => Some(*next),
+            (State::Down { next }, _) => Some(*next),
             (State::Ready, Some(w)) => Some((self.said + millis(w.keepalive_ms)).min(self.heard + millis(w.silence_ms))),
             _ => Some(self.heard + self.options.reconnect_for),
         }
@@ -409,26 +414,30 @@ impl Client {
     /// Forgets a request. One that is not over is cancelled.
     pub fn end(&mut self, id: RequestId) {
         let Some(slot) = self.requests.get(id.0) else { return };
-        let (over, sent, landing) = (slot.is_over(), slot.sent, matches!(slot.bulk, Bulk::In(_)));
-        if !over && sent {
-            if let Bulk::Out { pieces, .. } = std::mem::replace(&mut slot.bulk, Bulk::None) {
-                // A link may have passed the pages on by reference: they are held until the server has answered.
-                self.held.push((id.0, pieces));
-            }
-            self.push_control(id.0, &Control::Cancel);
-            self.bulk.cancel(id.0);
-            self.in_flight = self.in_flight.saturating_sub(1);
-        }
-        if landing {
-            self.landings.end(id.0);
-        }
+        let (wire, wanted, awaited) = (slot.wire, slot.sent && !slot.is_over(), slot.is_awaited());
+        let bulk = std::mem::replace(&mut slot.bulk, Bulk::None);
         self.requests.end(id.0);
+        if wanted {
+            self.push_control(wire, &Control::Cancel);
+            self.bulk.cancel(wire);
+        }
+        if let Bulk::In(_) = bulk {
+            self.landings.end(wire);
+        }
+        if awaited {
+            let pieces = if let Bulk::Out { pieces, .. } = bulk { pieces } else { Vec::new() };
+            self.abandoned.push((wire, pieces));
+        }
     }
 
     /// Asks the server to stop a request; its terminal answer still comes.
     pub fn cancel(&mut self, id: RequestId) {
-        if self.requests.get(id.0).is_some_and(|slot| slot.sent && !slot.is_over()) {
-            self.push_control(id.0, &Control::Cancel);
+        let Some(slot) = self.requests.get(id.0).filter(|slot| !slot.is_over()) else { return };
+        // Should it have to be sent (again), the wish goes with it.
+        slot.cancelled = true;
+        if slot.sent {
+            let wire = slot.wire;
+            self.push_control(wire, &Control::Cancel);
         }
     }
 
@@ -456,6 +465,7 @@ impl Client {
         small.clear();
         let kind = request.encode(&mut frame, &mut small);
         slot.kind = kind;
+        slot.asks = matches!(request, Request::Put(PutRequest { body: PutBody::Sliced { announce: true, .. }, .. }));
         let borrowed = request.payload().filter(|_| payload.is_none());
         slot.payload = payload.unwrap_or_default();
         let body: &[u8] = borrowed.unwrap_or(if slot.payload.is_empty() { &small } else { &slot.payload });
@@ -486,7 +496,7 @@ impl Client {
         }
         slot.frame = frame;
         slot.small = small;
-        if flows {
+        if flows && !slot.asks {
             self.begin_bulk(id, Vec::new());
         }
         (RequestId(id), done)
@@ -497,7 +507,7 @@ impl Client {
         let Some(slot) = self.requests.get(id) else { return };
         match &slot.bulk {
             Bulk::None => {}
-            Bulk::In(landing) => self.landings.open(id, landing.clone()),
+            Bulk::In(landing) => self.landings.open(slot.wire, landing.clone()),
             Bulk::Out { pieces, slice_bytes } => {
                 self.bulk.push(Outgoing::new(id, pieces.clone(), *slice_bytes).skipping(landed));
             }
@@ -507,6 +517,9 @@ impl Client {
     /// Sends every request that waits, oldest first, as far as the credits go.
     fn resume_flow(&mut self) {
         let credits = self.welcome.map_or(1, |w| w.credits);
+        if !matches!(self.state, State::Ready) {
+            return;
+        }
         for id in self.requests.waiting() {
             if self.in_flight >= credits {
                 return;
@@ -520,9 +533,12 @@ impl Client {
             slot.forget_replies();
             self.outbox.push(&slot.frame, &[], &slot.payload);
             self.in_flight += 1;
-            let asks_first = slot.kind == Kind::Put && slot.again > 0;
-            if !asks_first {
+            let (wire, asks, cancelled) = (slot.wire, slot.asks, slot.cancelled);
+            if !asks {
                 self.begin_bulk(id, Vec::new());
+            }
+            if cancelled {
+                self.push_control(wire, &Control::Cancel);
             }
         }
     }
@@ -530,29 +546,53 @@ impl Client {
     /// The connection is gone: what was sent must be sent again.
     fn interrupt(&mut self) {
         self.bulk.clear();
-        self.held.clear();
+        self.abandoned.clear();
         self.outbox.clear();
         self.in_flight = 0;
         for id in self.requests.waiting() {
             if let Some(slot) = self.requests.get(id).filter(|s| s.sent) {
                 slot.sent = false;
-                // A put of which some slices may have landed asks which before it sends any.
-                slot.again += u32::from(matches!(slot.bulk, Bulk::Out { .. }));
-                set_announce_if(slot.again > 0, &mut slot.frame);
+                match &slot.bulk {
+                    Bulk::None => {}
+                    // Some slices may have landed: it asks which before it sends any.
+                    Bulk::Out { .. } => {
+                        slot.asks = true;
+                        set_announce(&mut slot.frame);
+                    }
+                    // The tensor may change before it is asked for again: slices of then and now do not belong together.
+                    Bulk::In(landing) => landing.reset(),
+                }
             }
         }
     }
 
-    /// A get's slice was corrupted: asks again; slices that landed are not written twice.
+    /// A get's slice was corrupted: asks for all of it again, since the tensor may have changed meanwhile. Under an id of its
+    /// own, so that slices of the first answer that are still on their way are told from those of the second.
     fn begin_again(&mut self, transfer: u64) {
-        let Some(slot) = self.requests.get(transfer) else { return };
+        let id = self.requests.of_wire(transfer);
+        let Some(slot) = self.requests.get(id) else { return };
+        let Bulk::In(landing) = &slot.bulk else { return };
         slot.again += 1;
         if slot.again > SECOND_CHANCES {
             slot.fail(ClientError::Corrupt(SECOND_CHANCES));
             return;
         }
-        slot.forget_replies();
-        self.outbox.push(&slot.frame, &[], &slot.payload);
+        landing.reset();
+        if slot.is_awaited() {
+            self.abandoned.push((transfer, Vec::new()));
+        }
+        self.landings.end(transfer);
+        self.requests.rename(id);
+        self.push_control(transfer, &Control::Cancel);
+        self.resume_flow();
+    }
+
+    /// A terminal reply has come: its credit can be used again.
+    fn credit_back(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if self.in_flight + 1 >= self.welcome.map_or(1, |w| w.credits) {
+            self.resume_flow();
+        }
     }
 
     fn frame(&mut self, header: Header, meta: &[u8], payload: &[u8]) -> Result<(), ClientError> {
@@ -564,16 +604,25 @@ impl Client {
         if matches!(self.state, State::Opening(id) if id == header.id) {
             return self.opened(&header, meta, payload);
         }
-        let Some(slot) = self.requests.get(header.id) else {
-            if !header.flags.has(Flags::MORE) {
-                self.held.retain(|(id, _)| *id != header.id);
+        let (terminal, error) = (!header.flags.has(Flags::MORE), header.flags.has(Flags::ERROR));
+        if let Some(at) = self.abandoned.iter().position(|(id, _)| *id == header.id) {
+            if terminal {
+                self.abandoned.swap_remove(at);
+                self.credit_back();
             }
             return Ok(());
-        };
-        let (terminal, error) = (!header.flags.has(Flags::MORE), header.flags.has(Flags::ERROR));
+        }
+        let id = self.requests.of_wire(header.id);
+        let Some(slot) = self.requests.get(id).filter(|slot| slot.is_awaited()) else { return Ok(()) };
         if kind == Kind::Put && !terminal {
-            let Reply::Landed { bits, .. } = Reply::decode(&header, meta, payload)? else { return Ok(()) };
-            self.begin_bulk(header.id, bits.to_vec());
+            let Reply::Landed { bits, slice_bytes: theirs, .. } = Reply::decode(&header, meta, payload)? else {
+                return Ok(());
+            };
+            if let Bulk::Out { slice_bytes, .. } = &mut slot.bulk {
+                // Who began the upload chose the grid.
+                *slice_bytes = theirs;
+            }
+            self.begin_bulk(id, bits.to_vec());
             return Ok(());
         }
         slot.add_reply(header, meta, payload);
@@ -581,10 +630,7 @@ impl Client {
             if error || kind == Kind::Put {
                 self.bulk.cancel(header.id);
             }
-            self.in_flight = self.in_flight.saturating_sub(1);
-            if self.in_flight + 1 >= self.welcome.map_or(1, |w| w.credits) {
-                self.resume_flow();
-            }
+            self.credit_back();
         }
         Ok(())
     }
@@ -665,12 +711,6 @@ impl Client {
         let (kind, flags) = message.encode(&mut meta);
         let head = encode_header(kind, flags, id, meta.len() as u32, 0, body_crc(&meta, &[]));
         self.outbox.push(&head, &meta, &[]);
-    }
-}
-
-fn set_announce_if(yes: bool, frame: &mut [u8]) {
-    if yes {
-        set_announce(frame);
     }
 }
 

@@ -167,6 +167,10 @@ impl<S: Service> ControlLane<S> {
                 let kind = kind.unwrap_or(Kind::Echo);
                 let decoded = frame.intact.and_then(|()| Request::decode(&frame.header, frame.meta, frame.payload));
                 let within = peer.begin(settings.credits);
+                if kind == Kind::Put && (!within || decoded.is_err()) {
+                    // Should its slices come, they do not wait for a place.
+                    peer.discard(id);
+                }
                 match decoded {
                     _ if !within => peer.reply(id, kind, &Reply::Failed(no_credit(settings.credits))),
                     Ok(request) => self.service.request(peer, id, request, now),

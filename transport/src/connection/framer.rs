@@ -50,7 +50,8 @@ impl Framer {
             self.buf.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
-            let size = (HEADER_BYTES + body).max(least);
+            // Grown as the bytes come: a peer that announces much and sends little takes little.
+            let size = (HEADER_BYTES + body).min(2 * self.end).max(least);
             if self.buf.len() < size {
                 self.buf.resize(size, 0);
             }

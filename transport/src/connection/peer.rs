@@ -206,6 +206,8 @@ impl Peer {
                 self.landings.end(transfer);
                 service.landed(self, transfer, now);
             }
+            // Its sender asks again until the other lane has ended, one way or the other.
+            BulkEvent::Missed { transfer, offset } => self.control(transfer, &Control::SliceAgain(offset)),
             BulkEvent::Corrupt { transfer, offset } if self.second_chance() => {
                 tracing::warn!(peer = self.id, transfer, offset, "a slice was corrupted: asking for it again");
                 self.control(transfer, &Control::SliceAgain(offset));

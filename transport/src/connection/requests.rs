@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::client::ClientError;
 use crate::memory::{Landing, extend_counted};
-use crate::wire::{Header, Kind, Reply};
+use crate::wire::{Header, Kind, Reply, set_id};
 
 /// Names a request of one client. Never used twice in a session, so that the server can tell a retry from a new request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +17,8 @@ pub struct RequestId(pub u64);
 /// One request. Slots are reused with their buffers, so that steady state allocates nothing.
 #[derive(Debug)]
 pub(super) struct Slot {
+    /// The id that its frame carries: its own, unless a get was begun again.
+    pub(super) wire: u64,
     pub(super) kind: Kind,
     /// Header, metadata and small payload as sent, to be sent again after a reconnect; empty: is not sent again.
     pub(super) frame: Vec<u8>,
@@ -29,11 +31,19 @@ pub(super) struct Slot {
     pub(super) sent: bool,
     /// How often it was begun again because of corruption.
     pub(super) again: u32,
+    /// A sliced put that sends nothing before it has heard which slices the server has.
+    pub(super) asks: bool,
+    /// The caller no longer wants it.
+    pub(super) cancelled: bool,
     answers: Vec<u8>,
     heads: VecDeque<(Header, usize)>,
-    /// The terminal reply is among `heads`, or it failed.
+    /// The terminal reply has come.
     replied: bool,
     failed: Option<ClientError>,
+    /// Tokens of a generate that the caller has.
+    given: usize,
+    /// Of those, the ones that come once more: a generate that is asked for again is answered from its first token on.
+    repeated: usize,
 }
 
 /// What a request moves over the bulk lanes.
@@ -54,6 +64,11 @@ impl Slot {
         self.failed.is_some() || (self.replied && (landed || self.has_error()))
     }
 
+    /// Whether it was sent on this connection, and its terminal reply has not come.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.sent && !self.replied
+    }
+
     pub(super) fn fail(&mut self, error: ClientError) {
         if !self.is_over() {
             self.failed = Some(error);
@@ -61,20 +76,21 @@ impl Slot {
     }
 
     pub(super) fn add_reply(&mut self, header: Header, meta: &[u8], payload: &[u8]) {
-        if self.replied || self.failed.is_some() {
+        self.replied = !header.flags.has(crate::wire::Flags::MORE);
+        if self.failed.is_some() {
             return;
         }
         let start = self.answers.len();
         self.answers.extend_from_slice(meta);
         extend_counted(&mut self.answers, payload);
         self.heads.push_back((header, start));
-        self.replied = !header.flags.has(crate::wire::Flags::MORE);
     }
 
     pub(super) fn forget_replies(&mut self) {
         self.answers.clear();
         self.heads.clear();
         self.replied = false;
+        self.repeated = self.given;
     }
 
     /// Whether [`Self::next_reply`] has something.
@@ -91,6 +107,12 @@ impl Slot {
             let (meta, payload) = self.answers[start..start + header.body_len()].split_at(header.meta_len as usize);
             return Some(match Reply::decode(&header, meta, payload) {
                 Ok(Reply::Failed(error)) => Err(ClientError::Remote(error)),
+                Ok(Reply::Generated { device, position, tokens, finish }) => {
+                    let fresh = tokens.get(self.repeated..).unwrap_or_default();
+                    self.repeated = self.repeated.saturating_sub(tokens.len());
+                    self.given += fresh.len();
+                    Ok(Reply::Generated { device, position, tokens: fresh, finish })
+                }
                 Ok(reply) => Ok(reply),
                 Err(error) => Err(ClientError::Protocol(error)),
             });
@@ -107,6 +129,8 @@ impl Slot {
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     slots: HashMap<u64, Slot, BuildHasherDefault<IdHasher>>,
+    /// Requests whose frames carry another id than their own, by that id.
+    renamed: HashMap<u64, u64, BuildHasherDefault<IdHasher>>,
     spare: Vec<Slot>,
     last: u64,
 }
@@ -116,6 +140,7 @@ impl Requests {
     pub(super) fn begin(&mut self, kind: Kind) -> (u64, &mut Slot) {
         self.last += 1;
         let mut slot = self.spare.pop().unwrap_or_else(|| Slot {
+            wire: 0,
             kind,
             frame: Vec::new(),
             payload: Bytes::new(),
@@ -123,17 +148,39 @@ impl Requests {
             bulk: Bulk::None,
             sent: false,
             again: 0,
+            asks: false,
+            cancelled: false,
             answers: Vec::new(),
             heads: VecDeque::new(),
             replied: false,
             failed: None,
+            given: 0,
+            repeated: 0,
         });
         slot.kind = kind;
+        slot.wire = self.last;
         (self.last, self.slots.entry(self.last).or_insert(slot))
     }
 
     pub(super) fn get(&mut self, id: u64) -> Option<&mut Slot> {
         self.slots.get_mut(&id)
+    }
+
+    /// The request whose frame carries this id.
+    pub(super) fn of_wire(&self, wire: u64) -> u64 {
+        if self.renamed.is_empty() { wire } else { self.renamed.get(&wire).copied().unwrap_or(wire) }
+    }
+
+    /// Gives a request's frame a fresh id; it is to be sent again.
+    pub(super) fn rename(&mut self, id: u64) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        self.last += 1;
+        self.renamed.remove(&slot.wire);
+        self.renamed.insert(self.last, id);
+        slot.wire = self.last;
+        set_id(&mut slot.frame, self.last);
+        slot.forget_replies();
+        slot.sent = false;
     }
 
     /// Forgets a request; its buffers are kept for another.
@@ -144,8 +191,12 @@ impl Requests {
         slot.bulk = Bulk::None;
         slot.sent = false;
         slot.again = 0;
+        slot.asks = false;
+        slot.cancelled = false;
         slot.forget_replies();
         slot.failed = None;
+        (slot.given, slot.repeated) = (0, 0);
+        self.renamed.remove(&slot.wire);
         if self.spare.len() < 64 && slot.answers.capacity() <= 1 << 20 {
             self.spare.push(slot);
         }
@@ -163,7 +214,7 @@ impl Requests {
         self.slots.values_mut().for_each(|slot| slot.fail(error.clone()));
     }
 
-    /// The lowest id that was not picked up, or the next one.
+    /// The lowest id that was not picked up, or the next one. A renamed get counts by its own: nothing is kept of gets.
     pub(super) fn lowest(&self) -> u64 {
         self.slots.keys().min().copied().unwrap_or(self.last + 1)
     }

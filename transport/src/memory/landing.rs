@@ -30,6 +30,8 @@ struct State {
     slices: Vec<Slice>,
     landed: u32,
     leased: u32,
+    /// Counts resets: a lease from before one lands nothing.
+    round: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,8 +50,10 @@ unsafe impl Sync for Landing {}
 pub enum Claim {
     /// Write it here.
     Lease(SliceLease),
-    /// It has landed already, or another lane is writing it: drain the bytes.
+    /// It has landed already: drain the bytes.
     Duplicate,
+    /// Another lane is writing it, and may yet fail to.
+    Busy,
     /// No slice of this transfer has this offset and length.
     OffGrid,
 }
@@ -68,7 +72,7 @@ impl Landing {
             })
             .collect();
         let slices = usize::try_from(start.div_ceil(u64::from(slice_bytes))).unwrap_or(usize::MAX);
-        let state = State { slabs: Some(slabs), slices: vec![Slice::Missing; slices], landed: 0, leased: 0 };
+        let state = State { slabs: Some(slabs), slices: vec![Slice::Missing; slices], landed: 0, leased: 0, round: 0 };
         Arc::new(Self { segments, total: start, slice_bytes, state: Mutex::new(state) })
     }
 
@@ -124,12 +128,30 @@ impl Landing {
         let Some(slice) = usize::try_from(index).ok().and_then(|i| state.slices.get_mut(i)) else {
             return Claim::OffGrid;
         };
-        if *slice != Slice::Missing || !open {
-            return Claim::Duplicate;
+        match *slice {
+            Slice::Landed => return Claim::Duplicate,
+            _ if !open => return Claim::Duplicate,
+            Slice::Leased => return Claim::Busy,
+            Slice::Missing => *slice = Slice::Leased,
         }
-        *slice = Slice::Leased;
         state.leased += 1;
-        Claim::Lease(SliceLease { landing: self.clone(), index: index as usize, head: *head, filled: 0, given_back: false })
+        let round = state.round;
+        Claim::Lease(SliceLease {
+            landing: self.clone(),
+            index: index as usize,
+            head: *head,
+            filled: 0,
+            round,
+            given_back: false,
+        })
+    }
+
+    /// Every slice is missing again, those too that are being written: what they were part of is asked for anew.
+    pub fn reset(&self) {
+        let mut state = self.lock();
+        state.round = state.round.wrapping_add(1);
+        state.landed = 0;
+        state.slices.iter_mut().filter(|s| **s == Slice::Landed).for_each(|s| *s = Slice::Missing);
     }
 
     /// The slabs, once every slice has landed; `None` before that, and after it was called once.
@@ -167,6 +189,7 @@ pub struct SliceLease {
     index: usize,
     head: SliceHead,
     filled: u32,
+    round: u32,
     /// It landed: there is nothing to undo.
     given_back: bool,
 }
@@ -218,6 +241,10 @@ impl SliceLease {
     /// The slice is whole. Whether it was the last one missing.
     pub fn landed(mut self) -> bool {
         let mut state = self.landing.lock();
+        if state.round != self.round {
+            // Dropped, it counts as missing.
+            return false;
+        }
         if let Some(slice) = state.slices.get_mut(self.index) {
             *slice = Slice::Landed;
         }
@@ -273,11 +300,12 @@ mod tests {
             let at = chunk * 8;
             let payload = &bytes[at..(at + 8).min(25)];
             let Claim::Lease(mut lease) = landing.claim(&head(at as u64, 25, payload)) else { panic!("no lease") };
-            assert!(matches!(landing.claim(&head(at as u64, 25, payload)), Claim::Duplicate));
+            assert!(matches!(landing.claim(&head(at as u64, 25, payload)), Claim::Busy));
             fill(&mut lease, payload);
             assert!(lease.is_intact());
             assert!(landing.finish().is_none(), "a lease is out");
             assert_eq!(lease.landed(), chunk == 1);
+            assert!(matches!(landing.claim(&head(at as u64, 25, payload)), Claim::Duplicate));
         }
         assert_eq!(landing.landed_bytes(), 25);
         let slabs = landing.finish().unwrap();
@@ -292,6 +320,25 @@ mod tests {
         drop(lease);
         assert_eq!(landing.landed_bits(), [0]);
         assert!(matches!(landing.claim(&head(8, 16, &[1; 8])), Claim::Lease(_)));
+    }
+
+    #[test]
+    fn a_reset_forgets_what_landed_and_what_is_landing() {
+        let landing = Landing::new(vec![Slab::zeroed(16)], 8);
+        let Claim::Lease(mut first) = landing.claim(&head(0, 16, &[1; 8])) else { panic!("no lease") };
+        fill(&mut first, &[1; 8]);
+        assert!(!first.landed());
+        let Claim::Lease(mut second) = landing.claim(&head(8, 16, &[1; 8])) else { panic!("no lease") };
+        fill(&mut second, &[1; 8]);
+        landing.reset();
+        assert!(!second.landed(), "it belongs to what was asked for before");
+        assert_eq!((landing.landed_bits(), landing.landed_bytes()), (vec![0], 0));
+        for at in [0, 8] {
+            let Claim::Lease(mut lease) = landing.claim(&head(at, 16, &[2; 8])) else { panic!("no lease") };
+            fill(&mut lease, &[2; 8]);
+            assert_eq!(lease.landed(), at == 8);
+        }
+        assert_eq!(landing.finish().unwrap()[0][..], [2; 16]);
     }
 
     #[test]

@@ -82,8 +82,8 @@ wire_structs! {
     struct OfferedField = 32 { handle: HandleField, status: u8, zero: [u8; 7], landed: U64 }
     /// A tensor that is resident; its spec follows.
     struct Tensor = 24 { handle: HandleField, device: U16, zero: [u8; 6] }
-    /// Registers a graph, which is the payload.
-    struct Define = 8 { device: U16, zero: [u8; 6] }
+    /// Registers a graph; the payload is (form 0) its encoding, or (form 1) its content hash, 32 bytes.
+    struct Define = 8 { device: U16, form: u8, zero: [u8; 5] }
     /// A program that is registered.
     struct Program = 48 { handle: HandleField, hash: [u8; 32] }
     /// Joins a program with residents; entries in the payload, then arguments.

@@ -24,7 +24,7 @@ pub use control::{Caps, Control, LaneHello, Welcome};
 pub use error::{DecodeError, Effect, ErrorCode, RemoteError};
 pub use header::{Flags, HEADER_BYTES, Header, Kind, body_crc, decode_header, encode_header};
 pub use reply::{DeviceEntry, Finish, Offered, OpenedSession, Reply, StatEntry};
-pub use request::{BindEntry, PutBody, PutRequest, PutTarget, Request, set_announce};
+pub use request::{BindEntry, PutBody, PutRequest, PutTarget, Request, set_announce, set_id};
 pub use slice::{SLICE_FRAME_BYTES, SliceChecker, SliceHead};
 pub use types::{ContentHash, Handle, ResidencyCode, SessionToken, TensorSpec};
 

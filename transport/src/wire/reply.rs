@@ -161,11 +161,11 @@ impl<'a> Reply<'a> {
             Kind::Echo => nothing(meta, Self::Echo(payload)),
             Kind::Put if more => {
                 let raw = layout::whole::<layout::Landed>(meta)?;
-                let slices = raw.slices.get();
+                let (slices, slice_bytes) = (raw.slices.get(), super::request::slice_bytes(raw.slice_bytes.get())?);
                 if payload.len() != slices.div_ceil(8) as usize {
                     return Err(DecodeError::Range("a bitmap has not the bits that it says"));
                 }
-                Ok(Self::Landed { slice_bytes: raw.slice_bytes.get(), slices, bits: payload })
+                Ok(Self::Landed { slice_bytes, slices, bits: payload })
             }
             Kind::Put | Kind::Copy | Kind::Lookup | Kind::CacheCreate | Kind::CacheFork => {
                 let (raw, rest) = layout::take::<layout::Tensor>(meta)?;

@@ -75,6 +75,13 @@ pub enum Request<'a> {
         /// Encoded by genie-graph.
         graph: &'a [u8],
     },
+    /// Registers a graph that the server has already, from whichever session.
+    DefineKnown {
+        /// Where it will run.
+        device: u16,
+        /// The content hash of the graph's encoding.
+        hash: ContentHash,
+    },
     /// Joins a program with residents and fixed arguments.
     Bind {
         /// Which.
@@ -252,7 +259,15 @@ impl<'a> Request<'a> {
             Kind::Define => {
                 let raw = layout::whole::<layout::Define>(meta)?;
                 layout::zero(&raw.zero, "define")?;
-                Ok(Self::Define { device: raw.device.get(), graph: payload })
+                let device = raw.device.get();
+                match raw.form {
+                    0 => Ok(Self::Define { device, graph: payload }),
+                    1 => match payload.try_into() {
+                        Ok(hash) => Ok(Self::DefineKnown { device, hash: ContentHash(hash) }),
+                        Err(_) => Err(DecodeError::Range("a content hash has 32 bytes")),
+                    },
+                    other => Err(DecodeError::Enum { what: "form of a define", value: u32::from(other) }),
+                }
             }
             Kind::Bind => bind(meta, payload),
             Kind::Run => {
@@ -353,8 +368,14 @@ impl<'a> Request<'a> {
             Self::Devices => Kind::Devices,
             Self::Stats => Kind::Stats,
             Self::Define { device, .. } => {
-                let raw = layout::Define { device: (*device).into(), zero: [0; 6] };
+                let raw = layout::Define { device: (*device).into(), form: 0, zero: [0; 5] };
                 meta.extend_from_slice(raw.as_bytes());
+                Kind::Define
+            }
+            Self::DefineKnown { device, hash } => {
+                let raw = layout::Define { device: (*device).into(), form: 1, zero: [0; 5] };
+                meta.extend_from_slice(raw.as_bytes());
+                payload.extend_from_slice(&hash.0);
                 Kind::Define
             }
             Self::Bind { program, bound, arguments } => {
@@ -512,7 +533,7 @@ fn name(bytes: &[u8]) -> Result<&str, DecodeError> {
     if name.is_empty() { Err(DecodeError::Name) } else { Ok(name) }
 }
 
-fn slice_bytes(n: u32) -> Result<u32, DecodeError> {
+pub(super) fn slice_bytes(n: u32) -> Result<u32, DecodeError> {
     if n == 0 || n % 4096 != 0 {
         return Err(DecodeError::Range("a slice size is a positive multiple of 4096"));
     }
@@ -652,6 +673,14 @@ fn counted(what: &'static str, count: u32, limit: usize) -> Result<usize, Decode
     Ok(count)
 }
 
+/// Gives an encoded frame another id.
+pub fn set_id(frame: &mut [u8], id: u64) {
+    let Some(head) = frame.first_chunk_mut::<HEADER_BYTES>() else { return };
+    let Ok(header) = decode_header(head, limits::CONTROL_PAYLOAD_BYTES) else { return };
+    if let Ok(kind) = header.kind {
+        *head = encode_header(kind, header.flags, id, header.meta_len, header.payload_len, header.body_crc);
+    }
+}
 
 /// Turns an encoded sliced put into one that asks which slices have landed already: what a client sends after a reconnect.
 pub fn set_announce(frame: &mut [u8]) {

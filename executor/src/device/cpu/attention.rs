@@ -363,7 +363,7 @@ impl<E: Element> RowsKernel<'_, E> {
     unsafe fn score_tile<S: Lanes, const R: usize, const C: usize>(&self, k: *const E, step: usize, key: usize, row: usize) {
         // SAFETY: as the caller's.
         unsafe {
-            let products = dots::<S, E, R, C>(k, step, self.q.add(row * self.apart), self.apart, self.head_dim);
+            let products = dots::<S, E, R, C, false>(k, step, self.q.add(row * self.apart), self.apart, self.head_dim);
             for (c, products) in products.iter().enumerate() {
                 for (r, product) in products.iter().enumerate() {
                     *self.scores.add((row + c) * BLOCK + key + r) = product * self.scale;

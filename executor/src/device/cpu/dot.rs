@@ -85,7 +85,13 @@ impl<E: Element> OutIn<E> {
     unsafe fn tile<S: Lanes, W: Element, const R: usize, const C: usize>(&self, w: *const W, n: usize, row: usize) {
         // SAFETY: as the caller's.
         unsafe {
-            let sums = dots::<S, W, R, C>(w, self.k, self.x.add(row * self.k), self.k, self.k);
+            let x = self.x.add(row * self.k);
+            // The first activation rows bring the next tile into the cache, for whoever comes to it.
+            let sums = if row == 0 {
+                dots::<S, W, R, C, true>(w, self.k, x, self.k, self.k)
+            } else {
+                dots::<S, W, R, C, false>(w, self.k, x, self.k, self.k)
+            };
             for (c, sums) in sums.iter().enumerate() {
                 let at = (row + c) * self.n + n;
                 for (r, &sum) in sums.iter().enumerate() {
@@ -103,12 +109,13 @@ impl<E: Element> OutIn<E> {
     }
 }
 
-/// `C` activation rows (`ldx` apart) dot `R` weight rows (`ldw` apart), all of `k` elements: `[c][r]`.
+/// `C` activation rows (`ldx` apart) dot `R` weight rows (`ldw` apart), all of `k` elements: `[c][r]`. `AHEAD`: the `R` weight
+/// rows after these come next; a core's own prefetching does not keep up with several short streams.
 ///
 /// # Safety
 /// The rows are valid, and the machine has `S`.
 #[inline(always)]
-pub(super) unsafe fn dots<S: Lanes, W: Element, const R: usize, const C: usize>(
+pub(super) unsafe fn dots<S: Lanes, W: Element, const R: usize, const C: usize, const AHEAD: bool>(
     w: *const W,
     ldw: usize,
     x: *const f32,
@@ -124,6 +131,10 @@ pub(super) unsafe fn dots<S: Lanes, W: Element, const R: usize, const C: usize>(
         while i < whole {
             for r in 0..R {
                 weights[r] = W::load::<S>(w.add(r * ldw + i));
+                if AHEAD {
+                    // A hint only: the address may lie beyond the weight.
+                    S::prefetch(w.wrapping_add((R + r) * ldw + i).cast());
+                }
             }
             for c in 0..C {
                 let x = S::load(x.add(c * ldx + i));

@@ -1,10 +1,11 @@
 //! A model's programs as a client handles them: encoded, with the places of their inputs.
 
 use genie_graph::{DType, InputRole, Phase, VerifiedGraph};
-use genie_transport::client::Input;
+use genie_transport::client::blocking::Session;
+use genie_transport::client::{ClientError, Input, Program};
 
 use super::RemoteModelError;
-use crate::{GraphOptions, Model};
+use crate::{ContentHash, GraphOptions, Model};
 
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,8 +54,10 @@ pub struct SamplingValues {
 /// A program of a model, encoded, with the node ids of its inputs.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What is sent to the server.
+    /// What is sent to a server that has not got it.
     pub encoded: Vec<u8>,
+    /// What it is called on a server that has.
+    pub hash: ContentHash,
     /// Takes the token ids, `i32 [1, n]`.
     pub tokens: u16,
     /// Takes temperature and top-p.
@@ -83,7 +86,19 @@ impl Plan {
             kv: node_for(&graph, InputRole::KvCache)?,
             weights,
             encoded: graph.encode(),
+            hash: ContentHash(graph.hash().0),
         })
+    }
+
+    /// Registers it: by its hash where the server knows it, else whole.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn define(&self, session: &mut Session, device: u16) -> Result<Program, ClientError> {
+        match session.define_known(device, self.hash)? {
+            Some(program) => Ok(program),
+            None => session.define(device, &self.encoded),
+        }
     }
 
     /// The token ids as an inline input; `dims` are `[1, n]`, `ids` are i32, little-endian.

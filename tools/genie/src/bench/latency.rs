@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use genie_transport::Uri;
 use genie_transport::client::blocking::Session;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::{rounded, same_host};
+use super::{record, rounded, same_host, times};
 use crate::connect::{self, LinkArgs, seconds, size};
 use crate::floor::{Floor, Waiting};
 use crate::progress::Progress;
@@ -123,12 +123,4 @@ fn echo(session: &mut Session, message: &[u8], time: Duration, mut each: impl Fn
             return if back == message { Ok(()) } else { Err(anyhow::anyhow!("the echo came back changed")) };
         }
     }
-}
-
-fn times() -> Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1, 60_000_000_000, 3).context("making a histogram")
-}
-
-fn record(times: &mut Histogram<u64>, time: Duration) {
-    times.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
 }

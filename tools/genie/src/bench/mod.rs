@@ -6,9 +6,11 @@ pub(crate) mod latency;
 pub(crate) mod put;
 
 use std::net::{IpAddr, ToSocketAddrs};
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use genie_transport::Uri;
+use hdrhistogram::Histogram;
 
 /// The floor is measured on this machine: the server has to be on it, too.
 fn same_host(uri: &Uri) -> Result<()> {
@@ -32,6 +34,16 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// For times from a nanosecond to a minute.
+pub(crate) fn times() -> Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).context("making a histogram")
+}
+
+/// Adds a time, as nanoseconds.
+pub(crate) fn record(times: &mut Histogram<u64>, time: Duration) {
+    times.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+}
+
 /// Three digits after the point are more than any of these numbers is good for.
 fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
@@ -46,6 +58,16 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn percentiles_are_those_of_what_was_recorded() {
+        let mut all = times().unwrap();
+        for us in 1..=1000 {
+            record(&mut all, Duration::from_micros(us));
+        }
+        let near = |quantile, us: u64| all.value_at_quantile(quantile).abs_diff(us * 1000) <= us;
+        assert!(near(0.5, 500) && near(0.99, 990) && near(1.0, 1000));
     }
 
     #[test]

@@ -142,10 +142,11 @@ struct Outcome<'a> {
 pub(crate) fn run(args: &GapArgs, say: Say) -> Result<()> {
     let model = Arc::new(args.model.open()?);
     let prompt = prompt::of_length(&model, args.prompt_tokens as usize)?;
+    let load = Load::new(model.clone(), args.model.remote())?;
     let mut gap = Gap {
         args,
         sampling: args.sampling.sampling()?,
-        load: Load::new(model.clone(), args.model.remote())?,
+        load: &load,
         prompt,
         tokens: None,
         records: Vec::new(),
@@ -203,7 +204,7 @@ fn title(model: &Model, args: &GapArgs) -> String {
 struct Gap<'a> {
     args: &'a GapArgs,
     sampling: Sampling,
-    load: Load,
+    load: &'a Load,
     prompt: Vec<i32>,
     /// What the first mode said, which all others must say.
     tokens: Option<(&'static str, Vec<i32>)>,
@@ -222,9 +223,9 @@ impl Gap<'_> {
         let began = Instant::now();
         let session = uri.filter(|_| mode != Mode::Local).map(|uri| connect::session(uri, self.args.link)).transpose()?;
         let mut bench: Box<dyn Bench> = match (mode, session) {
-            (Mode::Naive, Some(session)) => Box::new(Naive::new(&self.load, session, self.sampling)),
-            (Mode::RemoteCache, Some(session)) => Box::new(RemoteCache::new(&self.load, session, self.sampling)?),
-            (Mode::Genie, Some(session)) => Box::new(Resident::new(&self.load, session, self.sampling)?),
+            (Mode::Naive, Some(session)) => Box::new(Naive::new(self.load, session, self.sampling)),
+            (Mode::RemoteCache, Some(session)) => Box::new(RemoteCache::new(self.load, session, self.sampling)?),
+            (Mode::Genie, Some(session)) => Box::new(Resident::new(self.load, session, self.sampling)?),
             _ => {
                 let local = LocalModel::new(&self.load.model, "cpu", self.args.model.kv_dtype)?;
                 Box::new(Local::new(local, self.sampling)?)

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
+use genie_executor::device::KvSpec;
 use genie_graph::{Op, Phase};
 use genie_models::remote::{Context, Plan, RemoteModel, RemoteOptions, Sampling, weight_spec};
-use genie_models::{ContentHash, Model};
+use genie_models::{ContentHash, GraphOptions, Model};
 use genie_transport::client::blocking::Session;
-use genie_transport::client::{BindInputs, Binding, Cache, PutOptions, RunOptions};
+use genie_transport::client::{BindInputs, Binding, Cache, Program, PutOptions, RunOptions};
 use genie_transport::memory::Region;
 use genie_transport::wire::{Handle, Offered, TensorSpec};
 
@@ -35,6 +36,8 @@ pub(super) struct Load {
     hashes: Vec<ContentHash>,
     prefill: Plan,
     decode: Plan,
+    /// Bytes of one block of the KV cache.
+    block_bytes: u64,
 }
 
 impl Load {
@@ -43,11 +46,15 @@ impl Load {
         let mut progress = crate::progress::Progress::bytes("hashing weights");
         let hashes = model.hashes(&options.hashes, |done, total| progress.set(done, total));
         let weights = model.weights().iter().map(|w| Ok((weight_spec(w)?, Bytes::from_owner(w.bytes()))));
+        let graph = model.graph(GraphOptions { kv_dtype: options.kv_dtype, ..GraphOptions::new(Phase::Prefill) })?;
+        let kv = graph.inputs().iter().find_map(|i| KvSpec::of(&i.ty));
+        let block_bytes = kv.and_then(|kv| kv.block_bytes()).context("the model has no KV cache")? as u64;
         Ok(Self {
             weights: weights.collect::<Result<_>>()?,
             hashes,
             prefill: Plan::new(&model, Phase::Prefill, options.kv_dtype)?,
             decode: Plan::new(&model, Phase::Decode, options.kv_dtype)?,
+            block_bytes,
             options,
             model,
         })
@@ -126,7 +133,7 @@ struct Travelling {
 
 impl Travelling {
     /// Makes a cache of it on the server.
-    fn unpack(&self, session: &mut Session, program: &genie_transport::client::Program, kv: u32) -> Result<Cache> {
+    fn unpack(&self, session: &mut Session, program: &Program, kv: u32) -> Result<Cache> {
         let cache = session.create_cache(program, kv, 0)?;
         if let Some(blocks) = &self.blocks {
             session.put_cache(cache, self.tokens, Bytes::from_owner(blocks.clone()))?;
@@ -151,7 +158,7 @@ pub(super) struct RemoteCache {
     session: Session,
     sampling: Sampling,
     weights: Vec<Handle>,
-    programs: [(genie_transport::client::Program, Plan); 2],
+    programs: [(Program, Plan); 2],
     block_bytes: u64,
     cache: Travelling,
 }
@@ -162,8 +169,7 @@ impl RemoteCache {
         let weights = share_weights(load, &mut session)?;
         let mut define = |plan: &Plan| Ok::<_, anyhow::Error>((session.define(device, &plan.encoded)?, plan.clone()));
         let programs = [define(&load.prefill)?, define(&load.decode)?];
-        let block_bytes = block_bytes(&mut session, &programs[0].0, load.prefill.kv)?;
-        Ok(Self { session, sampling, weights, programs, block_bytes, cache: Travelling::default() })
+        Ok(Self { session, sampling, weights, programs, block_bytes: load.block_bytes, cache: Travelling::default() })
     }
 
     fn call(&mut self, which: usize, tokens: &[i32]) -> Result<i32> {
@@ -215,11 +221,9 @@ impl<'a> Naive<'a> {
         let weights = put_weights(load, session)?;
         let program = session.define(load.options.device, &plan.encoded)?;
         let there = cache.unpack(session, &program, plan.kv)?;
-        let block_bytes = session.describe(there.0)?.spec;
-        let block_bytes = block_bytes.bytes() / block_bytes.dims().first().copied().unwrap_or(1);
         let binding = bind(session, &program, plan, &weights, there, *sampling)?;
         let token = run(session, plan, binding, tokens)?;
-        cache.pack(session, there, cache.tokens + tokens.len() as u32, block_bytes)?;
+        cache.pack(session, there, cache.tokens + tokens.len() as u32, load.block_bytes)?;
         [binding.0, there.0, program.handle].into_iter().chain(weights).try_for_each(|handle| session.free(handle))?;
         Ok(token)
     }
@@ -293,7 +297,7 @@ fn share_weights(load: &Load, session: &mut Session) -> Result<Vec<Handle>> {
 
 fn bind(
     session: &mut Session,
-    program: &genie_transport::client::Program,
+    program: &Program,
     plan: &Plan,
     weights: &[Handle],
     cache: Cache,
@@ -309,12 +313,4 @@ fn run(session: &mut Session, plan: &Plan, binding: Binding, tokens: &[i32]) -> 
     let ids: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
     let dims = [1, tokens.len() as u64];
     Ok(session.step(binding, &[plan.tokens(&dims, &ids)], RunOptions::default())?)
-}
-
-/// Bytes of one block of a KV cache: even an empty one is described as one block.
-fn block_bytes(session: &mut Session, program: &genie_transport::client::Program, kv: u32) -> Result<u64> {
-    let cache = session.create_cache(program, kv, 0)?;
-    let spec = session.describe(cache.0)?.spec;
-    session.free(cache.0)?;
-    Ok(spec.bytes() / spec.dims().first().copied().unwrap_or(1))
 }
