@@ -157,13 +157,15 @@ impl Window {
         &self.kept[self.kept.len() - 1].answer
     }
 
-    /// The client has every reply below `unanswered`.
+    /// The client has every reply below `unanswered`: none of these ids will be asked again.
     pub(crate) fn acknowledge(&mut self, unanswered: u64) {
+        let Some(answered) = unanswered.checked_sub(1) else { return };
+        self.highest = self.highest.max(Some(answered));
+        self.forgotten = self.forgotten.max(Some(answered));
         let mut later = VecDeque::with_capacity(self.kept.capacity());
         for kept in self.kept.drain(..) {
             if kept.id < unanswered {
                 self.bytes -= kept.answer.bytes();
-                self.forgotten = self.forgotten.max(Some(kept.id));
             } else {
                 later.push_back(kept);
             }
@@ -222,6 +224,7 @@ mod tests {
         assert!(matches!(window.look(12), Seen::New), "arrived out of order, never executed");
         window.acknowledge(14);
         assert!(matches!(window.look(13), Seen::Forgotten));
+        assert!(matches!(window.look(12), Seen::Forgotten), "never seen, but it cannot be asked any more");
         assert!(matches!(window.look(14), Seen::New));
     }
 

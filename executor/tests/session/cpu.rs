@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use genie_executor::device::Device;
 use genie_executor::device::cpu::CpuDevice;
-use genie_graph::Phase;
-use genie_transport::wire::{Arguments, Effect, ErrorCode, Finish, Request};
+use genie_graph::{DType, Dim, GraphBuilder, InputRole, Op, Phase, Symbol, TensorType, VerifiedGraph};
+use genie_transport::wire::{Arguments, BindEntry, Effect, ErrorCode, Finish, Request, write_argument};
 
-use crate::client::{Client, Model, Server, Told};
+use crate::client::{Client, Model, Server, Told, tensor};
 
 fn server(memory: u64, mode: genie_executor::Mode) -> Server {
     Server::with(1, 1 << 20, |config| {
@@ -120,4 +120,50 @@ fn a_token_outside_the_vocabulary_fails_its_request() {
         assert_eq!((error.code, error.effect), (ErrorCode::OutOfRange, Effect::None));
     }
     client.run(&model, &[1]);
+}
+
+/// Two caches; the tokens go through both.
+fn two_caches() -> VerifiedGraph {
+    let (b, s) = (Dim::Symbol(Symbol::Batch), Dim::Symbol(Symbol::Sequence));
+    let mut g = GraphBuilder::new("two caches");
+    let dims = [Symbol::Position.into(), 1.into(), 2.into(), 1.into(), Op::KV_BLOCK.into(), 4.into()];
+    let cache = TensorType::new(DType::F32, dims);
+    let first = g.input("first", InputRole::KvCache, cache.clone()).unwrap();
+    let second = g.input("second", InputRole::KvCache, cache).unwrap();
+    let x = g.input("x", InputRole::Argument, TensorType::new(DType::F32, [b, s, 4.into()])).unwrap();
+    let attention = Op::Attention { layer: 0, heads: 1, kv_heads: 1, head_dim: 4, scale: 0.5, causal: true };
+    let y = g.push(attention.clone(), &[x, x, x, first]).unwrap();
+    let z = g.push(attention, &[y, y, y, second]).unwrap();
+    g.output("z", z);
+    g.finish().unwrap()
+}
+
+#[test]
+fn runs_that_want_the_same_caches_in_another_order_both_end() {
+    let server = server(64 << 20, genie_executor::Mode::Stepped);
+    let mut client = server.client();
+    let program = client.define(&two_caches().encode());
+    let create = |client: &mut Client<'_>| {
+        tensor(client.call(Request::CacheCreate { program, input: 0, reserve: 0 }))
+    };
+    let (a, b) = (create(&mut client), create(&mut client));
+    let bind = |client: &mut Client<'_>, first, second| {
+        let bound = vec![BindEntry { input: 0, handle: first }, BindEntry { input: 1, handle: second }];
+        client.call(Request::Bind { program, bound, arguments: Arguments::EMPTY })
+    };
+    let Ok(Told::Bound(there)) = bind(&mut client, a, b) else { panic!() };
+    let Ok(Told::Bound(back)) = bind(&mut client, b, a) else { panic!() };
+    assert_eq!(bind(&mut client, a, a).unwrap_err().code, ErrorCode::BadArgument);
+    let mut bytes = Vec::new();
+    write_argument(&mut bytes, 2, DType::F32, &[1, 1, 4], &[0; 16]).unwrap();
+    let arguments = Arguments::new(1, &bytes).unwrap();
+    let mut asked = Vec::new();
+    for binding in [there, back, there, back] {
+        asked.push(client.ask(Request::Run { binding, position: None, wanted: 0, keep: 0, arguments }));
+    }
+    server.run_all();
+    for (n, (of, told)) in (1..).zip(client.heard()) {
+        assert_eq!(of, asked[n - 1]);
+        assert!(matches!(told, Ok(Told::Ran { position, .. }) if position as usize == n), "{told:?}");
+    }
 }

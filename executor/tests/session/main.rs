@@ -15,5 +15,6 @@ mod names;
 mod once;
 mod programs;
 mod puts;
+mod random;
 mod threads;
 mod uploads;

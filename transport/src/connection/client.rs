@@ -11,11 +11,11 @@ use super::bulk_in::{BulkEvent, Landings};
 use super::bulk_out::{BulkOut, Outgoing};
 use super::framer::Framer;
 use super::outbox::{Outbox, Sink};
-use super::requests::{Bulk, RequestId, Requests};
+use super::requests::{Bulk, RequestId, Requests, SECOND_CHANCES};
 use crate::memory::Landing;
 use crate::wire::{
     Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Header, Kind, LaneHello, OpenedSession, RemoteError,
-    PutBody, PutRequest, Reply, Request, Welcome, body_crc, encode_header, limits, set_announce,
+    PutBody, PutRequest, Reply, Request, Welcome, body_crc, encode_header, limits,
 };
 
 /// Why a request has no good answer.
@@ -145,9 +145,6 @@ enum State {
     /// Given up, or closed.
     Dead(ClientError),
 }
-
-/// How often a transfer is begun again because of corruption.
-const SECOND_CHANCES: u32 = 8;
 
 impl Client {
     /// A client that wants to be connected.
@@ -488,8 +485,11 @@ impl Client {
         }
         // A large echo that went out is not worth a copy: it fails with its connection.
         if !(flows && kind == Kind::Echo && body.len() > 4096) {
-            if slot.payload.is_empty() {
-                crate::memory::extend_counted(&mut frame, body);
+            match (slot.payload.is_empty(), kind) {
+                (false, _) => {}
+                (true, Kind::Echo | Kind::Put | Kind::Run) => crate::memory::extend_counted(&mut frame, body),
+                // Tables and graphs, not tensors.
+                (true, _) => frame.extend_from_slice(body),
             }
         } else {
             frame.clear();
@@ -551,17 +551,7 @@ impl Client {
         self.in_flight = 0;
         for id in self.requests.waiting() {
             if let Some(slot) = self.requests.get(id).filter(|s| s.sent) {
-                slot.sent = false;
-                match &slot.bulk {
-                    Bulk::None => {}
-                    // Some slices may have landed: it asks which before it sends any.
-                    Bulk::Out { .. } => {
-                        slot.asks = true;
-                        set_announce(&mut slot.frame);
-                    }
-                    // The tensor may change before it is asked for again: slices of then and now do not belong together.
-                    Bulk::In(landing) => landing.reset(),
-                }
+                slot.send_again();
             }
         }
     }
@@ -627,6 +617,15 @@ impl Client {
         }
         slot.add_reply(header, meta, payload);
         if terminal {
+            if error && slot.came_corrupted() {
+                // The request did; an earlier attempt may have taken effect all the same. Its id tells the server.
+                slot.again += 1;
+                slot.send_again();
+                self.bulk.cancel(header.id);
+                self.in_flight = self.in_flight.saturating_sub(1);
+                self.resume_flow();
+                return Ok(());
+            }
             if error || kind == Kind::Put {
                 self.bulk.cancel(header.id);
             }
@@ -692,6 +691,8 @@ impl Client {
                 self.open();
                 Ok(())
             }
+            // Another attempt may fare better.
+            Reply::Failed(error) if matches!(error.code, ErrorCode::Corrupt | ErrorCode::ShuttingDown) => Err(error.into()),
             Reply::Failed(error) => {
                 self.die(error.clone().into());
                 Err(error.into())

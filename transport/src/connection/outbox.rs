@@ -85,10 +85,15 @@ impl Outbox {
             self.waiting.drain(..self.sent);
             self.sent = 0;
         }
-        for part in parts {
+        for (i, part) in parts.iter().enumerate() {
             let skip = taken.min(part.len());
             taken -= skip;
-            extend_counted(&mut self.waiting, &part[skip..]);
+            // Head and metadata are the protocol's own; the last part is the payload.
+            if i + 1 < parts.len() {
+                self.waiting.extend_from_slice(&part[skip..]);
+            } else {
+                extend_counted(&mut self.waiting, &part[skip..]);
+            }
         }
     }
 }

@@ -8,7 +8,10 @@ use bytes::Bytes;
 
 use super::client::ClientError;
 use crate::memory::{Landing, extend_counted};
-use crate::wire::{Header, Kind, Reply, set_id};
+use crate::wire::{ErrorCode, Header, Kind, Reply, set_announce, set_id};
+
+/// How often a request is sent again because it, or a slice of its answer, came corrupted.
+pub(super) const SECOND_CHANCES: u32 = 8;
 
 /// Names a request of one client. Never used twice in a session, so that the server can tell a retry from a new request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,8 +85,38 @@ impl Slot {
         }
         let start = self.answers.len();
         self.answers.extend_from_slice(meta);
-        extend_counted(&mut self.answers, payload);
+        if matches!(self.kind, Kind::Echo | Kind::Get | Kind::Run) {
+            extend_counted(&mut self.answers, payload);
+        } else {
+            // Tables and tokens, not tensors.
+            self.answers.extend_from_slice(payload);
+        }
         self.heads.push_back((header, start));
+    }
+
+    /// Whether the last reply says that the request was corrupted on its way, and it can be sent once more.
+    pub(super) fn came_corrupted(&self) -> bool {
+        let Some((header, start)) = self.heads.back().filter(|_| self.again < SECOND_CHANCES && !self.frame.is_empty()) else {
+            return false;
+        };
+        let (meta, payload) = self.answers[*start..start + header.body_len()].split_at(header.meta_len as usize);
+        matches!(Reply::decode(header, meta, payload), Ok(Reply::Failed(error)) if error.code == ErrorCode::Corrupt)
+    }
+
+    /// It is to be sent once more, under its own id.
+    pub(super) fn send_again(&mut self) {
+        self.sent = false;
+        match &self.bulk {
+            Bulk::None => {}
+            // Some slices may have landed: it asks which before it sends any.
+            Bulk::Out { .. } => {
+                self.asks = true;
+                set_announce(&mut self.frame);
+            }
+            // The tensor may change before it is asked for again: slices of then and now do not belong together.
+            Bulk::In(landing) => landing.reset(),
+        }
+        self.forget_replies();
     }
 
     pub(super) fn forget_replies(&mut self) {

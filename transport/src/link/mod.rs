@@ -1,4 +1,5 @@
 //! The links: what carries the bytes.
 
+pub mod sim;
 pub mod tcp;
 pub mod wait;

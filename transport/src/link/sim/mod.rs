@@ -1,0 +1,531 @@
+//! A network that is not there: lanes in memory, virtual time, and every fault that a seed can draw.
+//!
+//! A [`Sim`] holds one server and any number of clients, all on the caller's thread. The same seed gives the same run, byte
+//! for byte and nanosecond for nanosecond: nothing here reads a clock, starts a thread or draws from another generator.
+//!
+//! What a [`Network`] does to the lanes is what TCP may do to them, and a little more: bytes arrive late and in other pieces
+//! than they were sent in; one lane's overtake another's; connections are refused, and cut with bytes still on the way, which
+//! each end learns at another time; and bits flip past the link's own checksums.
+
+mod lane;
+mod rng;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::connection::{
+    BulkIn, BulkLane, Client, ClientError, ClientOptions, ControlLane, Directory, Driver, Framer, Peer, RequestId, Service,
+    Sink, Step, Want,
+};
+use crate::wire::{Control, DecodeError, Effect, Request, limits};
+use lane::{Clock, LaneEnd, lane};
+pub use rng::Rng;
+
+/// What a network does. Chances are in millionths.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// The least and the most that bytes are on the way.
+    pub delay: (Duration, Duration),
+    /// That bytes are under way a hundred times longer.
+    pub stall: u32,
+    /// Bytes that a lane holds in each direction before it takes no more.
+    pub window: usize,
+    /// That a send or a receive moves only a part.
+    pub split: u32,
+    /// That a send flips a bit.
+    pub corrupt: u32,
+    /// That a send cuts its lane.
+    pub cut: u32,
+    /// That a lane is refused when it is opened.
+    pub refuse: u32,
+}
+
+impl Network {
+    /// Quick, and without faults.
+    pub fn calm() -> Self {
+        let delay = (Duration::from_micros(5), Duration::from_micros(50));
+        Self { delay, stall: 0, window: 1 << 20, split: 0, corrupt: 0, cut: 0, refuse: 0 }
+    }
+}
+
+/// Names a client of a [`Sim`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientId(usize);
+
+/// The simulation.
+pub struct Sim<S: Service> {
+    clock: Clock,
+    rng: Rng,
+    network: Network,
+    service: Option<Arc<S>>,
+    directory: Arc<Directory>,
+    lanes: Vec<ServerLane<S>>,
+    clients: Vec<ClientEnd>,
+}
+
+impl<S: Service> Sim<S> {
+    /// A server and no clients. Time begins at `base`; how it goes on is up to the simulation.
+    pub fn new(seed: u64, base: Instant, network: Network, service: Arc<S>) -> Self {
+        Self {
+            clock: Clock::new(base),
+            rng: Rng::new(seed),
+            network,
+            service: Some(service),
+            directory: Arc::default(),
+            lanes: Vec::new(),
+            clients: Vec::new(),
+        }
+    }
+
+    /// What time it is.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// The generator that everything is drawn from; callers draw from it, too.
+    pub fn rng(&mut self) -> &mut Rng {
+        &mut self.rng
+    }
+
+    /// Changes what the network does to lanes that are opened from now on.
+    pub fn set_network(&mut self, network: Network) {
+        self.network = network;
+    }
+
+    /// The server, unless it is down.
+    pub fn service(&self) -> Option<&Arc<S>> {
+        self.service.as_ref()
+    }
+
+    /// The server's process ends on the spot, and another one (or none) takes its place.
+    pub fn replace_server(&mut self, service: Option<Arc<S>>) {
+        self.lanes.drain(..).for_each(|lane| lane.end.cut());
+        self.directory = Arc::default();
+        self.service = service;
+    }
+
+    /// A client that begins to connect.
+    pub fn connect(&mut self, options: ClientOptions) -> ClientId {
+        let client = Client::new(options, self.now());
+        self.clients.push(ClientEnd { client, control: None, bulk: Vec::new() });
+        ClientId(self.clients.len() - 1)
+    }
+
+    /// A client's machine.
+    pub fn client(&mut self, id: ClientId) -> &mut Client {
+        &mut self.clients[id.0].client
+    }
+
+    /// Cuts all lanes of a client; bytes on the way may be lost.
+    pub fn cut(&mut self, id: ClientId) {
+        let end = &self.clients[id.0];
+        end.control.iter().chain(end.bulk.iter().map(|lane| &lane.end)).for_each(LaneEnd::cut);
+    }
+
+    /// Starts a request; its frame goes out at once or with the next step, as drawn.
+    pub fn start(&mut self, id: ClientId, request: &Request<'_>, payload: Option<Bytes>) -> RequestId {
+        let at_once = self.rng.chance(500_000);
+        let now = self.now();
+        let end = &mut self.clients[id.0];
+        let Some(control) = end.control.as_mut().filter(|_| at_once) else {
+            return end.client.start(request, payload, None).0;
+        };
+        let (request, sent) = end.client.start(request, payload, Some(control));
+        if let Err(error) = sent {
+            end.lose(&error.to_string(), now);
+        }
+        request
+    }
+
+    /// Moves every byte that can be moved now, and then lets time pass to the next thing that happens, or to `until` if that
+    /// comes first. Whether there was anything.
+    pub fn step(&mut self, until: Instant) -> bool {
+        let mut moved = false;
+        while self.turn() {
+            moved = true;
+        }
+        match self.next_event().filter(|&next| next < until) {
+            Some(next) => {
+                self.clock.advance_to(next);
+                true
+            }
+            None => {
+                self.clock.advance_to(until);
+                moved
+            }
+        }
+    }
+
+    /// One round over all ends, beginning at a drawn one.
+    fn turn(&mut self) -> bool {
+        let now = self.now();
+        let mut moved = false;
+        let ends = self.lanes.len() + self.clients.len();
+        let first = self.rng.below(ends.max(1) as u64) as usize;
+        for i in 0..ends {
+            let i = (first + i) % ends;
+            match i.checked_sub(self.lanes.len()) {
+                None => {
+                    if let Some(service) = &self.service {
+                        moved |= self.lanes[i].turn(service, &mut self.rng, now);
+                    }
+                }
+                Some(client) => moved |= self.turn_client(client, now),
+            }
+        }
+        self.lanes.retain(|lane| !matches!(lane.state, LaneState::Over));
+        moved
+    }
+
+    fn turn_client(&mut self, client: usize, now: Instant) -> bool {
+        let Self { clock, rng, network, service, directory, lanes, clients } = self;
+        let end = &mut clients[client];
+        let mut dial = || -> Option<LaneEnd> {
+            let service = service.as_ref().filter(|_| !rng.chance(network.refuse))?;
+            let (here, there) = lane(clock, network, rng);
+            lanes.push(ServerLane::accept(there, service, directory, now));
+            Some(here)
+        };
+        // Lanes are opened first: what moves bytes needs the generator.
+        let opened = end.open_lanes(&mut dial, now);
+        match opened.and_then(|opened| Ok(end.turn(rng, now)? || opened)) {
+            Ok(moved) => moved,
+            Err(error) => {
+                end.lose(&error.to_string(), now);
+                true
+            }
+        }
+    }
+
+    /// When something happens next, if nobody does anything.
+    fn next_event(&self) -> Option<Instant> {
+        let now = self.now();
+        let soon = now + Duration::from_millis(1);
+        let arrivals = self.lanes.iter().flat_map(|lane| lane.end.arrivals());
+        let inbound = self.clients.iter().flat_map(ClientEnd::ends).flat_map(LaneEnd::arrivals);
+        let deadlines = self.clients.iter().filter_map(|end| end.client.deadline());
+        let timeouts = self.lanes.iter().filter_map(|lane| lane.deadline());
+        // A deadline that has come and changed nothing is looked at again a little later.
+        let later = deadlines.chain(timeouts).map(|at| if at <= now { soon } else { at });
+        arrivals.chain(inbound).filter(|&at| at > now).chain(later).min()
+    }
+}
+
+/// Wakes nobody: every lane is looked at in every turn.
+struct Always;
+
+impl Driver for Always {
+    fn wake(&self) {}
+}
+
+/// The server's end of a lane.
+struct ServerLane<S: Service> {
+    end: LaneEnd,
+    state: LaneState<S>,
+}
+
+enum LaneState<S: Service> {
+    Control(Box<ControlLane<S>>),
+    Bulk { peer: Arc<Peer>, number: u32, input: Box<BulkIn>, output: BulkLane },
+    Over,
+}
+
+impl<S: Service> ServerLane<S> {
+    fn accept(end: LaneEnd, service: &Arc<S>, directory: &Arc<Directory>, now: Instant) -> Self {
+        let (service, directory, sink) = (service.clone(), directory.clone(), Box::new(end.clone()));
+        let state = match ControlLane::new(service, directory, sink, Arc::new(Always), now) {
+            Some(control) => LaneState::Control(Box::new(control)),
+            None => LaneState::Over,
+        };
+        Self { end, state }
+    }
+
+    fn turn(&mut self, service: &Arc<S>, rng: &mut Rng, now: Instant) -> bool {
+        let moved = match &mut self.state {
+            LaneState::Control(control) => control_turn(control, &mut self.end, rng, now),
+            LaneState::Bulk { peer, input, output, .. } => {
+                bulk_turn(peer, input, output, &mut self.end, &**service, rng, now).map(|moved| (moved, None))
+            }
+            LaneState::Over => return false,
+        };
+        match moved {
+            Ok((moved, None)) => moved,
+            Ok((_, Some(Step::Bulk(peer, number)))) => {
+                peer.add_lane(number, Arc::new(Always));
+                let (input, output) = (Box::new(BulkIn::new(true)), BulkLane::default());
+                self.state = LaneState::Bulk { peer, number, input, output };
+                true
+            }
+            Ok((_, Some(_))) | Err(_) => {
+                self.end(now);
+                true
+            }
+        }
+    }
+
+    fn end(&mut self, now: Instant) {
+        match std::mem::replace(&mut self.state, LaneState::Over) {
+            LaneState::Control(mut control) => {
+                if let Some(peer) = control.peer() {
+                    // Last words; whether they are taken does not matter any more.
+                    let _ = peer.flush();
+                }
+                control.closed(now);
+            }
+            LaneState::Bulk { peer, number, .. } => {
+                peer.remove_lane(number);
+                peer.close();
+            }
+            LaneState::Over => {}
+        }
+        self.end.close();
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match &self.state {
+            LaneState::Control(control) => Some(control.deadline()),
+            LaneState::Bulk { input, .. } => input.deadline(),
+            LaneState::Over => None,
+        }
+    }
+}
+
+fn control_turn<S: Service>(
+    control: &mut ControlLane<S>,
+    end: &mut LaneEnd,
+    rng: &mut Rng,
+    now: Instant,
+) -> io::Result<(bool, Option<Step>)> {
+    let mut moved = false;
+    if let Some(peer) = control.peer() {
+        if peer.is_closed() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        let before = peer.backlog();
+        peer.flush()?;
+        moved = peer.backlog() < before;
+    }
+    let step = match receive(end, rng, control.space()) {
+        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(n) => {
+            moved = true;
+            control.filled(n, now)
+        }
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => control.timeout(now),
+        Err(e) => return Err(e),
+    };
+    Ok((moved, (!matches!(step, Step::Continue)).then_some(step)))
+}
+
+fn bulk_turn<S: Service>(
+    peer: &Arc<Peer>,
+    input: &mut BulkIn,
+    output: &mut BulkLane,
+    end: &mut LaneEnd,
+    service: &S,
+    rng: &mut Rng,
+    now: Instant,
+) -> io::Result<bool> {
+    if peer.is_closed() {
+        return Err(io::ErrorKind::ConnectionAborted.into());
+    }
+    let mut moved = false;
+    while let Some(event) = input.poll(peer.landings(), now) {
+        moved = true;
+        peer.bulk_event(service, &event, now);
+    }
+    if output.is_sending() || !peer.bulk().is_empty() {
+        let before = end.sent();
+        output.flush(peer.bulk(), end)?;
+        moved |= end.sent() > before;
+    }
+    match read_bulk(input, end, rng)? {
+        Read::Nothing => Ok(moved),
+        Read::Closed => Err(io::ErrorKind::UnexpectedEof.into()),
+        Read::Bytes(n) => {
+            input.filled(n).map_err(|error| {
+                peer.goodbye(error.clone().into());
+                io::Error::new(io::ErrorKind::InvalidData, error)
+            })?;
+            while let Some(event) = input.poll(peer.landings(), now) {
+                peer.bulk_event(service, &event, now);
+            }
+            Ok(true)
+        }
+    }
+}
+
+enum Read {
+    Nothing,
+    Closed,
+    Bytes(usize),
+}
+
+/// Reads into what a bulk lane wants: the first buffer, and once that is full the second.
+fn read_bulk(input: &mut BulkIn, end: &LaneEnd, rng: &mut Rng) -> io::Result<Read> {
+    let Want::Read { first, then } = input.want() else { return Ok(Read::Nothing) };
+    let whole = first.len();
+    let n = match receive(end, rng, first) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Read::Nothing),
+        Ok(0) => return Ok(Read::Closed),
+        n => n?,
+    };
+    // An end that comes after these bytes is seen with the next call.
+    let more = if n == whole && !then.is_empty() { receive(end, rng, then).unwrap_or(0) } else { 0 };
+    Ok(Read::Bytes(n + more))
+}
+
+/// Reads what has arrived, or a part of it. 0: the other side has closed.
+fn receive(end: &LaneEnd, rng: &mut Rng, buf: &mut [u8]) -> io::Result<usize> {
+    let most = if rng.chance(end.split()) { 1 + rng.below(buf.len() as u64) as usize } else { buf.len() };
+    end.receive(&mut buf[..most])
+}
+
+/// A client with its ends of the lanes.
+struct ClientEnd {
+    client: Client,
+    control: Option<LaneEnd>,
+    bulk: Vec<ClientLane>,
+}
+
+struct ClientLane {
+    end: LaneEnd,
+    state: ClientLaneState,
+}
+
+enum ClientLaneState {
+    Opening(Framer),
+    Open(Box<BulkIn>, BulkLane),
+}
+
+impl ClientEnd {
+    /// Opens what the client wants open. Whether anything was.
+    fn open_lanes(&mut self, dial: &mut dyn FnMut() -> Option<LaneEnd>, now: Instant) -> Result<bool, ClientError> {
+        if self.client.dead().is_some() {
+            self.close();
+            return Ok(false);
+        }
+        let mut opened = false;
+        if self.control.is_none() && self.client.wants_connection(now) {
+            self.control = dial();
+            match &self.control {
+                Some(_) => self.client.connected(now),
+                None => return Err(unreachable("connection refused")),
+            }
+            opened = true;
+        }
+        while (self.bulk.len() as u32) < self.client.wants_lanes() {
+            let mut end = dial().ok_or_else(|| unreachable("a bulk lane was refused"))?;
+            if let Some(hello) = self.client.lane_hello(self.bulk.len() as u32 + 1) {
+                let mut rest = &hello[..];
+                while !rest.is_empty() {
+                    // A fresh lane's window takes a hello whole.
+                    let n = end.send(&[io::IoSlice::new(rest)]).map_err(|e| unreachable(&e.to_string()))?;
+                    rest = &rest[n..];
+                }
+            }
+            let state = ClientLaneState::Opening(Framer::new(limits::CONTROL_PAYLOAD_BYTES));
+            self.bulk.push(ClientLane { end, state });
+            opened = true;
+        }
+        Ok(opened)
+    }
+
+    fn turn(&mut self, rng: &mut Rng, now: Instant) -> Result<bool, ClientError> {
+        let Self { client, control, bulk } = self;
+        let Some(control) = control else { return Ok(false) };
+        let mut moved = false;
+        client.timeout(now)?;
+        if client.has_output() {
+            let before = control.sent();
+            client.flush(control).map_err(|e| unreachable(&e.to_string()))?;
+            moved = control.sent() > before;
+        }
+        match receive(control, rng, client.space()) {
+            Ok(0) => return Err(unreachable("the server closed the connection")),
+            Ok(n) => {
+                moved = true;
+                client.filled(n, now)?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(unreachable(&e.to_string())),
+        }
+        for lane in bulk {
+            moved |= lane.turn(client, rng, now)?;
+        }
+        Ok(moved)
+    }
+
+    /// The connection is gone.
+    fn lose(&mut self, reason: &str, now: Instant) {
+        self.close();
+        self.client.lost(reason, now);
+    }
+
+    fn close(&mut self) {
+        if let Some(mut control) = self.control.take() {
+            // Last words, if any; whether they are taken does not matter any more.
+            let _ = self.client.flush(&mut control);
+            control.close();
+        }
+        self.bulk.drain(..).for_each(|lane| lane.end.close());
+    }
+
+    fn ends(&self) -> impl Iterator<Item = &LaneEnd> {
+        self.control.iter().chain(self.bulk.iter().map(|lane| &lane.end))
+    }
+}
+
+impl ClientLane {
+    fn turn(&mut self, client: &mut Client, rng: &mut Rng, now: Instant) -> Result<bool, ClientError> {
+        let (input, output) = match &mut self.state {
+            ClientLaneState::Open(input, output) => (input, output),
+            ClientLaneState::Opening(framer) => {
+                let space = framer.space();
+                match receive(&self.end, rng, space) {
+                    Ok(0) => return Err(unreachable("the server closed a bulk lane")),
+                    Ok(n) => framer.filled(n),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                    Err(e) => return Err(unreachable(&e.to_string())),
+                }
+                let Some(frame) = framer.next()? else { return Ok(true) };
+                frame.intact?;
+                match Control::decode(&frame.header, frame.meta)? {
+                    Control::LaneWelcome(_) => {}
+                    Control::Goodbye(error) => return Err(error.into()),
+                    _ => return Err(DecodeError::Range("a bulk lane was not welcomed").into()),
+                }
+                self.state = ClientLaneState::Open(Box::new(BulkIn::new(false)), BulkLane::default());
+                return Ok(true);
+            }
+        };
+        let mut moved = false;
+        let bulk = client.bulk().clone();
+        if output.is_sending() || !bulk.is_empty() {
+            let before = self.end.sent();
+            output.flush(&bulk, &mut self.end).map_err(|e| unreachable(&e.to_string()))?;
+            moved = self.end.sent() > before;
+        }
+        let read = read_bulk(input, &self.end, rng).map_err(|e| unreachable(&e.to_string()))?;
+        match read {
+            Read::Nothing => {}
+            Read::Closed => return Err(unreachable("the server closed a bulk lane")),
+            Read::Bytes(n) => {
+                moved = true;
+                input.filled(n)?;
+            }
+        }
+        while let Some(event) = input.poll(client.landings(), now) {
+            moved = true;
+            client.bulk_event(&event);
+        }
+        Ok(moved)
+    }
+}
+
+fn unreachable(reason: &str) -> ClientError {
+    ClientError::Unreachable { reason: reason.into(), effect: Effect::Unknown }
+}
