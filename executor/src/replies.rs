@@ -141,6 +141,11 @@ impl Window {
         }
     }
 
+    /// Above every id that was seen.
+    pub(crate) fn next(&self) -> u64 {
+        self.highest.map_or(1, |highest| highest.saturating_add(1))
+    }
+
     /// A request with this id has begun.
     pub(crate) fn begin(&mut self, id: u64) {
         self.highest = self.highest.max(Some(id));

@@ -101,6 +101,7 @@ impl Core {
             session: session.number,
             quota: session.account.quota(),
             lease_ms: u32::try_from(session.lease.as_millis()).unwrap_or(u32::MAX),
+            next_request: session.lock().window.next(),
         }
     }
 

@@ -5,7 +5,7 @@
 //! [`Weight::bytes`] is called (a view of the mapped file where the file holds them as they are wanted, else converted).
 //! [`Model::graph`] builds the program for a phase. Nothing here runs a model or talks to a server.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 #[cfg(target_endian = "big")]
 compile_error!(

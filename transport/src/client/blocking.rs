@@ -162,19 +162,29 @@ impl Session {
     /// [`ClientError`]; on a server error nothing changed there.
     pub fn put_range(&mut self, tensor: &Tensor, offset: u64, data: Bytes) -> Result<Tensor, ClientError> {
         let target = PutTarget::Range { handle: tensor.handle, offset };
-        self.put_bytes(target, data)
+        let spec = TensorSpec::new(genie_graph::DType::U8, &[data.len() as u64])?;
+        self.put_into(target, spec, data)
     }
 
-    /// Replaces the contents of a cache: `length` tokens in whole blocks.
+    /// Replaces the contents of a cache: `length` tokens in whole blocks, `spec` as [`Self::describe`] has it for a cache of so
+    /// many.
     ///
     /// # Errors
     /// [`ClientError`]; on a server error nothing changed there.
-    pub fn put_cache(&mut self, cache: Cache, length: u32, data: Bytes) -> Result<Tensor, ClientError> {
-        self.put_bytes(PutTarget::Cache { handle: cache.0, length }, data)
+    pub fn put_cache(
+        &mut self,
+        cache: Cache,
+        length: u32,
+        spec: &TensorSpec,
+        data: Bytes,
+    ) -> Result<Tensor, ClientError> {
+        self.put_into(PutTarget::Cache { handle: cache.0, length }, spec.clone(), data)
     }
 
-    fn put_bytes(&mut self, target: PutTarget<'_>, data: Bytes) -> Result<Tensor, ClientError> {
-        let spec = TensorSpec::new(genie_graph::DType::U8, &[data.len() as u64])?;
+    fn put_into(&mut self, target: PutTarget<'_>, spec: TensorSpec, data: Bytes) -> Result<Tensor, ClientError> {
+        if data.len() as u64 != spec.bytes() {
+            return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
+        }
         let pending = if spec.bytes() <= self.eager_bytes() {
             let request = Request::Put(PutRequest { target, spec, body: PutBody::Inline(&data) });
             self.start(&request, Some(data.clone()))

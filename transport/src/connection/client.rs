@@ -509,7 +509,7 @@ impl Client {
             Bulk::None => {}
             Bulk::In(landing) => self.landings.open(slot.wire, landing.clone()),
             Bulk::Out { pieces, slice_bytes } => {
-                self.bulk.push(Outgoing::new(id, pieces.clone(), *slice_bytes).skipping(landed));
+                self.bulk.push(Outgoing::new(slot.wire, pieces.clone(), *slice_bytes).skipping(landed));
             }
         }
     }
@@ -643,7 +643,7 @@ impl Client {
             Control::Ping => self.push_control(id, &Control::Pong),
             Control::Pong => {}
             Control::SliceAgain(offset) => {
-                if let Some(slot) = self.requests.get(id)
+                if let Some(slot) = self.requests.get(self.requests.of_wire(id))
                     && let Bulk::Out { pieces, slice_bytes } = &slot.bulk
                 {
                     self.bulk.push(Outgoing::new(id, pieces.clone(), *slice_bytes).only(offset));
@@ -675,6 +675,9 @@ impl Client {
     fn opened(&mut self, header: &Header, meta: &[u8], payload: &[u8]) -> Result<(), ClientError> {
         match Reply::decode(header, meta, payload)? {
             Reply::Opened(session) => {
+                // Ids that another process of the session used are not used again: the server would take what carries them for
+                // retries of what that process asked.
+                self.requests.skip_to(session.next_request);
                 self.session = Some(session);
                 self.state = State::Ready;
                 self.events.push(ClientEvent::Ready);

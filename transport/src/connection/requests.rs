@@ -216,6 +216,16 @@ impl Requests {
         slot.sent = false;
     }
 
+    /// The session has seen ids below `next`. This client did not make them all if it has not come that far; then those of its
+    /// requests (none was sent yet) begin there.
+    pub(super) fn skip_to(&mut self, next: u64) {
+        if next <= self.last + 1 || next > u64::MAX / 2 {
+            return;
+        }
+        self.last = next - 1;
+        self.waiting().into_iter().for_each(|id| self.rename(id));
+    }
+
     /// Forgets a request; its buffers are kept for another.
     pub(super) fn end(&mut self, id: u64) -> Option<()> {
         let mut slot = self.slots.remove(&id)?;

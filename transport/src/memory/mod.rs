@@ -7,10 +7,12 @@
 
 mod copy;
 mod landing;
+mod map;
 mod pool;
 mod slab;
 
 pub use copy::{copied_bytes, copy_counted, extend_counted};
 pub use landing::{Claim, Landing, SliceLease};
+pub use map::map_file;
 pub use pool::{OutOfMemory, Pool};
 pub use slab::{Region, Slab};

@@ -56,7 +56,9 @@ wire_structs! {
     /// Takes a session up again.
     struct Resume = 48 { token: [u8; 32], epoch: U64, unanswered: U64 }
     /// A session was opened or resumed.
-    struct Opened = 64 { token: [u8; 32], epoch: U64, session: U64, quota: U64, lease_ms: U32, zero: U32 }
+    struct Opened = 72 {
+        token: [u8; 32], epoch: U64, session: U64, quota: U64, lease_ms: U32, zero: U32, next_request: U64,
+    }
     /// A handle.
     struct HandleField = 16 { index: U32, generation: U32, epoch: U64 }
     /// An element type and its rank; `rank` dimensions of 8 bytes follow.

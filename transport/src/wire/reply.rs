@@ -89,6 +89,8 @@ pub struct OpenedSession {
     pub quota: u64,
     /// How long it outlives its connection.
     pub lease_ms: u32,
+    /// Above every request id that the session has seen: a client that did not make those itself goes on from here.
+    pub next_request: u64,
 }
 
 /// Why a generate ended.
@@ -213,6 +215,7 @@ impl<'a> Reply<'a> {
                     quota: opened.quota.into(),
                     lease_ms: opened.lease_ms.into(),
                     zero: 0.into(),
+                    next_request: opened.next_request.into(),
                 };
                 meta.extend_from_slice(raw.as_bytes());
             }
@@ -309,6 +312,7 @@ fn opened(meta: &[u8]) -> Result<OpenedSession, DecodeError> {
         session: raw.session.get(),
         quota: raw.quota.get(),
         lease_ms: raw.lease_ms.get(),
+        next_request: raw.next_request.get(),
     })
 }
 

@@ -191,6 +191,7 @@ impl Parts {
             session: b,
             quota: self.long[2],
             lease_ms: self.word[0],
+            next_request: b,
         };
         let tensor = Reply::Tensor { handle, device, spec: self.spec.clone() };
         let slices = self.bytes.len() as u32 * 8;

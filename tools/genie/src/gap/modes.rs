@@ -36,8 +36,7 @@ pub(super) struct Load {
     hashes: Vec<ContentHash>,
     prefill: Plan,
     decode: Plan,
-    /// Bytes of one block of the KV cache.
-    block_bytes: u64,
+    kv: KvSpec,
 }
 
 impl Load {
@@ -47,14 +46,13 @@ impl Load {
         let hashes = model.hashes(&options.hashes, |done, total| progress.set(done, total));
         let weights = model.weights().iter().map(|w| Ok((weight_spec(w)?, Bytes::from_owner(w.bytes()))));
         let graph = model.graph(GraphOptions { kv_dtype: options.kv_dtype, ..GraphOptions::new(Phase::Prefill) })?;
-        let kv = graph.inputs().iter().find_map(|i| KvSpec::of(&i.ty));
-        let block_bytes = kv.and_then(|kv| kv.block_bytes()).context("the model has no KV cache")? as u64;
+        let kv = graph.inputs().iter().find_map(|i| KvSpec::of(&i.ty)).context("the model has no KV cache")?;
         Ok(Self {
             weights: weights.collect::<Result<_>>()?,
             hashes,
             prefill: Plan::new(&model, Phase::Prefill, options.kv_dtype)?,
             decode: Plan::new(&model, Phase::Decode, options.kv_dtype)?,
-            block_bytes,
+            kv,
             options,
             model,
         })
@@ -125,26 +123,37 @@ impl Bench for Resident {
 }
 
 /// The KV cache on the client's side: what the server gave back, to be sent again.
-#[derive(Default)]
 struct Travelling {
+    kv: KvSpec,
     tokens: u32,
     blocks: Option<Region>,
 }
 
 impl Travelling {
+    fn new(kv: KvSpec) -> Self {
+        Self { kv, tokens: 0, blocks: None }
+    }
+
+    /// A cache of so many tokens as a tensor: whole blocks.
+    fn spec(&self, tokens: u32) -> Result<TensorSpec> {
+        let KvSpec { layers, kv_heads, head_dim, dtype } = self.kv;
+        let blocks = u64::from(tokens).div_ceil(Op::KV_BLOCK);
+        Ok(TensorSpec::new(dtype, &[blocks, layers, 2, kv_heads, Op::KV_BLOCK, head_dim])?)
+    }
+
     /// Makes a cache of it on the server.
     fn unpack(&self, session: &mut Session, program: &Program, kv: u32) -> Result<Cache> {
         let cache = session.create_cache(program, kv, 0)?;
         if let Some(blocks) = &self.blocks {
-            session.put_cache(cache, self.tokens, Bytes::from_owner(blocks.clone()))?;
+            session.put_cache(cache, self.tokens, &self.spec(self.tokens)?, Bytes::from_owner(blocks.clone()))?;
         }
         Ok(cache)
     }
 
     /// Takes the server's cache back.
-    fn pack(&mut self, session: &mut Session, cache: Cache, tokens: u32, block_bytes: u64) -> Result<()> {
-        let bytes = u64::from(tokens).div_ceil(Op::KV_BLOCK) * block_bytes;
-        let blocks = session.get_range(cache.0, 0, bytes)?;
+    fn pack(&mut self, session: &mut Session, cache: Cache, more: usize) -> Result<()> {
+        let tokens = self.tokens + u32::try_from(more)?;
+        let blocks = session.get_range(cache.0, 0, self.spec(tokens)?.bytes())?;
         if let Some(old) = self.blocks.replace(blocks) {
             session.recycle(old);
         }
@@ -159,7 +168,6 @@ pub(super) struct RemoteCache {
     sampling: Sampling,
     weights: Vec<Handle>,
     programs: [(Program, Plan); 2],
-    block_bytes: u64,
     cache: Travelling,
 }
 
@@ -169,16 +177,16 @@ impl RemoteCache {
         let weights = share_weights(load, &mut session)?;
         let mut define = |plan: &Plan| Ok::<_, anyhow::Error>((session.define(device, &plan.encoded)?, plan.clone()));
         let programs = [define(&load.prefill)?, define(&load.decode)?];
-        Ok(Self { session, sampling, weights, programs, block_bytes: load.block_bytes, cache: Travelling::default() })
+        Ok(Self { session, sampling, weights, programs, cache: Travelling::new(load.kv) })
     }
 
     fn call(&mut self, which: usize, tokens: &[i32]) -> Result<i32> {
-        let Self { session, sampling, weights, programs, block_bytes, cache } = self;
+        let Self { session, sampling, weights, programs, cache } = self;
         let (program, plan) = &programs[which];
         let there = cache.unpack(session, program, plan.kv)?;
         let binding = bind(session, program, plan, weights, there, *sampling)?;
         let token = run(session, plan, binding, tokens)?;
-        cache.pack(session, there, cache.tokens + tokens.len() as u32, *block_bytes)?;
+        cache.pack(session, there, tokens.len())?;
         session.free(binding.0)?;
         session.free(there.0)?;
         Ok(token)
@@ -213,7 +221,7 @@ pub(super) struct Naive<'a> {
 
 impl<'a> Naive<'a> {
     pub(super) fn new(load: &'a Load, session: Session, sampling: Sampling) -> Self {
-        Self { load, session, sampling, cache: Travelling::default() }
+        Self { load, session, sampling, cache: Travelling::new(load.kv) }
     }
 
     fn call(&mut self, plan: &Plan, tokens: &[i32]) -> Result<i32> {
@@ -223,7 +231,7 @@ impl<'a> Naive<'a> {
         let there = cache.unpack(session, &program, plan.kv)?;
         let binding = bind(session, &program, plan, &weights, there, *sampling)?;
         let token = run(session, plan, binding, tokens)?;
-        cache.pack(session, there, cache.tokens + tokens.len() as u32, load.block_bytes)?;
+        cache.pack(session, there, tokens.len())?;
         [binding.0, there.0, program.handle].into_iter().chain(weights).try_for_each(|handle| session.free(handle))?;
         Ok(token)
     }
