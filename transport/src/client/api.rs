@@ -7,7 +7,7 @@ use genie_graph::DType;
 use super::ClientError;
 use crate::connection::ClientOptions;
 use crate::wire::{
-    Argument, Arguments, BindEntry, ContentHash, DecodeError, DeviceEntry, ErrorCode, Finish, Handle, PutBody, PutRequest, PutTarget, Reply,
+    Argument, Arguments, BindEntry, ContentHash, DecodeError, DeviceEntry, ErrorCode, Finish, Handle, PutBody, PutRequest, PutTarget, RemoteError, Reply,
     Request, ResidencyCode, TensorSpec, write_argument,
 };
 
@@ -219,9 +219,19 @@ pub(super) fn write_inputs(out: &mut Vec<u8>, inputs: &[Input<'_>]) -> Result<u3
 }
 
 pub(super) fn bind_request<'a>(program: &Program, inputs: &BindInputs<'_>, fixed: &'a [u8]) -> Result<Request<'a>, ClientError> {
-    let bound = inputs.residents.iter().map(|&(input, handle)| BindEntry { input, handle }).collect();
+    let bound = bind_entries(program, inputs)?;
     let arguments = Arguments::new(inputs.fixed.len() as u32, fixed)?;
     Ok(Request::Bind { program: program.handle, bound, arguments })
+}
+
+/// The residents of a bind. Their epoch does not travel, so it is checked here: a handle from before a restart must not come to
+/// name what has its place now.
+pub(super) fn bind_entries(program: &Program, inputs: &BindInputs<'_>) -> Result<Vec<BindEntry>, ClientError> {
+    if inputs.residents.iter().any(|(_, handle)| handle.epoch != program.handle.epoch) {
+        let message = "a resident and the program are of different lives of the server: set both up again";
+        return Err(RemoteError::new(ErrorCode::EpochGone, message).into());
+    }
+    Ok(inputs.residents.iter().map(|&(input, handle)| BindEntry { input, handle }).collect())
 }
 
 pub(super) fn run_request<'a>(

@@ -251,7 +251,7 @@ impl Session {
     pub async fn bind(&self, program: &Program, inputs: &BindInputs<'_>) -> Result<Binding, ClientError> {
         let mut fixed = Vec::new();
         let count = api::write_inputs(&mut fixed, &inputs.fixed)?;
-        let bound = inputs.residents.iter().map(|&(input, handle)| crate::wire::BindEntry { input, handle }).collect();
+        let bound = api::bind_entries(program, inputs)?;
         let program = program.handle;
         Arguments::new(count, &fixed)?;
         let start = move |c: &mut Client| {

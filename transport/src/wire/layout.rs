@@ -90,8 +90,8 @@ wire_structs! {
     struct Program = 48 { handle: HandleField, hash: [u8; 32] }
     /// Joins a program with residents; entries in the payload, then arguments.
     struct Bind = 24 { program: HandleField, bound: U32, arguments: U32 }
-    /// One resident of a bind.
-    struct BindField = 24 { handle: HandleField, input: U32, zero: U32 }
+    /// One resident of a bind; its epoch is the program's.
+    struct BindField = 12 { index: U32, generation: U32, input: U32 }
     /// Runs a binding; arguments in the payload.
     struct Run = 32 { binding: HandleField, position: U32, wanted: U32, keep: U32, arguments: U32 }
     /// One inline tensor: 4-byte dimensions and the elements follow (form 1: a handle instead of elements).

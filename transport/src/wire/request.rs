@@ -201,7 +201,7 @@ pub enum PutBody<'a> {
 pub struct BindEntry {
     /// Node id of the graph's input.
     pub input: u32,
-    /// The resident or cache.
+    /// The resident or cache. Its epoch does not travel: it must be the program's.
     pub handle: Handle,
 }
 
@@ -386,10 +386,11 @@ impl<'a> Request<'a> {
                 };
                 meta.extend_from_slice(raw.as_bytes());
                 for entry in bound {
+                    let Handle { index, generation, .. } = entry.handle;
                     let raw = layout::BindField {
-                        handle: entry.handle.to_field(),
+                        index: index.into(),
+                        generation: generation.into(),
                         input: entry.input.into(),
-                        zero: 0.into(),
                     };
                     payload.extend_from_slice(raw.as_bytes());
                 }
@@ -630,17 +631,18 @@ fn offer<'a>(meta: &[u8], payload: &[u8]) -> Result<Request<'a>, DecodeError> {
 
 fn bind<'a>(meta: &[u8], payload: &'a [u8]) -> Result<Request<'a>, DecodeError> {
     let raw = layout::whole::<layout::Bind>(meta)?;
+    let program = Handle::from_field(&raw.program);
     let count = counted("bound residents", raw.bound.get(), limits::BOUND)?;
     let mut rest = payload;
     let mut bound = Vec::with_capacity(count.min(payload.len() / size_of::<layout::BindField>()));
     for _ in 0..count {
         let (entry, after) = layout::take::<layout::BindField>(rest)?;
-        layout::zero(&entry.zero, "bind")?;
-        bound.push(BindEntry { input: entry.input.get(), handle: Handle::from_field(&entry.handle) });
+        let handle = Handle { index: entry.index.get(), generation: entry.generation.get(), epoch: program.epoch };
+        bound.push(BindEntry { input: entry.input.get(), handle });
         rest = after;
     }
     let arguments = Arguments::decode(raw.arguments.get(), rest)?;
-    Ok(Request::Bind { program: Handle::from_field(&raw.program), bound, arguments })
+    Ok(Request::Bind { program, bound, arguments })
 }
 
 fn generate<'a>(meta: &[u8], payload: &'a [u8]) -> Result<Request<'a>, DecodeError> {

@@ -37,7 +37,7 @@ impl<E: Element> Kernel for OutIn<E> {
     unsafe fn run<S: Lanes>(self) {
         let Range { start, end } = self.range;
         let whole = start + (end - start) / TILE * TILE;
-        let convert = size_of::<E>() < 4 && !self.panel.is_null() && self.rows > S::COLUMNS;
+        let convert = size_of::<E>() < 4 && !self.panel.is_null() && self.rows > 2 * S::COLUMNS;
         // SAFETY: the rows and columns lie within what the struct demands.
         unsafe {
             let mut n = start;
@@ -67,7 +67,9 @@ impl<E: Element> OutIn<E> {
         // SAFETY: as the caller's.
         unsafe {
             while row < self.rows {
-                let columns = (self.rows - row).min(S::COLUMNS);
+                // Tiles of nearly the same size: a last one of a single row would take as long as a full one.
+                let left = self.rows - row;
+                let columns = left.div_ceil(left.div_ceil(S::COLUMNS));
                 match columns {
                     1 => self.tile::<S, W, R, 1>(w, n, row),
                     2 => self.tile::<S, W, R, 2>(w, n, row),
@@ -132,8 +134,9 @@ pub(super) unsafe fn dots<S: Lanes, W: Element, const R: usize, const C: usize, 
             for r in 0..R {
                 weights[r] = W::load::<S>(w.add(r * ldw + i));
                 if AHEAD {
-                    // A hint only: the address may lie beyond the weight.
-                    S::prefetch(w.wrapping_add((R + r) * ldw + i).cast());
+                    // A hint only: the address may lie beyond the weight. In the order of memory, which matters: the same
+                    // lines asked for row by row come at half the speed.
+                    S::prefetch(w.wrapping_add(R * (ldw + i) + r * S::N).cast());
                 }
             }
             for c in 0..C {
@@ -157,8 +160,15 @@ pub(super) unsafe fn dots<S: Lanes, W: Element, const R: usize, const C: usize, 
         }
         let mut sums = [[0.0; R]; C];
         for c in 0..C {
-            for r in 0..R {
-                sums[c][r] = S::sum(acc[c][r]);
+            // Four sums at once cost what one does.
+            for (r, four) in sums[c].chunks_mut(4).enumerate() {
+                match *four {
+                    [_, _, _, _] => {
+                        let from = &acc[c][4 * r..];
+                        four.copy_from_slice(&S::sum4([from[0], from[1], from[2], from[3]]));
+                    }
+                    _ => (0..four.len()).for_each(|i| four[i] = S::sum(acc[c][4 * r + i])),
+                }
             }
         }
         sums

@@ -110,6 +110,8 @@ pub(super) trait Lanes: Copy + 'static {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The sum of all lanes, in an order that depends on nothing.
     unsafe fn sum(v: Self::V) -> f32;
+    /// [`Lanes::sum`] of four vectors, to the bit.
+    unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4];
     /// The first `n < N` elements, and zeros. Touches no element beyond them.
     unsafe fn load_part(p: *const f32, n: usize) -> Self::V;
     /// Stores the first `n < N` lanes.
@@ -207,6 +209,11 @@ impl Lanes for Scalar {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
     #[inline(always)]
+    unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: as the caller's.
+        v.map(|v| unsafe { Self::sum(v) })
+    }
+    #[inline(always)]
     unsafe fn load_part(p: *const f32, n: usize) -> Self::V {
         let mut v = [0.0; 8];
         // SAFETY: the caller lets us read n < 8.
@@ -287,6 +294,21 @@ mod x86 {
             unsafe { sum256(v) }
         }
         #[inline(always)]
+        unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4] {
+            // SAFETY: see the impl.
+            unsafe {
+                // As `sum256` adds, but four vectors side by side once they are 128 bits wide.
+                let half = |v| _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let [a, b, c, d] = [half(v[0]), half(v[1]), half(v[2]), half(v[3])];
+                let ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+                let cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+                let sums = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
+                let mut out = [0.0; 4];
+                _mm_storeu_ps(out.as_mut_ptr(), sums);
+                out
+            }
+        }
+        #[inline(always)]
         unsafe fn load_part(p: *const f32, n: usize) -> Self::V {
             let mut v = [0.0_f32; 8];
             // SAFETY: see the impl; n < 8.
@@ -354,6 +376,26 @@ mod x86 {
         unsafe fn sum(v: Self::V) -> f32 {
             // SAFETY: see the impl.
             unsafe { sum256(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+        }
+        #[inline(always)]
+        unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4] {
+            // SAFETY: see the impl.
+            unsafe {
+                // As `sum` adds, but upper and lower halves of two vectors, then of four, side by side.
+                let [a, b, c, d] = v;
+                let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+                let ab = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b));
+                let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(c, d);
+                let cd = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d));
+                let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+                let quarters = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
+                let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0b01_00_11_10>(quarters));
+                let sums = _mm512_add_ps(pairs, _mm512_permute_ps::<0b10_11_00_01>(pairs));
+                // The first element of each quarter.
+                let mut out = [0.0; 4];
+                _mm512_mask_compressstoreu_ps(out.as_mut_ptr(), 0x1111, sums);
+                out
+            }
         }
         #[inline(always)]
         unsafe fn load_part(p: *const f32, n: usize) -> Self::V {

@@ -1,0 +1,94 @@
+//! A server within the test's process, on threads of its own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use genie_executor::device::Device;
+use genie_executor::device::cpu::CpuDevice;
+use genie_executor::{Config, Executor};
+use genie_transport::Uri;
+use genie_transport::link::tcp::{Listener, Server};
+
+/// Settings of a server with one small CPU device.
+///
+/// # Panics
+/// If the device cannot be made.
+pub fn config(epoch: u64) -> Config {
+    let cpu = CpuDevice::new(0, 1, 256 << 20).expect("a CPU device of 256 MiB");
+    let cpu: Arc<dyn Device> = Arc::new(cpu);
+    Config::new(vec![cpu], epoch)
+}
+
+/// A server that listens on a port of its own. It ends with this value.
+pub struct Live {
+    /// Where it listens.
+    pub uri: Uri,
+    executor: Arc<Executor>,
+    // Dropped last: lanes that are still open end with it.
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Live {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// If it cannot start: the test cannot go on.
+    pub fn start(config: Config) -> Self {
+        Self::start_at(config, &"tcp://127.0.0.1:0".parse().expect("an address"))
+    }
+
+    /// Starts it at this address.
+    ///
+    /// # Panics
+    /// If it cannot start: the test cannot go on.
+    pub fn start_at(config: Config, uri: &Uri) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let executor = Arc::new(Executor::new(config).expect("a server"));
+        let server = Server::new(executor.clone());
+        let within = runtime.enter();
+        let listener = Listener::bind(uri).expect("a port");
+        let uri = listener.uri().expect("an address");
+        drop(within);
+        runtime.spawn(async move { server.run(listener).await });
+        let ticking = Arc::downgrade(&executor);
+        runtime.spawn(async move {
+            while let Some(executor) = ticking.upgrade() {
+                executor.tick(Instant::now());
+                drop(executor);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        Self { uri, executor, runtime: Some(runtime) }
+    }
+
+    /// Its address as a socket's.
+    ///
+    /// # Panics
+    /// Never: it listens on an address, not on a name.
+    pub fn address(&self) -> SocketAddr {
+        let Uri::Tcp { host, port } = &self.uri else { panic!("not TCP: {}", self.uri) };
+        SocketAddr::new(host.parse().expect("an address"), *port)
+    }
+
+    /// The server's own counter of this name.
+    pub fn executor(&self) -> &Arc<Executor> {
+        &self.executor
+    }
+
+    /// Ends it on the spot, as a crash would: nobody is told.
+    pub fn kill(mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        }
+    }
+}

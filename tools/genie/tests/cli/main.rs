@@ -1,0 +1,7 @@
+//! The real program: servers and clients in processes of their own.
+
+mod measuring;
+mod model;
+mod restart;
+mod serving;
+mod support;

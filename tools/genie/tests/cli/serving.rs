@@ -1,0 +1,133 @@
+//! serve, ping, devices, put, get.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::support::{Server, bad, genie, good, json};
+
+#[test]
+fn files_come_back_as_they_were_put() {
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let (there, back) = (folder.path().join("there"), folder.path().join("back"));
+    let (there_arg, back_arg) = (there.to_str().unwrap(), back.to_str().unwrap());
+    // One byte, both sides of the eager threshold, several slices and a rest.
+    for (i, size) in [1, 65_536, 65_537, 3_000_001].into_iter().enumerate() {
+        let data: Vec<u8> = (0..size).map(|j: usize| (j * 31 + i) as u8 ^ (j >> 8) as u8).collect();
+        fs::write(&there, &data).unwrap();
+        good(&["put", &server.uri, "tensor", there_arg]);
+        let told = json(&good(&["get", &server.uri, "tensor", back_arg, "--json"]));
+        assert_eq!((told["bytes"].as_u64(), told["dtype"].as_str()), (Some(size as u64), Some("u8")));
+        assert!(fs::read(&back).unwrap() == data, "{size} bytes came back changed");
+    }
+    fs::write(&there, [0; 24]).unwrap();
+    good(&["put", &server.uri, "matrix", there_arg, "--dtype", "f32", "--shape", "2,3"]);
+    let told = json(&good(&["get", &server.uri, "matrix", back_arg, "--json"]));
+    assert_eq!(told["shape"], serde_json::json!([2, 3]));
+
+    let (code, error) = bad(&["get", &server.uri, "nothing", back_arg]);
+    assert!(code == 1 && error.contains("`nothing`"), "{error}");
+    assert_eq!(fs::read(&back).unwrap().len(), 24, "a get that fails leaves the file");
+    let (_, error) = bad(&["get", &server.uri, "matrix", "/dev/full"]);
+    assert!(error.contains("No space left"), "{error}");
+    let (_, error) = bad(&["put", &server.uri, "x", folder.path().join("missing").to_str().unwrap()]);
+    assert!(error.contains("missing"), "{error}");
+    let (_, error) = bad(&["put", &server.uri, "x", there_arg, "--dtype", "f32", "--shape", "7"]);
+    assert!(error.contains("--shape"), "{error}");
+}
+
+#[test]
+fn devices_and_pings_are_counted() {
+    let server = Server::at("tcp://127.0.0.1:0", &["--device", "cpu*3", "--memory", "96M"]);
+    let devices = json(&good(&["devices", &server.uri, "--json"]));
+    let devices = devices.as_array().unwrap();
+    let names: Vec<_> = devices.iter().map(|d| d["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["cpu:0", "cpu:1", "cpu:2"]);
+    assert!(devices.iter().all(|d| d["total_bytes"] == 32 << 20), "{devices:?}");
+    let pings = json(&good(&["ping", &server.uri, "--count", "7", "--json"]));
+    assert_eq!(pings["count"], 7);
+    assert!(pings["min_us"].as_f64().unwrap() > 0.0 && pings["max_us"].as_f64() >= pings["p50_us"].as_f64());
+    assert!(good(&["devices", &server.uri]).contains("cpu:2"));
+}
+
+#[test]
+fn a_signal_ends_a_server_well() {
+    for signal in ["-TERM", "-INT"] {
+        let server = Server::start();
+        good(&["ping", &server.uri, "--count", "1"]);
+        server.signal(signal);
+        assert_eq!(server.wait().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_server_ends_well_while_a_client_is_there() {
+    let server = Server::start();
+    let slow = ["ping", &server.uri, "--count", "1000000", "--interval", "1"];
+    let mut client = genie(&slow).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    good(&["ping", &server.uri, "--count", "20"]);
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    client.kill().unwrap();
+    client.wait().unwrap();
+}
+
+#[test]
+fn a_server_that_was_started_for_a_parent_ends_with_it() {
+    let mut child = genie(&["serve", "--listen", "tcp://127.0.0.1:0", "--device", "cpu", "--with-parent"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(child.try_wait().unwrap().is_none());
+    drop(child.stdin.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_cannot_be_is_said_with_what_to_do() {
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let uri = format!("tcp://{}", taken.local_addr().unwrap());
+    let (code, error) = bad(&["serve", "--listen", &uri, "--device", "cpu"]);
+    assert!(code == 1 && error.contains(&uri) && error.contains("is another server running there?"), "{error}");
+    drop(taken);
+
+    let (code, error) = bad(&["ping", &uri]);
+    assert!(code == 3 && error.contains("genie serve --listen"), "{error}");
+
+    for everywhere in ["tcp://0.0.0.0:0", "tcp://[::]:0"] {
+        let (code, error) = bad(&["serve", "--listen", everywhere]);
+        assert!(code == 1 && error.contains("without authentication") && error.contains("127.0.0.1"), "{error}");
+    }
+    let (code, error) = bad(&["serve", "--listen", "tcp://127.0.0.1:0", "--device", "toaster"]);
+    assert!(code == 1 && error.contains("toaster") && error.contains("auto"), "{error}");
+    let (code, error) = bad(&["ping", "127.0.0.1:7070"]);
+    assert!(code == 2 && error.contains("tcp://"), "{error}");
+    let (code, error) = bad(&["generate", "--connect", &uri, "--model", "/nowhere.gguf", "--prompt", "x"]);
+    assert!(code == 1 && error.contains("/nowhere.gguf"), "{error}");
+}
+
+#[test]
+fn a_client_waits_for_a_server_if_it_is_told_to() {
+    let free = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let uri = format!("tcp://{}", free.local_addr().unwrap());
+    drop(free);
+    let waiting = genie(&["ping", &uri, "--count", "1", "--wait", "30"]).stdout(Stdio::piped()).spawn().unwrap();
+    let _server = Server::at(&uri, &["--device", "cpu"]);
+    assert!(waiting.wait_with_output().unwrap().status.success());
+}
+
+#[test]
+fn the_doctor_looks_at_everything() {
+    let found = json(&good(&["doctor", "--json"]));
+    let found = found.as_array().unwrap();
+    assert!(found.len() >= 10);
+    for finding in found {
+        assert!(!finding["found"].as_str().unwrap().is_empty(), "{finding}");
+        assert_eq!(finding["state"] == "good", finding.get("advice").is_none(), "{finding}");
+    }
+    assert!(good(&["doctor"]).contains("cores"));
+}

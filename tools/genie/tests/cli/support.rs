@@ -1,0 +1,77 @@
+//! Starting and stopping the program.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+/// A server of a test, killed with it.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) uri: String,
+    /// Its standard output, so that it is not closed under it.
+    _out: BufReader<std::process::ChildStdout>,
+}
+
+impl Server {
+    /// On a port that is free.
+    pub(crate) fn start() -> Self {
+        Self::at("tcp://127.0.0.1:0", &["--device", "cpu", "--threads", "2"])
+    }
+
+    pub(crate) fn at(listen: &str, more: &[&str]) -> Self {
+        let mut child = genie(&["serve", "--listen", listen])
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("the program starts");
+        let mut out = BufReader::new(child.stdout.take().expect("its output is piped"));
+        let mut line = String::new();
+        out.read_line(&mut line).expect("its output can be read");
+        let uri = line.trim().rsplit_once(" on ").expect("the line says where").1.to_owned();
+        assert!(line.starts_with("genie: serving cpu:0"), "{line}");
+        Self { child, uri, _out: out }
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().expect("kill starts").success());
+    }
+
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        self.child.wait().expect("it can be waited for")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has ended already if this fails.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program with these arguments.
+pub(crate) fn genie(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_genie"));
+    command.args(arguments).stdin(Stdio::null()).env_remove("RUST_LOG");
+    command
+}
+
+/// Runs the program, which must end well; its standard output.
+pub(crate) fn good(arguments: &[&str]) -> String {
+    let output = genie(arguments).output().expect("the program starts");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("it writes UTF-8")
+}
+
+/// Runs the program, which must fail; its exit status and standard error.
+pub(crate) fn bad(arguments: &[&str]) -> (i32, String) {
+    let Output { status, stdout, stderr } = genie(arguments).output().expect("the program starts");
+    assert!(!status.success(), "{arguments:?}");
+    assert_eq!(String::from_utf8_lossy(&stdout), "", "what is wrong goes to standard error");
+    (status.code().expect("no signal"), String::from_utf8(stderr).expect("it writes UTF-8"))
+}
+
+pub(crate) fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).expect("it is JSON")
+}
