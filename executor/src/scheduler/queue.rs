@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 use super::Job;
 use crate::core::Core;
 
-/// Decode batches that may go first while a prefill waits.
-const PREFILL_PATIENCE: u32 = 8;
+/// Decode batches that may go first while a prefill waits: one for so many of its tokens, ...
+const TOKENS_PER_PASS: u64 = 32;
+/// ... and no more than this. A short prompt costs the others little, and once it has run its steps join theirs; a long one
+/// holds them up for long.
+const PREFILL_PATIENCE: u64 = 16;
 /// Runs that may go first while bulk work waits.
 const BULK_PATIENCE: u32 = 32;
 
@@ -134,7 +137,10 @@ impl Queue {
 
 impl State {
     fn take(&mut self, batch: &mut Vec<Job>, most: usize) -> Next {
-        let prefill_is_due = !self.prefill.is_empty() && self.prefill_passed >= PREFILL_PATIENCE;
+        let prefill_is_due = self.prefill.front().is_some_and(|job| {
+            let patience = (job.sizes.sequence / TOKENS_PER_PASS).clamp(1, PREFILL_PATIENCE);
+            u64::from(self.prefill_passed) >= patience
+        });
         let bulk_is_due = !self.bulk.is_empty() && self.bulk_passed >= BULK_PATIENCE;
         if bulk_is_due && let Some(task) = self.bulk.pop_front() {
             self.bulk_passed = 0;

@@ -114,10 +114,12 @@ fn decode_goes_first_and_prefill_does_not_starve() {
         arguments: Arguments::EMPTY,
     });
     long.ask_run(&prefill, &[1; 20], None);
+    long.ask_run(&prefill, &[1; 300], None);
     server.run_all();
     let runs = server.runs();
-    let at = runs.iter().position(|&(_, sequence)| sequence == 20).unwrap();
-    assert!((1..=10).contains(&at), "after some decode steps, not after all: {at}");
+    let at = |tokens| runs.iter().position(|&(_, sequence)| sequence == tokens).unwrap();
+    assert_eq!(at(20), 1, "a short prompt waits for one step");
+    assert_eq!(at(300), at(20) + 1 + 300 / 32, "a long one for more, but not for all");
 }
 
 #[test]

@@ -143,9 +143,7 @@ fn runs_that_want_the_same_caches_in_another_order_both_end() {
     let server = server(64 << 20, genie_executor::Mode::Stepped);
     let mut client = server.client();
     let program = client.define(&two_caches().encode());
-    let create = |client: &mut Client<'_>| {
-        tensor(client.call(Request::CacheCreate { program, input: 0, reserve: 0 }))
-    };
+    let create = |client: &mut Client<'_>| tensor(client.call(Request::CacheCreate { program, input: 0, reserve: 0 }));
     let (a, b) = (create(&mut client), create(&mut client));
     let bind = |client: &mut Client<'_>, first, second| {
         let bound = vec![BindEntry { input: 0, handle: first }, BindEntry { input: 1, handle: second }];

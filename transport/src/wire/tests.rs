@@ -151,7 +151,12 @@ impl Parts {
             Request::DefineKnown { device, hash },
             Request::Bind {
                 program: handle,
-                bound: self.bound.iter().map(|&(input, handle)| BindEntry { input, handle }).collect(),
+                // The epoch does not travel: it is the program's.
+                bound: self
+                    .bound
+                    .iter()
+                    .map(|&(input, bound)| BindEntry { input, handle: Handle { epoch: handle.epoch, ..bound } })
+                    .collect(),
                 arguments: self.arguments(),
             },
             Request::Run {

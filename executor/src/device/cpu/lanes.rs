@@ -392,8 +392,9 @@ mod x86 {
                 let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0b01_00_11_10>(quarters));
                 let sums = _mm512_add_ps(pairs, _mm512_permute_ps::<0b10_11_00_01>(pairs));
                 // The first element of each quarter.
+                let firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
                 let mut out = [0.0; 4];
-                _mm512_mask_compressstoreu_ps(out.as_mut_ptr(), 0x1111, sums);
+                _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, sums)));
                 out
             }
         }

@@ -1,0 +1,186 @@
+//! One run: a network, a server that may be lost, and its users.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use genie_executor::device::Device;
+use genie_executor::device::cpu::CpuDevice;
+use genie_executor::{Config, Executor, Mode};
+use genie_tests::graphs::{Tiny, tiny};
+use genie_transport::connection::ClientOptions;
+use genie_transport::link::sim::{Network, Rng, Sim};
+
+use crate::register::{Moment, Register};
+use crate::user::User;
+
+/// All of virtual time that a run may take: past it, something waits for what never comes.
+const LONGEST: Duration = Duration::from_secs(1800);
+
+pub const NAMES: usize = 2;
+
+pub struct World {
+    pub sim: Sim<Executor>,
+    pub shared: Shared,
+    users: Vec<User>,
+    device: Arc<dyn Device>,
+    began: Instant,
+    /// When the server goes, and for how long.
+    losses: Vec<(Instant, Duration)>,
+    back: Option<Instant>,
+    epoch: u64,
+    credits: u32,
+}
+
+/// What the users have in common.
+pub struct Shared {
+    pub model: Tiny,
+    pub names: [Register; NAMES],
+    /// Each write has a tag of its own.
+    last_tag: u32,
+    moment: Moment,
+    told: Option<String>,
+}
+
+impl Shared {
+    pub fn tag(&mut self) -> u32 {
+        self.last_tag += 1;
+        self.last_tag
+    }
+
+    pub fn moment(&mut self) -> Moment {
+        self.moment += 1;
+        self.moment
+    }
+
+    pub fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(told) = &mut self.told {
+            let _ = writeln!(told, "{}", line());
+        }
+    }
+}
+
+impl World {
+    /// The run of this seed; `tell`: with its story.
+    pub fn new(seed: u64, tell: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let began = Instant::now();
+        let device: Arc<dyn Device> = Arc::new(CpuDevice::new(0, 1, 64 << 20).expect("a device"));
+        let credits = 2 + rng.below(8) as u32;
+        let service = server(&device, 1, credits);
+        let mut losses: Vec<_> = (0..rng.below(3)).map(|_| (began + pause(&mut rng, 400), pause(&mut rng, 500))).collect();
+        losses.sort();
+        losses.truncate(if rng.chance(500_000) { 0 } else { 2 });
+        let network = network(&mut rng);
+        let mut sim = Sim::new(rng.bits(), began, network.clone(), service);
+        let users = (0..1 + rng.below(3)).map(|_| {
+            let options = ClientOptions {
+                lease_ms: 600_000,
+                reconnect_for: Duration::from_secs(3600),
+                lanes: 1 + rng.below(3) as u32,
+                ..ClientOptions::default()
+            };
+            let most = 1 + rng.below(12) as usize;
+            User::new(sim.connect(options), 10 + rng.below(20) as u32, most)
+        });
+        let users = users.collect();
+        let shared = Shared {
+            model: tiny().expect("the model is valid"),
+            names: Default::default(),
+            last_tag: 0,
+            moment: 0,
+            told: tell.then(|| format!("{network:?}, {credits} credits, server losses {:?}\n", losses.iter().map(|l| l.1).collect::<Vec<_>>())),
+        };
+        Self { sim, shared, users, device, began, losses, back: None, epoch: 1, credits }
+    }
+
+    /// Runs it to its end: the story, or what went wrong.
+    pub fn run(mut self) -> Result<String, String> {
+        let result = self.go().and_then(|()| {
+            // What was left to be checked is checked without faults.
+            self.sim.set_network(Network::calm());
+            self.users.iter_mut().for_each(User::wind_up);
+            self.go()
+        });
+        let story = self.shared.told.take().unwrap_or_default();
+        match result {
+            Ok(()) => Ok(story),
+            Err(failure) => Err(format!("{failure}\n{story}")),
+        }
+    }
+
+    fn go(&mut self) -> Result<(), String> {
+        loop {
+            let now = self.sim.now();
+            self.lose_the_server(now);
+            let mut busy = false;
+            for user in &mut self.users {
+                busy |= user.turn(&mut self.sim, &mut self.shared)?;
+            }
+            if !busy {
+                return Ok(());
+            }
+            if self.sim.rng().chance(2_000) {
+                let user = self.sim.rng().below(self.users.len() as u64) as usize;
+                self.shared.tell(|| format!("{:?}: user {user}'s lanes are cut", now - self.began));
+                self.sim.cut(self.users[user].id);
+            }
+            if now - self.began > LONGEST {
+                let waiting: Vec<_> = self.users.iter().map(User::describe).collect();
+                return Err(format!("deadlock: after {LONGEST:?} of virtual time there wait {waiting:?}"));
+            }
+            let until = self.back.or(self.losses.first().map(|l| l.0)).unwrap_or(now + Duration::from_secs(1));
+            self.sim.step(until.max(now + Duration::from_micros(1)));
+            if let Some(service) = self.sim.service() {
+                service.tick(self.sim.now());
+            }
+        }
+    }
+
+    fn lose_the_server(&mut self, now: Instant) {
+        if self.back.is_some_and(|back| back <= now) {
+            self.back = None;
+            self.epoch += 1;
+            self.shared.tell(|| format!("{:?}: a server is back", now - self.began));
+            let service = server(&self.device, self.epoch, self.credits);
+            self.sim.replace_server(Some(service));
+        }
+        if self.losses.first().is_some_and(|&(at, _)| at <= now) {
+            let (_, pause) = self.losses.remove(0);
+            self.shared.tell(|| format!("{:?}: the server is lost for {pause:?}", now - self.began));
+            self.back = Some(now + pause);
+            self.sim.replace_server(None);
+            // Its names are gone with it.
+            self.shared.names = Default::default();
+        }
+    }
+}
+
+fn server(device: &Arc<dyn Device>, epoch: u64, credits: u32) -> Arc<Executor> {
+    let mut config = Config::new(vec![device.clone()], epoch);
+    config.mode = Mode::Inline;
+    config.token_seed = Some(epoch);
+    config.settings.credits = credits;
+    config.settings.eager_bytes = 2048;
+    config.settings.slice_bytes = 4096;
+    config.default_lease = Duration::from_secs(600);
+    Arc::new(Executor::new(config).expect("a server"))
+}
+
+fn network(rng: &mut Rng) -> Network {
+    let mut network = Network::calm();
+    let micros = |n: u64| Duration::from_micros(n);
+    network.delay = (micros(rng.below(50)), micros(100 + rng.below(3000)));
+    network.window = 512 << rng.below(8);
+    network.split = rng.below(500_000) as u32;
+    let some = |rng: &mut Rng, often: u32, most: u64| if rng.chance(often) { rng.below(most) as u32 } else { 0 };
+    network.stall = some(rng, 300_000, 20_000);
+    network.corrupt = some(rng, 400_000, 20_000);
+    network.cut = some(rng, 600_000, 15_000);
+    network.refuse = some(rng, 300_000, 500_000);
+    network
+}
+
+fn pause(rng: &mut Rng, most_millis: u64) -> Duration {
+    Duration::from_micros(rng.below(most_millis * 1000))
+}
