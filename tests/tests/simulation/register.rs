@@ -1,11 +1,11 @@
 //! What a reader may see of something that is overwritten.
 
 /// Moments are numbered in the order in which the test sees them.
-pub type Moment = u64;
+pub(crate) type Moment = u64;
 
 /// The value of a tensor or a name, as a history of writes.
 #[derive(Clone, Debug, Default)]
-pub struct Register {
+pub(crate) struct Register {
     writes: Vec<Write>,
 }
 
@@ -28,19 +28,19 @@ enum End {
 
 impl Register {
     /// A register with a value.
-    pub fn holding(tags: Vec<u32>, now: Moment) -> Self {
+    pub(crate) fn holding(tags: Vec<u32>, now: Moment) -> Self {
         Self { writes: vec![Write { tags, began: now, end: End::Applied(now) }] }
     }
 
-    pub fn begin(&mut self, tag: u32, now: Moment) {
+    pub(crate) fn begin(&mut self, tag: u32, now: Moment) {
         self.writes.push(Write { tags: vec![tag], began: now, end: End::Open });
     }
 
-    pub fn applied(&mut self, tag: u32, now: Moment) {
+    pub(crate) fn applied(&mut self, tag: u32, now: Moment) {
         self.set_end(tag, End::Applied(now));
     }
 
-    pub fn void(&mut self, tag: u32) {
+    pub(crate) fn void(&mut self, tag: u32) {
         self.set_end(tag, End::Void);
     }
 
@@ -51,7 +51,7 @@ impl Register {
 
     /// What a read may give that began and ended at these moments: every write that began before the read ended, and was not
     /// overwritten by one that lay wholly between it and the read.
-    pub fn allowed(&self, began: Moment, ended: Moment) -> Vec<u32> {
+    pub(crate) fn allowed(&self, began: Moment, ended: Moment) -> Vec<u32> {
         let overwritten = |write: &Write| {
             let End::Applied(end) = write.end else { return false };
             self.writes.iter().any(|w| w.began > end && matches!(w.end, End::Applied(e) if e < began))
@@ -61,18 +61,18 @@ impl Register {
     }
 
     /// Whether some write is over for sure, so that a reader finds something.
-    pub fn is_set(&self, began: Moment) -> bool {
+    pub(crate) fn is_set(&self, began: Moment) -> bool {
         self.writes.iter().any(|w| matches!(w.end, End::Applied(e) if e < began))
     }
 }
 
 /// Bytes that all carry one tag.
-pub fn tagged(tag: u32, bytes: usize) -> Vec<u8> {
+pub(crate) fn tagged(tag: u32, bytes: usize) -> Vec<u8> {
     tag.to_le_bytes().into_iter().cycle().take(bytes).collect()
 }
 
 /// The one tag of these bytes.
-pub fn tag_of(bytes: &[u8]) -> Result<u32, String> {
+pub(crate) fn tag_of(bytes: &[u8]) -> Result<u32, String> {
     let (words, rest) = bytes.as_chunks::<4>();
     let first = words.first().ok_or("no bytes")?;
     match words.iter().position(|w| w != first) {

@@ -23,8 +23,8 @@ const SLICE: u32 = 4096;
 /// Contents that any user may put as a weight.
 const WEIGHTS: u32 = 3;
 
-pub struct User {
-    pub id: ClientId,
+pub(crate) struct User {
+    pub(crate) id: ClientId,
     todo: u32,
     most: usize,
     lost: u64,
@@ -82,7 +82,7 @@ enum What {
     Weight { tag: u32, bytes: usize },
     Offer { tag: u32, bytes: usize },
     Write { tensor: u64, tag: u32 },
-    Read { tensor: u64, offset: usize, bytes: usize },
+    Read { tensor: u64, bytes: usize },
     Copy { tensor: u64 },
     Free { tensor: u64 },
     Lookup { name: usize },
@@ -96,7 +96,7 @@ enum What {
 }
 
 impl User {
-    pub fn new(id: ClientId, todo: u32, most: usize) -> Self {
+    pub(crate) fn new(id: ClientId, todo: u32, most: usize) -> Self {
         Self {
             id,
             todo,
@@ -113,18 +113,18 @@ impl User {
     }
 
     /// From here on every tensor is read once more, and every cache run once more.
-    pub fn wind_up(&mut self) {
+    pub(crate) fn wind_up(&mut self) {
         self.winding_up = true;
         self.todo = 0;
     }
 
     /// What it waits for.
-    pub fn describe(&self) -> Vec<String> {
+    pub(crate) fn describe(&self) -> Vec<String> {
         self.flights.iter().map(|f| format!("{} {:?}", f.request.0, f.what)).collect()
     }
 
     /// Takes answers, and asks for more. Whether it has more to do.
-    pub fn turn(&mut self, sim: &mut Sim<Executor>, shared: &mut Shared) -> Result<bool, String> {
+    pub(crate) fn turn(&mut self, sim: &mut Sim<Executor>, shared: &mut Shared) -> Result<bool, String> {
         if let Some(error) = sim.client(self.id).dead() {
             return Err(format!("user {:?} has given up: {error}", self.id));
         }
@@ -388,7 +388,7 @@ impl User {
     }
 
     fn read(&mut self, sim: &mut Sim<Executor>, shared: &mut Shared, tensor: u64, handle: Handle, offset: usize, bytes: usize) {
-        let what = What::Read { tensor, offset, bytes };
+        let what = What::Read { tensor, bytes };
         let (offset, length) = (offset as u64, bytes as u64);
         if bytes <= 8192 && sim.rng().chance(500_000) {
             return self.ask(sim, shared, &Request::Get { handle, offset, length, sliced: None }, what);
@@ -448,7 +448,7 @@ impl User {
                 _ => return Err(format!("one offer, {} answers", offered.len())),
             },
             (What::Write { tensor, tag }, Told::Tensor { .. }) => self.tensor(*tensor)?.value.applied(*tag, now),
-            (What::Read { tensor, bytes, .. }, Told::Bytes(inline)) => {
+            (What::Read { tensor, bytes }, Told::Bytes(inline)) => {
                 let landed = flight.landing.as_ref().map(|l| l.finish().ok_or("the landing is not whole"));
                 let got = match landed {
                     Some(slabs) => slabs?.iter().flat_map(|s| s.to_vec()).collect(),

@@ -17,11 +17,11 @@ use crate::user::User;
 /// All of virtual time that a run may take: past it, something waits for what never comes.
 const LONGEST: Duration = Duration::from_secs(1800);
 
-pub const NAMES: usize = 2;
+pub(crate) const NAMES: usize = 2;
 
-pub struct World {
-    pub sim: Sim<Executor>,
-    pub shared: Shared,
+pub(crate) struct World {
+    pub(crate) sim: Sim<Executor>,
+    pub(crate) shared: Shared,
     users: Vec<User>,
     device: Arc<dyn Device>,
     began: Instant,
@@ -33,9 +33,9 @@ pub struct World {
 }
 
 /// What the users have in common.
-pub struct Shared {
-    pub model: Tiny,
-    pub names: [Register; NAMES],
+pub(crate) struct Shared {
+    pub(crate) model: Tiny,
+    pub(crate) names: [Register; NAMES],
     /// Each write has a tag of its own.
     last_tag: u32,
     moment: Moment,
@@ -43,17 +43,17 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn tag(&mut self) -> u32 {
+    pub(crate) fn tag(&mut self) -> u32 {
         self.last_tag += 1;
         self.last_tag
     }
 
-    pub fn moment(&mut self) -> Moment {
+    pub(crate) fn moment(&mut self) -> Moment {
         self.moment += 1;
         self.moment
     }
 
-    pub fn tell(&mut self, line: impl FnOnce() -> String) {
+    pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
         if let Some(told) = &mut self.told {
             let _ = writeln!(told, "{}", line());
         }
@@ -62,7 +62,7 @@ impl Shared {
 
 impl World {
     /// The run of this seed; `tell`: with its story.
-    pub fn new(seed: u64, tell: bool) -> Self {
+    pub(crate) fn new(seed: u64, tell: bool) -> Self {
         let mut rng = Rng::new(seed);
         let began = Instant::now();
         let device: Arc<dyn Device> = Arc::new(CpuDevice::new(0, 1, 64 << 20).expect("a device"));
@@ -95,7 +95,7 @@ impl World {
     }
 
     /// Runs it to its end: the story, or what went wrong.
-    pub fn run(mut self) -> Result<String, String> {
+    pub(crate) fn run(mut self) -> Result<String, String> {
         let result = self.go().and_then(|()| {
             // What was left to be checked is checked without faults.
             self.sim.set_network(Network::calm());

@@ -432,8 +432,12 @@ impl Client {
         let Some(slot) = self.requests.get(id.0).filter(|slot| !slot.is_over()) else { return };
         // Should it have to be sent (again), the wish goes with it.
         slot.cancelled = true;
-        if slot.sent {
-            let wire = slot.wire;
+        let (wire, sent) = (slot.wire, slot.sent);
+        if let Bulk::In(_) = slot.bulk {
+            // Its reply may have come, and then nothing but slices that the server now leaves out would end it.
+            slot.fail(RemoteError::new(ErrorCode::Cancelled, "the get was cancelled").into());
+        }
+        if sent {
             self.push_control(wire, &Control::Cancel);
         }
     }

@@ -75,6 +75,10 @@ impl Slot {
     pub(super) fn fail(&mut self, error: ClientError) {
         if !self.is_over() {
             self.failed = Some(error);
+            if self.replied {
+                // A get whose bytes will not come after all.
+                self.heads.pop_back();
+            }
         }
     }
 
