@@ -5,8 +5,8 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use genie_graph::DType;
 use genie_transport::wire::{
-    Arguments, Flags, HEADER_BYTES, Handle, Kind, Request, SLICE_FRAME_BYTES, SliceHead, body_crc, decode_header, encode_header,
-    limits, write_argument,
+    Arguments, Flags, HEADER_BYTES, Handle, Kind, Request, SLICE_FRAME_BYTES, SliceHead, body_crc, decode_header,
+    encode_header, limits, write_argument,
 };
 
 fn step(c: &mut Criterion) {

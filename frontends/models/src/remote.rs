@@ -325,23 +325,27 @@ impl RemoteModel {
             let mut expected = context.length + tokens.len() as u32;
             let finish = this.session.generate(first, live.decode, tokens, &options, |generated| {
                 for token in unseen(generated, &mut expected) {
+                    if run.ended {
+                        break;
+                    }
                     context.add(match run.last.replace(token) {
                         Some(before) => Part::Token(before),
                         None => Part::Prompt(prompt.to_vec()),
                     });
                     run.made += 1;
-                    run.ended = run.ended || !each(token);
+                    run.ended = !each(token);
                 }
                 !run.ended
             });
             match finish {
-                Err(ClientError::Remote(e)) if run.ended && e.code == ErrorCode::Cancelled => {
-                    // It may have run a token further than was heard of.
-                    this.session.truncate_cache(live.cache, context.length)?;
-                    Ok(Finish::Stop)
-                }
-                other => Ok(other?),
+                Err(ClientError::Remote(e)) if run.ended && e.code == ErrorCode::Cancelled => {}
+                Err(error) => return Err(error.into()),
+                Ok(finish) if !run.ended => return Ok(finish),
+                Ok(_) => {}
             }
+            // It ran further than was wanted before it heard of it.
+            this.session.truncate_cache(live.cache, context.length)?;
+            Ok(Finish::Stop)
         })?;
         if run.last.is_none() {
             context.add(Part::Prompt(prompt.to_vec()));

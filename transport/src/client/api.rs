@@ -7,8 +7,8 @@ use genie_graph::DType;
 use super::ClientError;
 use crate::connection::ClientOptions;
 use crate::wire::{
-    Argument, Arguments, BindEntry, ContentHash, DecodeError, DeviceEntry, ErrorCode, Finish, Handle, PutBody, PutRequest, PutTarget, RemoteError, Reply,
-    Request, ResidencyCode, TensorSpec, write_argument,
+    Argument, Arguments, BindEntry, ContentHash, DecodeError, DeviceEntry, ErrorCode, Finish, Handle, PutBody,
+    PutRequest, PutTarget, RemoteError, Reply, Request, ResidencyCode, TensorSpec, write_argument,
 };
 
 /// How to connect.
@@ -218,7 +218,11 @@ pub(super) fn write_inputs(out: &mut Vec<u8>, inputs: &[Input<'_>]) -> Result<u3
     Ok(inputs.len() as u32)
 }
 
-pub(super) fn bind_request<'a>(program: &Program, inputs: &BindInputs<'_>, fixed: &'a [u8]) -> Result<Request<'a>, ClientError> {
+pub(super) fn bind_request<'a>(
+    program: &Program,
+    inputs: &BindInputs<'_>,
+    fixed: &'a [u8],
+) -> Result<Request<'a>, ClientError> {
     let bound = bind_entries(program, inputs)?;
     let arguments = Arguments::new(inputs.fixed.len() as u32, fixed)?;
     Ok(Request::Bind { program: program.handle, bound, arguments })

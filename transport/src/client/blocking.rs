@@ -10,15 +10,15 @@ use super::api::{self, Range};
 use super::engine::Engine;
 use super::lanes::Lanes;
 use super::{
-    BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs, Program,
-    PutOptions, RunOptions, Tensor,
+    BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
+    Program, PutOptions, RunOptions, Tensor,
 };
 use crate::connection::{Client, RequestId};
 use crate::memory::{Landing, Region, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
-    Arguments, ContentHash, DecodeError, Finish, Handle, Offered, OpenedSession, PutBody, PutRequest, PutTarget, Reply, Request,
-    TensorSpec,
+    Arguments, ContentHash, DecodeError, Finish, Handle, Offered, OpenedSession, PutBody, PutRequest, PutTarget, Reply,
+    Request, TensorSpec,
 };
 
 /// A session on a server. One owner; requests can still be in flight together: [`Self::start_put`], [`Self::start_run`].
@@ -133,7 +133,12 @@ impl Session {
     ///
     /// # Errors
     /// If `data` has not the bytes that `spec` says.
-    pub fn start_put(&mut self, spec: &TensorSpec, data: Bytes, options: PutOptions<'_>) -> Result<Pending, ClientError> {
+    pub fn start_put(
+        &mut self,
+        spec: &TensorSpec,
+        data: Bytes,
+        options: PutOptions<'_>,
+    ) -> Result<Pending, ClientError> {
         if data.len() as u64 != spec.bytes() {
             return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
         }

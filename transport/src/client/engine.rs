@@ -54,7 +54,7 @@ impl Engine {
             }
             looks = looks.wrapping_add(1);
             // The clock costs a tenth of a look at the socket: it is read now and then.
-            if budget.is_zero() || looks % 16 == 0 {
+            if budget.is_zero() || looks.is_multiple_of(16) {
                 now = Instant::now();
                 if now - began >= budget {
                     self.park(None, now);

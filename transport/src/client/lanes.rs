@@ -34,8 +34,16 @@ struct Lane {
 
 enum LaneState {
     /// Hello is sent, the welcome has not come.
-    Opening { framer: Framer, until: Instant },
-    Open { input: BulkIn, output: BulkLane },
+    Opening {
+        framer: Framer,
+        until: Instant,
+    },
+    Open(Box<Halves>),
+}
+
+struct Halves {
+    input: BulkIn,
+    output: BulkLane,
 }
 
 impl Lanes {
@@ -91,8 +99,8 @@ impl Lanes {
         for lane in &self.bulk {
             let write = match &lane.state {
                 LaneState::Opening { .. } => false,
-                LaneState::Open { output, .. } => {
-                    output.is_sending() || !self.client.bulk().is_empty() || lane.has_loaded()
+                LaneState::Open(halves) => {
+                    halves.output.is_sending() || !self.client.bulk().is_empty() || lane.has_loaded()
                 }
             };
             out.push(Interest { fd: lane.stream.as_raw_fd(), read: true, write });
@@ -165,7 +173,8 @@ impl Lane {
 
     fn turn(&mut self, client: &mut Client, now: Instant) -> Result<bool, ClientError> {
         if let LaneState::Opening { framer, until } = &mut self.state {
-            match tcp::recv(&self.stream, framer.space()) {
+            // Slices may follow the welcome at once: they are not the framer's to take.
+            match tcp::recv(&self.stream, framer.space_of_frame()) {
                 Ok(0) => return Err(gone(&io::ErrorKind::ConnectionAborted.into())),
                 Ok(n) => {
                     client.counters().down.fetch_add(n as u64, Ordering::Relaxed);
@@ -174,17 +183,18 @@ impl Lane {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock && now < *until => return Ok(false),
                 Err(e) => return Err(gone(&e)),
             }
-            let Some(frame) = framer.next()? else { return Ok(true) };
+            let Some(frame) = framer.next_frame()? else { return Ok(true) };
             frame.intact?;
             match Control::decode(&frame.header, frame.meta)? {
                 Control::LaneWelcome(_) => {}
                 Control::Goodbye(error) => return Err(error.into()),
                 _ => return Err(crate::wire::DecodeError::Range("a bulk lane was not welcomed").into()),
             }
-            self.state = LaneState::Open { input: BulkIn::new(false), output: BulkLane::default() };
+            self.state = LaneState::Open(Box::new(Halves { input: BulkIn::new(false), output: BulkLane::default() }));
             return Ok(true);
         }
-        let LaneState::Open { input, output } = &mut self.state else { return Ok(false) };
+        let LaneState::Open(halves) = &mut self.state else { return Ok(false) };
+        let Halves { input, output } = &mut **halves;
         let mut moved = false;
         if output.is_sending() || !client.bulk().is_empty() {
             let bulk = client.bulk().clone();

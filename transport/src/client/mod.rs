@@ -4,15 +4,15 @@
 //! park. [`Session`] is for async programs: a thread owns the connection, and any number of clones share it. Both reconnect by
 //! themselves and take their session up again; both keep every payload in the caller's memory until the socket has it.
 
-pub mod blocking;
 mod api;
+pub mod blocking;
 mod engine;
 mod lanes;
 mod session;
 
-pub use api::{
-    BindInputs, Binding, Cache, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs, Program, PutOptions, RunOptions,
-    Tensor, Value,
-};
 pub use crate::connection::ClientError;
+pub use api::{
+    BindInputs, Binding, Cache, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs, Program,
+    PutOptions, RunOptions, Tensor, Value,
+};
 pub use session::{Session, Stream};

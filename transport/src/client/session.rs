@@ -12,16 +12,14 @@ use super::api;
 use super::engine::Engine;
 use super::lanes::Lanes;
 use super::{
-    BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs, Program,
-    PutOptions, RunOptions, Tensor,
+    BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
+    Program, PutOptions, RunOptions, Tensor,
 };
 use crate::connection::{Client, RequestId};
 use crate::link::wait::Alarm;
 use crate::memory::{Landing, Region, Slab, copy_counted};
 use crate::uri::Uri;
-use crate::wire::{
-    Arguments, ContentHash, DecodeError, Handle, Offered, PutBody, Reply, Request, TensorSpec, limits,
-};
+use crate::wire::{Arguments, ContentHash, DecodeError, Handle, Offered, PutBody, Reply, Request, TensorSpec, limits};
 
 /// A session on a server; clones share it. Dropping the last one leaves the session to its lease; [`Self::close`] ends it.
 #[derive(Clone)]
@@ -164,9 +162,8 @@ impl Session {
     /// [`ClientError`].
     pub async fn get_range(&self, handle: Handle, offset: u64, length: u64) -> Result<Region, ClientError> {
         if length <= self.eager_bytes {
-            let start = move |c: &mut Client| {
-                c.start(&Request::Get { handle, offset, length, sliced: None }, None, None).0
-            };
+            let start =
+                move |c: &mut Client| c.start(&Request::Get { handle, offset, length, sliced: None }, None, None).0;
             let read = |reply: Reply<'_>| {
                 let bytes = api::got(&reply)?;
                 let mut slab = Slab::zeroed(bytes.len());
@@ -179,9 +176,8 @@ impl Session {
         let slice_bytes = self.slice_bytes;
         let landing = Landing::new(vec![Slab::zeroed(bytes)], slice_bytes);
         let at = landing.clone();
-        let start = move |c: &mut Client| {
-            c.start_get(&Request::Get { handle, offset, length, sliced: Some(slice_bytes) }, at)
-        };
+        let start =
+            move |c: &mut Client| c.start_get(&Request::Get { handle, offset, length, sliced: Some(slice_bytes) }, at);
         self.call(start, |reply| api::got(&reply).map(|_| ())).await?;
         landing.finish().and_then(|mut slabs| slabs.pop()).map(Slab::freeze).ok_or(ClientError::Interrupted)
     }

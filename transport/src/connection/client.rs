@@ -14,8 +14,8 @@ use super::outbox::{Outbox, Sink};
 use super::requests::{Bulk, RequestId, Requests, SECOND_CHANCES};
 use crate::memory::Landing;
 use crate::wire::{
-    Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Header, Kind, LaneHello, OpenedSession, RemoteError,
-    PutBody, PutRequest, Reply, Request, Welcome, body_crc, encode_header, limits,
+    Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Header, Kind, LaneHello, OpenedSession,
+    PutBody, PutRequest, RemoteError, Reply, Request, Welcome, body_crc, encode_header, limits,
 };
 
 /// Why a request has no good answer.
@@ -136,7 +136,9 @@ pub struct Client {
 #[derive(Debug)]
 enum State {
     /// No connection; when the next attempt is due.
-    Down { next: Instant },
+    Down {
+        next: Instant,
+    },
     /// The control lane is up, hello is sent.
     Greeting,
     /// The open or resume request with this id is under way.
@@ -231,7 +233,7 @@ impl Client {
     }
 
     fn frames(&mut self, framer: &mut Framer) -> Result<(), ClientError> {
-        while let Some(frame) = framer.next()? {
+        while let Some(frame) = framer.next_frame()? {
             frame.intact?;
             self.frame(frame.header, frame.meta, frame.payload)?;
         }
@@ -304,7 +306,9 @@ impl Client {
         match (&self.state, &self.welcome) {
             (State::Dead(_), _) => None,
             (State::Down { next }, _) => Some(*next),
-            (State::Ready, Some(w)) => Some((self.said + millis(w.keepalive_ms)).min(self.heard + millis(w.silence_ms))),
+            (State::Ready, Some(w)) => {
+                Some((self.said + millis(w.keepalive_ms)).min(self.heard + millis(w.silence_ms)))
+            }
             _ => Some(self.heard + self.options.reconnect_for),
         }
     }
@@ -699,7 +703,9 @@ impl Client {
                 Ok(())
             }
             // Another attempt may fare better.
-            Reply::Failed(error) if matches!(error.code, ErrorCode::Corrupt | ErrorCode::ShuttingDown) => Err(error.into()),
+            Reply::Failed(error) if matches!(error.code, ErrorCode::Corrupt | ErrorCode::ShuttingDown) => {
+                Err(error.into())
+            }
             Reply::Failed(error) => {
                 self.die(error.clone().into());
                 Err(error.into())

@@ -140,7 +140,7 @@ impl<S: Service> ControlLane<S> {
     }
 
     fn next_frame(&mut self, now: Instant) -> Result<Option<Step>, RemoteError> {
-        let Some(frame) = self.framer.next()? else { return Ok(None) };
+        let Some(frame) = self.framer.next_frame()? else { return Ok(None) };
         self.frame_began = None;
         let id = frame.header.id;
         let State::Open(peer) = &self.state else {
@@ -216,7 +216,10 @@ impl<S: Service> ControlLane<S> {
             return Err(RemoteError::new(ErrorCode::Busy, "the connection has as many bulk lanes as it may"));
         }
         if self.framer.in_frame() {
-            return Err(RemoteError::new(ErrorCode::Malformed, "a bulk lane waits for its welcome before it sends slices"));
+            return Err(RemoteError::new(
+                ErrorCode::Malformed,
+                "a bulk lane waits for its welcome before it sends slices",
+            ));
         }
         if let State::Greeting(sink, _) = &mut self.state {
             write(&mut **sink, &Control::LaneWelcome(hello.lane));

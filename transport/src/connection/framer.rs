@@ -61,6 +61,16 @@ impl Framer {
         &mut self.buf[self.end..]
     }
 
+    /// As [`Self::space`], but for the frame that is arriving and no byte after it: what follows belongs to somebody else.
+    /// Never empty if [`Self::next_frame`] was called after the last bytes.
+    pub fn space_of_frame(&mut self) -> &mut [u8] {
+        let wanted = HEADER_BYTES + self.header.as_ref().map_or(0, Header::body_len);
+        let missing = wanted.saturating_sub(self.end - self.start);
+        let space = self.space();
+        let most = missing.min(space.len());
+        &mut space[..most]
+    }
+
     /// `n` bytes of [`Self::space`] were filled.
     pub fn filled(&mut self, n: usize) {
         self.end = (self.end + n).min(self.buf.len());
@@ -75,7 +85,7 @@ impl Framer {
     ///
     /// # Errors
     /// The stream cannot be trusted any further.
-    pub fn next(&mut self) -> Result<Option<Frame<'_>>, DecodeError> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, DecodeError> {
         let received = &self.buf[self.start..self.end];
         let header = match self.header {
             Some(header) => header,
@@ -135,7 +145,7 @@ mod tests {
                     space[..n].copy_from_slice(&piece[..n]);
                     framer.filled(n);
                     piece = &piece[n..];
-                    while let Some(frame) = framer.next().unwrap() {
+                    while let Some(frame) = framer.next_frame().unwrap() {
                         frame.intact.clone().unwrap();
                         assert_eq!(frame.header.id, seen.len() as u64);
                         seen.push(frame.payload.to_vec());
@@ -148,6 +158,27 @@ mod tests {
     }
 
     #[test]
+    fn one_frame_is_taken_and_nothing_after_it() {
+        let mut bytes = frame(1, &[7; 1000]);
+        let whole = bytes.len();
+        bytes.extend(frame(2, b"another reader's"));
+        let mut framer = Framer::new(1 << 20);
+        let mut taken = 0;
+        loop {
+            if let Some(frame) = framer.next_frame().unwrap() {
+                assert_eq!(frame.header.id, 1);
+                break;
+            }
+            let space = framer.space_of_frame();
+            let n = space.len().min(37);
+            space[..n].copy_from_slice(&bytes[taken..taken + n]);
+            framer.filled(n);
+            taken += n;
+        }
+        assert_eq!(taken, whole);
+    }
+
+    #[test]
     fn a_corrupted_body_is_marked_and_the_next_frame_comes() {
         let mut bytes = frame(1, b"payload");
         let last = bytes.len() - 1;
@@ -156,7 +187,7 @@ mod tests {
         let mut framer = Framer::new(1 << 20);
         framer.space()[..bytes.len()].copy_from_slice(&bytes);
         framer.filled(bytes.len());
-        assert!(framer.next().unwrap().unwrap().intact.is_err());
-        assert!(framer.next().unwrap().unwrap().intact.is_ok());
+        assert!(framer.next_frame().unwrap().unwrap().intact.is_err());
+        assert!(framer.next_frame().unwrap().unwrap().intact.is_ok());
     }
 }

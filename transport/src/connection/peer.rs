@@ -308,7 +308,7 @@ impl Recorder {
             space[..n].copy_from_slice(&rest[..n]);
             framer.filled(n);
             rest = &rest[n..];
-            while let Ok(Some(frame)) = framer.next() {
+            while let Ok(Some(frame)) = framer.next_frame() {
                 let (meta, payload) = (frame.meta.to_vec(), frame.payload.to_vec());
                 frames.push(Recorded { header: frame.header, meta, payload });
             }

@@ -100,7 +100,8 @@ impl Slot {
 
     /// Whether the last reply says that the request was corrupted on its way, and it can be sent once more.
     pub(super) fn came_corrupted(&self) -> bool {
-        let Some((header, start)) = self.heads.back().filter(|_| self.again < SECOND_CHANCES && !self.frame.is_empty()) else {
+        let Some((header, start)) = self.heads.back().filter(|_| self.again < SECOND_CHANCES && !self.frame.is_empty())
+        else {
             return false;
         };
         let (meta, payload) = self.answers[*start..start + header.body_len()].split_at(header.meta_len as usize);

@@ -120,7 +120,7 @@ impl Landing {
         let size = u64::from(self.slice_bytes);
         let index = head.offset / size;
         let expected = size.min(self.total.saturating_sub(head.offset));
-        if head.total != self.total || head.offset % size != 0 || u64::from(head.len) != expected {
+        if head.total != self.total || !head.offset.is_multiple_of(size) || u64::from(head.len) != expected {
             return Claim::OffGrid;
         }
         let mut state = self.lock();

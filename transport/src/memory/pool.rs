@@ -49,10 +49,7 @@ impl Pool {
         let shelf = &self.shelf;
         let class = size_class(len).ok_or_else(|| shelf.refuse(len as u64))?;
         let reserve = |used: u64| used.checked_add(class as u64).filter(|&sum| sum <= shelf.limit);
-        shelf
-            .used
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve)
-            .map_err(|_| shelf.refuse(len as u64))?;
+        shelf.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve).map_err(|_| shelf.refuse(len as u64))?;
         let kept = shelf.lock().get_mut(&class).and_then(Vec::pop);
         let mut block = match kept {
             Some(block) => {
@@ -96,7 +93,9 @@ impl Shelf {
     fn make_room(&self, wanted: u64) {
         let mut free = self.lock();
         for blocks in free.values_mut() {
-            while self.used.load(Ordering::Acquire).saturating_add(self.kept.load(Ordering::Acquire)) > self.limit.max(wanted) {
+            while self.used.load(Ordering::Acquire).saturating_add(self.kept.load(Ordering::Acquire))
+                > self.limit.max(wanted)
+            {
                 let Some(block) = blocks.pop() else { break };
                 self.kept.fetch_sub(block.capacity as u64, Ordering::AcqRel);
             }

@@ -25,7 +25,7 @@ impl Slab {
     }
 
     /// Where its bytes are, for a [`super::Landing`], which owns the slab while it uses this.
-    pub(super) fn start(&mut self) -> NonNull<u8> {
+    pub(super) fn start(&self) -> NonNull<u8> {
         self.block.ptr
     }
 
@@ -95,8 +95,10 @@ impl Region {
 
     /// A part of it. `None` if the range does not lie within it.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
-        (range.start <= range.end && range.end <= self.len())
-            .then(|| Self { holder: self.holder.clone(), range: self.range.start + range.start..self.range.start + range.end })
+        (range.start <= range.end && range.end <= self.len()).then(|| Self {
+            holder: self.holder.clone(),
+            range: self.range.start + range.start..self.range.start + range.end,
+        })
     }
 
     /// The slab, to be written again, if this is the last handle on it; else the region as it was. Foreign memory never is.

@@ -144,7 +144,13 @@ fn take(bytes: &[u8]) -> Result<(Argument<'_>, &[u8]), DecodeError> {
 ///
 /// # Errors
 /// [`DecodeError`] names what the peer would refuse; nothing was appended.
-pub fn write_argument(out: &mut Vec<u8>, index: u16, dtype: DType, dims: &[u64], data: &[u8]) -> Result<(), DecodeError> {
+pub fn write_argument(
+    out: &mut Vec<u8>,
+    index: u16,
+    dtype: DType,
+    dims: &[u64],
+    data: &[u8],
+) -> Result<(), DecodeError> {
     if dims.len() > limits::RANK {
         return Err(DecodeError::Rank(dims.len()));
     }

@@ -93,10 +93,7 @@ pub enum Control {
 impl Control {
     /// Whether frames of this kind are messages of the connection.
     pub fn is(kind: Kind) -> bool {
-        matches!(
-            kind,
-            Kind::Hello | Kind::LaneHello | Kind::Ping | Kind::Goodbye | Kind::Cancel | Kind::SliceAgain
-        )
+        matches!(kind, Kind::Hello | Kind::LaneHello | Kind::Ping | Kind::Goodbye | Kind::Cancel | Kind::SliceAgain)
     }
 
     /// Checks a frame's metadata. The payload must be empty.
@@ -125,7 +122,11 @@ impl Control {
             (Kind::LaneHello, false) => {
                 let raw = layout::whole::<layout::LaneHello>(meta)?;
                 layout::zero(&raw.zero, "lane hello")?;
-                Self::LaneHello(LaneHello { connection: raw.connection.get(), lane_key: raw.lane_key, lane: raw.lane.get() })
+                Self::LaneHello(LaneHello {
+                    connection: raw.connection.get(),
+                    lane_key: raw.lane_key,
+                    lane: raw.lane.get(),
+                })
             }
             (Kind::LaneHello, true) => {
                 let raw = layout::whole::<layout::LaneWelcome>(meta)?;

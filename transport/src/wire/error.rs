@@ -191,7 +191,8 @@ impl RemoteError {
         let (field, text) = layout::take::<layout::Error>(bytes)?;
         layout::zero(&field.zero, "error")?;
         let code = field.code.get();
-        let code = ErrorCode::from_code(code).ok_or(DecodeError::Enum { what: "error code", value: u32::from(code) })?;
+        let code =
+            ErrorCode::from_code(code).ok_or(DecodeError::Enum { what: "error code", value: u32::from(code) })?;
         let effect = match field.effect {
             0 => Effect::None,
             1 => Effect::Partial,

@@ -192,7 +192,14 @@ fn check_cap(what: &'static str, length: u32, limit: u32) -> Result<(), DecodeEr
 }
 
 /// The bytes of a header.
-pub fn encode_header(kind: Kind, flags: Flags, id: u64, meta_len: u32, payload_len: u32, body_crc: u32) -> [u8; HEADER_BYTES] {
+pub fn encode_header(
+    kind: Kind,
+    flags: Flags,
+    id: u64,
+    meta_len: u32,
+    payload_len: u32,
+    body_crc: u32,
+) -> [u8; HEADER_BYTES] {
     let mut raw = RawHeader {
         magic: MAGIC.into(),
         version: VERSION,

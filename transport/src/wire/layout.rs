@@ -120,7 +120,9 @@ wire_structs! {
 }
 
 /// The fixed part at the front of `bytes`, and what follows it.
-pub(super) fn take<T: FromBytes + KnownLayout + Immutable + Unaligned>(bytes: &[u8]) -> Result<(&T, &[u8]), DecodeError> {
+pub(super) fn take<T: FromBytes + KnownLayout + Immutable + Unaligned>(
+    bytes: &[u8],
+) -> Result<(&T, &[u8]), DecodeError> {
     T::ref_from_prefix(bytes).map_err(|_| DecodeError::Truncated)
 }
 

@@ -223,7 +223,14 @@ impl<'a> Request<'a> {
         }
         let takes_payload = matches!(
             kind,
-            Kind::Echo | Kind::Put | Kind::Lookup | Kind::Offer | Kind::Define | Kind::Bind | Kind::Run | Kind::Generate
+            Kind::Echo
+                | Kind::Put
+                | Kind::Lookup
+                | Kind::Offer
+                | Kind::Define
+                | Kind::Bind
+                | Kind::Run
+                | Kind::Generate
         );
         if !takes_payload && !payload.is_empty() {
             return Err(DecodeError::Trailing(payload.len()));
@@ -312,8 +319,7 @@ impl<'a> Request<'a> {
                 Kind::Open
             }
             Self::Resume { token, epoch, unanswered } => {
-                let raw =
-                    layout::Resume { token: token.0, epoch: (*epoch).into(), unanswered: (*unanswered).into() };
+                let raw = layout::Resume { token: token.0, epoch: (*epoch).into(), unanswered: (*unanswered).into() };
                 meta.extend_from_slice(raw.as_bytes());
                 Kind::Resume
             }
@@ -439,8 +445,7 @@ impl<'a> Request<'a> {
                 Kind::CacheFork
             }
             Self::CacheTruncate { cache, length } => {
-                let raw =
-                    layout::CacheTruncate { cache: cache.to_field(), length: (*length).into(), zero: 0.into() };
+                let raw = layout::CacheTruncate { cache: cache.to_field(), length: (*length).into(), zero: 0.into() };
                 meta.extend_from_slice(raw.as_bytes());
                 Kind::CacheTruncate
             }
@@ -535,7 +540,7 @@ fn name(bytes: &[u8]) -> Result<&str, DecodeError> {
 }
 
 pub(super) fn slice_bytes(n: u32) -> Result<u32, DecodeError> {
-    if n == 0 || n % 4096 != 0 {
+    if n == 0 || !n.is_multiple_of(4096) {
         return Err(DecodeError::Range("a slice size is a positive multiple of 4096"));
     }
     if n > limits::SLICE_BYTES {
@@ -556,7 +561,11 @@ fn put<'a>(meta: &'a [u8], payload: &'a [u8]) -> Result<PutRequest<'a>, DecodeEr
     let (spec, rest) = TensorSpec::take(rest)?;
     let named = usize::from(raw.name_len.get());
     if rest.len() != named {
-        return Err(if rest.len() < named { DecodeError::Truncated } else { DecodeError::Trailing(rest.len() - named) });
+        return Err(if rest.len() < named {
+            DecodeError::Truncated
+        } else {
+            DecodeError::Trailing(rest.len() - named)
+        });
     }
     let target = match raw.target {
         0 => PutTarget::New {

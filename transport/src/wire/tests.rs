@@ -37,7 +37,11 @@ struct Parts {
 }
 
 fn handle() -> impl Strategy<Value = Handle> {
-    (any::<u32>(), any::<u32>(), any::<u64>()).prop_map(|(index, generation, epoch)| Handle { index, generation, epoch })
+    (any::<u32>(), any::<u32>(), any::<u64>()).prop_map(|(index, generation, epoch)| Handle {
+        index,
+        generation,
+        epoch,
+    })
 }
 
 fn dtype() -> impl Strategy<Value = DType> {
@@ -228,7 +232,10 @@ impl Parts {
             (Kind::Get, Reply::Got(&self.bytes)),
             (Kind::Offer, Reply::Offered(offered)),
             (Kind::Devices, Reply::Devices(vec![entry; 2])),
-            (Kind::Stats, Reply::Stats(vec![StatEntry { name: &self.name, value: a }, StatEntry { name: "b", value: b }])),
+            (
+                Kind::Stats,
+                Reply::Stats(vec![StatEntry { name: &self.name, value: a }, StatEntry { name: "b", value: b }]),
+            ),
             (Kind::Define, Reply::Program { handle, hash: ContentHash(self.hash) }),
             (Kind::Bind, Reply::Bound(handle)),
             (Kind::Run, Reply::Ran { device, position: self.word[0], outputs: self.arguments() }),
@@ -581,7 +588,10 @@ fn names_have_a_length_and_are_utf8() {
     let (kind, meta, _) = encoded(&Request::LookupName("x"));
     assert_eq!(refuse(kind, &meta, b""), DecodeError::Name);
     assert_eq!(refuse(kind, &meta, b"\xc3\x28"), DecodeError::Name);
-    assert!(matches!(refuse(kind, &meta, &[b'a'; 256]), DecodeError::TooLong { what: "name", length: 256, limit: 255 }));
+    assert!(matches!(
+        refuse(kind, &meta, &[b'a'; 256]),
+        DecodeError::TooLong { what: "name", length: 256, limit: 255 }
+    ));
 }
 
 #[test]
@@ -663,9 +673,8 @@ fn inline_tensors_are_refused_for_the_right_reason() {
 
 #[test]
 fn slices_are_refused_for_the_right_reason() {
-    let refuse = |offset, total, payload: &[u8]| {
-        SliceHead::decode(&SliceHead::encode(1, offset, total, payload)).unwrap_err()
-    };
+    let refuse =
+        |offset, total, payload: &[u8]| SliceHead::decode(&SliceHead::encode(1, offset, total, payload)).unwrap_err();
     let outside = DecodeError::Range("a slice lies outside its tensor");
     assert_eq!(refuse(0, 3, &[0; 4]), outside);
     assert_eq!(refuse(4, 4, &[0; 1]), outside);
@@ -699,8 +708,14 @@ fn replies_are_refused_for_the_right_reason() {
     assert_eq!(refuse(Kind::Run, more, &[], &[]), DecodeError::Reserved("flags of a reply"));
     assert!(matches!(refuse(Kind::Put, more, &[0, 16, 0, 0, 9, 0, 0, 0], &[0]), DecodeError::Range(_)));
     let failed = Flags::REPLY.and(Flags::ERROR);
-    assert_eq!(refuse(Kind::Run, failed, &[200, 0, 0, 0, 0, 0, 0, 0], &[]), DecodeError::Enum { what: "error code", value: 200 });
-    assert_eq!(refuse(Kind::Run, failed, &[1, 0, 3, 0, 0, 0, 0, 0], &[]), DecodeError::Enum { what: "effect", value: 3 });
+    assert_eq!(
+        refuse(Kind::Run, failed, &[200, 0, 0, 0, 0, 0, 0, 0], &[]),
+        DecodeError::Enum { what: "error code", value: 200 }
+    );
+    assert_eq!(
+        refuse(Kind::Run, failed, &[1, 0, 3, 0, 0, 0, 0, 0], &[]),
+        DecodeError::Enum { what: "effect", value: 3 }
+    );
     assert_eq!(refuse(Kind::Run, failed, &[1, 0, 0, 0, 5, 0, 0, 0], &[]), DecodeError::Truncated);
     assert_eq!(refuse(Kind::Devices, Flags::REPLY, &[1, 0, 0, 0, 0, 0, 0, 0], &[]), DecodeError::Truncated);
 }

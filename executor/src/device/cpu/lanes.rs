@@ -116,7 +116,7 @@ pub(super) trait Lanes: Copy + 'static {
     unsafe fn load_part(p: *const f32, n: usize) -> Self::V;
     /// Stores the first `n < N` lanes.
     unsafe fn store_part(p: *mut f32, v: Self::V, n: usize);
-    /// Asks for the cache line of this address.
+    /// Asks for the cache line of this address, into the second level: what is asked for early would not stay in the first.
     unsafe fn prefetch(p: *const u8);
 }
 
@@ -329,7 +329,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn prefetch(p: *const u8) {
             // SAFETY: a prefetch of any address is harmless.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
         }
     }
 
@@ -411,7 +411,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn prefetch(p: *const u8) {
             // SAFETY: a prefetch of any address is harmless.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
         }
     }
 

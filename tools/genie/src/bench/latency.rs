@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use genie_transport::Uri;
 use genie_transport::client::blocking::Session;
@@ -109,18 +109,18 @@ pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
 fn echo(session: &mut Session, message: &[u8], time: Duration, mut each: impl FnMut(Duration)) -> Result<()> {
     let mut back = Vec::with_capacity(message.len());
     let until = Instant::now() + time;
-    let mut warm = false;
+    let mut trips = 0;
     loop {
         let began = Instant::now();
         session.echo(message, &mut back)?;
         let ended = Instant::now();
-        if warm {
-            each(ended - began);
-        }
+        trips += 1;
         // As with the floor: a turn's first round trip wakes the other side.
-        warm = true;
-        if ended >= until {
-            return if back == message { Ok(()) } else { Err(anyhow::anyhow!("the echo came back changed")) };
+        if trips > 1 {
+            each(ended - began);
+            if ended >= until {
+                return if back == message { Ok(()) } else { Err(anyhow!("the echo came back changed")) };
+            }
         }
     }
 }

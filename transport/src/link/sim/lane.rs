@@ -98,7 +98,11 @@ impl LaneEnd {
         match pipe.end {
             _ if filled > 0 => Ok(filled),
             Some((at, cut)) if pipe.pieces.is_empty() && at <= now => {
-                if cut { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(0) }
+                if cut {
+                    Err(io::ErrorKind::ConnectionReset.into())
+                } else {
+                    Ok(0)
+                }
             }
             _ => Err(io::ErrorKind::WouldBlock.into()),
         }

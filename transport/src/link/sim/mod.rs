@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::connection::{
-    BulkIn, BulkLane, Client, ClientError, ClientOptions, ControlLane, Directory, Driver, Framer, Peer, RequestId, Service,
-    Sink, Step, Want,
+    BulkIn, BulkLane, Client, ClientError, ClientOptions, ControlLane, Directory, Driver, Framer, Peer, RequestId,
+    Service, Sink, Step, Want,
 };
 use crate::wire::{Control, DecodeError, Effect, Request, limits};
 use lane::{Clock, LaneEnd, lane};
@@ -484,14 +484,14 @@ impl ClientLane {
         let (input, output) = match &mut self.state {
             ClientLaneState::Open(input, output) => (input, output),
             ClientLaneState::Opening(framer) => {
-                let space = framer.space();
-                match receive(&self.end, rng, space) {
+                // Slices may follow the welcome at once.
+                match receive(&self.end, rng, framer.space_of_frame()) {
                     Ok(0) => return Err(unreachable("the server closed a bulk lane")),
                     Ok(n) => framer.filled(n),
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                     Err(e) => return Err(unreachable(&e.to_string())),
                 }
-                let Some(frame) = framer.next()? else { return Ok(true) };
+                let Some(frame) = framer.next_frame()? else { return Ok(true) };
                 frame.intact?;
                 match Control::decode(&frame.header, frame.meta)? {
                     Control::LaneWelcome(_) => {}

@@ -241,6 +241,10 @@ impl<S: Service> Lane<S> {
     }
 
     /// Waits until there may be something to read, something to write, or a deadline to keep.
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "a shared reference to a lane is not Send, and the future must be"
+    )]
     async fn park(&mut self, lane: &mut ControlLane<S>, wake: &Notify, held: bool) -> io::Result<()> {
         let socket = self.socket.watch()?;
         let writing = match lane.peer() {
@@ -451,7 +455,7 @@ impl Pace {
         self.looks = self.looks.wrapping_add(1);
         // The clock costs a tenth of a look at the socket: it is read now and then.
         let late = || self.last.is_none_or(|last| last.elapsed() >= self.spin);
-        if !dense || (self.looks % 16 == 0 && late()) {
+        if !dense || (self.looks.is_multiple_of(16) && late()) {
             self.stop();
             return false;
         }

@@ -77,7 +77,9 @@ impl Splice {
         // SAFETY: `IoSlice` has the layout of `iovec`, and the kernel only reads the memory. That the memory stays as it is
         // until the peer has read it is upheld by the caller of `SpliceSink` (see there); were it not, the slice's checksum
         // would not match.
-        let n = unsafe { libc::vmsplice(self.write.as_raw_fd(), std::ptr::from_ref(buf).cast(), 1, libc::SPLICE_F_NONBLOCK) };
+        let n = unsafe {
+            libc::vmsplice(self.write.as_raw_fd(), std::ptr::from_ref(buf).cast(), 1, libc::SPLICE_F_NONBLOCK)
+        };
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 }
