@@ -45,8 +45,10 @@ impl Register {
     }
 
     fn set_end(&mut self, tag: u32, end: End) {
-        let write = self.writes.iter_mut().find(|w| w.tags == [tag]).expect("a write that was begun");
-        write.end = end;
+        // A name's writes are forgotten with the server that had it.
+        if let Some(write) = self.writes.iter_mut().find(|w| w.tags == [tag]) {
+            write.end = end;
+        }
     }
 
     /// What a read may give that began and ended at these moments: every write that began before the read ended, and was not
@@ -58,6 +60,16 @@ impl Register {
         };
         let seen = |w: &&Write| w.end != End::Void && w.began < ended && !overwritten(w);
         self.writes.iter().filter(seen).flat_map(|w| w.tags.iter().copied()).collect()
+    }
+
+    /// The server has lost it. Writes in flight may yet reach the next one.
+    pub(crate) fn lose(&mut self) {
+        self.writes.retain(|w| w.end == End::Open);
+    }
+
+    /// Everything that was ever written and may have been applied.
+    pub(crate) fn any(&self) -> Vec<u32> {
+        self.writes.iter().filter(|w| w.end != End::Void).flat_map(|w| w.tags.iter().copied()).collect()
     }
 
     /// Whether some write is over for sure, so that a reader finds something.

@@ -471,7 +471,10 @@ impl User {
             }
             (What::Free { tensor }, Told::Done) => self.tensors.retain(|t| t.number != *tensor),
             (What::Lookup { name }, Told::Tensor { handle, spec, .. }) => {
-                let tags = shared.names[*name].allowed(flight.began, now);
+                let mut tags = shared.names[*name].allowed(flight.began, now);
+                if flight.began < shared.lost_names.0 {
+                    tags.extend(shared.lost_names.1[*name].any());
+                }
                 let bytes = spec.bytes() as usize;
                 self.add_tensor(handle, bytes, tags, false, now);
             }

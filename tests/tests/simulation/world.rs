@@ -36,6 +36,8 @@ pub(crate) struct World {
 pub(crate) struct Shared {
     pub(crate) model: Tiny,
     pub(crate) names: [Register; NAMES],
+    /// Those of the server that was lost last, and when: an answer of its may still be on its way.
+    pub(crate) lost_names: (Moment, [Register; NAMES]),
     /// Each write has a tag of its own.
     last_tag: u32,
     moment: Moment,
@@ -87,6 +89,7 @@ impl World {
         let shared = Shared {
             model: tiny().expect("the model is valid"),
             names: Default::default(),
+            lost_names: Default::default(),
             last_tag: 0,
             moment: 0,
             told: tell.then(|| format!("{network:?}, {credits} credits, server losses {:?}\n", losses.iter().map(|l| l.1).collect::<Vec<_>>())),
@@ -151,7 +154,8 @@ impl World {
             self.back = Some(now + pause);
             self.sim.replace_server(None);
             // Its names are gone with it.
-            self.shared.names = Default::default();
+            self.shared.lost_names = (self.shared.moment(), self.shared.names.clone());
+            self.shared.names.iter_mut().for_each(Register::lose);
         }
     }
 }

@@ -432,11 +432,11 @@ impl<E: Element> RowsKernel<'_, E> {
         unsafe {
             let (weights, sums) = (self.scores.add(row * BLOCK), self.sums.add(row * d));
             while key < whole {
-                accumulate::<S, E, UNROLL, R>(weights.add(key), BLOCK, v.add(key * step), step, sums, d, d);
+                accumulate::<S, E, UNROLL, R, false>(weights.add(key), BLOCK, v.add(key * step), step, sums, d, d);
                 key += UNROLL;
             }
             while key < seen {
-                accumulate::<S, E, 1, R>(weights.add(key), BLOCK, v.add(key * step), step, sums, d, d);
+                accumulate::<S, E, 1, R, false>(weights.add(key), BLOCK, v.add(key * step), step, sums, d, d);
                 key += 1;
             }
         }

@@ -1,36 +1,43 @@
 //! Products with a matrix `[K, N]` (one column an output): the layout of GPT-2's `Conv1D` and of `matmul`.
 //!
 //! Every output element is summed over k in order, each product fused into the sum where the machine can; neither the number
-//! of activation rows nor the tile nor the thread changes its bits.
+//! of activation rows nor the tile nor the thread changes its bits. Few rows stream the matrix past sums kept in the cache;
+//! many rows first copy a panel of it, which then serves them all from registers.
 
 use std::ops::Range;
 
 use super::lanes::{Element, Kernel, Lanes};
 
-/// Matrix rows taken at once: for each, a splatted activation stays in a register.
+/// Matrix rows taken at once when streaming: for each, a splatted activation stays in a register.
 const UNROLL: usize = 4;
-/// Activation rows that share one load of the matrix.
+/// Activation rows that share one load of the matrix when streaming.
 const ROWS: usize = 4;
 /// Columns whose sums are kept in the innermost cache while all of k passes.
-const COLUMNS: usize = 1024;
+const COLUMNS: usize = 2048;
+
+/// Vectors across a panel.
+const ACROSS: usize = 4;
+/// Matrix rows of a panel: with [`ACROSS`] vectors of 16 it fits the second-level cache beside the activations.
+const DEPTH: usize = 256;
+/// Elements of a panel of the widest vectors.
+pub(super) const PANEL: usize = DEPTH * ACROSS * super::lanes::MAX_LANES;
 
 /// `y[r, n] = sum over k of x[r, k] * w[k, n] (+ bias[n]) (+ residual[r, n])` for all `rows` and the `n` of `range`.
 ///
-/// Demands: `x` f32 `[rows, k]` with rows `ldx` apart, `w` `[k, n]` with rows `ldw` apart, `y` f32 `[rows, n]` with rows `ldy`
-/// apart, `bias` f32 `[n]` or null, `residual` like `y` or null are valid; nobody else writes the columns `range` of `y` or
-/// reads them meanwhile.
+/// Demands: `x` f32 `[rows, k]`, `w` `[k, n]`, `y` f32 `[rows, n]`, `bias` f32 `[n]` or null, `residual` like `y` or null are
+/// valid; nobody else writes the columns `range` of `y` or reads them meanwhile; `panel` is f32 `[PANEL]` of the caller's own,
+/// or null (then many rows stream too).
 pub(super) struct InOut<E> {
     pub(super) x: *const f32,
-    pub(super) ldx: usize,
     pub(super) w: *const E,
-    pub(super) ldw: usize,
     pub(super) bias: *const f32,
     pub(super) residual: *const f32,
     pub(super) y: *mut f32,
-    pub(super) ldy: usize,
     pub(super) rows: usize,
     pub(super) k: usize,
+    pub(super) n: usize,
     pub(super) range: Range<usize>,
+    pub(super) panel: *mut f32,
 }
 
 impl<E: Element> Kernel for InOut<E> {
@@ -38,13 +45,28 @@ impl<E: Element> Kernel for InOut<E> {
 
     #[inline(always)]
     unsafe fn run<S: Lanes>(self) {
+        // SAFETY: as the struct demands.
+        unsafe {
+            if self.rows > S::COLUMNS && !self.panel.is_null() {
+                self.by_panels::<S>();
+            } else {
+                self.streaming::<S>();
+            }
+            self.finish();
+        }
+    }
+}
+
+impl<E: Element> InOut<E> {
+    #[inline(always)]
+    unsafe fn streaming<S: Lanes>(&self) {
         let mut start = self.range.start;
         while start < self.range.end {
             let count = (self.range.end - start).min(COLUMNS);
             // SAFETY: the columns lie within `range`.
             unsafe {
                 for row in 0..self.rows {
-                    self.y.add(row * self.ldy + start).write_bytes(0, count);
+                    self.y.add(row * self.n + start).write_bytes(0, count);
                 }
                 let whole = self.k - self.k % UNROLL;
                 let mut k = 0;
@@ -56,29 +78,32 @@ impl<E: Element> Kernel for InOut<E> {
                     self.add_products::<S, 1>(k, start, count);
                     k += 1;
                 }
-                self.finish(start, count);
             }
             start += count;
         }
     }
-}
 
-impl<E: Element> InOut<E> {
     #[inline(always)]
     unsafe fn add_products<S: Lanes, const U: usize>(&self, k: usize, start: usize, count: usize) {
+        let n = self.n;
         // SAFETY: as the caller's: matrix rows k..k + U and columns start..start + count are there.
         unsafe {
-            let w = self.w.add(k * self.ldw + start);
+            let w = self.w.add(k * n + start);
             let mut row = 0;
             while row < self.rows {
                 let rows = (self.rows - row).min(ROWS);
-                let x = self.x.add(row * self.ldx + k);
-                let y = self.y.add(row * self.ldy + start);
+                let x = self.x.add(row * self.k + k);
+                let y = self.y.add(row * n + start);
                 match rows {
-                    1 => accumulate::<S, E, U, 1>(x, self.ldx, w, self.ldw, y, self.ldy, count),
-                    2 => accumulate::<S, E, U, 2>(x, self.ldx, w, self.ldw, y, self.ldy, count),
-                    3 => accumulate::<S, E, U, 3>(x, self.ldx, w, self.ldw, y, self.ldy, count),
-                    _ => accumulate::<S, E, U, ROWS>(x, self.ldx, w, self.ldw, y, self.ldy, count),
+                    // The first rows bring the next matrix rows into the cache.
+                    1 if row == 0 => accumulate::<S, E, U, 1, true>(x, self.k, w, n, y, n, count),
+                    1 => accumulate::<S, E, U, 1, false>(x, self.k, w, n, y, n, count),
+                    2 if row == 0 => accumulate::<S, E, U, 2, true>(x, self.k, w, n, y, n, count),
+                    2 => accumulate::<S, E, U, 2, false>(x, self.k, w, n, y, n, count),
+                    3 if row == 0 => accumulate::<S, E, U, 3, true>(x, self.k, w, n, y, n, count),
+                    3 => accumulate::<S, E, U, 3, false>(x, self.k, w, n, y, n, count),
+                    _ if row == 0 => accumulate::<S, E, U, ROWS, true>(x, self.k, w, n, y, n, count),
+                    _ => accumulate::<S, E, U, ROWS, false>(x, self.k, w, n, y, n, count),
                 }
                 row += rows;
             }
@@ -86,20 +111,122 @@ impl<E: Element> InOut<E> {
     }
 
     #[inline(always)]
-    unsafe fn finish(&self, start: usize, count: usize) {
+    unsafe fn by_panels<S: Lanes>(&self) {
+        let width = ACROSS * S::N;
+        let mut start = self.range.start;
+        while start < self.range.end {
+            let count = (self.range.end - start).min(width);
+            let mut k = 0;
+            while k < self.k {
+                let depth = (self.k - k).min(DEPTH);
+                // SAFETY: rows k..k + depth and columns start..start + count are there; the panel has room for them.
+                unsafe {
+                    self.pack::<S>(k, depth, start, count);
+                    let mut row = 0;
+                    while row < self.rows {
+                        let left = self.rows - row;
+                        let rows = left.div_ceil(left.div_ceil(S::COLUMNS));
+                        match rows {
+                            1 => self.tile::<S, 1>(row, k, depth, start, count),
+                            2 => self.tile::<S, 2>(row, k, depth, start, count),
+                            3 => self.tile::<S, 3>(row, k, depth, start, count),
+                            4 => self.tile::<S, 4>(row, k, depth, start, count),
+                            5 => self.tile::<S, 5>(row, k, depth, start, count),
+                            _ => self.tile::<S, 6>(row, k, depth, start, count),
+                        }
+                        row += rows;
+                    }
+                }
+                k += depth;
+            }
+            start += count;
+        }
+    }
+
+    /// Copies a block of the matrix to the panel, as f32, in rows of full width (padded with zeros).
+    #[inline(always)]
+    unsafe fn pack<S: Lanes>(&self, k: usize, depth: usize, start: usize, count: usize) {
+        for i in 0..depth {
+            // SAFETY: as the caller's; the prefetched address is only a hint.
+            unsafe {
+                let from = self.w.add((k + i) * self.n + start);
+                let ahead = from.wrapping_add(16 * self.n).cast::<u8>();
+                for line in (0..count * size_of::<E>()).step_by(64) {
+                    S::prefetch(ahead.wrapping_add(line));
+                }
+                let to = self.panel.add(i * ACROSS * S::N);
+                for v in 0..ACROSS {
+                    let left = count.saturating_sub(v * S::N);
+                    let vector = if left >= S::N {
+                        E::load::<S>(from.add(v * S::N))
+                    } else {
+                        E::load_part::<S>(from.wrapping_add(v * S::N), left)
+                    };
+                    S::store(to.add(v * S::N), vector);
+                }
+            }
+        }
+    }
+
+    /// Adds the panel's products to `R` rows of y; at k = 0 the sums start.
+    #[inline(always)]
+    unsafe fn tile<S: Lanes, const R: usize>(&self, row: usize, k: usize, depth: usize, start: usize, count: usize) {
+        // SAFETY: as the caller's; parts of vectors beyond `count` are neither read nor written.
+        unsafe {
+            let x = self.x.add(row * self.k + k);
+            let y = self.y.add(row * self.n + start);
+            let full = count == ACROSS * S::N;
+            let mut acc = [[S::splat(0.0); ACROSS]; R];
+            if k > 0 {
+                for r in 0..R {
+                    for v in 0..ACROSS {
+                        let at = y.wrapping_add(r * self.n + v * S::N);
+                        let left = count.saturating_sub(v * S::N);
+                        acc[r][v] = if full || left >= S::N { S::load(at) } else { S::load_part(at, left) };
+                    }
+                }
+            }
+            let mut weights = [S::splat(0.0); ACROSS];
+            for i in 0..depth {
+                for v in 0..ACROSS {
+                    weights[v] = S::load(self.panel.add((i * ACROSS + v) * S::N));
+                }
+                for r in 0..R {
+                    let x = S::splat(*x.add(r * self.k + i));
+                    for v in 0..ACROSS {
+                        acc[r][v] = S::fma(x, weights[v], acc[r][v]);
+                    }
+                }
+            }
+            for r in 0..R {
+                for v in 0..ACROSS {
+                    let at = y.wrapping_add(r * self.n + v * S::N);
+                    let left = count.saturating_sub(v * S::N);
+                    if full || left >= S::N {
+                        S::store(at, acc[r][v]);
+                    } else {
+                        S::store_part(at, acc[r][v], left);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&self) {
         if self.bias.is_null() && self.residual.is_null() {
             return;
         }
         for row in 0..self.rows {
-            for n in start..start + count {
-                // SAFETY: as the caller's.
+            for n in self.range.clone() {
+                // SAFETY: as the struct demands.
                 unsafe {
-                    let y = self.y.add(row * self.ldy + n);
+                    let y = self.y.add(row * self.n + n);
                     if !self.bias.is_null() {
                         *y += *self.bias.add(n);
                     }
                     if !self.residual.is_null() {
-                        *y += *self.residual.add(row * self.ldy + n);
+                        *y += *self.residual.add(row * self.n + n);
                     }
                 }
             }
@@ -107,12 +234,13 @@ impl<E: Element> InOut<E> {
     }
 }
 
-/// `y[r, :count] += x[r, 0] * w[0, :] + ... + x[r, U - 1] * w[U - 1, :]` for `R` rows.
+/// `y[r, :count] += x[r, 0] * w[0, :] + ... + x[r, U - 1] * w[U - 1, :]` for `R` rows. `AHEAD`: the `w` rows after these come
+/// next, and are asked for in the order of memory.
 ///
 /// # Safety
 /// All rows are valid, `y` is the caller's own, and the machine has `S`.
 #[inline(always)]
-pub(super) unsafe fn accumulate<S: Lanes, E: Element, const U: usize, const R: usize>(
+pub(super) unsafe fn accumulate<S: Lanes, E: Element, const U: usize, const R: usize, const AHEAD: bool>(
     x: *const f32,
     ldx: usize,
     w: *const E,
@@ -121,7 +249,7 @@ pub(super) unsafe fn accumulate<S: Lanes, E: Element, const U: usize, const R: u
     ldy: usize,
     count: usize,
 ) {
-    // SAFETY: `n` stays below `count`; the rest is the caller's.
+    // SAFETY: `n` stays below `count`; the rest is the caller's. Prefetched addresses are hints only.
     unsafe {
         let mut factors = [[S::splat(0.0); U]; R];
         for r in 0..R {
@@ -130,11 +258,23 @@ pub(super) unsafe fn accumulate<S: Lanes, E: Element, const U: usize, const R: u
             }
         }
         let mut weights = [S::splat(0.0); U];
+        // The next rows' lines, row by row; two groups on where rows are short, for memory takes its time.
+        let groups = if count * U * size_of::<E>() < 8192 { 2 } else { 1 };
+        let mut ahead = w.wrapping_add(groups * U * ldw);
+        let mut passed = 0;
         let whole = count - count % S::N;
         let mut n = 0;
         while n < whole {
             for u in 0..U {
                 weights[u] = E::load::<S>(w.add(u * ldw + n));
+                if AHEAD && (u * S::N * size_of::<E>()) % 64 == 0 {
+                    S::prefetch(ahead.wrapping_add(passed).cast());
+                    passed += 64 / size_of::<E>();
+                    if passed >= count {
+                        passed = 0;
+                        ahead = ahead.wrapping_add(ldw);
+                    }
+                }
             }
             for r in 0..R {
                 let at = y.add(r * ldy + n);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use genie_graph::{DType, LinearLayout};
 use half::{bf16, f16};
 
-use super::axpy::InOut;
+use super::axpy::{InOut, PANEL};
 use super::dot::{OutIn, TILE};
 use super::lanes::Element;
 use super::plan::V;
@@ -27,7 +27,7 @@ pub(super) struct Linear {
     /// f32 like y; added last.
     pub(super) residual: Option<V>,
     pub(super) y: V,
-    /// f32 `[members, TILE, k]`, where 16-bit weights meet many rows.
+    /// [`Linear::panel_bytes`] for each member.
     pub(super) panel: Option<V>,
     pub(super) rows: usize,
     pub(super) k: usize,
@@ -37,9 +37,15 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// Bytes of [`Linear::panel`] for one member.
-    pub(super) fn panel_bytes(k: usize) -> Option<usize> {
-        k.checked_mul(TILE * size_of::<f32>())?.checked_next_multiple_of(64)
+    /// Bytes of working space that a member needs for copies of weights; 0 where there is no use for them.
+    pub(super) fn panel_bytes(layout: LinearLayout, w_type: DType, rows: usize, k: usize) -> Option<usize> {
+        let elements = match layout {
+            _ if rows == 1 => 0,
+            LinearLayout::OutIn if w_type == DType::F32 => 0,
+            LinearLayout::OutIn => k.checked_mul(TILE)?,
+            LinearLayout::InOut => PANEL,
+        };
+        elements.checked_mul(size_of::<f32>())?.checked_next_multiple_of(64)
     }
 
     pub(super) fn touches(&self, read: &mut dyn FnMut(V), write: &mut dyn FnMut(V)) {
@@ -82,16 +88,16 @@ impl Linear {
             let y = context.get_mut::<f32>(self.y).add(product * rows * n);
             let bias = context.get_or_null::<f32>(self.bias);
             let residual = context.get_or_null::<f32>(self.residual);
+            let panel = self.panel.map_or(std::ptr::null_mut(), |panel| {
+                let bytes = Self::panel_bytes(self.layout, self.w_type, rows, k).unwrap_or_default();
+                context.get_mut::<u8>(panel).add(share.index * bytes).cast::<f32>()
+            });
             match self.layout {
                 LinearLayout::OutIn => {
-                    let panel = self.panel.map_or(std::ptr::null_mut(), |panel| {
-                        let bytes = Self::panel_bytes(k).unwrap_or_default();
-                        context.get_mut::<u8>(panel).add(share.index * bytes).cast::<f32>()
-                    });
                     context.isa.run(OutIn { x, w, bias, residual, y, rows, k, n, range, panel });
                 }
                 LinearLayout::InOut => {
-                    context.isa.run(InOut { x, ldx: k, w, ldw: n, bias, residual, y, ldy: n, rows, k, range });
+                    context.isa.run(InOut { x, w, bias, residual, y, rows, k, n, range, panel });
                 }
             }
         }

@@ -341,11 +341,19 @@ impl Lowering<'_> {
         let (count, rows, w_step) =
             if b.len() == 2 { (1, product(lead)?.checked_mul(*rows)?, 0) } else { (product(lead)?, *rows, k.checked_mul(n)?) };
         let w_type = self.values[w.0].dtype;
-        let k = *k;
+        let (k, layout) = (*k, LinearLayout::InOut);
+        let panel = self.panel(layout, w_type, rows, k)?;
         self.float_step(|y| {
-            let layout = LinearLayout::InOut;
-            Linear { x, w, w_type, layout, bias: None, residual: None, y, panel: None, rows, k, n, count, w_step }.into()
+            Linear { x, w, w_type, layout, bias: None, residual: None, y, panel, rows, k, n, count, w_step }.into()
         })
+    }
+
+    /// Working space for a product; `Some(None)` where it needs none.
+    fn panel(&mut self, layout: LinearLayout, w_type: DType, rows: usize, k: usize) -> Option<Option<V>> {
+        match Linear::panel_bytes(layout, w_type, rows, k)?.checked_mul(self.members)? {
+            0 => Some(None),
+            bytes => Some(Some(self.temporary(DType::U8, bytes)?)),
+        }
     }
 
     fn linear(&mut self, layout: LinearLayout) -> Option<()> {
@@ -355,12 +363,7 @@ impl Lowering<'_> {
         let (x, w) = (self.f32_operand(0)?, self.operand(1)?);
         let bias = if inputs == 3 { Some(self.f32_operand(2)?) } else { None };
         let w_type = self.values[w.0].dtype;
-        let panel = if layout == LinearLayout::OutIn && w_type != DType::F32 && rows > 1 {
-            let bytes = Linear::panel_bytes(k)?.checked_mul(self.members)?;
-            Some(self.temporary(DType::U8, bytes)?)
-        } else {
-            None
-        };
+        let panel = self.panel(layout, w_type, rows, k)?;
         let mut step = Linear { x, w, w_type, layout, bias, residual: None, y: x, panel, rows, k, n, count: 1, w_step: 0 };
         if let Some((sum, other)) = self.fusions.residual.get(&self.at).copied() {
             step.residual = Some(self.of_node[other.0 as usize]?);

@@ -57,7 +57,10 @@ pub(super) fn svg(records: &[Record], title: &str) -> Result<String> {
         root.fill(&WHITE).map_err(drawing)?;
         let style = ("sans-serif", 19).into_font().color(&BLACK).pos(Pos::new(HPos::Center, VPos::Top));
         root.draw(&Text::new(title.to_owned(), ((WIDTH / 2) as i32, 14), style)).map_err(drawing)?;
-        let body = root.margin(44, 8, 8, 8);
+        let note = ("sans-serif", 13).into_font().color(&BLACK.mix(0.6)).pos(Pos::new(HPos::Center, VPos::Top));
+        let text = "logarithmic scales; a bar is the median of the trials, a dot is a trial";
+        root.draw(&Text::new(text, ((WIDTH / 2) as i32, 40), note)).map_err(drawing)?;
+        let body = root.margin(60, 8, 8, 8);
         let panels = body.split_evenly((QUANTITIES.len(), phases.len().max(1)));
         let kinds = QUANTITIES.iter().flat_map(|quantity| phases.iter().map(move |phase| (quantity, *phase)));
         for (area, (quantity, phase)) in panels.iter().zip(kinds) {
@@ -79,7 +82,8 @@ where
     DB::ErrorType: 'static,
 {
     let bars: Vec<_> = summaries.iter().filter(|s| s.phase == phase).collect();
-    let values = bars.iter().map(|s| (quantity.of_summary)(s)).filter(|v| *v > 0.0);
+    // The phases of a row have one scale: they can be compared.
+    let values = records.iter().map(quantity.of_record).filter(|v| *v > 0.0);
     let (low, high) = values.fold((f64::MAX, quantity.least), |(low, high), v| (low.min(v), high.max(v)));
     let low = 10f64.powf((low.min(high) / 2.0).log10().floor()).max(quantity.least);
     // Room for the labels above the bars.
@@ -100,7 +104,7 @@ where
         .axis_style(BLACK.mix(0.5))
         .x_labels(0)
         .y_labels(8)
-        .y_label_formatter(&|v| (quantity.label)(*v))
+        .y_label_formatter(&|v| short((quantity.label)(*v)))
         .label_style(("sans-serif", 13))
         .draw()
         .map_err(drawing)?;
@@ -117,15 +121,26 @@ where
             chart.plotting_area().draw(&bar).map_err(drawing)?;
         }
         let style = ("sans-serif", 14).into_font().color(&BLACK).pos(centre(VPos::Bottom));
+        let trials = records.iter().filter(|r| r.phase == phase && r.mode == summary.mode).map(quantity.of_record);
+        let top = trials.clone().fold(top, f64::max);
         let label = EmptyElement::at((x, top)) + Text::new((quantity.label)(value), (0, -7), style);
         chart.plotting_area().draw(&label).map_err(drawing)?;
-        let trials = records.iter().filter(|r| r.phase == phase && r.mode == summary.mode);
-        for point in trials.map(quantity.of_record).filter(|v| *v > low) {
+        for point in trials.filter(|v| *v > low) {
             let dot = Circle::new((x, point), 2.5, BLACK.mix(0.6).filled());
             chart.plotting_area().draw(&dot).map_err(drawing)?;
         }
     }
     Ok(())
+}
+
+/// `10.0 kB` as `10 kB`: an axis has round numbers.
+fn short(label: String) -> String {
+    match label.split_once(' ') {
+        Some((number, unit)) if number.contains('.') => {
+            format!("{} {unit}", number.trim_end_matches('0').trim_end_matches('.'))
+        }
+        _ => label,
+    }
 }
 
 fn drawing(error: impl std::error::Error) -> anyhow::Error {
@@ -149,6 +164,13 @@ mod tests {
         for text in ["a title", "naive", "genie", "prefill: time of a step", "538 MB", "180 B", "0 B"] {
             assert!(svg.contains(text), "{text}");
         }
+    }
+
+    #[test]
+    fn an_axis_has_round_numbers() {
+        assert_eq!(short("10.0 kB".into()), "10 kB");
+        assert_eq!(short("1.00 s".into()), "1 s");
+        assert_eq!(short("100 B".into()), "100 B");
     }
 
     #[test]
