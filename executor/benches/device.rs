@@ -17,6 +17,30 @@ use genie_transport::memory::Region;
 use support::models::{Config, Model, gpt2, llama};
 use support::{Runner, Session, tensor};
 
+/// The sizes of SmolLM2-135M.
+const SMOL: Config = Config {
+    layers: 30,
+    hidden: 576,
+    heads: 9,
+    kv_heads: 3,
+    intermediate: 1536,
+    vocabulary: 49152,
+    weights: DType::F32,
+    cache: DType::F32,
+};
+
+/// The sizes of GPT-2 (124M).
+const GPT2: Config = Config {
+    layers: 12,
+    hidden: 768,
+    heads: 12,
+    kv_heads: 12,
+    intermediate: 3072,
+    vocabulary: 50257,
+    weights: DType::F32,
+    cache: DType::F32,
+};
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let threads = arguments.iter().find_map(|a| a.parse().ok());
@@ -41,15 +65,8 @@ fn main() {
         meetings(threads);
     }
     for dtype in [DType::F32, DType::BF16, DType::F16] {
-        let smol = Config { weights: dtype, ..Config::SMOL };
-        let gpt = Config { weights: dtype, ..Config::GPT2 };
-        let models: [(&str, fn(&Config) -> Model, Config); 2] = [("SmolLM2-135M", llama, smol), ("GPT-2-124M", gpt2, gpt)];
-        for (name, make, config) in models {
-            let line = format!("{name}-{dtype}");
-            if wanted(&line) {
-                whole_model(&line, make(&config), threads);
-            }
-        }
+        whole_model("SmolLM2-135M", llama, &Config { weights: dtype, ..SMOL }, threads, &wanted);
+        whole_model("GPT-2-124M", gpt2, &Config { weights: dtype, ..GPT2 }, threads, &wanted);
     }
 }
 
@@ -68,7 +85,7 @@ fn best(mut f: impl FnMut(), time: Duration) -> f64 {
 
 const SHORT: Duration = Duration::from_millis(700);
 
-/// GB/s at which `threads` read 128 MiB.
+/// GB/s at which `threads` read 128 MiB, asking ahead for what comes (a plain loop does not reach what memory gives).
 fn read_floor(threads: usize) -> f64 {
     let data = vec![1_u64; 16 << 20];
     let read = || {
@@ -77,6 +94,7 @@ fn read_floor(threads: usize) -> f64 {
                 scope.spawn(move || {
                     let mut sums = [0_u64; 32];
                     for line in part.chunks_exact(32) {
+                        prefetch(line.as_ptr().wrapping_add(2048));
                         sums.iter_mut().zip(line).for_each(|(s, x)| *s = s.wrapping_add(*x));
                     }
                     std::hint::black_box(sums);
@@ -85,6 +103,18 @@ fn read_floor(threads: usize) -> f64 {
         });
     };
     (data.len() * 8) as f64 / best(read, SHORT) / 1e9
+}
+
+/// The four lines from an address.
+fn prefetch(p: *const u64) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..4 {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch of any address is harmless, and every x86-64 processor has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(line * 8).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// One product as a program, for several numbers of rows.
@@ -132,13 +162,34 @@ fn gemm_crate(threads: usize) {
             // SAFETY: the slices have rows * n, rows * k and n * k elements, laid out by these strides.
             unsafe {
                 gemm::gemm(
-                    rows, n, k, y.as_mut_ptr(), 1, n_stride, false, x.as_ptr(), 1, k_stride, w.as_ptr(), k_stride, 1, 0.0, 1.0,
-                    false, false, false, parallelism,
+                    rows,
+                    n,
+                    k,
+                    y.as_mut_ptr(),
+                    1,
+                    n_stride,
+                    false,
+                    x.as_ptr(),
+                    1,
+                    k_stride,
+                    w.as_ptr(),
+                    k_stride,
+                    1,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    parallelism,
                 );
             }
         };
         let seconds = best(run, SHORT);
-        print!(" {rows} rows {:.1} GB/s {:.0} GFLOP/s;", (n * k * 4) as f64 / seconds / 1e9, (2 * rows * n * k) as f64 / seconds / 1e9);
+        print!(
+            " {rows} rows {:.1} GB/s {:.0} GFLOP/s;",
+            (n * k * 4) as f64 / seconds / 1e9,
+            (2 * rows * n * k) as f64 / seconds / 1e9
+        );
     }
     println!();
 }
@@ -178,18 +229,29 @@ fn meetings(threads: usize) {
         },
         SHORT,
     );
-    let broadcast = best(|| (0..STEPS / 10).for_each(|_| drop(pool.broadcast(|_| std::hint::black_box(0)))), SHORT) * 10.0;
+    let broadcast =
+        best(|| (0..STEPS / 10).for_each(|_| drop(pool.broadcast(|_| std::hint::black_box(0)))), SHORT) * 10.0;
     let per = |seconds: f64| seconds / f64::from(STEPS) * 1e6;
-    println!("meeting, us a step: ours {:.2}, rayon join {:.2}, rayon broadcast {:.2}", per(ours), per(fork_join), per(broadcast));
+    println!(
+        "meeting, us a step: ours {:.2}, rayon join {:.2}, rayon broadcast {:.2}",
+        per(ours),
+        per(fork_join),
+        per(broadcast)
+    );
 }
 
-fn whole_model(name: &str, model: Model, threads: usize) {
+fn whole_model(name: &str, make: fn(&Config) -> Model, config: &Config, threads: usize, wanted: &dyn Fn(&str) -> bool) {
+    let name = format!("{name}-{}", config.weights);
+    if !wanted(&name) {
+        return;
+    }
+    let model = make(config);
     let device = CpuDevice::new(0, threads, 16 << 30).expect("threads");
     let bytes: usize = model.weights.iter().map(|w| w.len()).sum();
     let runner = Runner::new(device, model);
     let run = |sessions: &mut [Session]| {
-        let mut sessions: Vec<&mut Session> = sessions.iter_mut().collect();
-        runner.step(&mut sessions, 1).expect("runs");
+        let mut rows: Vec<Row<'_>> = sessions.iter_mut().map(|s| s.row(1)).collect();
+        runner.program.run(&runner.weights, &mut rows).expect("runs");
     };
     print!("{name}:");
     for prompt in [72, 512] {

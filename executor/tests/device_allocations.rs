@@ -1,6 +1,8 @@
 //! A step in steady state allocates nothing on the heap: not on the caller's thread, not on the device's.
 
 mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +13,7 @@ use genie_graph::DType;
 
 use support::models::{Config, gpt2, llama};
 use support::{Runner, tensor};
+use tiny::TINY;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
@@ -43,7 +46,7 @@ fn a_step_in_steady_state_allocates_nothing() {
     for make in [llama, gpt2] {
         for weights in [DType::F32, DType::BF16] {
             for tokens in [1, 20] {
-                let config = Config { weights, ..Config::TINY };
+                let config = Config { weights, ..TINY };
                 let runner = Runner::new(CpuDevice::new(0, 2, 1 << 30).unwrap(), make(&config));
                 let mut sessions = [runner.session(), runner.session()];
                 for session in &mut sessions {

@@ -9,8 +9,16 @@ use genie_transport::wire::{Argument, ContentHash, Finish, Handle, Offered, Open
 pub enum Told {
     Done,
     Opened(OpenedSession),
-    Tensor { handle: Handle, device: u16, spec: TensorSpec },
-    Landed { slice_bytes: u32, slices: u32, bits: Vec<u8> },
+    Tensor {
+        handle: Handle,
+        device: u16,
+        spec: TensorSpec,
+    },
+    Landed {
+        slice_bytes: u32,
+        slices: u32,
+        bits: Vec<u8>,
+    },
     /// An echo, or a get.
     Bytes(Vec<u8>),
     Offered(Vec<Offered>),
@@ -18,8 +26,15 @@ pub enum Told {
     Stats(Vec<(String, u64)>),
     Program(Handle, ContentHash),
     Bound(Handle),
-    Ran { position: u32, outputs: Vec<Vec<u8>> },
-    Generated { position: u32, tokens: Vec<i32>, finish: Option<Finish> },
+    Ran {
+        position: u32,
+        outputs: Vec<Vec<u8>>,
+    },
+    Generated {
+        position: u32,
+        tokens: Vec<i32>,
+        finish: Option<Finish>,
+    },
 }
 
 /// What a request came to.

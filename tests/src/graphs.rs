@@ -1,7 +1,8 @@
 //! Graphs that the tests define.
 
 use genie_graph::{
-    Annotation, DType, Dim, GraphBuilder, InputRole, LinearLayout, Op, Phase, Symbol, TensorType, VerifiedGraph, VerifyError,
+    Annotation, DType, Dim, GraphBuilder, InputRole, LinearLayout, Op, Phase, Symbol, TensorType, VerifiedGraph,
+    VerifyError,
 };
 use genie_transport::wire::write_argument;
 

@@ -168,7 +168,8 @@ fn smollm2_in_16_bits_still_answers() {
     for dtype in [DType::BF16, DType::F16] {
         let model = smollm2(Some(dtype));
         let tokenizer = model.tokenizer().unwrap();
-        let prompt: Vec<i32> = tokenizer.encode("The capital of France is").unwrap().iter().map(|&id| id as i32).collect();
+        let prompt: Vec<i32> =
+            tokenizer.encode("The capital of France is").unwrap().iter().map(|&id| id as i32).collect();
         let tokens: Vec<u32> = Runner::new(&model).greedy(&prompt, 3).iter().map(|&id| id as u32).collect();
         assert!(tokenizer.decode(&tokens).unwrap().starts_with(" Paris."), "{dtype}");
     }

@@ -83,7 +83,9 @@ pub enum DeviceError {
         bytes: u64,
     },
     /// A cache made for another model.
-    #[error("row {row}: cache `{name}` was made for {got}, but the program declares {expected}; make one for this program")]
+    #[error(
+        "row {row}: cache `{name}` was made for {got}, but the program declares {expected}; make one for this program"
+    )]
     CacheSpec {
         /// Which row.
         row: usize,
@@ -128,7 +130,9 @@ pub enum DeviceError {
     #[error(transparent)]
     Sizes(#[from] SizeError),
     /// A cache's blocks did not have the size that its spec says.
-    #[error("a cache of {tokens} tokens takes {expected_blocks} blocks of {block_bytes} bytes, but block {block} has {got}")]
+    #[error(
+        "a cache of {tokens} tokens takes {expected_blocks} blocks of {block_bytes} bytes, but block {block} has {got}"
+    )]
     CacheImport {
         /// Tokens that the cache should hold.
         tokens: u64,

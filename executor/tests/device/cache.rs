@@ -5,19 +5,14 @@ use genie_executor::device::{Device, DeviceError, KvSpec};
 use genie_graph::DType;
 use genie_transport::memory::Slab;
 
-use crate::support::models::{Config, llama};
-use crate::support::{Runner, Session};
+use crate::support::Runner;
+use crate::support::models::llama;
+use crate::tiny::TINY;
 
 const SPEC: KvSpec = KvSpec { layers: 2, kv_heads: 3, head_dim: 5, dtype: DType::F16 };
 
 fn runner() -> Runner {
-    Runner::new(CpuDevice::new(0, 2, 1 << 28).unwrap(), llama(&Config::TINY))
-}
-
-fn feed(runner: &Runner, session: &mut Session, tokens: &[i32]) -> Vec<f32> {
-    session.feed(tokens);
-    runner.step(&mut [session], u64::MAX).unwrap();
-    session.logits()
+    Runner::new(CpuDevice::new(0, 2, 1 << 28).unwrap(), llama(&TINY))
 }
 
 fn tokens(n: i32) -> Vec<i32> {
@@ -33,18 +28,23 @@ fn a_fork_and_its_origin_go_their_own_ways() {
     let runner = runner();
     for prefix in [10, 63, 64, 65, 130] {
         let mut origin = runner.session();
-        feed(&runner, &mut origin, &tokens(prefix));
+        runner.feed(&mut origin, &tokens(prefix));
         let mut fork = runner.session();
         fork.cache = origin.cache.fork();
         let mut plain = runner.session();
-        feed(&runner, &mut plain, &tokens(prefix));
+        runner.feed(&mut plain, &tokens(prefix));
 
-        let by_origin = feed(&runner, &mut origin, &[1]);
-        let by_fork = feed(&runner, &mut fork, &[2]);
+        let by_origin = runner.feed(&mut origin, &[1]);
+        let by_fork = runner.feed(&mut fork, &[2]);
         assert_ne!(by_origin, by_fork);
-        assert_eq!(feed(&runner, &mut plain, &[2]), by_fork);
-        assert_eq!(feed(&runner, &mut fork, &[9]), feed(&runner, &mut plain, &[9]));
+        assert_eq!(runner.feed(&mut plain, &[2]), by_fork);
+        assert_eq!(runner.feed(&mut fork, &[9]), runner.feed(&mut plain, &[9]));
         assert_eq!(origin.cache.len(), u64::from(prefix.unsigned_abs()) + 1);
+        // What the fork appended is nowhere in the origin.
+        let mut plain = runner.session();
+        runner.feed(&mut plain, &tokens(prefix));
+        assert_eq!(runner.feed(&mut plain, &[1]), by_origin);
+        assert_eq!(runner.feed(&mut origin, &[3]), runner.feed(&mut plain, &[3]));
     }
 }
 
@@ -76,13 +76,13 @@ fn a_fork_costs_one_block_when_it_appends() {
 fn truncating_goes_back_in_time() {
     let runner = runner();
     let mut session = runner.session();
-    feed(&runner, &mut session, &tokens(70));
-    let next = feed(&runner, &mut session, &[4]);
-    feed(&runner, &mut session, &tokens(100));
+    runner.feed(&mut session, &tokens(70));
+    let next = runner.feed(&mut session, &[4]);
+    runner.feed(&mut session, &tokens(100));
     session.cache.truncate(70);
     assert_eq!(session.cache.len(), 70);
     assert_eq!(session.cache.bytes(), 2 * runner.spec.block_bytes().unwrap() as u64);
-    assert_eq!(feed(&runner, &mut session, &[4]), next);
+    assert_eq!(runner.feed(&mut session, &[4]), next);
     session.cache.truncate(1000);
     assert_eq!(session.cache.len(), 71);
     session.cache.truncate(0);
@@ -94,11 +94,11 @@ fn truncating_goes_back_in_time() {
 fn what_is_exported_can_be_imported_elsewhere() {
     let (here, there) = (runner(), runner());
     let mut session = here.session();
-    feed(&here, &mut session, &tokens(100));
+    here.feed(&mut session, &tokens(100));
     let segments = session.cache.segments();
     assert_eq!(segments.len(), 2);
     let before: Vec<Vec<u8>> = segments.iter().map(|s| s.to_vec()).collect();
-    let next = feed(&here, &mut session, &[8]);
+    let next = here.feed(&mut session, &[8]);
     // Appending left the exported memory alone.
     assert!(segments.iter().zip(&before).all(|(now, before)| **now == **before));
 
@@ -109,7 +109,7 @@ fn what_is_exported_can_be_imported_elsewhere() {
         slab
     });
     moved.cache.import(100, copies.collect()).unwrap();
-    assert_eq!(feed(&there, &mut moved, &[8]), next);
+    assert_eq!(there.feed(&mut moved, &[8]), next);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn blocks_are_clean() {
     slab.fill(0xAB);
     drop(slab);
     let mut session = runner.session();
-    feed(&runner, &mut session, &[1]);
+    runner.feed(&mut session, &[1]);
     let segments = session.cache.segments();
     for token in segments[0].chunks_exact(6 * 4).enumerate().filter(|(i, _)| i % 64 != 0).map(|(_, token)| token) {
         assert!(token.iter().all(|&byte| byte == 0));

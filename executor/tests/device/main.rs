@@ -5,5 +5,8 @@ mod models;
 mod ops;
 mod reference;
 mod refusals;
+mod run;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/tiny.rs"]
+mod tiny;

@@ -9,6 +9,7 @@ use crate::ops::compare;
 use crate::reference::{History, Tensor, evaluate};
 use crate::support::models::{Config, Model, gpt2, llama};
 use crate::support::{Runner, Session, tensor};
+use crate::tiny::TINY;
 
 const BOTH: [fn(&Config) -> Model; 2] = [llama, gpt2];
 
@@ -21,18 +22,12 @@ fn text(session: usize, len: usize) -> Vec<i32> {
     (0..len).map(|i| ((i * 7 + session * 13 + i * i) % 101) as i32).collect()
 }
 
-fn feed(runner: &Runner, session: &mut Session, tokens: &[i32]) -> Vec<f32> {
-    session.feed(tokens);
-    runner.step(&mut [session], u64::MAX).unwrap();
-    session.logits()
-}
-
 #[test]
 fn prefill_and_decode_agree_with_the_reference() {
     for make in BOTH {
         for weights in [DType::F32, DType::F16, DType::BF16] {
             for cache in [DType::F32, DType::BF16] {
-                let config = Config { weights, cache, ..Config::TINY };
+                let config = Config { weights, cache, ..TINY };
                 let model = make(&config);
                 let mut inputs = HashMap::new();
                 let mut regions = model.weights.iter();
@@ -49,7 +44,7 @@ fn prefill_and_decode_agree_with_the_reference() {
                 // Across block borders: 70 tokens, then one at a time, then some together.
                 for tokens in [text(0, 70), vec![3], vec![100], text(1, 60), vec![0]] {
                     let position = session.cache.len();
-                    let logits = feed(&runner, &mut session, &tokens);
+                    let logits = runner.feed(&mut session, &tokens);
                     for (decl, argument) in
                         graph.inputs().iter().filter(|i| is_argument(i.role)).zip(&session.arguments)
                     {
@@ -77,16 +72,16 @@ fn a_replay_gives_the_same_bits_as_decoding_did() {
     for make in BOTH {
         for weights in [DType::F32, DType::BF16] {
             for cache in [DType::F32, DType::F16] {
-                let runner = runner(2, make, &Config { weights, cache, ..Config::TINY });
+                let runner = runner(2, make, &Config { weights, cache, ..TINY });
                 let tokens = text(0, 90);
                 let mut stepwise = runner.session();
-                let mut logits = feed(&runner, &mut stepwise, &tokens[..20]);
+                let mut logits = runner.feed(&mut stepwise, &tokens[..20]);
                 for token in &tokens[20..] {
-                    logits = feed(&runner, &mut stepwise, &[*token]);
+                    logits = runner.feed(&mut stepwise, &[*token]);
                 }
                 let mut replayed = runner.session();
-                assert_eq!(feed(&runner, &mut replayed, &tokens), logits);
-                assert_eq!(feed(&runner, &mut stepwise, &[5]), feed(&runner, &mut replayed, &[5]));
+                assert_eq!(runner.feed(&mut replayed, &tokens), logits);
+                assert_eq!(runner.feed(&mut stepwise, &[5]), runner.feed(&mut replayed, &[5]));
             }
         }
     }
@@ -96,19 +91,19 @@ fn a_replay_gives_the_same_bits_as_decoding_did() {
 fn a_batch_gives_each_row_the_bits_it_gets_alone() {
     for make in BOTH {
         for weights in [DType::F32, DType::F16] {
-            let runner = runner(2, make, &Config { weights, ..Config::TINY });
+            let runner = runner(2, make, &Config { weights, ..TINY });
             for sessions in [2, 3, 7, 9] {
                 let lengths: Vec<usize> = (0..sessions).map(|i| 1 + i * 23).collect();
                 let fill = |i: usize| {
                     let mut session = runner.session();
-                    feed(&runner, &mut session, &text(i, lengths[i]));
+                    runner.feed(&mut session, &text(i, lengths[i]));
                     session
                 };
                 let mut alone: Vec<Session> = (0..sessions).map(fill).collect();
                 let mut together: Vec<Session> = (0..sessions).map(fill).collect();
                 for step in [1, 1, 20, 1] {
                     for (i, session) in alone.iter_mut().enumerate() {
-                        feed(&runner, session, &text(i + step, step));
+                        runner.feed(session, &text(i + step, step));
                     }
                     together.iter_mut().enumerate().for_each(|(i, s)| s.feed(&text(i + step, step)));
                     runner.step(&mut together.iter_mut().collect::<Vec<_>>(), u64::MAX).unwrap();
@@ -129,10 +124,10 @@ fn threads_do_not_change_bits() {
             let mut first = None;
             for threads in [1, 2, 3, 5] {
                 let device = CpuDevice::with_isa(0, threads, 1 << 30, isa).unwrap();
-                let runner = Runner::new(device, make(&Config { weights: DType::BF16, ..Config::TINY }));
+                let runner = Runner::new(device, make(&Config { weights: DType::BF16, ..TINY }));
                 let mut session = runner.session();
-                let mut logits = feed(&runner, &mut session, &text(0, 77));
-                logits.extend(feed(&runner, &mut session, &[1]));
+                let mut logits = runner.feed(&mut session, &text(0, 77));
+                logits.extend(runner.feed(&mut session, &[1]));
                 assert_eq!(*first.get_or_insert(logits.clone()), logits, "{threads} threads");
             }
         }
@@ -141,7 +136,7 @@ fn threads_do_not_change_bits() {
 
 #[test]
 fn a_seed_gives_the_same_tokens_in_any_batch() {
-    let runner = runner(2, llama, &Config::TINY);
+    let runner = runner(2, llama, &TINY);
     let session = |i: usize| {
         let mut session = runner.session();
         session.arguments[1] = tensor(&[1, 2], &[1.0, 0.95]);
@@ -168,7 +163,7 @@ fn a_seed_gives_the_same_tokens_in_any_batch() {
 
 #[test]
 fn only_wanted_outputs_are_filled() {
-    let runner = runner(1, llama, &Config::TINY);
+    let runner = runner(1, llama, &TINY);
     let mut session = runner.session();
     session.feed(&[1, 2]);
     runner.step(&mut [&mut session], 1).unwrap();
@@ -181,9 +176,9 @@ fn only_wanted_outputs_are_filled() {
 #[test]
 fn many_lengths_run_in_bounded_memory() {
     use genie_executor::device::Device;
-    let runner = runner(1, llama, &Config::TINY);
+    let runner = runner(1, llama, &TINY);
     for len in (1..100).rev() {
-        feed(&runner, &mut runner.session(), &text(0, len));
+        runner.feed(&mut runner.session(), &text(0, len));
     }
     let used = runner.device.info().total_bytes - runner.device.info().free_bytes;
     // One arena, and nothing a plan: only the frequencies of rope.

@@ -123,11 +123,7 @@ impl Case {
     }
 }
 
-fn run(
-    device: &CpuDevice,
-    graph: &Arc<genie_graph::VerifiedGraph>,
-    values: &HashMap<NodeId, Tensor>,
-) -> HostTensor {
+fn run(device: &CpuDevice, graph: &Arc<genie_graph::VerifiedGraph>, values: &HashMap<NodeId, Tensor>) -> HostTensor {
     let program = device.load(Arc::clone(graph)).unwrap();
     let (mut weights, mut arguments) = (Vec::new(), Vec::new());
     for input in graph.inputs() {
@@ -280,10 +276,10 @@ fn not_a_number_stays_in_its_row() {
         x[25] = f64::NAN;
         x[50] = f64::INFINITY;
         let w = if layout == LinearLayout::OutIn { [9, 20] } else { [20, 9] };
-        Case::new(0).given(DType::F32, &[3.into(), 20.into()], x).weight(DType::F32, &w.map(Dim::from)).check_within(
-            Op::Linear { layout },
-            8.0,
-        );
+        Case::new(0)
+            .given(DType::F32, &[3.into(), 20.into()], x)
+            .weight(DType::F32, &w.map(Dim::from))
+            .check_within(Op::Linear { layout }, 8.0);
     }
 }
 
@@ -410,7 +406,8 @@ fn reductions() {
     for seed in 0..60 {
         for kind in [ReduceKind::Sum, ReduceKind::Mean, ReduceKind::Max, ReduceKind::Min, ReduceKind::Prod] {
             let mut case = Case::new(seed);
-            let dtype = if kind == ReduceKind::Mean { FLOATS[case.source.below(3)] } else { NUMBERS[case.source.below(6)] };
+            let dtype =
+                if kind == ReduceKind::Mean { FLOATS[case.source.below(3)] } else { NUMBERS[case.source.below(6)] };
             let rank = 1 + case.source.below(4);
             let dims = case.source.dims(rank);
             let axes = (0..rank as i32).filter(|_| case.source.below(2) == 0).collect();
@@ -481,7 +478,8 @@ fn creation() {
             ops.extend([Op::Rand { seed: 5 }, Op::Randn { seed: 6 }, Op::Arange { start: 0.5, step: -0.25 }]);
         }
         for op in ops {
-            let dims: Vec<Dim> = if matches!(op, Op::Arange { .. }) { vec![100.into()] } else { vec![9.into(), 61.into()] };
+            let dims: Vec<Dim> =
+                if matches!(op, Op::Arange { .. }) { vec![100.into()] } else { vec![9.into(), 61.into()] };
             let mut builder = GraphBuilder::new("creation");
             let y = builder.create(op.clone(), TensorType::new(dtype, dims)).unwrap();
             builder.output("y", y);
@@ -500,7 +498,9 @@ fn sampling() {
         let mut case = Case::new(seed);
         let vocabulary = case.source.size(300);
         let rows = case.sizes.batch as usize;
-        let real = (0..rows).flat_map(|_| [case.source.below(3) as f64 * 0.5, 0.5 + case.source.below(2) as f64 * 0.4]).collect();
+        let real = (0..rows)
+            .flat_map(|_| [case.source.below(3) as f64 * 0.5, 0.5 + case.source.below(2) as f64 * 0.4])
+            .collect();
         let int = (0..rows).flat_map(|_| [case.source.below(50) as f64, case.source.below(1000) as f64]).collect();
         let count = rows * case.sizes.sequence as usize;
         let positions = (0..count).map(|_| case.source.below(1000) as f64).collect();

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
+use genie_executor::device::HostTensor;
 use genie_graph::{
     DType, Dim, InputRole, LinearLayout, Node, NodeId, Op, ReduceKind, RopeStyle, Sizes, VerifiedGraph, random,
 };
-use genie_executor::device::HostTensor;
 use half::{bf16, f16};
 
 /// A tensor whose elements are all f64 (integers beyond 2^53 are not tested).
@@ -114,9 +114,7 @@ fn apply(op: &Op, dtype: DType, dims: &[usize], x: &[&Tensor], history: &mut His
     let count: usize = dims.iter().product();
     let make = |data: Vec<f64>| Tensor::new(dtype, dims, data);
     let unary = |f: fn(f64) -> f64| make(x[0].data.iter().map(|&v| f(v)).collect());
-    let binary = |f: &dyn Fn(f64, f64) -> f64| {
-        make(indices(dims).iter().map(|i| f(x[0].at(i), x[1].at(i))).collect())
-    };
+    let binary = |f: &dyn Fn(f64, f64) -> f64| make(indices(dims).iter().map(|i| f(x[0].at(i), x[1].at(i))).collect());
     let random = |fill: fn(u64, u64, &mut [f32]), seed: u64| {
         let mut out = vec![0.0; count];
         fill(seed, 0, &mut out);
@@ -254,9 +252,8 @@ fn apply(op: &Op, dtype: DType, dims: &[usize], x: &[&Tensor], history: &mut His
                         let q = &x[0].data[((b * tokens + s) * h + head) * d..][..d];
                         let visible = before + if *causal { s + 1 } else { tokens };
                         let at = |which: usize, j: usize| &seen[which][(j * g + head / (h / g)) * d..][..d];
-                        let score = |j: usize| {
-                            q.iter().zip(at(0, j)).map(|(a, b)| a * b).sum::<f64>() * f64::from(*scale)
-                        };
+                        let score =
+                            |j: usize| q.iter().zip(at(0, j)).map(|(a, b)| a * b).sum::<f64>() * f64::from(*scale);
                         let scores: Vec<f64> = (0..visible).map(score).collect();
                         let max = scores.iter().fold(f64::NEG_INFINITY, |m, &v| if v > m { v } else { m });
                         let total: f64 = scores.iter().map(|v| (v - max).exp()).sum();
@@ -395,7 +392,16 @@ fn normal_cdf(x: f64) -> f64 {
     let n = 4000;
     let h = (to - from) / f64::from(n);
     let sum: f64 = (0..=n)
-        .map(|i| density(from + f64::from(i) * h) * if i == 0 || i == n { 1.0 } else if i % 2 == 1 { 4.0 } else { 2.0 })
+        .map(|i| {
+            density(from + f64::from(i) * h)
+                * if i == 0 || i == n {
+                    1.0
+                } else if i % 2 == 1 {
+                    4.0
+                } else {
+                    2.0
+                }
+        })
         .sum();
     let tail = sum * h / 3.0;
     if x > 0.0 { 1.0 - tail } else { tail }

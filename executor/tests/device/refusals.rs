@@ -7,11 +7,13 @@ use genie_executor::device::{Device, DeviceError, HostTensor, KvSpec, Row};
 use genie_graph::{DType, Dim, GraphBuilder, InputRole, NodeId, Op, Symbol, TensorType};
 use genie_transport::memory::Region;
 
-use crate::support::models::{Config, llama};
-use crate::support::{Runner, Session, floats, tensor};
+use crate::run::floats;
+use crate::support::models::llama;
+use crate::support::{Runner, Session, tensor};
+use crate::tiny::TINY;
 
 fn runner() -> Runner {
-    Runner::new(CpuDevice::new(0, 2, 1 << 28).unwrap(), llama(&Config::TINY))
+    Runner::new(CpuDevice::new(0, 2, 1 << 28).unwrap(), llama(&TINY))
 }
 
 fn primed(runner: &Runner) -> Session {
@@ -162,7 +164,7 @@ fn rows_of_different_lengths() {
 
 #[test]
 fn no_memory_for_the_cache_or_the_run() {
-    let model = llama(&Config::TINY);
+    let model = llama(&TINY);
     let runner = Runner::new(CpuDevice::new(0, 1, 200 << 10).unwrap(), model);
     let mut sessions: Vec<Session> = (0..20).map(|_| runner.session()).collect();
     sessions.iter_mut().for_each(|s| s.feed(&[1]));
@@ -176,6 +178,22 @@ fn no_memory_for_the_cache_or_the_run() {
     sessions[0].feed(&[1]);
     runner.step(&mut [&mut sessions[0]], 1).unwrap();
     assert_eq!(sessions[0].cache.len(), 2);
+}
+
+/// The memory that runs work in is kept, but not from those who need it.
+#[test]
+fn residents_can_have_all_the_memory_between_runs() {
+    let runner = Runner::new(CpuDevice::new(0, 1, 16 << 20).unwrap(), llama(&TINY));
+    let mut session = runner.session();
+    runner.feed(&mut session, &vec![1; 2000]);
+    drop(session);
+    let info = runner.device.info();
+    assert!(info.free_bytes < info.total_bytes - (1 << 20));
+    let all = runner.device.allocate((16 << 20) - (64 << 10)).unwrap();
+    let error = runner.device.allocate(1 << 20).unwrap_err();
+    assert!(matches!(error, DeviceError::OutOfMemory(_)), "{error}");
+    drop(all);
+    runner.feed(&mut runner.session(), &[1]);
 }
 
 const B: Dim = Dim::Symbol(Symbol::Batch);
@@ -220,7 +238,8 @@ fn indices_outside_a_table() {
     let program = device.load(Arc::new(b.finish().unwrap())).unwrap();
     let run = |ids: &[i64]| {
         let ids_bytes = ids.iter().flat_map(|i| i.to_le_bytes()).collect();
-        let arguments = [host(DType::U8, &[3, 2], vec![1, 2, 3, 4, 5, 6]), host(DType::I64, &[ids.len() as u64], ids_bytes)];
+        let arguments =
+            [host(DType::U8, &[3, 2], vec![1, 2, 3, 4, 5, 6]), host(DType::I64, &[ids.len() as u64], ids_bytes)];
         let mut outputs = Vec::new();
         let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 1 };
         program.run(&[], &mut [row]).map(|()| outputs.remove(0).data)
@@ -228,10 +247,7 @@ fn indices_outside_a_table() {
     assert_eq!(run(&[2, 0]), Ok(vec![5, 6, 1, 2]));
     for bad in [3, -1, i64::MAX, i64::MIN] {
         let error = run(&[0, bad, 99]).unwrap_err();
-        assert_eq!(
-            error,
-            DeviceError::IndexOutOfRange { row: 0, node: NodeId(2), op: "gather", index: bad, bound: 3 }
-        );
+        assert_eq!(error, DeviceError::IndexOutOfRange { row: 0, node: NodeId(2), op: "gather", index: bad, bound: 3 });
     }
 }
 

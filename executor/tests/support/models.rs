@@ -8,63 +8,27 @@ use half::{bf16, f16};
 
 /// The sizes of a model.
 #[derive(Clone, Copy, Debug)]
-pub struct Config {
-    pub layers: u32,
-    pub hidden: u64,
-    pub heads: u32,
-    pub kv_heads: u32,
-    pub intermediate: u64,
-    pub vocabulary: u64,
-    pub weights: DType,
-    pub cache: DType,
+pub(crate) struct Config {
+    pub(crate) layers: u32,
+    pub(crate) hidden: u64,
+    pub(crate) heads: u32,
+    pub(crate) kv_heads: u32,
+    pub(crate) intermediate: u64,
+    pub(crate) vocabulary: u64,
+    pub(crate) weights: DType,
+    pub(crate) cache: DType,
 }
 
 impl Config {
-    /// A model that runs in a blink.
-    pub const TINY: Self = Self {
-        layers: 2,
-        hidden: 36,
-        heads: 6,
-        kv_heads: 2,
-        intermediate: 52,
-        vocabulary: 101,
-        weights: DType::F32,
-        cache: DType::F32,
-    };
-
-    /// The sizes of SmolLM2-135M.
-    pub const SMOL: Self = Self {
-        layers: 30,
-        hidden: 576,
-        heads: 9,
-        kv_heads: 3,
-        intermediate: 1536,
-        vocabulary: 49152,
-        weights: DType::F32,
-        cache: DType::F32,
-    };
-
-    /// The sizes of GPT-2 (124M).
-    pub const GPT2: Self = Self {
-        layers: 12,
-        hidden: 768,
-        heads: 12,
-        kv_heads: 12,
-        intermediate: 3072,
-        vocabulary: 50257,
-        weights: DType::F32,
-        cache: DType::F32,
-    };
-
     fn head_dim(&self) -> u64 {
         self.hidden / u64::from(self.heads)
     }
 }
 
 /// A graph with weights for it.
-pub struct Model {
-    pub graph: VerifiedGraph,
-    pub weights: Vec<Region>,
+pub(crate) struct Model {
+    pub(crate) graph: VerifiedGraph,
+    pub(crate) weights: Vec<Region>,
 }
 
 const B: Dim = Dim::Symbol(Symbol::Batch);
@@ -147,7 +111,7 @@ impl Builder {
 }
 
 /// A Llama: arguments tokens, sampling real, sampling int; outputs token, logits.
-pub fn llama(config: &Config) -> Model {
+pub(crate) fn llama(config: &Config) -> Model {
     let mut b = Builder::new("llama", config.weights);
     let (hidden, head_dim) = (config.hidden, config.head_dim());
     let kv = u64::from(config.kv_heads) * head_dim;
@@ -184,7 +148,7 @@ pub fn llama(config: &Config) -> Model {
 }
 
 /// A GPT-2: arguments and outputs as [`llama`]; as many key/value heads as heads.
-pub fn gpt2(config: &Config) -> Model {
+pub(crate) fn gpt2(config: &Config) -> Model {
     let config = &Config { kv_heads: config.heads, ..*config };
     let mut b = Builder::new("gpt2", config.weights);
     let hidden = config.hidden;
@@ -199,12 +163,8 @@ pub fn gpt2(config: &Config) -> Model {
     for layer in 0..config.layers {
         let h = norm(&mut b, x, hidden);
         let qkv = b.linear(LinearLayout::InOut, h, hidden, 3 * hidden, true);
-        let part = |i: u64| Op::Slice {
-            axis: -1,
-            start: (i * hidden) as i64,
-            end: Some(((i + 1) * hidden) as i64),
-            step: 1,
-        };
+        let part =
+            |i: u64| Op::Slice { axis: -1, start: (i * hidden) as i64, end: Some(((i + 1) * hidden) as i64), step: 1 };
         let [q, k, v] = [0, 1, 2].map(|i| b.push(part(i), &[qkv]));
         let a = b.push(attention(config, layer), &[q, k, v, cache]);
         let o = b.linear(LinearLayout::InOut, a, hidden, hidden, true);

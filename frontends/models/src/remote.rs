@@ -9,6 +9,7 @@ mod plan;
 mod upload;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use genie_graph::{DType, Phase};
 use genie_transport::client::blocking::Session;
@@ -80,6 +81,8 @@ pub struct RemoteModel {
     resident: Option<Resident>,
     /// Counts how often it was established: contexts of an earlier life are built again when they are next used.
     life: u64,
+    /// How many sessions had been lost when it was established.
+    lost: u64,
     uploaded: Uploaded,
 }
 
@@ -179,6 +182,7 @@ impl RemoteModel {
             decode,
             resident: None,
             life: 0,
+            lost: 0,
             uploaded: Uploaded::default(),
         };
         this.again(|this| this.resident(&mut progress).map(|_| ()))?;
@@ -365,6 +369,9 @@ impl RemoteModel {
                 Err(RemoteModelError::Client(error)) if is_loss(&error) => {
                     tracing::warn!(%error, "the session was lost: building it again");
                     self.resident = None;
+                    if is_farewell(&error) {
+                        self.await_successor()?;
+                    }
                 }
                 other => return other,
             }
@@ -372,9 +379,32 @@ impl RemoteModel {
         Err(RemoteModelError::LostAgain(TRIES))
     }
 
+    /// The server said that it is shutting down: waits until another has taken its place, for as long as the session tries to
+    /// reach one.
+    fn await_successor(&mut self) -> Result<(), RemoteModelError> {
+        /// A server that has said so is gone within this time.
+        const LONGEST: Duration = Duration::from_secs(30);
+        let (until, lost) = (Instant::now() + LONGEST, self.session.sessions_lost());
+        while self.session.sessions_lost() == lost && Instant::now() < until {
+            match self.session.ping() {
+                Ok(_) => {}
+                Err(error) if is_loss(&error) || error == ClientError::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     /// Weights and programs, brought to the server if they are not there.
     fn resident(&mut self, progress: &mut dyn FnMut(Stage)) -> Result<&Resident, RemoteModelError> {
+        let lost = self.session.sessions_lost();
+        if lost != self.lost {
+            // It was lost where no request of this told of it.
+            self.resident = None;
+        }
         if self.resident.is_none() {
+            self.lost = lost;
             let mut sent = |done, total| progress(Stage::Uploading(done, total));
             let (weights, uploaded) =
                 upload::upload(&mut self.session, self.device, &self.model, &self.hashes, &mut sent)?;
@@ -482,13 +512,20 @@ fn at(position: u32) -> RunOptions {
     RunOptions { position: Some(position), ..RunOptions::default() }
 }
 
-/// Whether an error says that what the session held is gone.
+/// Whether an error says that what the session held is gone, or about to go.
 fn is_loss(error: &ClientError) -> bool {
     match error {
         ClientError::SessionLost(_) => true,
-        ClientError::Remote(e) => matches!(e.code, ErrorCode::EpochGone | ErrorCode::SessionGone),
+        ClientError::Remote(e) => {
+            matches!(e.code, ErrorCode::EpochGone | ErrorCode::SessionGone | ErrorCode::ShuttingDown)
+        }
         _ => false,
     }
+}
+
+/// Whether the server said that it is shutting down.
+fn is_farewell(error: &ClientError) -> bool {
+    matches!(error, ClientError::Remote(e) if e.code == ErrorCode::ShuttingDown)
 }
 
 #[cfg(test)]

@@ -68,7 +68,9 @@ fn a_seed_is_repeatable() {
 fn run(seed: u64) -> Result<String, String> {
     catch_unwind(AssertUnwindSafe(|| World::new(seed, false).run())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
-        Err(text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_else(|| "a panic".to_owned()))
+        Err(text
+            .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+            .unwrap_or_else(|| "a panic".to_owned()))
     })
 }
 

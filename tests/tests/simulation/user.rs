@@ -12,8 +12,8 @@ use genie_transport::connection::{ClientError, RequestId};
 use genie_transport::link::sim::{ClientId, Sim};
 use genie_transport::memory::{Landing, Slab};
 use genie_transport::wire::{
-    Arguments, BindEntry, ContentHash, Effect, ErrorCode, Handle, Offered, PutBody, PutRequest, PutTarget, Request, ResidencyCode,
-    TensorSpec,
+    Arguments, BindEntry, ContentHash, Effect, ErrorCode, Handle, Offered, PutBody, PutRequest, PutTarget, Request,
+    ResidencyCode, TensorSpec,
 };
 
 use crate::register::{Moment, Register, tag_of, tagged};
@@ -164,6 +164,14 @@ impl User {
             let request = flight.request;
             shared.tell(|| format!("user {:?}: cancels {}", self.id, request.0));
             sim.client(self.id).cancel(request);
+        }
+        if !self.flights.is_empty() && sim.rng().chance(2_000) && !self.winding_up {
+            let at = sim.rng().below(self.flights.len() as u64) as usize;
+            if self.flights[at].what.can_be_abandoned() {
+                let flight = self.flights.swap_remove(at);
+                shared.tell(|| format!("user {:?}: no longer waits for {}", self.id, flight.request.0));
+                sim.client(self.id).end(flight.request);
+            }
         }
         Ok(self.todo > 0 || !self.flights.is_empty())
     }
@@ -337,8 +345,11 @@ impl User {
             }
             self.read(sim, shared, number, handle, 0, bytes);
         }
-        let caches: Vec<_> =
-            self.caches.iter_mut().filter_map(|c| c.binding.filter(|_| !std::mem::replace(&mut c.checked, true)).map(|b| (c.number, b))).collect();
+        let caches: Vec<_> = self
+            .caches
+            .iter_mut()
+            .filter_map(|c| c.binding.filter(|_| !std::mem::replace(&mut c.checked, true)).map(|b| (c.number, b)))
+            .collect();
         caches.into_iter().for_each(|(number, binding)| self.run(sim, shared, number, binding));
     }
 
@@ -370,7 +381,14 @@ impl User {
     }
 
     /// A put, inline or in slices as drawn.
-    fn put(&mut self, sim: &mut Sim<Executor>, shared: &mut Shared, target: PutTarget<'_>, content: Vec<u8>, what: What) {
+    fn put(
+        &mut self,
+        sim: &mut Sim<Executor>,
+        shared: &mut Shared,
+        target: PutTarget<'_>,
+        content: Vec<u8>,
+        what: What,
+    ) {
         let spec = spec(content.len());
         let content = Bytes::from(content);
         if content.len() <= 8192 && sim.rng().chance(500_000) {
@@ -387,7 +405,15 @@ impl User {
         self.flies(id, what, None, shared);
     }
 
-    fn read(&mut self, sim: &mut Sim<Executor>, shared: &mut Shared, tensor: u64, handle: Handle, offset: usize, bytes: usize) {
+    fn read(
+        &mut self,
+        sim: &mut Sim<Executor>,
+        shared: &mut Shared,
+        tensor: u64,
+        handle: Handle,
+        offset: usize,
+        bytes: usize,
+    ) {
         let what = What::Read { tensor, bytes };
         let (offset, length) = (offset as u64, bytes as u64);
         if bytes <= 8192 && sim.rng().chance(500_000) {
@@ -419,21 +445,36 @@ impl User {
 
     // ---- what came of it
 
-    fn over(&mut self, flight: &Flight, outcome: Outcome, sim: &mut Sim<Executor>, shared: &mut Shared) -> Result<(), String> {
+    fn over(
+        &mut self,
+        flight: &Flight,
+        outcome: Outcome,
+        sim: &mut Sim<Executor>,
+        shared: &mut Shared,
+    ) -> Result<(), String> {
         match outcome {
             Ok(told) => self.succeeded(flight, told, sim, shared),
             Err(error) => self.failed(flight, &error, shared),
         }
     }
 
-    fn succeeded(&mut self, flight: &Flight, told: Told, sim: &mut Sim<Executor>, shared: &mut Shared) -> Result<(), String> {
+    fn succeeded(
+        &mut self,
+        flight: &Flight,
+        told: Told,
+        sim: &mut Sim<Executor>,
+        shared: &mut Shared,
+    ) -> Result<(), String> {
         let now = shared.moment();
         match (&flight.what, told) {
             (What::Table, Told::Tensor { handle, .. }) => self.table = Some(handle),
             (What::Define, Told::Program(handle, _)) => self.program = Some(handle),
             (What::New { tag, bytes, name }, Told::Tensor { handle, .. }) => {
-                if let Some(name) = name {
-                    shared.names[*name].applied(*tag, now);
+                match name {
+                    Some(name) if handle.epoch == shared.epoch => shared.names[*name].applied(*tag, now),
+                    // It was applied to a server that is gone.
+                    Some(name) => shared.names[*name].void(*tag),
+                    None => {}
                 }
                 self.add_tensor(handle, *bytes, vec![*tag], false, now);
             }
@@ -626,6 +667,23 @@ impl Cache {
 }
 
 impl What {
+    /// Whether nothing else depends on how it ends.
+    fn can_be_abandoned(&self) -> bool {
+        let named = matches!(self, Self::New { name: Some(_), .. });
+        let alone = matches!(
+            self,
+            Self::New { .. }
+                | Self::Weight { .. }
+                | Self::Offer { .. }
+                | Self::Write { .. }
+                | Self::Read { .. }
+                | Self::Copy { .. }
+                | Self::Lookup { .. }
+                | Self::Echo { .. }
+        );
+        alone && !named
+    }
+
     fn tensor(&self) -> Option<u64> {
         match self {
             Self::Write { tensor, .. } | Self::Read { tensor, .. } | Self::Copy { tensor } | Self::Free { tensor } => {

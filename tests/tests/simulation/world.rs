@@ -28,7 +28,6 @@ pub(crate) struct World {
     /// When the server goes, and for how long.
     losses: Vec<(Instant, Duration)>,
     back: Option<Instant>,
-    epoch: u64,
     credits: u32,
 }
 
@@ -36,6 +35,8 @@ pub(crate) struct World {
 pub(crate) struct Shared {
     pub(crate) model: Tiny,
     pub(crate) names: [Register; NAMES],
+    /// The life of the server that is, or comes next.
+    pub(crate) epoch: u64,
     /// Those of the server that was lost last, and when: an answer of its may still be on its way.
     pub(crate) lost_names: (Moment, [Register; NAMES]),
     /// Each write has a tag of its own.
@@ -70,7 +71,8 @@ impl World {
         let device: Arc<dyn Device> = Arc::new(CpuDevice::new(0, 1, 64 << 20).expect("a device"));
         let credits = 2 + rng.below(8) as u32;
         let service = server(&device, 1, credits);
-        let mut losses: Vec<_> = (0..rng.below(3)).map(|_| (began + pause(&mut rng, 400), pause(&mut rng, 500))).collect();
+        let mut losses: Vec<_> =
+            (0..rng.below(3)).map(|_| (began + pause(&mut rng, 400), pause(&mut rng, 500))).collect();
         losses.sort();
         losses.truncate(if rng.chance(500_000) { 0 } else { 2 });
         let network = network(&mut rng);
@@ -83,18 +85,24 @@ impl World {
                 ..ClientOptions::default()
             };
             let most = 1 + rng.below(12) as usize;
-            User::new(sim.connect(options), 10 + rng.below(20) as u32, most)
+            User::new(sim.connect(options), 15 + rng.below(40) as u32, most)
         });
         let users = users.collect();
         let shared = Shared {
             model: tiny().expect("the model is valid"),
             names: Default::default(),
+            epoch: 1,
             lost_names: Default::default(),
             last_tag: 0,
             moment: 0,
-            told: tell.then(|| format!("{network:?}, {credits} credits, server losses {:?}\n", losses.iter().map(|l| l.1).collect::<Vec<_>>())),
+            told: tell.then(|| {
+                format!(
+                    "{network:?}, {credits} credits, server losses {:?}\n",
+                    losses.iter().map(|l| l.1).collect::<Vec<_>>()
+                )
+            }),
         };
-        Self { sim, shared, users, device, began, losses, back: None, epoch: 1, credits }
+        Self { sim, shared, users, device, began, losses, back: None, credits }
     }
 
     /// Runs it to its end: the story, or what went wrong.
@@ -143,9 +151,8 @@ impl World {
     fn lose_the_server(&mut self, now: Instant) {
         if self.back.is_some_and(|back| back <= now) {
             self.back = None;
-            self.epoch += 1;
             self.shared.tell(|| format!("{:?}: a server is back", now - self.began));
-            let service = server(&self.device, self.epoch, self.credits);
+            let service = server(&self.device, self.shared.epoch, self.credits);
             self.sim.replace_server(Some(service));
         }
         if self.losses.first().is_some_and(|&(at, _)| at <= now) {
@@ -154,6 +161,7 @@ impl World {
             self.back = Some(now + pause);
             self.sim.replace_server(None);
             // Its names are gone with it.
+            self.shared.epoch += 1;
             self.shared.lost_names = (self.shared.moment(), self.shared.names.clone());
             self.shared.names.iter_mut().for_each(Register::lose);
         }

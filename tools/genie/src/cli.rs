@@ -91,7 +91,11 @@ mod tests {
                 panic!("{line}: {error}");
             }
         }
-        for line in ["genie ping 127.0.0.1:7070", "genie bench put --connect tcp://a:1 --sizes 0", "genie gap --model m --modes x"] {
+        for line in [
+            "genie ping 127.0.0.1:7070",
+            "genie bench put --connect tcp://a:1 --sizes 0",
+            "genie gap --model m --modes x",
+        ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }
     }

@@ -49,7 +49,13 @@ pub(crate) fn run(args: &DevicesArgs, say: Say) -> Result<()> {
         say::table(
             ["device", "model", "capability", "memory", "free"],
             devices.iter().map(|d| {
-                [d.name.clone(), d.model.clone(), d.capability.clone(), say::bytes(d.total_bytes), say::bytes(d.free_bytes)]
+                [
+                    d.name.clone(),
+                    d.model.clone(),
+                    d.capability.clone(),
+                    say::bytes(d.total_bytes),
+                    say::bytes(d.free_bytes),
+                ]
             }),
         )
     })

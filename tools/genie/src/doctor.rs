@@ -77,7 +77,8 @@ fn cores() -> Finding {
     if cores > 1 {
         return Finding::good("cores", found);
     }
-    let advice = "with one core nothing is polled, and a round trip takes a wake-up: give the machine or container two or more";
+    let advice =
+        "with one core nothing is polled, and a round trip takes a wake-up: give the machine or container two or more";
     Finding::but("cores", State::Improvable, found, advice)
 }
 
@@ -105,7 +106,12 @@ fn memory(meminfo: &str) -> Finding {
         (Some(total), Some(free)) => {
             Finding::good("memory", format!("{}, {} of it available", say::bytes(total), say::bytes(free)))
         }
-        _ => Finding::but("memory", State::Improvable, "unknown", "/proc/meminfo cannot be read: pass --memory to `genie serve`"),
+        _ => Finding::but(
+            "memory",
+            State::Improvable,
+            "unknown",
+            "/proc/meminfo cannot be read: pass --memory to `genie serve`",
+        ),
     }
 }
 
@@ -115,7 +121,12 @@ fn kernel(release: &str) -> Finding {
     if version >= (5, 10) {
         return Finding::good("kernel", release.trim());
     }
-    Finding::but("kernel", State::Improvable, release.trim(), "Linux 5.10 or newer is what Genie is tried with: update the system")
+    Finding::but(
+        "kernel",
+        State::Improvable,
+        release.trim(),
+        "Linux 5.10 or newer is what Genie is tried with: update the system",
+    )
 }
 
 fn descriptors() -> Finding {
@@ -167,7 +178,8 @@ fn io_uring(disabled: &str, symbols: &str) -> Finding {
     match disabled.trim() {
         "0" => return Finding::good("io_uring", "enabled"),
         "1" => {
-            let advice = "only for a privileged group: sysctl -w kernel.io_uring_disabled=0 (this build does not use it yet)";
+            let advice =
+                "only for a privileged group: sysctl -w kernel.io_uring_disabled=0 (this build does not use it yet)";
             return Finding::but("io_uring", State::Improvable, "restricted", advice);
         }
         "2" => {

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
+use genie_models::remote::RemoteModelError;
 use genie_transport::client::ClientError;
 
 /// The server does not answer: exit status 3.
@@ -31,8 +32,10 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|e| e.is::<Differ>()) {
         return ExitCode::from(4);
     }
+    let gone = |e: &ClientError| matches!(e, ClientError::Unreachable { .. });
     let unreachable = error.chain().any(|e| {
-        e.is::<Unreachable>() || matches!(e.downcast_ref::<ClientError>(), Some(ClientError::Unreachable { .. }))
+        let of_model = matches!(e.downcast_ref(), Some(RemoteModelError::Client(e)) if gone(e));
+        e.is::<Unreachable>() || e.downcast_ref().is_some_and(gone) || of_model
     });
     ExitCode::from(if unreachable { 3 } else { 1 })
 }

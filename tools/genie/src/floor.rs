@@ -59,7 +59,13 @@ impl Floor {
     }
 
     /// Round trips of `size` bytes for `time`; `each` gets their durations.
-    pub(crate) fn echo(&self, size: usize, waiting: Waiting, time: Duration, mut each: impl FnMut(Duration)) -> Result<()> {
+    pub(crate) fn echo(
+        &self,
+        size: usize,
+        waiting: Waiting,
+        time: Duration,
+        mut each: impl FnMut(Duration),
+    ) -> Result<()> {
         let mode = if waiting == Waiting::Busy { ECHO_BUSY } else { ECHO_BLOCKING };
         let mut stream = self.connect(mode, size, 0)?;
         stream.set_nonblocking(waiting == Waiting::Busy)?;

@@ -216,7 +216,9 @@ pub(crate) fn establish(
 ) -> Result<RemoteModel> {
     let (mut hashing, mut uploading) = (None, None);
     let remote = RemoteModel::establish(session, model.clone(), options, |stage| match stage {
-        Stage::Hashing(done, total) => hashing.get_or_insert_with(|| Progress::bytes("hashing weights")).set(done, total),
+        Stage::Hashing(done, total) => {
+            hashing.get_or_insert_with(|| Progress::bytes("hashing weights")).set(done, total)
+        }
         Stage::Uploading(done, total) => {
             hashing = None;
             uploading.get_or_insert_with(|| Progress::bytes("uploading weights")).set(done, total);

@@ -69,7 +69,14 @@ pub(crate) fn run(args: &PutArgs, say: Say) -> Result<()> {
     };
     say.result(&stored, |s| {
         let rate = s.bytes as f64 / s.seconds / 1e9;
-        format!("{}: {} {:?}, {} in {} ({rate:.2} GB/s)", s.name, s.dtype, s.shape, say::bytes(s.bytes), say::seconds(s.seconds))
+        format!(
+            "{}: {} {:?}, {} in {} ({rate:.2} GB/s)",
+            s.name,
+            s.dtype,
+            s.shape,
+            say::bytes(s.bytes),
+            say::seconds(s.seconds)
+        )
     })
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::connect::{seconds, size};
 use crate::say::{self, Say};
 
-/// Serve this machine's devices.
+/// Serve this machine's devices
 ///
 /// Prints one line when it is ready. Stops on SIGTERM or SIGINT: what runs comes to its end, what waits and every session is told;
 /// a second signal stops it at once.

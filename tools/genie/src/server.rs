@@ -63,7 +63,8 @@ fn ready_uri(out: impl Read) -> Result<Uri> {
     let mut line = String::new();
     BufReader::new(out).read_line(&mut line)?;
     let ready: serde_json::Value = serde_json::from_str(&line).context("the server did not start")?;
-    let uri = ready.get("uri").and_then(serde_json::Value::as_str).context("the server did not say where it listens")?;
+    let uri =
+        ready.get("uri").and_then(serde_json::Value::as_str).context("the server did not say where it listens")?;
     Ok(uri.parse()?)
 }
 

@@ -257,7 +257,16 @@ fn write(sink: &mut dyn Sink, message: &Control) {
     let mut meta = Vec::new();
     let (kind, flags) = message.encode(&mut meta);
     let head = encode_header(kind, flags, 0, meta.len() as u32, 0, body_crc(&meta, &[]));
-    if let Err(error) = sink.send(&[IoSlice::new(&head), IoSlice::new(&meta)]) {
-        tracing::debug!(%error, "a greeting could not be sent");
+    let mut sent = 0;
+    while sent < head.len() + meta.len() {
+        let bufs =
+            [IoSlice::new(&head[sent.min(head.len())..]), IoSlice::new(&meta[sent.saturating_sub(head.len())..])];
+        match sink.send(&bufs) {
+            Ok(n) if n > 0 => sent += n,
+            end => {
+                tracing::debug!(?end, "a greeting could not be sent");
+                return;
+            }
+        }
     }
 }

@@ -149,9 +149,7 @@ impl Attend {
 
     unsafe fn over<E: Element>(&self, context: &Context<'_>, share: Share) {
         // SAFETY: as the caller's.
-        unsafe {
-            if self.tokens == 1 { self.decode::<E>(context, share) } else { self.prefill::<E>(context, share) }
-        }
+        unsafe { if self.tokens == 1 { self.decode::<E>(context, share) } else { self.prefill::<E>(context, share) } }
     }
 
     /// One token a row: the query heads that share a key/value head go together.
@@ -200,10 +198,12 @@ impl Attend {
                 (0, Keys::Rows { k: k.cast::<E>(), v: v.cast::<E>(), step: kv_heads * head_dim })
             }
         };
-        let (visible, more) = if self.causal { (before + rows.token + 1, !rows.of_heads) } else { (before + self.tokens, false) };
+        let (visible, more) =
+            if self.causal { (before + rows.token + 1, !rows.of_heads) } else { (before + self.tokens, false) };
         // SAFETY: the values have the sizes that the planner took from the graph, the cache those that the run reserved.
         unsafe {
-            let scratch = context.get_mut::<f32>(self.scratch).add(share.index * Self::scratch(head_dim).unwrap_or_default());
+            let scratch =
+                context.get_mut::<f32>(self.scratch).add(share.index * Self::scratch(head_dim).unwrap_or_default());
             context.isa.run(RowsKernel {
                 q: context.get::<f32>(self.q).add(q_at),
                 y: context.get_mut::<f32>(self.y).add(q_at),
@@ -360,7 +360,13 @@ impl<E: Element> RowsKernel<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn score_tile<S: Lanes, const R: usize, const C: usize>(&self, k: *const E, step: usize, key: usize, row: usize) {
+    unsafe fn score_tile<S: Lanes, const R: usize, const C: usize>(
+        &self,
+        k: *const E,
+        step: usize,
+        key: usize,
+        row: usize,
+    ) {
         // SAFETY: as the caller's.
         unsafe {
             let products = dots::<S, E, R, C, false>(k, step, self.q.add(row * self.apart), self.apart, self.head_dim);

@@ -267,7 +267,7 @@ pub(super) unsafe fn accumulate<S: Lanes, E: Element, const U: usize, const R: u
         while n < whole {
             for u in 0..U {
                 weights[u] = E::load::<S>(w.add(u * ldw + n));
-                if AHEAD && (u * S::N * size_of::<E>()) % 64 == 0 {
+                if AHEAD && (u * S::N * size_of::<E>()).is_multiple_of(64) {
                     S::prefetch(ahead.wrapping_add(passed).cast());
                     passed += 64 / size_of::<E>();
                     if passed >= count {

@@ -29,33 +29,33 @@ impl Convert {
         // SAFETY: as the caller's; `from` is the type of x.
         unsafe {
             match self.from {
-                DType::F32 => self.from_type::<f32>(context, share),
-                DType::F16 => self.from_type::<f16>(context, share),
-                DType::BF16 => self.from_type::<bf16>(context, share),
-                DType::I64 => self.from_type::<i64>(context, share),
-                DType::I32 => self.from_type::<i32>(context, share),
-                DType::U8 => self.from_type::<u8>(context, share),
-                DType::Bool => self.from_type::<Flag>(context, share),
+                DType::F32 => self.convert::<f32>(context, share),
+                DType::F16 => self.convert::<f16>(context, share),
+                DType::BF16 => self.convert::<bf16>(context, share),
+                DType::I64 => self.convert::<i64>(context, share),
+                DType::I32 => self.convert::<i32>(context, share),
+                DType::U8 => self.convert::<u8>(context, share),
+                DType::Bool => self.convert::<Flag>(context, share),
             }
         }
     }
 
-    unsafe fn from_type<A: Scalar>(&self, context: &Context<'_>, share: Share) {
+    unsafe fn convert<A: Scalar>(&self, context: &Context<'_>, share: Share) {
         // SAFETY: as the caller's; `to` is the type of y.
         unsafe {
             match self.to {
-                DType::F32 => self.to_type::<A, f32>(context, share),
-                DType::F16 => self.to_type::<A, f16>(context, share),
-                DType::BF16 => self.to_type::<A, bf16>(context, share),
-                DType::I64 => self.to_type::<A, i64>(context, share),
-                DType::I32 => self.to_type::<A, i32>(context, share),
-                DType::U8 => self.to_type::<A, u8>(context, share),
-                DType::Bool => self.to_type::<A, Flag>(context, share),
+                DType::F32 => self.convert_to::<A, f32>(context, share),
+                DType::F16 => self.convert_to::<A, f16>(context, share),
+                DType::BF16 => self.convert_to::<A, bf16>(context, share),
+                DType::I64 => self.convert_to::<A, i64>(context, share),
+                DType::I32 => self.convert_to::<A, i32>(context, share),
+                DType::U8 => self.convert_to::<A, u8>(context, share),
+                DType::Bool => self.convert_to::<A, Flag>(context, share),
             }
         }
     }
 
-    unsafe fn to_type<A: Scalar, B: Scalar>(&self, context: &Context<'_>, share: Share) {
+    unsafe fn convert_to<A: Scalar, B: Scalar>(&self, context: &Context<'_>, share: Share) {
         let (x, y) = (context.get::<A>(self.x), context.get_mut::<B>(self.y));
         for i in share.split(self.count, GRAIN) {
             // SAFETY: x and y have `count` elements of these types.

@@ -141,7 +141,7 @@ pub(super) unsafe fn dots<S: Lanes, W: Element, const R: usize, const C: usize, 
             for r in 0..R {
                 weights[r] = W::load::<S>(w.add(r * ldw + i));
                 // Each line once.
-                if AHEAD && (r * S::N * size_of::<W>()) % LINE == 0 {
+                if AHEAD && (r * S::N * size_of::<W>()).is_multiple_of(LINE) {
                     // A hint only: the address may lie beyond the weight.
                     let next = w.wrapping_add(R * (ldw + i) + r * S::N).cast::<u8>();
                     S::prefetch(next.wrapping_add(AHEAD_BYTES));

@@ -168,14 +168,37 @@ impl Binary {
         // SAFETY: the walk's offsets lie within a and b, and its count is y's; the members' parts do not overlap.
         unsafe {
             match self.dtype {
-                DType::I64 => self.integers(context, mine, [i64::wrapping_add, i64::wrapping_sub, i64::wrapping_mul, i64::wrapping_div], 0),
-                DType::I32 => self.integers(context, mine, [i32::wrapping_add, i32::wrapping_sub, i32::wrapping_mul, i32::wrapping_div], 0),
-                DType::U8 => self.integers(context, mine, [u8::wrapping_add, u8::wrapping_sub, u8::wrapping_mul, u8::wrapping_div], 0),
+                DType::I64 => self.integers(
+                    context,
+                    mine,
+                    [i64::wrapping_add, i64::wrapping_sub, i64::wrapping_mul, i64::wrapping_div],
+                    0,
+                ),
+                DType::I32 => self.integers(
+                    context,
+                    mine,
+                    [i32::wrapping_add, i32::wrapping_sub, i32::wrapping_mul, i32::wrapping_div],
+                    0,
+                ),
+                DType::U8 => self.integers(
+                    context,
+                    mine,
+                    [u8::wrapping_add, u8::wrapping_sub, u8::wrapping_mul, u8::wrapping_div],
+                    0,
+                ),
                 _ => {
-                    let (a, b, y) = (context.get::<f32>(self.a), context.get::<f32>(self.b), context.get_mut::<f32>(self.y));
+                    let (a, b, y) =
+                        (context.get::<f32>(self.a), context.get::<f32>(self.b), context.get_mut::<f32>(self.y));
                     self.walk.runs(mine, |at, count, [from_a, from_b], [step_a, step_b]| {
-                        let kernel =
-                            BinaryF32 { kind: self.kind, a: a.add(from_a), b: b.add(from_b), y: y.add(at), step_a, step_b, count };
+                        let kernel = BinaryF32 {
+                            kind: self.kind,
+                            a: a.add(from_a),
+                            b: b.add(from_b),
+                            y: y.add(at),
+                            step_a,
+                            step_b,
+                            count,
+                        };
                         context.isa.run(kernel);
                     });
                 }

@@ -35,8 +35,11 @@ impl Gather {
         for i in share.split(self.count, 1) {
             // SAFETY: `ids` has `count` elements; the index is checked before it is used; y has a row for each id.
             unsafe {
-                let index =
-                    if self.wide { *context.get::<i64>(self.ids).add(i) } else { i64::from(*context.get::<i32>(self.ids).add(i)) };
+                let index = if self.wide {
+                    *context.get::<i64>(self.ids).add(i)
+                } else {
+                    i64::from(*context.get::<i32>(self.ids).add(i))
+                };
                 let y = context.get_mut::<u8>(self.y).add(i * self.row_bytes);
                 match usize::try_from(index) {
                     Ok(row) if row < self.bound => {

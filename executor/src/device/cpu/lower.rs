@@ -12,7 +12,8 @@ use genie_graph::{
 
 use super::attention::{Append, Attend, Heads, Layer, Source};
 use super::convert::Convert;
-use super::elementwise::{Binary, BinaryKind, Unary, UnaryKind};
+use super::elementwise::{Binary, BinaryKind, Unary};
+use super::fusions::{Fusions, unary_kind};
 use super::gather::Gather;
 use super::linear::Linear;
 use super::norm::{LayerNorm, RmsNorm, Softmax};
@@ -59,7 +60,7 @@ pub(super) fn lower(graph: &VerifiedGraph, sizes: &Sizes, members: usize) -> Res
         graph,
         sizes,
         members,
-        fusions: fusions(graph, sizes),
+        fusions: Fusions::find(graph, sizes),
         at: NodeId(0),
         values: Vec::new(),
         of_node: vec![None; graph.nodes.len()],
@@ -86,64 +87,6 @@ pub(super) fn lower(graph: &VerifiedGraph, sizes: &Sizes, members: usize) -> Res
     let inputs: Vec<V> = arguments.iter().copied().chain(positions).collect();
     let plan = Plan::new(steps, values, &inputs, &outputs).ok_or(overflow)?;
     Ok(Lowered { plan, arguments, positions, outputs, constants, constant_bytes })
-}
-
-/// What is done together with an earlier node's step.
-#[derive(Default)]
-struct Fusions {
-    /// Linear -> the Add of its result, and the Add's other operand.
-    residual: HashMap<NodeId, (NodeId, NodeId)>,
-    /// Mul -> the activation among its operands, and the other one.
-    gate: HashMap<NodeId, (NodeId, NodeId)>,
-    /// The activations in `gate`.
-    gated: Vec<bool>,
-}
-
-fn fusions(graph: &VerifiedGraph, sizes: &Sizes) -> Fusions {
-    let mut uses = vec![0_u32; graph.nodes.len()];
-    let reads = graph.nodes.iter().flat_map(|n| &n.inputs);
-    reads.chain(graph.outputs.iter().map(|o| &o.node)).for_each(|id| uses[id.0 as usize] += 1);
-    let node = |id: NodeId| &graph.nodes[id.0 as usize];
-    let mut fusions = Fusions { gated: vec![false; graph.nodes.len()], ..Fusions::default() };
-    for (i, sum) in graph.nodes.iter().enumerate() {
-        let (id, &[a, b]) = (NodeId(i as u32), &sum.inputs[..]) else { continue };
-        let shapes_agree = graph.concrete(a, sizes) == graph.concrete(b, sizes);
-        if sum.ty.dtype != DType::F32 || a == b || !shapes_agree {
-            continue;
-        }
-        for (first, other) in [(a, b), (b, a)] {
-            if uses[first.0 as usize] != 1 {
-                continue;
-            }
-            let fits = match (&sum.op, &node(first).op) {
-                (Op::Add, Op::Linear { .. }) => other < first && fusions.residual.insert(first, (id, other)).is_none(),
-                (Op::Mul, op) if unary_kind(op).is_some() => fusions.gate.insert(id, (first, other)).is_none(),
-                _ => false,
-            };
-            if fits {
-                fusions.gated[first.0 as usize] = matches!(sum.op, Op::Mul);
-                break;
-            }
-        }
-    }
-    fusions
-}
-
-fn unary_kind(op: &Op) -> Option<UnaryKind> {
-    Some(match op {
-        Op::Gelu { tanh: true } => UnaryKind::GeluTanh,
-        Op::Gelu { tanh: false } => UnaryKind::GeluErf,
-        Op::Silu => UnaryKind::Silu,
-        Op::Relu => UnaryKind::Relu,
-        Op::Sigmoid => UnaryKind::Sigmoid,
-        Op::Tanh => UnaryKind::Tanh,
-        Op::Abs => UnaryKind::Abs,
-        Op::Neg => UnaryKind::Neg,
-        Op::Exp => UnaryKind::Exp,
-        Op::Log => UnaryKind::Log,
-        Op::Sqrt => UnaryKind::Sqrt,
-        _ => return None,
-    })
 }
 
 struct Lowering<'g> {
@@ -338,8 +281,11 @@ impl Lowering<'_> {
         let [lead @ .., rows, k] = &a[..] else { return None };
         let n = *b.last()?;
         let (x, w) = (self.f32_operand(0)?, self.operand(1)?);
-        let (count, rows, w_step) =
-            if b.len() == 2 { (1, product(lead)?.checked_mul(*rows)?, 0) } else { (product(lead)?, *rows, k.checked_mul(n)?) };
+        let (count, rows, w_step) = if b.len() == 2 {
+            (1, product(lead)?.checked_mul(*rows)?, 0)
+        } else {
+            (product(lead)?, *rows, k.checked_mul(n)?)
+        };
         let w_type = self.values[w.0].dtype;
         let (k, layout) = (*k, LinearLayout::InOut);
         let panel = self.panel(layout, w_type, rows, k)?;
@@ -364,7 +310,8 @@ impl Lowering<'_> {
         let bias = if inputs == 3 { Some(self.f32_operand(2)?) } else { None };
         let w_type = self.values[w.0].dtype;
         let panel = self.panel(layout, w_type, rows, k)?;
-        let mut step = Linear { x, w, w_type, layout, bias, residual: None, y: x, panel, rows, k, n, count: 1, w_step: 0 };
+        let mut step =
+            Linear { x, w, w_type, layout, bias, residual: None, y: x, panel, rows, k, n, count: 1, w_step: 0 };
         if let Some((sum, other)) = self.fusions.residual.get(&self.at).copied() {
             step.residual = Some(self.of_node[other.0 as usize]?);
             step.y = self.temporary(DType::F32, rows.checked_mul(n)?)?;

@@ -10,6 +10,7 @@ mod constants;
 mod convert;
 mod dot;
 mod elementwise;
+mod fusions;
 mod gather;
 mod lanes;
 mod linear;
@@ -112,7 +113,16 @@ impl Device for CpuDevice {
 
     fn allocate(&self, bytes: u64) -> Result<Slab, DeviceError> {
         // What does not fit usize is over any limit too.
-        Ok(self.inner.pool.take(usize::try_from(bytes).unwrap_or(usize::MAX))?)
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let pool = &self.inner.pool;
+        Ok(pool.take(bytes).or_else(|full| match self.inner.workspace.try_lock() {
+            // Nobody runs: what the last run worked in can go.
+            Ok(mut space) => {
+                space.release();
+                pool.take(bytes)
+            }
+            Err(_) => Err(full),
+        })?)
     }
 
     fn cache(&self, spec: KvSpec) -> Result<KvCache, DeviceError> {

@@ -53,12 +53,7 @@ const ALIGN: usize = 64;
 impl Plan {
     /// Gives each arena value a place such that no two that live at once overlap, and decides where members meet. Values in
     /// `inputs` live from the start, those in `outputs` to the end.
-    pub(super) fn new(
-        steps: Vec<Step>,
-        mut values: Vec<Value>,
-        inputs: &[V],
-        outputs: &[V],
-    ) -> Option<Self> {
+    pub(super) fn new(steps: Vec<Step>, mut values: Vec<Value>, inputs: &[V], outputs: &[V]) -> Option<Self> {
         let mut steps: Vec<Planned> = steps
             .into_iter()
             .map(|step| {
@@ -125,8 +120,7 @@ fn decide_meetings(steps: &mut [Planned], values: &[Value]) {
     let (mut read, mut written): (Vec<V>, Vec<V>) = (Vec::new(), Vec::new());
     let clash = |a: &[V], b: &[V]| a.iter().any(|&a| b.iter().any(|&b| overlap(&values[a.0], &values[b.0])));
     for step in steps {
-        step.meet =
-            clash(&step.reads, &written) || clash(&step.writes, &written) || clash(&step.writes, &read);
+        step.meet = clash(&step.reads, &written) || clash(&step.writes, &written) || clash(&step.writes, &read);
         if step.meet {
             read.clear();
             written.clear();

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use genie_graph::{DType, Dim, InputDecl, InputRole, Op, Sizes, Symbol, VerifiedGraph, byte_len};
 use genie_transport::memory::{Region, Slab};
 
+use super::Inner;
 use super::constants;
 use super::lower::{Lowered, lower};
+use super::plan::{Place, V};
 use super::rows::rows_are_independent;
 use super::step::{CacheView, Context, Failure, MemberSpace};
-use super::Inner;
 use crate::device::{DeviceError, HostTensor, KvSpec, Loaded, Row};
 
 /// Plans that a program keeps: one for each of the last so many sets of sizes.
@@ -57,8 +58,7 @@ impl Program {
             graph.inputs().iter().filter(|i| wanted(i.role)).cloned().collect()
         };
         let weights = of_role(|r| r == InputRole::Weight);
-        let arguments =
-            of_role(|r| !matches!(r, InputRole::Weight | InputRole::KvCache | InputRole::Positions));
+        let arguments = of_role(|r| !matches!(r, InputRole::Weight | InputRole::KvCache | InputRole::Positions));
         let caches: Option<Vec<_>> = of_role(|r| r == InputRole::KvCache)
             .into_iter()
             .map(|i| KvSpec::of(&i.ty).map(|spec| (i.name, spec)))
@@ -67,7 +67,8 @@ impl Program {
         let caches = caches.ok_or_else(|| unsupported("input of role kv-cache in another layout"))?;
         for node in &graph.nodes {
             let step = [Dim::Symbol(Symbol::Batch), Dim::Symbol(Symbol::Sequence)];
-            if matches!(node.op, Op::Attention { .. }) && node.inputs.len() == 4 && !node.ty.shape.0.starts_with(&step) {
+            if matches!(node.op, Op::Attention { .. }) && node.inputs.len() == 4 && !node.ty.shape.0.starts_with(&step)
+            {
                 return Err(unsupported("attention with a cache over other dimensions than [batch, sequence, ..]"));
             }
         }
@@ -129,7 +130,10 @@ impl Program {
         }
         let end = sizes.position.checked_add(sizes.sequence);
         if end.is_none_or(|end| end > i32::MAX as u64) {
-            return refuse(format!("{} tokens after {} are more than positions can count", sizes.sequence, sizes.position));
+            return refuse(format!(
+                "{} tokens after {} are more than positions can count",
+                sizes.sequence, sizes.position
+            ));
         }
         Ok(sizes)
     }
@@ -227,29 +231,20 @@ impl Program {
             first + within.unwrap_or_default()
         };
         failure.take(row_of)?;
-        self.hand_out(lowered, arena, weights, ready.constants.as_deref(), rows, row_sizes, sizes);
+        self.hand_out(&ready, arena, weights, rows, row_sizes);
         Ok(())
     }
 
     /// Copies the results to the rows that want them.
-    #[allow(clippy::too_many_arguments)]
-    fn hand_out(
-        &self,
-        lowered: &Lowered,
-        arena: &[u8],
-        weights: &[Region],
-        constants: Option<&[u8]>,
-        rows: &mut [Row<'_>],
-        row_sizes: &[Sizes],
-        sizes: Sizes,
-    ) {
-        use super::plan::Place;
+    fn hand_out(&self, ready: &Ready, arena: &[u8], weights: &[Region], rows: &mut [Row<'_>], row_sizes: &[Sizes]) {
+        let Ready { lowered, constants } = ready;
+        let batch: u64 = row_sizes.iter().map(|s| s.batch).sum();
         for (i, (output, &v)) in self.graph.outputs.iter().zip(&lowered.outputs).enumerate() {
             let value = &lowered.plan.values[v.0];
             let ty = &self.graph.nodes[output.node.0 as usize].ty;
             let all = match value.place {
                 Place::Arena(offset) => arena.get(offset..offset + value.bytes),
-                Place::Constant(offset) => constants.and_then(|c| c.get(offset..offset + value.bytes)),
+                Place::Constant(offset) => constants.as_deref().and_then(|c| c.get(offset..offset + value.bytes)),
                 Place::Weight(w) => weights.get(w).map(|w| &**w),
                 Place::Cache(_) => None,
             };
@@ -257,7 +252,8 @@ impl Program {
             let mut from = 0;
             for (row, own) in rows.iter_mut().zip(row_sizes) {
                 // Several rows in one batch: every output has the batch as its first dimension.
-                let bytes = if row_sizes.len() == 1 { all.len() } else { all.len() / sizes.batch as usize * own.batch as usize };
+                let bytes =
+                    if row_sizes.len() == 1 { all.len() } else { all.len() / batch as usize * own.batch as usize };
                 let bytes = all.get(from..from + bytes).inspect(|b| from += b.len()).unwrap_or_default();
                 if row.outputs.len() < self.graph.outputs.len() {
                     row.outputs.resize_with(self.graph.outputs.len(), HostTensor::default);
@@ -327,6 +323,11 @@ impl Loaded for Program {
 }
 
 impl Workspace {
+    /// Gives back the memory that runs work in; the next run takes it anew.
+    pub(super) fn release(&mut self) {
+        self.arena = None;
+    }
+
     fn make_room(&mut self, device: &Inner, bytes: usize) -> Result<(), DeviceError> {
         if self.arena.as_ref().is_none_or(|a| a.len() < bytes.max(1)) {
             // First the old one goes, so that it counts no more.
@@ -358,9 +359,9 @@ fn fill_positions(lowered: &Lowered, arena: &mut [u8], rows: &[Sizes]) {
     }
 }
 
-fn offset(lowered: &Lowered, v: super::plan::V) -> Option<usize> {
+fn offset(lowered: &Lowered, v: V) -> Option<usize> {
     match lowered.plan.values[v.0].place {
-        super::plan::Place::Arena(offset) => Some(offset),
+        Place::Arena(offset) => Some(offset),
         _ => None,
     }
 }

@@ -42,7 +42,9 @@ impl Reduce {
             match self.kind {
                 // Wider than the f32 that is asked for: long sums need not be cut into pieces to stay exact.
                 ReduceKind::Sum => self.fold(context, share, 0.0, |a, x: f32| a + f64::from(x), |a| a as f32),
-                ReduceKind::Mean => self.fold(context, share, 0.0, |a, x: f32| a + f64::from(x), |a| (a / count) as f32),
+                ReduceKind::Mean => {
+                    self.fold(context, share, 0.0, |a, x: f32| a + f64::from(x), |a| (a / count) as f32)
+                }
                 ReduceKind::Prod => self.fold(context, share, 1.0, |a, x: f32| a * f64::from(x), |a| a as f32),
                 ReduceKind::Max => self.pick(context, share, |x: f32, a| a < x || x.is_nan()),
                 ReduceKind::Min => self.pick(context, share, |x: f32, a| a > x || x.is_nan()),

@@ -36,7 +36,8 @@ impl Sample {
         for row in mine {
             // SAFETY: the values have the sizes that the planner took from the graph.
             unsafe {
-                let logits = std::slice::from_raw_parts(context.get::<f32>(self.logits).add(row * self.width), self.width);
+                let logits =
+                    std::slice::from_raw_parts(context.get::<f32>(self.logits).add(row * self.width), self.width);
                 let real = context.get::<f32>(self.real).add(row * 2);
                 let int = context.get::<i64>(self.int).add(row * 2);
                 let position = *context.get::<i32>(self.positions).add((row + 1) * self.tokens - 1);

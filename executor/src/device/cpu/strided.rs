@@ -121,16 +121,19 @@ impl StridedCopy {
 
     unsafe fn copy<T: Copy>(&self, context: &Context<'_>, share: Share) {
         let (x, y) = (context.get::<T>(self.x), context.get_mut::<T>(self.y));
-        self.walk.runs(share.split(self.walk.count(), GRAIN / size_of::<T>()), |_, count, [from, to], [step_x, step_y]| {
-            // SAFETY: as the caller's.
-            unsafe {
-                if step_x == 1 && step_y == 1 {
-                    std::ptr::copy_nonoverlapping(x.add(from), y.add(to), count);
-                } else {
-                    (0..count).for_each(|i| *y.add(to + i * step_y) = *x.add(from + i * step_x));
+        self.walk.runs(
+            share.split(self.walk.count(), GRAIN / size_of::<T>()),
+            |_, count, [from, to], [step_x, step_y]| {
+                // SAFETY: as the caller's.
+                unsafe {
+                    if step_x == 1 && step_y == 1 {
+                        std::ptr::copy_nonoverlapping(x.add(from), y.add(to), count);
+                    } else {
+                        (0..count).for_each(|i| *y.add(to + i * step_y) = *x.add(from + i * step_x));
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 }
 

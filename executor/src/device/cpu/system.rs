@@ -4,7 +4,10 @@ use std::fs::read_to_string;
 
 /// The processor's name for itself.
 pub(super) fn model() -> String {
-    read_to_string("/proc/cpuinfo").ok().and_then(|text| model_in(&text)).unwrap_or_else(|| std::env::consts::ARCH.into())
+    read_to_string("/proc/cpuinfo")
+        .ok()
+        .and_then(|text| model_in(&text))
+        .unwrap_or_else(|| std::env::consts::ARCH.into())
 }
 
 fn model_in(cpuinfo: &str) -> Option<String> {

@@ -99,8 +99,7 @@ impl Team {
         for index in 1..members {
             let shared = Arc::clone(&shared);
             let worker = std::thread::Builder::new().name(format!("{name}/{index}")).spawn(move || shared.work(index));
-            let worker =
-                worker.map_err(|e| DeviceError::Threads { threads: members, reason: e.to_string() })?;
+            let worker = worker.map_err(|e| DeviceError::Threads { threads: members, reason: e.to_string() })?;
             team.workers.push(worker);
         }
         Ok(team)
@@ -121,7 +120,9 @@ impl Team {
         shared.barrier.reset();
         if shared.members > 1 {
             // SAFETY: this only forgets the lifetime: no worker uses the pointer after `running` is 0, for which we wait below.
-            let job = unsafe { std::mem::transmute::<&(dyn Fn(&Member<'_>) + Sync), &'static (dyn Fn(&Member<'_>) + Sync)>(job) };
+            let job = unsafe {
+                std::mem::transmute::<&(dyn Fn(&Member<'_>) + Sync), &'static (dyn Fn(&Member<'_>) + Sync)>(job)
+            };
             // SAFETY: we hold the turn, and no worker runs.
             unsafe { *shared.job.get() = Some(job) };
             shared.running.0.store(shared.members - 1, Ordering::Relaxed);
@@ -161,7 +162,7 @@ impl Shared {
                     return;
                 }
                 polls = polls.wrapping_add(1);
-                if polls % 64 != 0 {
+                if !polls.is_multiple_of(64) {
                     std::hint::spin_loop();
                 } else if since.get_or_insert_with(Instant::now).elapsed() > IDLE_SPIN {
                     std::thread::park();

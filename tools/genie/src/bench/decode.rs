@@ -118,7 +118,13 @@ pub(crate) fn run(args: &DecodeArgs, say: Say) -> Result<()> {
 
 fn text(o: &Outcome) -> String {
     let mut lines = vec![
-        format!("{} ({}), prompt of {} tokens, {} steps", o.model, say::bytes(o.model_bytes), o.prompt_tokens, o.new_tokens),
+        format!(
+            "{} ({}), prompt of {} tokens, {} steps",
+            o.model,
+            say::bytes(o.model_bytes),
+            o.prompt_tokens,
+            o.new_tokens
+        ),
         format!(
             "decode   in process {:.2} ms a token, remote {:.2} ms: {:.3} times",
             o.local_decode_ms, o.remote_decode_ms, o.decode_ratio
@@ -242,7 +248,10 @@ impl Bench<'_> {
         }
         let outcome: serde_json::Value = serde_json::from_slice(&output.stdout)?;
         let number = |name: &str| {
-            outcome.get(name).and_then(serde_json::Value::as_f64).ok_or_else(|| anyhow!("the second client said no {name}"))
+            outcome
+                .get(name)
+                .and_then(serde_json::Value::as_f64)
+                .ok_or_else(|| anyhow!("the second client said no {name}"))
         };
         let bytes_up = number("bytes_up")?;
         let first = number("load_s")? + number("upload_s")? + number("first_token_s")?;

@@ -78,9 +78,17 @@ pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
         // Not counted: the first turn warms caches, buffers and the pollers' sense of how dense traffic is.
         for turn in 0..=TURNS {
             let counts = turn > 0;
-            echo(&mut session, &message, slice, |t| if counts { record(&mut ours, t) })?;
+            echo(&mut session, &message, slice, |t| {
+                if counts {
+                    record(&mut ours, t)
+                }
+            })?;
             if let Some(floor) = &floor {
-                floor.echo(message.len(), waiting, slice, |t| if counts { record(&mut theirs, t) })?;
+                floor.echo(message.len(), waiting, slice, |t| {
+                    if counts {
+                        record(&mut theirs, t)
+                    }
+                })?;
             }
             if counts {
                 progress.step();

@@ -27,9 +27,9 @@ use crate::server::OwnServer;
 use modes::{Bench, Load, Local, Naive, RemoteCache, Resident};
 use record::{Record, Summary};
 
-/// Measure the semantic gap: the same model, prompt, seed and count of tokens, with and without the server knowing what bytes
-/// mean.
+/// Measure the semantic gap: a model with and without the server knowing what bytes mean
 ///
+/// Model, prompt, seed and count of tokens are the same in all modes.
 /// local runs in this process: the same executor, no network. naive is a server that keeps nothing: weights, program and KV cache
 /// travel on every call. remote-cache keeps the weights, but the KV cache travels on every call. genie keeps all of it: tokens
 /// travel. The tokens of all modes must be the same, else the command fails (exit status 4).
@@ -221,7 +221,8 @@ impl Gap<'_> {
         };
         let uri = server.as_ref().map(OwnServer::uri).or(self.args.connect.as_ref());
         let began = Instant::now();
-        let session = uri.filter(|_| mode != Mode::Local).map(|uri| connect::session(uri, self.args.link)).transpose()?;
+        let session =
+            uri.filter(|_| mode != Mode::Local).map(|uri| connect::session(uri, self.args.link)).transpose()?;
         let mut bench: Box<dyn Bench> = match (mode, session) {
             (Mode::Naive, Some(session)) => Box::new(Naive::new(self.load, session, self.sampling)),
             (Mode::RemoteCache, Some(session)) => Box::new(RemoteCache::new(self.load, session, self.sampling)?),

@@ -108,7 +108,13 @@ pub(super) fn table(summaries: &[Summary]) -> String {
 pub(super) mod tests {
     use super::*;
 
-    pub(in crate::gap) fn record(trial: u32, phase: &'static str, mode: &'static str, latency_s: f64, bytes: u64) -> Record {
+    pub(in crate::gap) fn record(
+        trial: u32,
+        phase: &'static str,
+        mode: &'static str,
+        latency_s: f64,
+        bytes: u64,
+    ) -> Record {
         let steps = if phase == "decode" { 4 } else { 1 };
         Record {
             trial,
@@ -130,7 +136,8 @@ pub(super) mod tests {
     fn the_columns_are_those_that_scripts_read() {
         let text = csv(&[record(0, "prefill", "local", 0.5, 0)]).unwrap();
         let mut lines = text.lines();
-        let header = "trial,phase,mode,latency_s,wall_s,net_bytes,avg_sm,setup_bytes,bytes_up,bytes_down,steps,tokens_s";
+        let header =
+            "trial,phase,mode,latency_s,wall_s,net_bytes,avg_sm,setup_bytes,bytes_up,bytes_down,steps,tokens_s";
         assert_eq!(lines.next(), Some(header));
         assert_eq!(lines.next(), Some("0,prefill,local,0.5,1.5,0,,7,0,0,1,8.0"), "avg_sm is empty, not 0");
         assert_eq!(lines.next(), None);

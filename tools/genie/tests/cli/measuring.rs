@@ -12,9 +12,26 @@ fn all_modes_of_a_gap_say_the_same() {
     let out = folder.path().join("gap.csv");
     let (folder, out_arg) = (folder.path().to_str().unwrap(), out.to_str().unwrap());
     let told = json(&good(&[
-        "gap", "--model", folder, "--modes", "local,naive,remote-cache,sys_simulated", "--phases", "prefill,decode",
-        "--trials", "2", "--prompt-tokens", "100", "--new-tokens", "40", "--seed", "3", "--temperature", "0.8", "--out",
-        out_arg, "--json",
+        "gap",
+        "--model",
+        folder,
+        "--modes",
+        "local,naive,remote-cache,sys_simulated",
+        "--phases",
+        "prefill,decode",
+        "--trials",
+        "2",
+        "--prompt-tokens",
+        "100",
+        "--new-tokens",
+        "40",
+        "--seed",
+        "3",
+        "--temperature",
+        "0.8",
+        "--out",
+        out_arg,
+        "--json",
     ]));
     let table = fs::read_to_string(&out).unwrap();
     let mut lines = table.lines();
@@ -57,7 +74,8 @@ fn a_gap_on_a_server_that_has_the_weights_does_not_send_them() {
     model::write(folder.path());
     let server = Server::start();
     let folder = folder.path().to_str().unwrap();
-    let call = ["gap", "--model", folder, "--modes", "genie", "--trials", "2", "--prompt-tokens", "5", "--new-tokens", "2"];
+    let call =
+        ["gap", "--model", folder, "--modes", "genie", "--trials", "2", "--prompt-tokens", "5", "--new-tokens", "2"];
     let call: Vec<_> = call.into_iter().chain(["--connect", &server.uri, "--phases", "decode", "--json"]).collect();
     let told = json(&good(&call));
     let rows = told["rows"].as_array().unwrap();
@@ -70,7 +88,8 @@ fn a_gap_on_a_server_that_has_the_weights_does_not_send_them() {
 #[test]
 fn benches_give_their_fields() {
     let server = Server::start();
-    let echo = ["bench", "latency", "--connect", &server.uri, "--sizes", "64,65536", "--floor", "--json", "--time", "0.05"];
+    let echo =
+        ["bench", "latency", "--connect", &server.uri, "--sizes", "64,65536", "--floor", "--json", "--time", "0.05"];
     for spin in ["100", "0"] {
         let call: Vec<_> = echo.into_iter().chain(["--spin", spin]).collect();
         let rows = json(&good(&call));
@@ -78,7 +97,10 @@ fn benches_give_their_fields() {
         assert_eq!(rows.iter().map(|r| r["bytes"].as_u64().unwrap()).collect::<Vec<_>>(), [64, 65_536]);
         for row in rows {
             assert_eq!(row["op"], "echo");
-            assert!(["p50_us", "p99_us", "floor_p50_us", "ratio"].iter().all(|f| row[f].as_f64().unwrap() > 0.0), "{row}");
+            assert!(
+                ["p50_us", "p99_us", "floor_p50_us", "ratio"].iter().all(|f| row[f].as_f64().unwrap() > 0.0),
+                "{row}"
+            );
         }
     }
     let put = ["bench", "put", "--connect", &server.uri, "--sizes", "1M", "--turns", "1", "--json"];
@@ -98,8 +120,19 @@ fn decode_is_measured_in_process_and_remote() {
     model::write(folder.path());
     let folder = folder.path().to_str().unwrap();
     let told = json(&good(&[
-        "bench", "decode", "--model", folder, "--prompt-tokens", "20", "--new-tokens", "10", "--turns", "1", "--sessions",
-        "3", "--json",
+        "bench",
+        "decode",
+        "--model",
+        folder,
+        "--prompt-tokens",
+        "20",
+        "--new-tokens",
+        "10",
+        "--turns",
+        "1",
+        "--sessions",
+        "3",
+        "--json",
     ]));
     for bytes in ["step_bytes_up", "step_bytes_down"] {
         assert!(told[bytes].as_u64().is_some_and(|n| n > 0 && n <= 128), "{told}");
@@ -117,7 +150,15 @@ fn the_capital_of_france() {
         return;
     }
     let server = Server::start();
-    let call = ["generate", "--connect", &server.uri, "--model", path.to_str().unwrap(), "--prompt", "The capital of France is"];
+    let call = [
+        "generate",
+        "--connect",
+        &server.uri,
+        "--model",
+        path.to_str().unwrap(),
+        "--prompt",
+        "The capital of France is",
+    ];
     let call: Vec<_> = call.into_iter().chain(["--max-new-tokens", "2", "--temperature", "0", "--seed", "1"]).collect();
     let output = genie(&call).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

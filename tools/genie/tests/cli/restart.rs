@@ -63,7 +63,7 @@ fn steps_go_on_with_the_same_tokens() {
 #[test]
 fn a_generate_that_is_cut_goes_on_with_the_same_tokens() {
     let model = tiny();
-    let say = |restart: Option<usize>| {
+    let say = |restart: Option<(usize, &str)>| {
         let mut server = Some(Server::start());
         let mut remote = remote(&server.as_ref().unwrap().uri, &model);
         let mut context = remote.context(SAMPLING).unwrap();
@@ -71,25 +71,27 @@ fn a_generate_that_is_cut_goes_on_with_the_same_tokens() {
         let mut tokens = Vec::new();
         let stopped = remote.generate(&mut context, &prompt(300), 50, &[], |token| {
             tokens.push(token);
-            if restart == Some(tokens.len()) {
-                server = server.take().map(|s| replaced(s, "-KILL"));
+            if let Some((_, signal)) = restart.filter(|(at, _)| *at == tokens.len()) {
+                server = server.take().map(|s| replaced(s, signal));
             }
             true
         });
         assert_eq!(stopped.unwrap(), genie_transport::wire::Finish::Length);
         // On from the last token, which was not run yet.
         let last = *tokens.last().unwrap();
-        remote.generate(&mut context, &[last], 5, &[], |token| {
-            tokens.push(token);
-            true
-        }).unwrap();
+        remote
+            .generate(&mut context, &[last], 5, &[], |token| {
+                tokens.push(token);
+                true
+            })
+            .unwrap();
         assert_eq!(context.len(), 300 + 50 + 4);
         tokens
     };
     let undisturbed = say(None);
     assert_eq!(undisturbed.len(), 55);
-    for at in [1, 17] {
-        assert_eq!(say(Some(at)), undisturbed, "cut at {at}");
+    for cut in [(1, "-KILL"), (17, "-KILL"), (1, "-TERM"), (30, "-TERM")] {
+        assert_eq!(say(Some(cut)), undisturbed, "{cut:?}");
     }
 }
 
@@ -156,16 +158,20 @@ fn a_generate_can_be_stopped_and_gone_on_with() {
     let mut remote = remote(&server.uri, &model);
     let mut context = remote.context(SAMPLING).unwrap();
     let mut all = Vec::new();
-    remote.generate(&mut context, &prompt(20), 40, &[], |token| {
-        all.push(token);
-        true
-    }).unwrap();
+    remote
+        .generate(&mut context, &prompt(20), 40, &[], |token| {
+            all.push(token);
+            true
+        })
+        .unwrap();
     let mut context = remote.context(SAMPLING).unwrap();
     let mut some = Vec::new();
-    remote.generate(&mut context, &prompt(20), 40, &[], |token| {
-        some.push(token);
-        some.len() < 7
-    }).unwrap();
+    remote
+        .generate(&mut context, &prompt(20), 40, &[], |token| {
+            some.push(token);
+            some.len() < 7
+        })
+        .unwrap();
     // A few more may have been on their way.
     assert_eq!(all[..some.len()], some);
     assert_eq!(context.len() as usize, 20 + some.len() - 1);

@@ -245,7 +245,7 @@ impl<S: Service> ServerLane<S> {
 
     fn turn(&mut self, service: &Arc<S>, rng: &mut Rng, now: Instant) -> bool {
         let moved = match &mut self.state {
-            LaneState::Control(control) => control_turn(control, &mut self.end, rng, now),
+            LaneState::Control(control) => control_turn(control, &self.end, rng, now),
             LaneState::Bulk { peer, input, output, .. } => {
                 bulk_turn(peer, input, output, &mut self.end, &**service, rng, now).map(|moved| (moved, None))
             }
@@ -295,7 +295,7 @@ impl<S: Service> ServerLane<S> {
 
 fn control_turn<S: Service>(
     control: &mut ControlLane<S>,
-    end: &mut LaneEnd,
+    end: &LaneEnd,
     rng: &mut Rng,
     now: Instant,
 ) -> io::Result<(bool, Option<Step>)> {
@@ -384,6 +384,9 @@ fn receive(end: &LaneEnd, rng: &mut Rng, buf: &mut [u8]) -> io::Result<usize> {
     end.receive(&mut buf[..most])
 }
 
+/// How long a bulk lane may take to be welcomed.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A client with its ends of the lanes.
 struct ClientEnd {
     client: Client,
@@ -397,7 +400,8 @@ struct ClientLane {
 }
 
 enum ClientLaneState {
-    Opening(Framer),
+    /// Hello is sent, the welcome has not come; until when it is waited for.
+    Opening(Framer, Instant),
     Open(Box<BulkIn>, BulkLane),
 }
 
@@ -427,7 +431,8 @@ impl ClientEnd {
                     rest = &rest[n..];
                 }
             }
-            let state = ClientLaneState::Opening(Framer::new(limits::CONTROL_PAYLOAD_BYTES));
+            let framer = Framer::new(limits::CONTROL_PAYLOAD_BYTES);
+            let state = ClientLaneState::Opening(framer, now + GREETING_TIMEOUT);
             self.bulk.push(ClientLane { end, state });
             opened = true;
         }
@@ -483,12 +488,12 @@ impl ClientLane {
     fn turn(&mut self, client: &mut Client, rng: &mut Rng, now: Instant) -> Result<bool, ClientError> {
         let (input, output) = match &mut self.state {
             ClientLaneState::Open(input, output) => (input, output),
-            ClientLaneState::Opening(framer) => {
+            ClientLaneState::Opening(framer, until) => {
                 // Slices may follow the welcome at once.
                 match receive(&self.end, rng, framer.space_of_frame()) {
                     Ok(0) => return Err(unreachable("the server closed a bulk lane")),
                     Ok(n) => framer.filled(n),
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock && now < *until => return Ok(false),
                     Err(e) => return Err(unreachable(&e.to_string())),
                 }
                 let Some(frame) = framer.next_frame()? else { return Ok(true) };
