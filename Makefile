@@ -6,6 +6,8 @@ SHELL := /bin/bash
 PROMPT ?= The capital of France is
 TOKENS ?= 48
 CARGO ?= cargo
+# Where rustup puts cargo, for a shell that has not been told.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .PHONY: help setup model build demo test lint bench figures golden clean
 
@@ -23,7 +25,7 @@ build: setup ## Builds the `genie` command
 	@$(CARGO) build --release --locked -p genie
 
 demo: build model ## A real model answers from a server process; then the semantic-gap table. PROMPT="..." TOKENS=n
-	@PROMPT="$$PROMPT" TOKENS=$(TOKENS) tools/demo
+	@TOKENS=$(TOKENS) tools/demo
 
 test: setup model lint ## Everything that must pass; CI runs this
 	@$(CARGO) build --locked --workspace --all-targets
@@ -42,4 +44,5 @@ figures: build model ## Prints every figure of docs/performance.md
 golden: ## Makes the golden files again with the transformers library (installs PyTorch into a scratch environment)
 	@tools/golden/make
 
-export PROMPT
+# As it was typed: dollars and quotes are the prompt's.
+export GENIE_PROMPT := $(value PROMPT)

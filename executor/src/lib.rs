@@ -4,6 +4,8 @@
 //! test) can bring it requests. A request is checked, charged and queued by the thread that received it; a device's own thread
 //! runs it. What a session has is in its handle table; what a client may ask again is in its window of replies.
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::panic))]
+
 pub mod device;
 
 mod account;

@@ -57,6 +57,7 @@
 //! of range, integers divided by 0) by the device.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::panic))]
 
 mod builder;
 mod codec;

@@ -1,5 +1,7 @@
 //! Genie's transport: the wire format, the connection state machine, memory, the links and the client's sessions.
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::panic))]
+
 pub mod client;
 pub mod connection;
 pub mod link;

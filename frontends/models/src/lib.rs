@@ -6,6 +6,7 @@
 //! [`Model::graph`] builds the program for a phase. Nothing here runs a model or talks to a server.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::panic))]
 
 #[cfg(target_endian = "big")]
 compile_error!(

@@ -22,6 +22,8 @@ pub(super) trait Bench {
     fn prefill(&mut self, prompt: &[i32]) -> Result<i32>;
     /// Runs a token; gives the next.
     fn step(&mut self, token: i32) -> Result<i32>;
+    /// Forgets what was run, but not what was set up.
+    fn restart(&mut self) -> Result<()>;
     /// Bytes sent and received so far.
     fn traffic(&mut self) -> (u64, u64);
     /// Ends it.
@@ -63,12 +65,13 @@ impl Load {
 pub(super) struct Local {
     model: LocalModel,
     context: LocalContext,
+    sampling: Sampling,
 }
 
 impl Local {
     pub(super) fn new(model: LocalModel, sampling: Sampling) -> Result<Self> {
         let context = model.context(sampling)?;
-        Ok(Self { model, context })
+        Ok(Self { model, context, sampling })
     }
 }
 
@@ -79,6 +82,11 @@ impl Bench for Local {
 
     fn step(&mut self, token: i32) -> Result<i32> {
         self.model.step(&mut self.context, token)
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.context = self.model.context(self.sampling)?;
+        Ok(())
     }
 
     fn traffic(&mut self) -> (u64, u64) {
@@ -94,13 +102,14 @@ impl Bench for Local {
 pub(super) struct Resident {
     model: RemoteModel,
     context: Context,
+    sampling: Sampling,
 }
 
 impl Resident {
     pub(super) fn new(load: &Load, session: Session, sampling: Sampling) -> Result<Self> {
         let mut model = crate::generate::establish(session, &load.model, &load.options)?;
         let context = model.context(sampling)?;
-        Ok(Self { model, context })
+        Ok(Self { model, context, sampling })
     }
 }
 
@@ -111,6 +120,11 @@ impl Bench for Resident {
 
     fn step(&mut self, token: i32) -> Result<i32> {
         Ok(self.model.step(&mut self.context, token)?)
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        let fresh = self.model.context(self.sampling)?;
+        Ok(self.model.forget(std::mem::replace(&mut self.context, fresh))?)
     }
 
     fn traffic(&mut self) -> (u64, u64) {
@@ -202,6 +216,11 @@ impl Bench for RemoteCache {
         self.call(1, &[token])
     }
 
+    fn restart(&mut self) -> Result<()> {
+        self.cache = Travelling::new(self.cache.kv);
+        Ok(())
+    }
+
     fn traffic(&mut self) -> (u64, u64) {
         self.session.traffic()
     }
@@ -244,6 +263,11 @@ impl Bench for Naive<'_> {
 
     fn step(&mut self, token: i32) -> Result<i32> {
         self.call(&self.load.decode, &[token])
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.cache = Travelling::new(self.cache.kv);
+        Ok(())
     }
 
     fn traffic(&mut self) -> (u64, u64) {
