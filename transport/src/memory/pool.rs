@@ -58,7 +58,10 @@ impl Pool {
             }
             None => {
                 shelf.make_room(class as u64);
-                Block::new(class)
+                Block::new(class).ok_or_else(|| {
+                    shelf.used.fetch_sub(class as u64, Ordering::AcqRel);
+                    shelf.refuse(len as u64)
+                })?
             }
         };
         block.shelf = Arc::downgrade(shelf);

@@ -5,6 +5,8 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
+use memmap2::MmapMut;
+
 use super::pool::Shelf;
 
 /// Alignment of every slab: a page, so that any element type, any vector width and any registration fits.
@@ -21,7 +23,8 @@ pub struct Slab {
 impl Slab {
     /// A zeroed slab outside any pool.
     pub fn zeroed(len: usize) -> Self {
-        Self { block: Block::new(len.max(1)), len }
+        let Some(block) = Block::new(len) else { handle_alloc_error(Layout::new::<u8>()) };
+        Self { block, len }
     }
 
     /// Where its bytes are, for a [`super::Landing`], which owns the slab while it uses this.
@@ -146,11 +149,13 @@ impl AsRef<[u8]> for Region {
     }
 }
 
-/// A heap allocation that knows the shelf it goes back to.
+/// An allocation that knows the shelf it goes back to.
 pub(super) struct Block {
     pub(super) ptr: NonNull<u8>,
     pub(super) capacity: usize,
     pub(super) shelf: Weak<Shelf>,
+    /// What a large block is; small ones are on the heap.
+    map: Option<MmapMut>,
 }
 
 // SAFETY: a block is plain memory owned by exactly one `Slab` (or shelf) at a time.
@@ -158,17 +163,28 @@ unsafe impl Send for Block {}
 // SAFETY: through `&Block` nothing can be written.
 unsafe impl Sync for Block {}
 
+/// From here on a block is mapped, not on the heap: its pages come when they are first written, and are not zeroed twice (an
+/// aligned allocation of zeroes is written by the allocator, page by page).
+const MAPPED: usize = 1 << 20;
+
 impl Block {
-    pub(super) fn new(capacity: usize) -> Self {
-        let layout = Self::layout(capacity);
-        // SAFETY: `capacity` is at least 1 (both callers see to it), so the layout's size is not zero.
-        let ptr = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(ptr) else { handle_alloc_error(layout) };
-        Self { ptr, capacity, shelf: Weak::new() }
+    /// Zeroed memory, page-aligned. `None` if the system has none.
+    pub(super) fn new(capacity: usize) -> Option<Self> {
+        if capacity < MAPPED {
+            let capacity = capacity.max(1);
+            // SAFETY: the layout's size is not zero.
+            let ptr = unsafe { alloc_zeroed(Self::layout(capacity)) };
+            return Some(Self { ptr: NonNull::new(ptr)?, capacity, shelf: Weak::new(), map: None });
+        }
+        let mut map = MmapMut::map_anon(capacity).ok()?;
+        // Streaming through weights is a little faster in large pages. A kernel that has none says so, and need not have.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Some(Self { ptr: NonNull::new(map.as_mut_ptr())?, capacity, shelf: Weak::new(), map: Some(map) })
     }
 
     fn layout(capacity: usize) -> Layout {
-        // A capacity over isize::MAX cannot be allocated anyway: `Pool` refuses it long before, by its limit.
+        // Never the fallback: a capacity under `MAPPED` with this alignment is a layout.
         Layout::from_size_align(capacity, ALIGN).unwrap_or(Layout::new::<u8>())
     }
 }
@@ -176,14 +192,14 @@ impl Block {
 impl Drop for Slab {
     fn drop(&mut self) {
         let Some(shelf) = self.block.shelf.upgrade() else { return };
-        let empty = Block { ptr: NonNull::dangling(), capacity: 0, shelf: Weak::new() };
+        let empty = Block { ptr: NonNull::dangling(), capacity: 0, shelf: Weak::new(), map: None };
         shelf.put_back(std::mem::replace(&mut self.block, empty));
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if self.capacity != 0 {
+        if self.capacity != 0 && self.map.is_none() {
             // SAFETY: allocated by `Block::new` with this very layout, and owned by nobody else.
             unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.capacity)) }
         }
