@@ -1,8 +1,13 @@
 //! A client's end: requests that live until they are answered, across connections.
 
+mod flow;
+mod options;
+
+pub use self::options::{ClientError, ClientEvent, ClientOptions, Counters};
+
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,91 +16,12 @@ use super::bulk_in::{BulkEvent, Landings};
 use super::bulk_out::{BulkOut, Outgoing};
 use super::framer::Framer;
 use super::outbox::{Outbox, Sink};
-use super::requests::{Bulk, RequestId, Requests, SECOND_CHANCES};
+use super::requests::{Bulk, RequestId, Requests};
 use crate::memory::Landing;
 use crate::wire::{
     Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Header, Kind, LaneHello, OpenedSession,
     PutBody, PutRequest, RemoteError, Reply, Request, Welcome, body_crc, encode_header, limits,
 };
-
-/// Why a request has no good answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ClientError {
-    /// The server refused or failed it.
-    #[error(transparent)]
-    Remote(#[from] RemoteError),
-    /// The server could not be reached for as long as the client tries.
-    #[error("cannot reach the server: {reason}; is `genie serve` running there? ({effect:?} effect)")]
-    Unreachable {
-        /// The last attempt's failure.
-        reason: String,
-        /// Whether the request may have taken effect.
-        effect: Effect,
-    },
-    /// The server restarted, or the session's lease ran out: what it held is gone. A new session is open.
-    #[error("the session is gone ({0:?}): upload again what it held")]
-    SessionLost(ErrorCode),
-    /// The server sent something that is not the protocol.
-    #[error("the server does not follow the protocol: {0}")]
-    Protocol(#[from] DecodeError),
-    /// Bytes were corrupted on the way, again and again.
-    #[error("bytes were corrupted on the way {0} times: check the network")]
-    Corrupt(u32),
-    /// The connection was lost, and the request is of a kind that is not sent again.
-    #[error("the connection was lost; send the request again")]
-    Interrupted,
-}
-
-/// How a client behaves.
-#[derive(Clone, Debug)]
-pub struct ClientOptions {
-    /// Bytes the session may hold; 0: the server's default.
-    pub quota: u64,
-    /// How long the session outlives its connection, in milliseconds; 0: the server's default.
-    pub lease_ms: u32,
-    /// How long to try to reach the server, first and after a loss.
-    pub reconnect_for: Duration,
-    /// The first pause between attempts; doubles up to a second.
-    pub backoff: Duration,
-    /// Bulk lanes to use.
-    pub lanes: u32,
-    /// A session to take up, instead of opening one.
-    pub resume: Option<OpenedSession>,
-}
-
-impl Default for ClientOptions {
-    fn default() -> Self {
-        Self {
-            quota: 0,
-            lease_ms: 0,
-            reconnect_for: Duration::from_secs(15),
-            backoff: Duration::from_millis(20),
-            lanes: 1,
-            resume: None,
-        }
-    }
-}
-
-/// What a client may want to know beside its answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClientEvent {
-    /// A session is open, and requests flow.
-    Ready,
-    /// The connection was lost; the client tries to take the session up again.
-    Lost(String),
-    /// The session's state is gone; a new session is being opened.
-    SessionLost(ErrorCode),
-}
-
-/// Bytes that went over the sockets, headers included.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Sent.
-    pub up: AtomicU64,
-    /// Received.
-    pub down: AtomicU64,
-}
 
 /// A reply, or why there is none.
 pub type Answer<'a> = Result<Reply<'a>, ClientError>;
@@ -508,89 +434,6 @@ impl Client {
             self.begin_bulk(id, Vec::new());
         }
         (RequestId(id), done)
-    }
-
-    /// Opens the landing of a get, or begins to send a put's slices.
-    fn begin_bulk(&mut self, id: u64, landed: Vec<u8>) {
-        let Some(slot) = self.requests.get(id) else { return };
-        match &slot.bulk {
-            Bulk::None => {}
-            Bulk::In(landing) => self.landings.open(slot.wire, landing.clone()),
-            Bulk::Out { pieces, slice_bytes } => {
-                self.bulk.push(Outgoing::new(slot.wire, pieces.clone(), *slice_bytes).skipping(landed));
-            }
-        }
-    }
-
-    /// Sends every request that waits, oldest first, as far as the credits go.
-    fn resume_flow(&mut self) {
-        let credits = self.welcome.map_or(1, |w| w.credits);
-        if !matches!(self.state, State::Ready) {
-            return;
-        }
-        for id in self.requests.waiting() {
-            if self.in_flight >= credits {
-                return;
-            }
-            let Some(slot) = self.requests.get(id).filter(|s| !s.sent) else { continue };
-            if slot.frame.is_empty() {
-                slot.fail(ClientError::Interrupted);
-                continue;
-            }
-            slot.sent = true;
-            slot.forget_replies();
-            self.outbox.push(&slot.frame, &[], &slot.payload);
-            self.in_flight += 1;
-            let (wire, asks, cancelled) = (slot.wire, slot.asks, slot.cancelled);
-            if !asks {
-                self.begin_bulk(id, Vec::new());
-            }
-            if cancelled {
-                self.push_control(wire, &Control::Cancel);
-            }
-        }
-    }
-
-    /// The connection is gone: what was sent must be sent again.
-    fn interrupt(&mut self) {
-        self.bulk.clear();
-        self.abandoned.clear();
-        self.outbox.clear();
-        self.in_flight = 0;
-        for id in self.requests.waiting() {
-            if let Some(slot) = self.requests.get(id).filter(|s| s.sent) {
-                slot.send_again();
-            }
-        }
-    }
-
-    /// A get's slice was corrupted: asks for all of it again, since the tensor may have changed meanwhile. Under an id of its
-    /// own, so that slices of the first answer that are still on their way are told from those of the second.
-    fn begin_again(&mut self, transfer: u64) {
-        let id = self.requests.of_wire(transfer);
-        let Some(slot) = self.requests.get(id) else { return };
-        let Bulk::In(landing) = &slot.bulk else { return };
-        slot.again += 1;
-        if slot.again > SECOND_CHANCES {
-            slot.fail(ClientError::Corrupt(SECOND_CHANCES));
-            return;
-        }
-        landing.reset();
-        if slot.is_awaited() {
-            self.abandoned.push((transfer, Vec::new()));
-        }
-        self.landings.end(transfer);
-        self.requests.rename(id);
-        self.push_control(transfer, &Control::Cancel);
-        self.resume_flow();
-    }
-
-    /// A terminal reply has come: its credit can be used again.
-    fn credit_back(&mut self) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        if self.in_flight + 1 >= self.welcome.map_or(1, |w| w.credits) {
-            self.resume_flow();
-        }
     }
 
     fn frame(&mut self, header: Header, meta: &[u8], payload: &[u8]) -> Result<(), ClientError> {

@@ -1,0 +1,91 @@
+//! Which requests are under way: credits, transfers, and what is sent again.
+
+use super::super::bulk_out::Outgoing;
+use super::super::requests::{Bulk, SECOND_CHANCES};
+use super::{Client, ClientError, State};
+use crate::wire::Control;
+
+impl Client {
+    /// Opens the landing of a get, or begins to send a put's slices.
+    pub(super) fn begin_bulk(&mut self, id: u64, landed: Vec<u8>) {
+        let Some(slot) = self.requests.get(id) else { return };
+        match &slot.bulk {
+            Bulk::None => {}
+            Bulk::In(landing) => self.landings.open(slot.wire, landing.clone()),
+            Bulk::Out { pieces, slice_bytes } => {
+                self.bulk.push(Outgoing::new(slot.wire, pieces.clone(), *slice_bytes).skipping(landed));
+            }
+        }
+    }
+
+    /// Sends every request that waits, oldest first, as far as the credits go.
+    pub(super) fn resume_flow(&mut self) {
+        let credits = self.welcome.map_or(1, |w| w.credits);
+        if !matches!(self.state, State::Ready) {
+            return;
+        }
+        for id in self.requests.waiting() {
+            if self.in_flight >= credits {
+                return;
+            }
+            let Some(slot) = self.requests.get(id).filter(|s| !s.sent) else { continue };
+            if slot.frame.is_empty() {
+                slot.fail(ClientError::Interrupted);
+                continue;
+            }
+            slot.sent = true;
+            slot.forget_replies();
+            self.outbox.push(&slot.frame, &[], &slot.payload);
+            self.in_flight += 1;
+            let (wire, asks, cancelled) = (slot.wire, slot.asks, slot.cancelled);
+            if !asks {
+                self.begin_bulk(id, Vec::new());
+            }
+            if cancelled {
+                self.push_control(wire, &Control::Cancel);
+            }
+        }
+    }
+
+    /// The connection is gone: what was sent must be sent again.
+    pub(super) fn interrupt(&mut self) {
+        self.bulk.clear();
+        self.abandoned.clear();
+        self.outbox.clear();
+        self.in_flight = 0;
+        for id in self.requests.waiting() {
+            if let Some(slot) = self.requests.get(id).filter(|s| s.sent) {
+                slot.send_again();
+            }
+        }
+    }
+
+    /// A get's slice was corrupted: asks for all of it again, since the tensor may have changed meanwhile. Under an id of its
+    /// own, so that slices of the first answer that are still on their way are told from those of the second.
+    pub(super) fn begin_again(&mut self, transfer: u64) {
+        let id = self.requests.of_wire(transfer);
+        let Some(slot) = self.requests.get(id) else { return };
+        let Bulk::In(landing) = &slot.bulk else { return };
+        slot.again += 1;
+        if slot.again > SECOND_CHANCES {
+            slot.fail(ClientError::Corrupt(SECOND_CHANCES));
+            return;
+        }
+        landing.reset();
+        if slot.is_awaited() {
+            self.abandoned.push((transfer, Vec::new()));
+        }
+        self.landings.end(transfer);
+        self.requests.rename(id);
+        self.push_control(transfer, &Control::Cancel);
+        self.resume_flow();
+    }
+
+    /// A terminal reply has come: its credit can be used again.
+    pub(super) fn credit_back(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if self.in_flight + 1 >= self.welcome.map_or(1, |w| w.credits) {
+            self.resume_flow();
+        }
+    }
+}
