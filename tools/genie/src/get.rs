@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -11,6 +12,7 @@ use genie_transport::Uri;
 use serde::Serialize;
 
 use crate::connect::{self, LinkArgs};
+use crate::progress;
 use crate::say::{self, Say};
 
 /// Write a named tensor of a server to a file, whole or not at all.
@@ -43,7 +45,10 @@ pub(crate) fn run(args: &GetArgs, say: Say) -> Result<()> {
     let mut session = connect::session(&args.uri, args.link)?;
     let tensor = session.lookup(&args.name)?;
     let began = Instant::now();
-    let data = session.get(&tensor)?;
+    let counters = session.counters();
+    let before = counters.down.load(Ordering::Relaxed);
+    let came = || counters.down.load(Ordering::Relaxed) - before;
+    let data = progress::watched("receiving", tensor.spec.bytes(), came, || session.get(&tensor))?;
     let seconds = began.elapsed().as_secs_f64();
     session.close()?;
     write_whole(&args.file, &data).with_context(|| {

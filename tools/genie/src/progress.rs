@@ -1,5 +1,6 @@
 //! Progress of what takes longer than a second, on a terminal only.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -63,6 +64,32 @@ impl Progress {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
     }
+}
+
+/// How often a watched transfer is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Does `work` while another thread shows how far it is: `moved` of `total` bytes.
+pub(crate) fn watched<T>(
+    what: &'static str,
+    total: u64,
+    moved: impl Fn() -> u64 + Sync,
+    work: impl FnOnce() -> T,
+) -> T {
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut progress = Progress::bytes(what);
+            while !ended.load(Ordering::Acquire) {
+                std::thread::park_timeout(LOOK);
+                progress.set(moved().min(total), total);
+            }
+        });
+        let result = work();
+        ended.store(true, Ordering::Release);
+        watcher.thread().unpark();
+        result
+    })
 }
 
 impl Drop for Progress {

@@ -1,6 +1,7 @@
 //! `genie put`: a file becomes a named tensor.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -9,13 +10,16 @@ use clap::Args;
 use genie_graph::DType;
 use genie_transport::Uri;
 use genie_transport::client::PutOptions;
-use genie_transport::wire::TensorSpec;
+use genie_transport::wire::{ContentHash, TensorSpec};
 use serde::Serialize;
 
 use crate::connect::{self, LinkArgs};
+use crate::progress;
 use crate::say::{self, Say};
 
 /// Make a file's bytes a tensor on a server, under a name that every session there can find.
+///
+/// The bytes are hashed first: what the server has already is not sent, and an upload that was cut goes on where it was.
 ///
 /// Example: genie put tcp://127.0.0.1:7070 embeddings table.bin --dtype f32 --shape 1000,64
 #[derive(Debug, Args)]
@@ -46,6 +50,8 @@ struct Stored {
     shape: Vec<u64>,
     bytes: u64,
     device: u16,
+    /// Sent for it, headers included.
+    bytes_up: u64,
     seconds: f64,
 }
 
@@ -55,9 +61,15 @@ pub(crate) fn run(args: &PutArgs, say: Say) -> Result<()> {
     let spec = spec(args.dtype, &args.shape, data.len() as u64).with_context(|| args.file.display().to_string())?;
     let mut session = connect::session(&args.uri, args.link)?;
     let began = Instant::now();
-    let options = PutOptions { device: args.device, name: Some(&args.name), weight: None };
-    let tensor = session.put(&spec, Bytes::from_owner(data), options)?;
+    let hash = ContentHash::of(&data);
+    let options = PutOptions { device: args.device, name: Some(&args.name), weight: Some(hash) };
+    let counters = session.counters();
+    let sent = move || counters.up.load(Ordering::Relaxed);
+    let before = sent();
+    let tensor =
+        progress::watched("sending", spec.bytes(), &sent, || session.put(&spec, Bytes::from_owner(data), options))?;
     let seconds = began.elapsed().as_secs_f64();
+    let bytes_up = sent() - before;
     session.close()?;
     let stored = Stored {
         name: args.name.clone(),
@@ -65,17 +77,19 @@ pub(crate) fn run(args: &PutArgs, say: Say) -> Result<()> {
         shape: spec.dims().to_vec(),
         bytes: spec.bytes(),
         device: tensor.device,
+        bytes_up,
         seconds,
     };
     say.result(&stored, |s| {
         let rate = s.bytes as f64 / s.seconds / 1e9;
         format!(
-            "{}: {} {:?}, {} in {} ({rate:.2} GB/s)",
+            "{}: {} {:?}, {} in {} ({rate:.2} GB/s; {} sent)",
             s.name,
             s.dtype,
             s.shape,
             say::bytes(s.bytes),
-            say::seconds(s.seconds)
+            say::seconds(s.seconds),
+            say::bytes(s.bytes_up)
         )
     })
 }

@@ -13,7 +13,7 @@ use super::{
     BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
     Program, PutOptions, RunOptions, Tensor,
 };
-use crate::connection::{Client, RequestId};
+use crate::connection::{Client, Counters, RequestId};
 use crate::memory::{Landing, Region, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
@@ -67,6 +67,11 @@ impl Session {
     pub fn traffic(&mut self) -> (u64, u64) {
         let counters = self.engine.client().counters();
         (counters.up.load(Ordering::Relaxed), counters.down.load(Ordering::Relaxed))
+    }
+
+    /// The counters behind [`Self::traffic`], for whoever watches a long transfer from another thread.
+    pub fn counters(&mut self) -> Arc<Counters> {
+        self.engine.client().counters().clone()
     }
 
     /// Payloads up to this many bytes travel inline.
