@@ -1,0 +1,131 @@
+//! A request on the small path allocates nothing, neither at the client nor at the server: an echo of 64 bytes and a decode step,
+//! over TCP, whether the two ends poll or sleep.
+//!
+//! Both ends are in this process, and every thread's allocations are counted. What is asked for is a run of requests without a
+//! single one: a server has chores now and then (a tick, a lane that falls asleep and is watched again), but what a request
+//! allocates shows in every run.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use genie_graph::DType;
+use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
+use genie_tests::serve::{Live, config};
+use genie_transport::client::{BindInputs, ConnectOptions, Input, PutOptions, RunOptions, blocking};
+use genie_transport::wire::TensorSpec;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: everything is the system allocator's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One test at a time: the counter is everybody's.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Requests in a run.
+const RUN: usize = 50;
+/// Runs to find one among in which nothing is allocated.
+const RUNS: usize = 200;
+
+/// The fewest allocations in any run of [`RUN`] requests.
+fn fewest(mut request: impl FnMut()) -> u64 {
+    // Buffers grow, windows fill.
+    (0..2000).for_each(|_| request());
+    let mut fewest = u64::MAX;
+    for _ in 0..RUNS {
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        (0..RUN).for_each(|_| request());
+        fewest = fewest.min(ALLOCATIONS.load(Ordering::Relaxed) - before);
+        if fewest == 0 {
+            break;
+        }
+    }
+    fewest
+}
+
+fn connected(spin: Option<Duration>) -> (Live, blocking::Session) {
+    let mut config = config(1);
+    let mut options = ConnectOptions::default();
+    if let Some(spin) = spin {
+        config.settings.spin = spin;
+        options.spin = spin;
+    }
+    let server = Live::start(config);
+    let session = blocking::Session::connect(&server.uri, options).unwrap();
+    (server, session)
+}
+
+fn echoes(spin: Option<Duration>) -> u64 {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (_server, mut session) = connected(spin);
+    let (payload, mut back) = ([7; 64], Vec::with_capacity(64));
+    fewest(|| session.echo(&payload, &mut back).unwrap())
+}
+
+fn steps(spin: Option<Duration>) -> u64 {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (_server, mut session) = connected(spin);
+    let tiny = tiny().unwrap();
+    let spec = TensorSpec::new(DType::F32, &[VOCABULARY, WIDTH]).unwrap();
+    let table = session.put(&spec, Tiny::table_bytes().into(), PutOptions::default()).unwrap();
+    let program = session.define(0, &tiny.graph.encode()).unwrap();
+    // Blocks of the cache are made ahead: a step takes one from there.
+    let cache = session.create_cache(&program, tiny.cache, 16_384).unwrap();
+    let real: Vec<u8> = [0_f32, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let fixed = vec![
+        Input { index: tiny.real, dtype: DType::F32, dims: &[1, 2], data: &real },
+        Input { index: tiny.int, dtype: DType::I64, dims: &[1, 2], data: &[0; 16] },
+    ];
+    let residents = vec![(tiny.table, table.handle), (tiny.cache, cache.0)];
+    let binding = session.bind(&program, &BindInputs { residents, fixed }).unwrap();
+    let mut token = 3;
+    fewest(|| {
+        let data = i32::to_le_bytes(token);
+        let input = Input { index: tiny.tokens, dtype: DType::I32, dims: &[1, 1], data: &data };
+        token = session.step(binding, &[input], RunOptions::default()).unwrap();
+    })
+}
+
+#[test]
+fn an_echo_allocates_nothing() {
+    assert_eq!(echoes(None), 0);
+}
+
+#[test]
+fn an_echo_allocates_nothing_where_nobody_polls() {
+    assert_eq!(echoes(Some(Duration::ZERO)), 0);
+}
+
+#[test]
+fn a_decode_step_allocates_nothing() {
+    assert_eq!(steps(None), 0);
+}
+
+#[test]
+fn a_decode_step_allocates_nothing_where_nobody_polls() {
+    assert_eq!(steps(Some(Duration::ZERO)), 0);
+}
