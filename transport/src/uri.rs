@@ -25,7 +25,7 @@ pub enum UriError {
     #[error("this build has no link for '{0}://': use tcp://HOST:PORT")]
     Scheme(String),
     /// Host or port is missing or wrong.
-    #[error("'{0}' needs a host and a port from 0 to 65535: tcp://HOST:PORT")]
+    #[error("'{0}' needs a host and a port from 0 to 65535: tcp://HOST:PORT, an IPv6 address in brackets")]
     HostPort(String),
 }
 
@@ -39,9 +39,14 @@ impl FromStr for Uri {
         }
         let bad = || UriError::HostPort(text.into());
         let (host, port) = rest.rsplit_once(':').ok_or_else(bad)?;
-        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        // Without brackets nobody could tell an IPv6 address's last group from a port.
+        let host = match host.strip_prefix('[') {
+            Some(address) => address.strip_suffix(']').filter(|a| a.contains(':')).ok_or_else(bad)?,
+            None if host.contains(':') => return Err(bad()),
+            None => host,
+        };
         let port = port.parse().map_err(|_| bad())?;
-        if host.is_empty() || host.contains(['/', '@', '?']) {
+        if host.is_empty() || host.contains(['/', '@', '?', '[', ']']) {
             return Err(bad());
         }
         Ok(Self::Tcp { host: host.into(), port })
@@ -66,7 +71,19 @@ mod tests {
         for good in ["tcp://127.0.0.1:7070", "tcp://[::1]:1", "tcp://gpu-host.lan:65535"] {
             assert_eq!(good.parse::<Uri>().unwrap().to_string(), good);
         }
-        for bad in ["127.0.0.1:1", "udp://a:1", "tcp://:1", "tcp://a", "tcp://a:65536", "tcp://a/b:1", ""] {
+        for bad in [
+            "127.0.0.1:1",
+            "udp://a:1",
+            "tcp://:1",
+            "tcp://a",
+            "tcp://a:65536",
+            "tcp://a/b:1",
+            "",
+            "tcp://::1:1",
+            "tcp://[::1",
+            "tcp://[a]:1",
+            "tcp://::1",
+        ] {
             assert!(bad.parse::<Uri>().is_err(), "{bad}");
         }
     }

@@ -235,7 +235,7 @@ impl Session {
         let bytes = usize::try_from(length).map_err(|_| DecodeError::Overflow("length"))?;
         let slab = match self.slabs.iter().position(|s| s.len() == bytes) {
             Some(i) => self.slabs.swap_remove(i),
-            None => Slab::zeroed(bytes),
+            None => Slab::try_zeroed(bytes).ok_or(ClientError::OutOfMemory { bytes: length })?,
         };
         let slice_bytes = self.slice_bytes();
         let landing = Landing::new(vec![slab], slice_bytes);
@@ -255,8 +255,10 @@ impl Session {
             copy_counted(&mut slab, bytes);
             Ok(slab.freeze())
         })?;
-        match pending.landing.and_then(|landing| landing.finish()) {
-            Some(mut slabs) => slabs.pop().map(Slab::freeze).ok_or(ClientError::Interrupted),
+        match pending.landing {
+            Some(landing) => {
+                landing.finish().and_then(|mut slabs| slabs.pop()).map(Slab::freeze).ok_or(ClientError::Interrupted)
+            }
             None => Ok(inline),
         }
     }

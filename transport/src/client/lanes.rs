@@ -10,7 +10,7 @@ use crate::connection::{BulkIn, BulkLane, Client, ClientError, Framer, Sink, Wan
 use crate::link::tcp;
 use crate::link::wait::Interest;
 use crate::uri::Uri;
-use crate::wire::{Control, SLICE_FRAME_BYTES, limits};
+use crate::wire::{Control, SLICE_FRAME_BYTES};
 
 /// How long one attempt to open a lane may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,13 +103,17 @@ impl Lanes {
                     halves.output.is_sending() || !self.client.bulk().is_empty() || lane.has_loaded()
                 }
             };
-            out.push(Interest { fd: lane.stream.as_raw_fd(), read: true, write });
+            out.push(Interest { fd: lane.stream.as_raw_fd(), read: !lane.is_held(), write });
         }
     }
 
     /// When to turn even if no socket is ready.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.client.deadline()
+        let lanes = self.bulk.iter().filter_map(|lane| match &lane.state {
+            LaneState::Opening { until, .. } => Some(*until),
+            LaneState::Open(halves) => halves.input.deadline(),
+        });
+        self.client.deadline().into_iter().chain(lanes).min()
     }
 
     fn move_bytes(&mut self, now: Instant) -> Result<bool, ClientError> {
@@ -141,8 +145,11 @@ impl Lanes {
     }
 
     fn open_lane(&self, index: u32, now: Instant) -> Result<Lane, ClientError> {
-        let (stream, path) = tcp::connect(&self.uri, CONNECT_TIMEOUT).map_err(|e| gone(&e))?;
-        // Where both ends are one machine, pages can be handed over; see docs/decisions/0003-splice.md.
+        // To the address that the control lane found: a name's next address may be another server's.
+        let address = self.control.as_ref().ok_or_else(|| gone(&io::ErrorKind::NotConnected.into()))?.peer_addr();
+        let (stream, path) =
+            address.and_then(|address| tcp::connect_to(address, CONNECT_TIMEOUT)).map_err(|e| gone(&e))?;
+        // Where both ends are one machine, pages can be handed over; see docs/decisions/0003-pages-by-reference.md.
         let splice = if path == tcp::Path::SameHost { tcp::Splice::new() } else { None };
         if let Some(hello) = self.client.lane_hello(index) {
             let mut sink = &stream;
@@ -150,7 +157,8 @@ impl Lanes {
             let sent = sink.send(&[io::IoSlice::new(&hello)]).map_err(|e| gone(&e))?;
             self.client.counters().up.fetch_add(sent as u64, Ordering::Relaxed);
         }
-        let framer = Framer::new(limits::CONTROL_PAYLOAD_BYTES);
+        // A welcome has no payload.
+        let framer = Framer::new(0);
         Ok(Lane { stream, splice, state: LaneState::Opening { framer, until: now + GREETING_TIMEOUT } })
     }
 
@@ -167,6 +175,11 @@ impl Lanes {
 }
 
 impl Lane {
+    /// Whether nothing can be read until a deadline: another lane writes the same slice.
+    fn is_held(&self) -> bool {
+        matches!(&self.state, LaneState::Open(halves) if halves.input.deadline().is_some())
+    }
+
     fn has_loaded(&self) -> bool {
         self.splice.as_ref().is_some_and(tcp::Splice::is_loaded)
     }

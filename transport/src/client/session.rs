@@ -174,7 +174,8 @@ impl Session {
         }
         let bytes = usize::try_from(length).map_err(|_| DecodeError::Overflow("length"))?;
         let slice_bytes = self.slice_bytes;
-        let landing = Landing::new(vec![Slab::zeroed(bytes)], slice_bytes);
+        let slab = Slab::try_zeroed(bytes).ok_or(ClientError::OutOfMemory { bytes: length })?;
+        let landing = Landing::new(vec![slab], slice_bytes);
         let at = landing.clone();
         let start =
             move |c: &mut Client| c.start_get(&Request::Get { handle, offset, length, sliced: Some(slice_bytes) }, at);

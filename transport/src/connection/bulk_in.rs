@@ -99,7 +99,8 @@ pub enum BulkEvent {
         /// Its first byte.
         offset: u64,
     },
-    /// A slice was drained because another lane was writing the same one, which may yet fail: it may be missing still.
+    /// A slice was drained because another lane was writing the same one, which may yet fail, or because its request has not
+    /// come for long: it may be missing still.
     Missed {
         /// Of this transfer.
         transfer: u64,
@@ -121,6 +122,7 @@ pub struct BulkIn {
     drain: Vec<u8>,
     /// When unknown transfers are drained at once: the receiver knows all of its own.
     patient: bool,
+    begun: u64,
 }
 
 #[derive(Debug)]
@@ -142,6 +144,7 @@ impl BulkIn {
             events: VecDeque::new(),
             drain: Vec::new(),
             patient,
+            begun: 0,
         }
     }
 
@@ -171,13 +174,17 @@ impl BulkIn {
     /// The lane cannot be trusted any further.
     pub fn filled(&mut self, n: usize) -> Result<(), DecodeError> {
         match &mut self.state {
-            State::Head => self.have += n,
+            State::Head => {
+                self.begun += u64::from(self.have == 0 && n > 0);
+                self.have += n;
+            }
             State::Placing(..) => {}
             State::Payload(lease) => {
                 let here = n.min(lease.left());
                 lease.advance(here);
                 if lease.left() == 0 {
                     self.have = n - here;
+                    self.begun += u64::from(self.have > 0);
                     self.end_slice();
                 }
             }
@@ -222,11 +229,24 @@ impl BulkIn {
                 Place::Unknown => {
                     if *until.get_or_insert(now + PATIENCE) <= now {
                         self.state = drain;
+                        let SliceHead { transfer, offset, .. } = head;
+                        self.events.push_back(BulkEvent::Missed { transfer, offset });
                     }
                 }
             }
         }
+        if let State::Payload(lease) = &self.state
+            && matches!(landings.find(lease.head().transfer), Place::Ended)
+        {
+            // Nobody wants it any more: others may have the place, and the memory is not held for a slow sender.
+            self.state = State::Drain(lease.left());
+        }
         self.events.pop_front()
+    }
+
+    /// Counts the slices that have begun to arrive.
+    pub fn begun(&self) -> u64 {
+        self.begun
     }
 
     /// When a slice that waits for its landing is given up.

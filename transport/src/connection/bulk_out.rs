@@ -138,6 +138,11 @@ impl BulkOut {
         self.lock().clear();
     }
 
+    /// Transfers that are not wholly sent.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Whether nothing waits to begin.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
@@ -164,6 +169,8 @@ impl BulkOut {
 #[derive(Debug, Default)]
 pub struct BulkLane {
     current: Option<Sending>,
+    /// Counts what the sink took, so that a standstill shows.
+    sent: u64,
 }
 
 impl BulkLane {
@@ -174,12 +181,20 @@ impl BulkLane {
     pub fn flush(&mut self, out: &BulkOut, sink: &mut dyn Sink) -> io::Result<bool> {
         loop {
             let Some(slice) = self.current.take().or_else(|| out.next()) else { return Ok(true) };
+            let before = slice.sent;
+            let whole = slice.whole() as u64;
             let (slice, full) = slice.send(sink)?;
+            self.sent += slice.as_ref().map_or(whole, |s| s.sent as u64) - before as u64;
             if full {
                 self.current = slice;
                 return Ok(false);
             }
         }
+    }
+
+    /// Bytes that went out, heads included.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Whether a slice is half sent.
@@ -189,13 +204,17 @@ impl BulkLane {
 }
 
 impl Sending {
+    fn whole(&self) -> usize {
+        SLICE_FRAME_BYTES + self.pieces.as_slice().iter().map(Bytes::len).sum::<usize>()
+    }
+
     /// The slice, if some of it is left, and whether the sink is full.
     fn send(mut self, sink: &mut dyn Sink) -> io::Result<(Option<Self>, bool)> {
+        let whole = self.whole();
         let pieces = self.pieces.as_slice();
         let head = *self.head.get_or_insert_with(|| {
             SliceHead::encode_pieces(self.transfer, self.offset, self.total, pieces.iter().map(|p| &p[..]))
         });
-        let whole = SLICE_FRAME_BYTES + pieces.iter().map(Bytes::len).sum::<usize>();
         while self.sent < whole {
             let mut bufs = [IoSlice::new(&[]); 4];
             let mut used = 0;

@@ -42,6 +42,8 @@ pub struct ControlLane<S: Service> {
     heard: Instant,
     /// When the frame that is arriving began to.
     frame_began: Option<Instant>,
+    /// Whole frames may wait in the framer until the client has read its replies.
+    pending: bool,
 }
 
 enum State {
@@ -65,8 +67,10 @@ impl<S: Service> ControlLane<S> {
             farewell(&mut *sink, &RemoteError::new(ErrorCode::Busy, message));
             return None;
         }
-        let framer = Framer::new(limits::CONTROL_PAYLOAD_BYTES);
-        Some(Self { service, directory, framer, state: State::Greeting(sink, driver), heard: now, frame_began: None })
+        // Greetings have no payload: who has not greeted takes no memory for one.
+        let framer = Framer::new(0);
+        let state = State::Greeting(sink, driver);
+        Some(Self { service, directory, framer, state, heard: now, frame_began: None, pending: false })
     }
 
     /// Where to read to.
@@ -82,11 +86,39 @@ impl<S: Service> ControlLane<S> {
         }
     }
 
+    /// Whether nothing should be read: the client is behind with reading its replies. [`super::Driver::wake`] and a flush tell
+    /// when to ask again.
+    pub fn is_held(&mut self) -> bool {
+        let held = self.peer().is_some_and(|peer| peer.is_behind());
+        if held {
+            // What it sent meanwhile is not seen: a frame's time begins anew.
+            self.frame_began = None;
+        }
+        held
+    }
+
+    /// Whether frames were received that wait for [`Self::filled`] with no more bytes, once the lane is not held.
+    pub fn has_pending(&self) -> bool {
+        self.pending
+    }
+
     /// `n` bytes of [`Self::space`] were filled.
     pub fn filled(&mut self, n: usize, now: Instant) -> Step {
-        self.heard = now;
+        if n > 0 {
+            self.heard = now;
+        }
         self.framer.filled(n);
+        self.pending = false;
         loop {
+            // One read may bring thousands of requests, and each may be answered by megabytes.
+            match self.peer() {
+                Some(peer) if peer.is_closed() => return Step::End(LaneEnd::Left),
+                Some(peer) if peer.is_behind() => {
+                    self.pending = true;
+                    return Step::Continue;
+                }
+                _ => {}
+            }
             match self.next_frame(now) {
                 Ok(Some(Step::Continue)) => {}
                 Ok(Some(step)) => return step,
@@ -182,12 +214,15 @@ impl<S: Service> ControlLane<S> {
     }
 
     fn greet(&mut self, caps: Caps) -> Result<Step, RemoteError> {
+        let mut lane_key = [0; 16];
+        getrandom::fill(&mut lane_key).map_err(|e| RemoteError::new(ErrorCode::Internal, e.to_string()))?;
         let State::Greeting(sink, driver) = std::mem::replace(&mut self.state, State::Over) else {
             return Ok(Step::Continue);
         };
-        let mut lane_key = [0; 16];
-        getrandom::fill(&mut lane_key).map_err(|e| RemoteError::new(ErrorCode::Internal, e.to_string()))?;
+        self.framer.set_payload_cap(limits::CONTROL_PAYLOAD_BYTES);
         let peer = Peer::new(self.directory.next_id(), lane_key, sink, driver);
+        // A bulk lane may come as soon as the welcome is out.
+        self.directory.insert(&peer);
         let s = self.service.settings();
         peer.control(
             0,
@@ -203,7 +238,6 @@ impl<S: Service> ControlLane<S> {
                 silence_ms: millis(s.silence),
             }),
         );
-        self.directory.insert(&peer);
         self.state = State::Open(peer);
         Ok(Step::Continue)
     }

@@ -13,6 +13,8 @@ pub struct Framer {
     payload_cap: u32,
     /// The header at `start`, once it was checked.
     header: Option<Header>,
+    /// Reads into an empty buffer since the last large frame.
+    small_since_large: u32,
 }
 
 /// A frame, borrowed from the framer.
@@ -31,21 +33,32 @@ pub struct Frame<'a> {
 /// Small until a peer has shown that it speaks the protocol: ten thousand silent connections cost little.
 const FIRST_BYTES: usize = 512;
 const READ_BYTES: usize = 64 << 10;
+/// Reads without a large frame after which its memory is given back: traffic of large frames keeps it.
+const SMALL_READS: u32 = 64;
 
 impl Framer {
     /// A framer that refuses payloads over `payload_cap` bytes.
     pub fn new(payload_cap: u32) -> Self {
-        Self { buf: Vec::new(), start: 0, end: 0, payload_cap, header: None }
+        Self { buf: Vec::new(), start: 0, end: 0, payload_cap, header: None, small_since_large: 0 }
+    }
+
+    /// From here on payloads may have so many bytes.
+    pub fn set_payload_cap(&mut self, payload_cap: u32) {
+        self.payload_cap = payload_cap;
     }
 
     /// Where the next bytes should be read to; never empty.
     pub fn space(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
+            self.give_back();
         }
         let body = self.header.as_ref().map_or(0, Header::body_len);
         let needed = self.start + HEADER_BYTES + body;
         let least = if self.buf.is_empty() { FIRST_BYTES } else { READ_BYTES };
+        if body > READ_BYTES {
+            self.small_since_large = 0;
+        }
         if self.buf.len() < needed || self.end == self.buf.len() {
             self.buf.copy_within(self.start..self.end, 0);
             self.end -= self.start;
@@ -59,6 +72,18 @@ impl Framer {
             self.buf.resize(least, 0);
         }
         &mut self.buf[self.end..]
+    }
+
+    /// Large frames that come now and then do not keep their memory for the connection's life.
+    fn give_back(&mut self) {
+        if self.buf.len() <= READ_BYTES {
+            return;
+        }
+        self.small_since_large += 1;
+        if self.small_since_large > SMALL_READS {
+            self.buf.truncate(READ_BYTES);
+            self.buf.shrink_to_fit();
+        }
     }
 
     /// As [`Self::space`], but for the frame that is arriving and no byte after it: what follows belongs to somebody else.

@@ -23,7 +23,7 @@ mod service;
 
 pub use bulk_in::{BulkEvent, BulkIn, Landings, Want};
 pub use bulk_out::{BulkLane, BulkOut, Outgoing};
-pub use client::{Answer, Client, ClientError, ClientEvent, ClientOptions, Counters, Incoming};
+pub use client::{Answer, Client, ClientError, ClientOptions, Counters};
 pub use control_lane::{ControlLane, LaneEnd, Step};
 pub use framer::{Frame, Framer};
 pub use outbox::{Outbox, Sink};

@@ -21,10 +21,14 @@ pub trait Driver: Send + Sync {
     fn wake(&self);
 }
 
-/// A reply that may wait for a slow reader, at the most; past this the connection is closed.
+/// Replies that may wait for a slow reader, at the most; past this the connection is closed.
 const BACKLOG_BYTES: usize = 64 << 20;
 
-/// Corrupted slices that are asked for again, over a connection's life.
+/// Unsent replies, and sliced transfers on their way out, at which a connection's requests are no longer read.
+const ENOUGH_BACKLOG: usize = 8 << 20;
+const ENOUGH_TRANSFERS: usize = 1024;
+
+/// Corrupted slices in a row that are asked for again: until a transfer is whole.
 const SECOND_CHANCES: u32 = 64;
 
 /// One connection, server side. All methods can be called from any thread; none blocks; after the connection is gone they do
@@ -40,6 +44,8 @@ pub struct Peer {
     closed: AtomicBool,
     in_flight: AtomicU32,
     chances: AtomicU32,
+    /// The control lane waits for the bulk lanes to send.
+    held: AtomicBool,
 }
 
 struct ControlOut {
@@ -63,6 +69,7 @@ impl Peer {
             closed: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             chances: AtomicU32::new(SECOND_CHANCES),
+            held: AtomicBool::new(false),
         })
     }
 
@@ -84,6 +91,9 @@ impl Peer {
             // A detached peer counts no requests in.
             let less = |n: u32| Some(n.saturating_sub(1));
             let _ = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        }
+        if self.is_closed() {
+            return;
         }
         let mut out = self.lock();
         let ControlOut { outbox, sink, meta, payload } = &mut *out;
@@ -150,6 +160,23 @@ impl Peer {
         self.lock().outbox.waiting()
     }
 
+    /// Whether its client is to read before more of its requests are.
+    pub fn is_behind(&self) -> bool {
+        let many = self.bulk.len() >= ENOUGH_TRANSFERS;
+        if many {
+            self.held.store(true, Ordering::Release);
+        }
+        many || self.backlog() >= ENOUGH_BACKLOG
+    }
+
+    /// A bulk lane has sent: if the control lane waited for that, it goes on.
+    pub fn moved_on(&self) {
+        if self.held.load(Ordering::Acquire) && self.bulk.len() < ENOUGH_TRANSFERS {
+            self.held.store(false, Ordering::Release);
+            self.driver.wake();
+        }
+    }
+
     /// Where its transfers land.
     pub fn landings(&self) -> &Landings {
         &self.landings
@@ -168,9 +195,14 @@ impl Peer {
         self.wake_lanes();
     }
 
-    /// A bulk lane joined: it is woken from now on.
-    pub fn add_lane(&self, lane: u32, driver: Arc<dyn Driver>) {
-        self.lanes().push((lane, driver));
+    /// A bulk lane joined: it is woken from now on. `false`: there are `most` already.
+    pub fn add_lane(&self, lane: u32, driver: Arc<dyn Driver>, most: usize) -> bool {
+        let mut lanes = self.lanes();
+        let room = lanes.len() < most;
+        if room {
+            lanes.push((lane, driver));
+        }
+        room
     }
 
     /// A bulk lane is gone.
@@ -203,10 +235,11 @@ impl Peer {
     pub fn bulk_event<S: Service>(self: &Arc<Self>, service: &S, event: &BulkEvent, now: Instant) {
         match *event {
             BulkEvent::Complete(transfer) => {
+                self.chances.store(SECOND_CHANCES, Ordering::Release);
                 self.landings.end(transfer);
                 service.landed(self, transfer, now);
             }
-            // Its sender asks again until the other lane has ended, one way or the other.
+            // Its sender asks again until the other lane has ended, one way or the other, or its request has come.
             BulkEvent::Missed { transfer, offset } => self.control(transfer, &Control::SliceAgain(offset)),
             BulkEvent::Corrupt { transfer, offset } if self.second_chance() => {
                 tracing::warn!(peer = self.id, transfer, offset, "a slice was corrupted: asking for it again");
@@ -226,6 +259,9 @@ impl Peer {
     }
 
     pub(super) fn control(&self, id: u64, message: &Control) {
+        if self.is_closed() {
+            return;
+        }
         let mut out = self.lock();
         let ControlOut { outbox, sink, meta, .. } = &mut *out;
         meta.clear();
@@ -242,6 +278,7 @@ impl Peer {
         } else if behind > BACKLOG_BYTES {
             tracing::warn!(peer = self.id, behind, "the client does not read its replies: closing");
             self.close();
+            self.lock().outbox.clear();
         } else if behind > 0 {
             self.driver.wake();
         }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::client::ClientError;
 use crate::memory::{Landing, extend_counted};
-use crate::wire::{ErrorCode, Header, Kind, Reply, set_announce, set_id};
+use crate::wire::{Effect, ErrorCode, Header, Kind, Reply, set_announce, set_id};
 
 /// How often a request is sent again because it, or a slice of its answer, came corrupted.
 pub(super) const SECOND_CHANCES: u32 = 8;
@@ -32,6 +32,8 @@ pub(super) struct Slot {
     pub(super) bulk: Bulk,
     /// Whether it was sent on this connection.
     pub(super) sent: bool,
+    /// Whether it was sent on any.
+    pub(super) ever_sent: bool,
     /// How often it was begun again because of corruption.
     pub(super) again: u32,
     /// A sliced put that sends nothing before it has heard which slices the server has.
@@ -86,6 +88,10 @@ impl Slot {
         self.replied = !header.flags.has(crate::wire::Flags::MORE);
         if self.failed.is_some() {
             return;
+        }
+        if self.heads.is_empty() {
+            // All that came before was picked up.
+            self.answers.clear();
         }
         let start = self.answers.len();
         self.answers.extend_from_slice(meta);
@@ -185,6 +191,7 @@ impl Requests {
             small: Vec::new(),
             bulk: Bulk::None,
             sent: false,
+            ever_sent: false,
             again: 0,
             asks: false,
             cancelled: false,
@@ -222,13 +229,21 @@ impl Requests {
     }
 
     /// The session has seen ids below `next`. This client did not make them all if it has not come that far; then those of its
-    /// requests (none was sent yet) begin there.
+    /// requests that were never sent begin there. One that was sent cannot get another id: it might take effect twice.
     pub(super) fn skip_to(&mut self, next: u64) {
         if next <= self.last + 1 || next > u64::MAX / 2 {
             return;
         }
         self.last = next - 1;
-        self.waiting().into_iter().for_each(|id| self.rename(id));
+        for id in self.waiting() {
+            match self.slots.get_mut(&id) {
+                Some(slot) if slot.ever_sent => slot.fail(ClientError::Unreachable {
+                    reason: "another client has used the session meanwhile".into(),
+                    effect: Effect::Unknown,
+                }),
+                _ => self.rename(id),
+            }
+        }
     }
 
     /// Forgets a request; its buffers are kept for another.
@@ -238,6 +253,7 @@ impl Requests {
         slot.payload = Bytes::new();
         slot.bulk = Bulk::None;
         slot.sent = false;
+        slot.ever_sent = false;
         slot.again = 0;
         slot.asks = false;
         slot.cancelled = false;
@@ -259,10 +275,14 @@ impl Requests {
     }
 
     pub(super) fn fail_all(&mut self, error: &ClientError) {
-        self.slots.values_mut().for_each(|slot| slot.fail(error.clone()));
+        self.fail_where(|_| true, error);
     }
 
-    /// The lowest id that was not picked up, or the next one. A renamed get counts by its own: nothing is kept of gets.
+    pub(super) fn fail_where(&mut self, which: impl Fn(&Slot) -> bool, error: &ClientError) {
+        self.slots.values_mut().filter(|slot| which(slot)).for_each(|slot| slot.fail(error.clone()));
+    }
+
+    /// The lowest id that was not picked up, or the next one. A renamed request counts by its own id, which is lower.
     pub(super) fn lowest(&self) -> u64 {
         self.slots.keys().min().copied().unwrap_or(self.last + 1)
     }

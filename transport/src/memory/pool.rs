@@ -114,10 +114,10 @@ impl Shelf {
     }
 }
 
-/// Sizes are rounded up to an eighth of their power of two, so that at most 12.5 % is lost and blocks fit again.
+/// Sizes are rounded up to an eighth of the power of two below them, so that at most 12.5 % is lost and blocks fit again.
 fn size_class(len: usize) -> Option<usize> {
     let len = len.max(1);
-    let step = (len.checked_next_power_of_two()? / 8).max(ALIGN);
+    let step = (len.checked_next_power_of_two()? / 16).max(ALIGN);
     len.checked_next_multiple_of(step).filter(|&n| isize::try_from(n).is_ok())
 }
 

@@ -21,6 +21,11 @@ pub struct Slab {
 }
 
 impl Slab {
+    /// A zeroed slab outside any pool, if the system has the memory.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
+        Block::new(len).map(|block| Self { block, len })
+    }
+
     /// A zeroed slab outside any pool.
     pub fn zeroed(len: usize) -> Self {
         let Some(block) = Block::new(len) else { handle_alloc_error(Layout::new::<u8>()) };

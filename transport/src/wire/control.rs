@@ -220,11 +220,11 @@ fn welcome(meta: &[u8]) -> Result<Welcome, DecodeError> {
         keepalive_ms: raw.keepalive_ms.get(),
         silence_ms: raw.silence_ms.get(),
     };
-    let fits = |n: u32, most: u32| (1..=most).contains(&n);
-    if !fits(welcome.slice_bytes, super::limits::SLICE_BYTES)
-        || !fits(welcome.eager_bytes, super::limits::CONTROL_PAYLOAD_BYTES)
+    super::request::slice_bytes(welcome.slice_bytes)?;
+    if !(1..=super::limits::CONTROL_PAYLOAD_BYTES).contains(&welcome.eager_bytes)
         || welcome.credits == 0
         || welcome.keepalive_ms == 0
+        || welcome.silence_ms <= welcome.keepalive_ms
     {
         return Err(DecodeError::Range("a welcome offers sizes outside their limits"));
     }

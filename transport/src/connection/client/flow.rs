@@ -34,6 +34,7 @@ impl Client {
                 continue;
             }
             slot.sent = true;
+            slot.ever_sent = true;
             slot.forget_replies();
             self.outbox.push(&slot.frame, &[], &slot.payload);
             self.in_flight += 1;
@@ -50,7 +51,7 @@ impl Client {
     /// The connection is gone: what was sent must be sent again.
     pub(super) fn interrupt(&mut self) {
         self.bulk.clear();
-        self.abandoned.clear();
+        self.orphans.extend(self.abandoned.drain(..).map(|(id, _)| id));
         self.outbox.clear();
         self.in_flight = 0;
         for id in self.requests.waiting() {
@@ -83,6 +84,7 @@ impl Client {
 
     /// A terminal reply has come: its credit can be used again.
     pub(super) fn credit_back(&mut self) {
+        self.progressed = true;
         self.in_flight = self.in_flight.saturating_sub(1);
         if self.in_flight + 1 >= self.welcome.map_or(1, |w| w.credits) {
             self.resume_flow();

@@ -2,8 +2,10 @@
 
 mod flow;
 mod options;
+#[cfg(test)]
+mod tests;
 
-pub use self::options::{ClientError, ClientEvent, ClientOptions, Counters};
+pub use self::options::{ClientError, ClientOptions, Counters};
 
 use std::io;
 use std::sync::Arc;
@@ -25,9 +27,6 @@ use crate::wire::{
 
 /// A reply, or why there is none.
 pub type Answer<'a> = Result<Reply<'a>, ClientError>;
-
-/// What lands at a client: see [`Landings`].
-pub type Incoming = Landings;
 
 /// The machine. One owner; the owner's driver keeps it connected.
 ///
@@ -53,9 +52,15 @@ pub struct Client {
     /// Until a session is open: when to give up, and the pause after the next failure.
     retry: (Instant, Duration),
     counters: Arc<Counters>,
+    /// Whether this connection has answered a request, or its keepalive.
+    progressed: bool,
+    /// Requests of earlier connections that nobody waits for any more and whose end was not heard: the server is told to
+    /// cancel them when the session is taken up again.
+    orphans: Vec<u64>,
+    /// When the lane that is being greeted came up.
+    connected: Instant,
     heard: Instant,
     said: Instant,
-    events: Vec<ClientEvent>,
     sessions_lost: u64,
 }
 
@@ -89,11 +94,13 @@ impl Client {
             bulk: Arc::default(),
             bulk_used: false,
             abandoned: Vec::new(),
-            retry: (now + options.reconnect_for, options.backoff),
+            retry: (after(now, options.reconnect_for), options.backoff),
             counters: Arc::default(),
+            progressed: false,
+            orphans: Vec::new(),
+            connected: now,
             heard: now,
             said: now,
-            events: Vec::new(),
             sessions_lost: 0,
             options,
         }
@@ -111,7 +118,8 @@ impl Client {
         self.framer.reset();
         self.outbox.clear();
         self.in_flight = 0;
-        (self.heard, self.said) = (now, now);
+        (self.connected, self.heard, self.said) = (now, now, now);
+        self.progressed = false;
         self.state = State::Greeting;
         self.push_control(0, &Control::Hello(Caps::OURS));
     }
@@ -121,18 +129,18 @@ impl Client {
     pub fn lost(&mut self, reason: &str, now: Instant) {
         match &self.state {
             State::Dead(_) => return,
-            // A fresh start of the clock. Being refused while greeting is none: a server that takes every connection only to
-            // end it would never be given up.
-            State::Ready => self.retry = (now + self.options.reconnect_for, self.options.backoff),
+            // A fresh start of the clock. A connection that answered nothing is none: a server that takes every connection
+            // only to end it would never be given up.
+            State::Ready if self.progressed => self.retry = (self.give_up(now), self.options.backoff),
             _ => {}
         }
         let (give_up, pause) = self.retry;
         if !matches!(self.state, State::Down { .. }) {
-            self.events.push(ClientEvent::Lost(reason.into()));
+            tracing::debug!(reason, "the connection was lost");
             self.interrupt();
         }
         if now >= give_up {
-            return self.die(ClientError::Unreachable { reason: reason.into(), effect: Effect::Unknown });
+            return self.give_all_up(reason);
         }
         self.retry.1 = (pause * 2).min(Duration::from_secs(1));
         self.state = State::Down { next: (now + pause).min(give_up) };
@@ -235,8 +243,13 @@ impl Client {
             (State::Ready, Some(w)) => {
                 Some((self.said + millis(w.keepalive_ms)).min(self.heard + millis(w.silence_ms)))
             }
-            _ => Some(self.heard + self.options.reconnect_for),
+            _ => Some(self.give_up(self.connected)),
         }
+    }
+
+    /// When a server that has not been reached since `from` is given up.
+    fn give_up(&self, from: Instant) -> Instant {
+        after(from, self.options.reconnect_for)
     }
 
     /// Time has passed: keepalive, or a silent server.
@@ -259,7 +272,8 @@ impl Client {
                     self.push_control(0, &Control::Ping);
                 }
             }
-            (State::Greeting | State::Opening(_), _) if self.heard + self.options.reconnect_for <= now => {
+            // From the connection's begin: a server that sends byte after byte and never a welcome is silent, too.
+            (State::Greeting | State::Opening(_), _) if self.give_up(self.connected) <= now => {
                 return Err(silent(self.options.reconnect_for));
             }
             _ => {}
@@ -295,11 +309,6 @@ impl Client {
     /// How often a session's state was lost: changes when everything must be set up again.
     pub fn sessions_lost(&self) -> u64 {
         self.sessions_lost
-    }
-
-    /// What happened since the last call.
-    pub fn take_events(&mut self) -> Vec<ClientEvent> {
-        std::mem::take(&mut self.events)
     }
 
     /// Starts a request. `payload` stands for the request's own payload where the caller has it in shared memory. `sink`: the
@@ -342,6 +351,7 @@ impl Client {
     pub fn end(&mut self, id: RequestId) {
         let Some(slot) = self.requests.get(id.0) else { return };
         let (wire, wanted, awaited) = (slot.wire, slot.sent && !slot.is_over(), slot.is_awaited());
+        let orphaned = slot.ever_sent && !slot.sent && !slot.is_over();
         let bulk = std::mem::replace(&mut slot.bulk, Bulk::None);
         self.requests.end(id.0);
         if wanted {
@@ -350,6 +360,9 @@ impl Client {
         }
         if let Bulk::In(_) = bulk {
             self.landings.end(wire);
+        }
+        if orphaned {
+            self.orphans.push(wire);
         }
         if awaited {
             let pieces = if let Bulk::Out { pieces, .. } = bulk { pieces } else { Vec::new() };
@@ -401,6 +414,19 @@ impl Client {
         slot.payload = payload.unwrap_or_default();
         let body: &[u8] = borrowed.unwrap_or(if slot.payload.is_empty() { &small } else { &slot.payload });
         let meta_len = frame.len() - HEADER_BYTES;
+        // What the server could only refuse, and with it the connection, is not sent.
+        let refused = match &self.state {
+            State::Dead(error) => Some(error.clone()),
+            _ => too_long("metadata", meta_len, limits::META_BYTES)
+                .or_else(|| too_long("payload", body.len(), limits::CONTROL_PAYLOAD_BYTES)),
+        };
+        if let Some(error) = refused {
+            frame.clear();
+            slot.frame = frame;
+            slot.small = small;
+            slot.fail(error);
+            return (RequestId(id), Ok(()));
+        }
         let crc = body_crc(&frame[HEADER_BYTES..], body);
         let head = encode_header(kind, Flags::default(), id, meta_len as u32, body.len() as u32, crc);
         frame[..HEADER_BYTES].copy_from_slice(&head);
@@ -408,6 +434,7 @@ impl Client {
         let mut done = Ok(());
         if flows {
             slot.sent = true;
+            slot.ever_sent = true;
             let before = self.outbox.waiting();
             match sink {
                 Some(sink) => done = self.outbox.send(&frame, &[], body, sink),
@@ -492,7 +519,7 @@ impl Client {
                 self.open();
             }
             Control::Ping => self.push_control(id, &Control::Pong),
-            Control::Pong => {}
+            Control::Pong => self.progressed = true,
             Control::SliceAgain(offset) => {
                 if let Some(slot) = self.requests.get(self.requests.of_wire(id))
                     && let Bulk::Out { pieces, slice_bytes } = &slot.bulk
@@ -500,7 +527,13 @@ impl Client {
                     self.bulk.push(Outgoing::new(id, pieces.clone(), *slice_bytes).only(offset));
                 }
             }
-            Control::Goodbye(error) => return Err(error.into()),
+            Control::Goodbye(error) => {
+                // Another connection has taken the session up: taking it back would only end that one in turn, for ever.
+                if error.code == ErrorCode::SessionGone {
+                    self.die(error.clone().into());
+                }
+                return Err(error.into());
+            }
             _ => return Err(DecodeError::Range("a message that only a client sends").into()),
         }
         Ok(())
@@ -531,7 +564,9 @@ impl Client {
                 self.requests.skip_to(session.next_request);
                 self.session = Some(session);
                 self.state = State::Ready;
-                self.events.push(ClientEvent::Ready);
+                for id in std::mem::take(&mut self.orphans) {
+                    self.push_control(id, &Control::Cancel);
+                }
                 self.resume_flow();
                 Ok(())
             }
@@ -540,7 +575,8 @@ impl Client {
             {
                 self.session = None;
                 self.sessions_lost += 1;
-                self.events.push(ClientEvent::SessionLost(error.code));
+                self.orphans.clear();
+                tracing::debug!(?error, "the session is gone: opening another");
                 self.requests.fail_all(&ClientError::SessionLost(error.code));
                 self.open();
                 Ok(())
@@ -557,6 +593,13 @@ impl Client {
         }
     }
 
+    /// The server cannot be reached: whether a request may have taken effect depends on whether it was ever sent.
+    fn give_all_up(&mut self, reason: &str) {
+        let unreachable = |effect| ClientError::Unreachable { reason: reason.into(), effect };
+        self.requests.fail_where(|slot| !slot.ever_sent, &unreachable(Effect::None));
+        self.die(unreachable(Effect::Unknown));
+    }
+
     fn die(&mut self, error: ClientError) {
         self.bulk.clear();
         self.requests.fail_all(&error);
@@ -569,6 +612,17 @@ impl Client {
         let head = encode_header(kind, flags, id, meta.len() as u32, 0, body_crc(&meta, &[]));
         self.outbox.push(&head, &meta, &[]);
     }
+}
+
+/// A duration may be "for ever", which no clock can say.
+fn after(from: Instant, wait: Duration) -> Instant {
+    const AGES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    from + wait.min(AGES)
+}
+
+fn too_long(what: &'static str, length: usize, limit: u32) -> Option<ClientError> {
+    let (length, limit) = (length as u64, u64::from(limit));
+    (length > limit).then_some(DecodeError::TooLong { what, length, limit }.into())
 }
 
 fn millis(ms: u32) -> Duration {

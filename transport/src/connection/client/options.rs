@@ -29,6 +29,12 @@ pub enum ClientError {
     /// Bytes were corrupted on the way, again and again.
     #[error("bytes were corrupted on the way {0} times: check the network")]
     Corrupt(u32),
+    /// A get's bytes have no place here; nothing was asked for.
+    #[error("no memory here for the {bytes} bytes of the tensor: get it in ranges")]
+    OutOfMemory {
+        /// As many as were to come.
+        bytes: u64,
+    },
     /// The connection was lost, and the request is of a kind that is not sent again.
     #[error("the connection was lost; send the request again")]
     Interrupted,
@@ -39,7 +45,9 @@ pub enum ClientError {
 pub struct ClientOptions {
     /// Bytes the session may hold; 0: the server's default.
     pub quota: u64,
-    /// How long the session outlives its connection, in milliseconds; 0: the server's default.
+    /// How long the session outlives its connection, in milliseconds; 0: the server's default. A blocking session says nothing
+    /// between calls, and so counts as gone once it was silent for as long as the server allows: this must cover the pauses of
+    /// whoever calls it. The default is ten minutes.
     pub lease_ms: u32,
     /// How long to try to reach the server, first and after a loss.
     pub reconnect_for: Duration,
@@ -55,24 +63,13 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             quota: 0,
-            lease_ms: 0,
+            lease_ms: 600_000,
             reconnect_for: Duration::from_secs(15),
             backoff: Duration::from_millis(20),
             lanes: 1,
             resume: None,
         }
     }
-}
-
-/// What a client may want to know beside its answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClientEvent {
-    /// A session is open, and requests flow.
-    Ready,
-    /// The connection was lost; the client tries to take the session up again.
-    Lost(String),
-    /// The session's state is gone; a new session is being opened.
-    SessionLost(ErrorCode),
 }
 
 /// Bytes that went over the sockets, headers included.

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Network;
 use super::rng::Rng;
+use super::{Faults, Network};
 use crate::connection::Sink;
 
 /// Virtual time: nanoseconds since a base.
@@ -46,6 +46,7 @@ struct Inner {
     network: Network,
     rng: Rng,
     pipes: [Pipe; 2],
+    faults: Arc<Mutex<Faults>>,
 }
 
 /// Bytes on their way in one direction.
@@ -67,8 +68,9 @@ struct Piece {
 }
 
 /// A new lane's two ends.
-pub(super) fn lane(clock: &Clock, network: &Network, rng: &mut Rng) -> (LaneEnd, LaneEnd) {
-    let inner = Inner { clock: clock.clone(), network: network.clone(), rng: rng.fork(), pipes: Default::default() };
+pub(super) fn lane(clock: &Clock, network: &Network, rng: &mut Rng, faults: &Arc<Mutex<Faults>>) -> (LaneEnd, LaneEnd) {
+    let (clock, network, faults) = (clock.clone(), network.clone(), faults.clone());
+    let inner = Inner { clock, network, rng: rng.fork(), pipes: Default::default(), faults };
     let inner = Arc::new(Mutex::new(inner));
     (LaneEnd { inner: inner.clone(), side: 0 }, LaneEnd { inner, side: 1 })
 }
@@ -116,6 +118,11 @@ impl LaneEnd {
     /// The chance that a receive takes only a part.
     pub(super) fn split(&self) -> u32 {
         self.lock().network.split
+    }
+
+    /// Takes note of what was done to the lane.
+    pub(super) fn count(&self, fault: impl FnOnce(&mut Faults)) {
+        self.lock().count(fault);
     }
 
     /// When something arrives at this end, or can be sent from it again.
@@ -170,6 +177,7 @@ impl Sink for LaneEnd {
         let mut n = whole.min(room);
         if n > 1 && inner.rng.chance(inner.network.split) {
             n = 1 + inner.rng.below(n as u64) as usize;
+            inner.count(|f| f.partial_sends += 1);
         }
         let mut bytes = Vec::with_capacity(n);
         for buf in bufs {
@@ -179,6 +187,7 @@ impl Sink for LaneEnd {
         if n > 0 && inner.rng.chance(inner.network.corrupt) {
             let bit = inner.rng.below(n as u64 * 8) as usize;
             bytes[bit / 8] ^= 1 << (bit % 8);
+            inner.count(|f| f.flipped_bits += 1);
         }
         let at = inner.arrival(self.side);
         let pipe = &mut inner.pipes[self.side];
@@ -201,14 +210,22 @@ impl Inner {
         let mut delay = least + Duration::from_nanos(self.rng.below(spread));
         if self.rng.chance(self.network.stall) {
             delay *= 100;
+            self.count(|f| f.stalls += 1);
         }
         let at = self.clock.now() + delay;
         self.pipes[side].last.map_or(at, |last| at.max(last))
     }
 
+    fn count(&self, fault: impl FnOnce(&mut Faults)) {
+        fault(&mut self.faults.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     fn cut(&mut self) {
+        self.count(|f| f.cuts += 1);
         for side in 0..2 {
-            let keep = self.rng.below(self.pipes[side].waiting as u64 + 1) as usize;
+            let waiting = self.pipes[side].waiting;
+            let keep = self.rng.below(waiting as u64 + 1) as usize;
+            self.count(|f| f.lost_bytes += (waiting - keep) as u64);
             self.pipes[side].forget(keep);
             let at = self.arrival(side);
             self.pipes[side].end = Some((at, true));

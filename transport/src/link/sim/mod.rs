@@ -8,10 +8,11 @@
 //! each end learns at another time; and bits flip past the link's own checksums.
 
 mod lane;
+mod network;
 mod rng;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,34 +23,8 @@ use crate::connection::{
 };
 use crate::wire::{Control, DecodeError, Effect, Request, limits};
 use lane::{Clock, LaneEnd, lane};
+pub use network::{Faults, Network};
 pub use rng::Rng;
-
-/// What a network does. Chances are in millionths.
-#[derive(Clone, Debug)]
-pub struct Network {
-    /// The least and the most that bytes are on the way.
-    pub delay: (Duration, Duration),
-    /// That bytes are under way a hundred times longer.
-    pub stall: u32,
-    /// Bytes that a lane holds in each direction before it takes no more.
-    pub window: usize,
-    /// That a send or a receive moves only a part.
-    pub split: u32,
-    /// That a send flips a bit.
-    pub corrupt: u32,
-    /// That a send cuts its lane.
-    pub cut: u32,
-    /// That a lane is refused when it is opened.
-    pub refuse: u32,
-}
-
-impl Network {
-    /// Quick, and without faults.
-    pub fn calm() -> Self {
-        let delay = (Duration::from_micros(5), Duration::from_micros(50));
-        Self { delay, stall: 0, window: 1 << 20, split: 0, corrupt: 0, cut: 0, refuse: 0 }
-    }
-}
 
 /// Names a client of a [`Sim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +35,7 @@ pub struct Sim<S: Service> {
     clock: Clock,
     rng: Rng,
     network: Network,
+    faults: Arc<Mutex<Faults>>,
     service: Option<Arc<S>>,
     directory: Arc<Directory>,
     lanes: Vec<ServerLane<S>>,
@@ -73,6 +49,7 @@ impl<S: Service> Sim<S> {
             clock: Clock::new(base),
             rng: Rng::new(seed),
             network,
+            faults: Arc::default(),
             service: Some(service),
             directory: Arc::default(),
             lanes: Vec::new(),
@@ -95,6 +72,15 @@ impl<S: Service> Sim<S> {
         self.network = network;
     }
 
+    /// What was done to the lanes so far.
+    pub fn faults(&self) -> Faults {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, fault: impl FnOnce(&mut Faults)) {
+        count(&self.faults, fault);
+    }
+
     /// The server, unless it is down.
     pub fn service(&self) -> Option<&Arc<S>> {
         self.service.as_ref()
@@ -102,6 +88,7 @@ impl<S: Service> Sim<S> {
 
     /// The server's process ends on the spot, and another one (or none) takes its place.
     pub fn replace_server(&mut self, service: Option<Arc<S>>) {
+        self.count(|f| f.servers_lost += u64::from(self.service.is_some()));
         self.lanes.drain(..).for_each(|lane| lane.end.cut());
         self.directory = Arc::default();
         self.service = service;
@@ -181,16 +168,24 @@ impl<S: Service> Sim<S> {
     }
 
     fn turn_client(&mut self, client: usize, now: Instant) -> bool {
-        let Self { clock, rng, network, service, directory, lanes, clients } = self;
+        let Self { clock, rng, network, faults, service, directory, lanes, clients } = self;
         let end = &mut clients[client];
+        let connected = end.control.is_some();
         let mut dial = || -> Option<LaneEnd> {
-            let service = service.as_ref().filter(|_| !rng.chance(network.refuse))?;
-            let (here, there) = lane(clock, network, rng);
+            let service = service.as_ref()?;
+            if rng.chance(network.refuse) {
+                count(faults, |f| f.refused += 1);
+                return None;
+            }
+            let (here, there) = lane(clock, network, rng, faults);
             lanes.push(ServerLane::accept(there, service, directory, now));
             Some(here)
         };
         // Lanes are opened first: what moves bytes needs the generator.
         let opened = end.open_lanes(&mut dial, now);
+        if end.control.is_some() && !connected {
+            count(faults, |f| f.connections += 1);
+        }
         match opened.and_then(|opened| Ok(end.turn(rng, now)? || opened)) {
             Ok(moved) => moved,
             Err(error) => {
@@ -212,6 +207,10 @@ impl<S: Service> Sim<S> {
         let later = deadlines.chain(timeouts).map(|at| if at <= now { soon } else { at });
         arrivals.chain(inbound).filter(|&at| at > now).chain(later).min()
     }
+}
+
+fn count(faults: &Mutex<Faults>, fault: impl FnOnce(&mut Faults)) {
+    fault(&mut faults.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// Wakes nobody: every lane is looked at in every turn.
@@ -254,7 +253,11 @@ impl<S: Service> ServerLane<S> {
         match moved {
             Ok((moved, None)) => moved,
             Ok((_, Some(Step::Bulk(peer, number)))) => {
-                peer.add_lane(number, Arc::new(Always));
+                let most = service.settings().max_lanes as usize;
+                if !peer.add_lane(number, Arc::new(Always), most) {
+                    self.end(now);
+                    return true;
+                }
                 let (input, output) = (Box::new(BulkIn::new(true)), BulkLane::default());
                 self.state = LaneState::Bulk { peer, number, input, output };
                 true
@@ -308,9 +311,18 @@ fn control_turn<S: Service>(
         peer.flush()?;
         moved = peer.backlog() < before;
     }
-    let step = match receive(end, rng, control.space()) {
-        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(n) => {
+    if control.is_held() {
+        let step = control.timeout(now);
+        return Ok((moved, (!matches!(step, Step::Continue)).then_some(step)));
+    }
+    let received = if control.has_pending() { Ok(None) } else { receive(end, rng, control.space()).map(Some) };
+    let step = match received {
+        Ok(None) => {
+            moved = true;
+            control.filled(0, now)
+        }
+        Ok(Some(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(Some(n)) => {
             moved = true;
             control.filled(n, now)
         }
@@ -366,7 +378,10 @@ enum Read {
 
 /// Reads into what a bulk lane wants: the first buffer, and once that is full the second.
 fn read_bulk(input: &mut BulkIn, end: &LaneEnd, rng: &mut Rng) -> io::Result<Read> {
-    let Want::Read { first, then } = input.want() else { return Ok(Read::Nothing) };
+    let Want::Read { first, then } = input.want() else {
+        end.count(|f| f.overtakings += 1);
+        return Ok(Read::Nothing);
+    };
     let whole = first.len();
     let n = match receive(end, rng, first) {
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Read::Nothing),
@@ -380,8 +395,13 @@ fn read_bulk(input: &mut BulkIn, end: &LaneEnd, rng: &mut Rng) -> io::Result<Rea
 
 /// Reads what has arrived, or a part of it. 0: the other side has closed.
 fn receive(end: &LaneEnd, rng: &mut Rng, buf: &mut [u8]) -> io::Result<usize> {
-    let most = if rng.chance(end.split()) { 1 + rng.below(buf.len() as u64) as usize } else { buf.len() };
-    end.receive(&mut buf[..most])
+    let part = rng.chance(end.split());
+    let most = if part { 1 + rng.below(buf.len() as u64) as usize } else { buf.len() };
+    let n = end.receive(&mut buf[..most])?;
+    if part && n == most {
+        end.count(|f| f.partial_receives += 1);
+    }
+    Ok(n)
 }
 
 /// How long a bulk lane may take to be welcomed.

@@ -8,5 +8,5 @@ mod socket;
 mod splice;
 
 pub use server::{Listener, Refusal, Server};
-pub use socket::{Path, TcpSink, congestion, connect, recv, recv_two, tune};
+pub use socket::{Path, TcpSink, connect, connect_to, recv, recv_two, tune};
 pub use splice::{Splice, SpliceSink};

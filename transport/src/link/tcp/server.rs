@@ -14,8 +14,11 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::socket::{TcpSink, path_of, recv, recv_two, tune};
-use crate::connection::{BulkIn, BulkLane, ControlLane, Directory, Driver, LaneEnd, Peer, Service, Step, Want};
+use crate::connection::{
+    BulkIn, BulkLane, ControlLane, Directory, Driver, LaneEnd, Peer, Service, Settings, Step, Want,
+};
 use crate::uri::Uri;
+use crate::wire::{ErrorCode, RemoteError};
 
 /// Why a server does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -151,11 +154,11 @@ impl Driver for Notify {
     }
 }
 
+/// How long a client may take to read why its connection ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Reads in a row before other tasks get a turn.
 const TURN: usize = 64;
-
-/// Unsent replies at which a connection's requests are no longer read.
-const ENOUGH_BACKLOG: usize = 8 << 20;
 
 impl<S: Service> Lane<S> {
     async fn run(mut self) -> io::Result<LaneEnd> {
@@ -171,7 +174,9 @@ impl<S: Service> Lane<S> {
                 // It counts as part of its connection from here on.
                 drop(control);
                 let wake = Arc::new(Notify::new());
-                peer.add_lane(lane, wake.clone());
+                if !peer.add_lane(lane, wake.clone(), self.service.settings().max_lanes as usize) {
+                    return Ok(LaneEnd::Left);
+                }
                 let end = self.bulk(&peer, &wake).await;
                 peer.remove_lane(lane);
                 // A lane that breaks takes its connection down: the client resumes the session and sends what is missing.
@@ -198,23 +203,32 @@ impl<S: Service> Lane<S> {
         let mut pace = self.pace();
         let mut turn = 0;
         loop {
-            let held = lane.peer().is_some_and(|p| p.backlog() > ENOUGH_BACKLOG);
-            let got = if held { Err(io::ErrorKind::WouldBlock.into()) } else { recv(&*self.socket.io, lane.space()) };
+            let held = lane.is_held();
+            let got = match (held, lane.has_pending()) {
+                (true, _) => Err(io::ErrorKind::WouldBlock.into()),
+                (false, true) => Ok(None),
+                (false, false) => recv(&*self.socket.io, lane.space()).map(Some),
+            };
             match got {
-                Ok(0) => return Ok(Step::End(LaneEnd::Left)),
+                Ok(Some(0)) => return Ok(Step::End(LaneEnd::Left)),
                 Ok(n) => {
                     let now = Instant::now();
                     pace.arrived(now);
-                    match lane.filled(n, now) {
-                        Step::Continue => {}
-                        step => {
-                            self.drain_out(lane.peer()).await;
-                            return Ok(step);
-                        }
-                    }
+                    let mut step = lane.filled(n.unwrap_or(0), now);
                     turn += 1;
                     if turn % TURN == 0 {
+                        // A lane that never falls idle is held to its times, and gets rid of its replies, all the same.
+                        if let (Step::Continue, true) = (&step, now >= lane.deadline()) {
+                            step = lane.timeout(now);
+                        }
+                        if let Some(peer) = lane.peer() {
+                            peer.flush()?;
+                        }
                         tokio::task::yield_now().await;
+                    }
+                    if !matches!(step, Step::Continue) {
+                        self.drain_out(lane.peer()).await;
+                        return Ok(step);
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -276,9 +290,31 @@ impl<S: Service> Lane<S> {
 
     /// The last words go out, if the client takes them soon.
     async fn drain_out(&mut self, peer: Option<&Arc<Peer>>) {
-        let Some(peer) = peer else { return };
         let Ok(socket) = self.socket.watch() else { return };
-        let until = Instant::now() + Duration::from_secs(1);
+        let until = Instant::now() + LAST_WORDS;
+        if let Some(peer) = peer {
+            Self::flush_out(peer, socket, until).await;
+        }
+        // Closing a socket with unread bytes resets it, and what was said last is lost with it: they are read away.
+        if SockRef::from(&**socket.get_ref()).shutdown(std::net::Shutdown::Write).is_err() {
+            return;
+        }
+        let mut away = vec![0; 16 << 10];
+        while Instant::now() < until {
+            match recv(&**socket.get_ref(), &mut away) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    match tokio::time::timeout_at(until.into(), socket.readable()).await {
+                        Ok(Ok(mut ready)) => ready.clear_ready_matching(Ready::READABLE),
+                        _ => return,
+                    }
+                }
+                Ok(1..) => {}
+                _ => return,
+            }
+        }
+    }
+
+    async fn flush_out(peer: &Peer, socket: &AsyncFd<Arc<std::net::TcpStream>>, until: Instant) {
         while !peer.flush().unwrap_or(true) && Instant::now() < until {
             if let Ok(Ok(mut ready)) = tokio::time::timeout(Duration::from_millis(100), socket.writable()).await
                 && !peer.flush().unwrap_or(true)
@@ -291,8 +327,10 @@ impl<S: Service> Lane<S> {
     async fn bulk(&mut self, peer: &Arc<Peer>, wake: &Notify) -> io::Result<()> {
         let mut sink = TcpSink::new(self.socket.io.clone());
         let (mut input, mut output) = (BulkIn::new(true), BulkLane::default());
-        let patience = self.service.settings().patience;
-        let mut moved_at = Instant::now();
+        let Settings { patience, silence, .. } = *self.service.settings();
+        // A slice, and what is to be sent, have their time: whoever dribbles holds up others that send the same.
+        let (mut slice, mut slice_began) = (0, Instant::now());
+        let (mut sent, mut sent_at) = (0, Instant::now());
         let mut pace = self.pace();
         let mut turn = 0;
         loop {
@@ -322,13 +360,35 @@ impl<S: Service> Lane<S> {
             }
             let sending = output.is_sending() || !peer.bulk().is_empty();
             let all_sent = !sending || output.flush(peer.bulk(), &mut sink)?;
+            if all_sent || output.sent() != sent {
+                (sent, sent_at) = (output.sent(), now);
+                if sending {
+                    peer.moved_on();
+                }
+            }
+            if held || input.begun() != slice {
+                (slice, slice_began) = (input.begun(), now);
+            }
             turn += 1;
             if moved {
-                moved_at = now;
                 pace.arrived(now);
                 if turn % TURN == 0 {
                     tokio::task::yield_now().await;
                 }
+            }
+            let slow = if input.in_slice() && slice_began + patience * 3 < now {
+                Some(("a slice took longer", patience * 3))
+            } else if !all_sent && sent_at + silence < now {
+                Some(("nothing was read of what was asked for for longer", silence))
+            } else {
+                None
+            };
+            if let Some((what, than)) = slow {
+                let message = format!("{what} than {} s: look at the network", than.as_secs_f32());
+                peer.goodbye(RemoteError::new(ErrorCode::TimedOut, message));
+                return Ok(());
+            }
+            if moved {
                 continue;
             }
             if !held && all_sent && pace.poll_on() {
@@ -336,11 +396,6 @@ impl<S: Service> Lane<S> {
                 continue;
             }
             self.park_bulk(wake, held, all_sent, input.deadline().unwrap_or(now + patience)).await?;
-            if input.in_slice() && !held && moved_at + patience * 3 < Instant::now() {
-                let message = format!("a slice stood still for {} s", patience.as_secs_f32() * 3.0);
-                peer.goodbye(crate::wire::RemoteError::new(crate::wire::ErrorCode::TimedOut, message));
-                return Ok(());
-            }
         }
     }
 

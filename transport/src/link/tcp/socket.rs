@@ -49,15 +49,21 @@ impl Path {
     }
 }
 
-/// Opens a lane: connected, tuned, non-blocking; and what lies between.
+/// Opens a lane: connected, tuned, non-blocking; and what lies between. A name's addresses are tried in turn, within one
+/// timeout.
 ///
 /// # Errors
 /// The last address's, if none can be reached.
 pub fn connect(uri: &Uri, timeout: Duration) -> io::Result<(TcpStream, Path)> {
     let Uri::Tcp { host, port } = uri;
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+    let until = Instant::now() + timeout;
     for address in (host.as_str(), *port).to_socket_addrs()? {
-        match connect_to(address, timeout) {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        match connect_to(address, left) {
             Ok(connected) => return Ok(connected),
             Err(error) => last = error,
         }
@@ -65,7 +71,11 @@ pub fn connect(uri: &Uri, timeout: Duration) -> io::Result<(TcpStream, Path)> {
     Err(last)
 }
 
-fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<(TcpStream, Path)> {
+/// Opens a lane to one address: as [`connect`].
+///
+/// # Errors
+/// The system's.
+pub fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<(TcpStream, Path)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     let began = Instant::now();
     socket.connect_timeout(&address.into(), timeout)?;
@@ -86,13 +96,6 @@ pub fn tune(socket: &SockRef<'_>, path: Path) -> io::Result<()> {
     let chosen = path.wishes().iter().find(|name| set_congestion(socket, name));
     tracing::debug!(?path, chosen = chosen.copied().unwrap_or("the system's default"), "congestion control");
     Ok(())
-}
-
-/// The congestion control of a socket.
-pub fn congestion(socket: &SockRef<'_>) -> Option<String> {
-    let name = socket.tcp_congestion().ok()?;
-    let end = name.iter().position(|&b| b == 0).unwrap_or(name.len());
-    String::from_utf8(name[..end].to_vec()).ok()
 }
 
 fn set_congestion(socket: &SockRef<'_>, name: &str) -> bool {

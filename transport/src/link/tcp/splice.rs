@@ -23,8 +23,13 @@ pub struct Splice {
 }
 
 impl Splice {
-    /// A pipe of a megabyte. `None` where the system allows only smaller ones, or no more descriptors.
+    /// A pipe of a megabyte. `None` where the system allows only smaller ones, or no more descriptors, and in a program that a
+    /// broken pipe would end: `splice` knows no `MSG_NOSIGNAL`, and a server that goes must not take its clients with it. Rust
+    /// and Python programs ignore SIGPIPE; a C program may not.
     pub fn new() -> Option<Self> {
+        if !ignores_sigpipe() {
+            return None;
+        }
         let mut ends = [0; 2];
         // SAFETY: `ends` has room for the two descriptors.
         if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } != 0 {
@@ -84,6 +89,14 @@ impl Splice {
     }
 }
 
+fn ignores_sigpipe() -> bool {
+    // SAFETY: an all-zero sigaction is a valid one, and asking for the present one changes nothing.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// A lane's socket with its pipe. Only for frames whose payload (every buffer after the first) is held unchanged until the
 /// peer has answered the transfer: [`crate::connection::Client`] holds a put's payload until then.
 pub struct SpliceSink<'a> {
@@ -112,7 +125,7 @@ impl Sink for SpliceSink<'_> {
                         break;
                     }
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => break,
                 Err(e) => return Err(e),
             }
         }

@@ -233,7 +233,6 @@ impl<'a> Request<'a> {
                 | Self::Resume { .. }
                 | Self::Echo(_)
                 | Self::Get { .. }
-                | Self::LookupName(_)
                 | Self::LookupHandle(_)
                 | Self::Devices
                 | Self::Stats

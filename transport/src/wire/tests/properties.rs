@@ -257,8 +257,8 @@ impl Parts {
             credits: self.word[0].max(1),
             eager_bytes: self.slice_bytes,
             slice_bytes: self.slice_bytes,
-            keepalive_ms: self.word[1].max(1),
-            silence_ms: self.word[2],
+            keepalive_ms: self.word[1].clamp(1, u32::MAX - 1),
+            silence_ms: self.word[2].max(self.word[1].clamp(1, u32::MAX - 1) + 1),
         };
         vec![
             Control::Hello(Caps(a)),

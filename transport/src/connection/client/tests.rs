@@ -1,0 +1,189 @@
+//! What went wrong once in the client's machine, told without a network.
+
+use super::*;
+use crate::wire::SessionToken;
+
+/// A server's words: the machine under test reads them as bytes.
+fn said(kind: Kind, flags: Flags, id: u64, meta: &[u8]) -> Vec<u8> {
+    let mut frame = encode_header(kind, flags, id, meta.len() as u32, 0, body_crc(meta, &[])).to_vec();
+    frame.extend_from_slice(meta);
+    frame
+}
+
+fn control(message: &Control) -> Vec<u8> {
+    let mut meta = Vec::new();
+    let (kind, flags) = message.encode(&mut meta);
+    said(kind, flags, 0, &meta)
+}
+
+fn hear(client: &mut Client, mut bytes: &[u8], now: Instant) -> Result<(), ClientError> {
+    while !bytes.is_empty() {
+        let space = client.space();
+        let n = space.len().min(bytes.len());
+        space[..n].copy_from_slice(&bytes[..n]);
+        bytes = &bytes[n..];
+        client.filled(n, now)?;
+    }
+    Ok(())
+}
+
+/// What the client says next: kinds and ids.
+fn words(client: &mut Client) -> Vec<(Kind, u64)> {
+    #[derive(Default)]
+    struct Taker(Vec<u8>);
+    impl Sink for Taker {
+        fn send(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
+            bufs.iter().for_each(|b| self.0.extend_from_slice(b));
+            Ok(bufs.iter().map(|b| b.len()).sum())
+        }
+    }
+    let mut taker = Taker::default();
+    client.flush(&mut taker).unwrap();
+    let mut framer = Framer::new(limits::CONTROL_PAYLOAD_BYTES);
+    let mut words = Vec::new();
+    let mut rest = &taker.0[..];
+    while !rest.is_empty() {
+        let space = framer.space();
+        let n = space.len().min(rest.len());
+        space[..n].copy_from_slice(&rest[..n]);
+        framer.filled(n);
+        rest = &rest[n..];
+        while let Some(frame) = framer.next_frame().unwrap() {
+            words.push((frame.header.kind.unwrap(), frame.header.id));
+        }
+    }
+    words
+}
+
+/// Greets, and answers the open or resume.
+fn connect(client: &mut Client, now: Instant) {
+    assert!(client.wants_connection(now));
+    client.connected(now);
+    let welcome = Welcome {
+        caps: Caps::OURS,
+        connection: 1,
+        lane_key: [0; 16],
+        epoch: 7,
+        credits: 8,
+        eager_bytes: 4096,
+        slice_bytes: 4096,
+        keepalive_ms: 1000,
+        silence_ms: 5000,
+    };
+    hear(client, &control(&Control::Welcome(welcome)), now).unwrap();
+    let (kind, id) = *words(client).last().unwrap();
+    let opened = OpenedSession {
+        session: 1,
+        token: SessionToken([1; 32]),
+        epoch: 7,
+        quota: 1 << 20,
+        lease_ms: 1000,
+        next_request: 1,
+    };
+    let mut meta = Vec::new();
+    let flags = Reply::Opened(opened).encode(&mut meta, &mut Vec::new());
+    hear(client, &said(kind, flags, id, &meta), now).unwrap();
+    assert!(client.is_ready());
+}
+
+fn client(now: Instant) -> Client {
+    Client::new(ClientOptions { reconnect_for: Duration::from_secs(1), ..ClientOptions::default() }, now)
+}
+
+/// A request of a client that had given up waited for ever: only those that were there at that moment were failed.
+#[test]
+fn a_request_after_the_end_fails_at_once() {
+    let now = Instant::now();
+    let mut client = client(now);
+    client.lost("nobody there", now);
+    client.lost("nobody there", now + Duration::from_secs(2));
+    assert!(client.dead().is_some());
+    let (id, _) = client.start(&Request::Devices, None, None);
+    assert!(client.has_answer(id));
+    assert!(matches!(client.answer(id), Some(Err(ClientError::Unreachable { .. }))));
+}
+
+/// What was never sent has had no effect, and says so.
+#[test]
+fn what_was_never_sent_has_no_effect() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    let (sent, _) = client.start(&Request::Devices, None, None);
+    client.lost("the server fell over", now);
+    let (unsent, _) = client.start(&Request::Devices, None, None);
+    now += Duration::from_secs(5);
+    client.lost("nobody there", now);
+    let effect = |client: &mut Client, id| match client.answer(id) {
+        Some(Err(ClientError::Unreachable { effect, .. })) => effect,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(effect(&mut client, sent), Effect::Unknown);
+    assert_eq!(effect(&mut client, unsent), Effect::None);
+}
+
+/// A run with more inline bytes than a frame may have was sent all the same; the server ended the connection, the client sent it
+/// again, and so on for ever, and every other request of the session with it.
+#[test]
+fn what_no_frame_may_hold_is_not_sent() {
+    let now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    let graph = vec![0; limits::CONTROL_PAYLOAD_BYTES as usize + 1];
+    let (id, _) = client.start(&Request::Define { device: 0, graph: &graph }, None, None);
+    assert!(matches!(client.answer(id), Some(Err(ClientError::Protocol(DecodeError::TooLong { .. })))));
+    client.end(id);
+    assert_eq!(words(&mut client), [], "nothing of it went out");
+    let (id, _) = client.start(&Request::Devices, None, None);
+    assert_eq!(words(&mut client), [(Kind::Devices, id.0)], "and the connection goes on");
+}
+
+/// A server that ends every connection right after it was opened was tried for ever: being opened restarted the clock.
+#[test]
+fn a_connection_that_answers_nothing_does_not_restart_the_clock() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    let (id, _) = client.start(&Request::Devices, None, None);
+    for _ in 0..1000 {
+        connect(&mut client, now);
+        client.lost("ended", now);
+        if client.dead().is_some() {
+            break;
+        }
+        now = client.deadline().unwrap();
+    }
+    assert!(matches!(client.answer(id), Some(Err(ClientError::Unreachable { .. }))));
+}
+
+/// Two processes with one token took the session from each other for ever, and what they had sent was renumbered on the way.
+#[test]
+fn a_session_that_was_taken_over_is_not_taken_back() {
+    let now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    let (id, _) = client.start(&Request::Devices, None, None);
+    let gone = RemoteError::new(ErrorCode::SessionGone, "taken up elsewhere");
+    let error = hear(&mut client, &control(&Control::Goodbye(gone.clone())), now).unwrap_err();
+    client.lost(&error.to_string(), now);
+    assert!(!client.wants_connection(now + Duration::from_secs(10)));
+    assert_eq!(client.answer(id).unwrap().unwrap_err(), ClientError::Remote(gone));
+}
+
+/// A request that was given up while the connection was down went on at the server until its session ended, with its memory.
+#[test]
+fn what_was_given_up_is_cancelled_when_the_session_is_taken_up_again() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    let (before, _) = client.start(&Request::Devices, None, None);
+    let (during, _) = client.start(&Request::Devices, None, None);
+    words(&mut client);
+    client.end(before);
+    client.lost("cut", now);
+    client.end(during);
+    now = client.deadline().unwrap();
+    connect(&mut client, now);
+    let mut cancelled = words(&mut client);
+    cancelled.sort_unstable_by_key(|w| w.1);
+    assert_eq!(cancelled, [(Kind::Cancel, before.0), (Kind::Cancel, during.0)]);
+}
