@@ -6,8 +6,8 @@ SHELL := /bin/bash
 PROMPT ?= The capital of France is
 TOKENS ?= 48
 CARGO ?= cargo
-# Where rustup puts cargo, for a shell that has not been told.
-export PATH := $(PATH):$(HOME)/.cargo/bin
+# Where rustup puts cargo: for a shell that has not been told, and before a distribution's older one.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 .PHONY: help setup model build demo test lint bench figures golden clean
 
@@ -31,7 +31,8 @@ test: setup model lint ## Everything that must pass; CI runs this
 	@$(CARGO) build --locked --workspace --all-targets
 	@$(CARGO) test --locked --workspace
 
-lint: setup
+lint:
+	@tools/setup --lint
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
@@ -41,8 +42,9 @@ bench: build ## The criterion benches: codec, small round trip, put; floors besi
 figures: build model ## Prints every figure of docs/performance.md
 	@tools/figures
 
-golden: ## Makes the golden files again with the transformers library (installs PyTorch into a scratch environment)
+golden: model ## Makes the golden files again with the transformers library (installs PyTorch into a scratch environment)
 	@tools/golden/make
 
-# As it was typed: dollars and quotes are the prompt's.
+# As it was typed: dollars and quotes are the prompt's. Make would expand PROMPT itself for the environment.
+unexport PROMPT
 export GENIE_PROMPT := $(value PROMPT)

@@ -51,10 +51,10 @@
 //! # What a verified graph promises
 //!
 //! Every node reads only earlier ones; arity, element types, shapes and attributes fit its op, and its type is the one
-//! inference gives; ranks, sizes, counts and names are within [`limits`]; no dimension is 0; names and the roles that
-//! the server fills are unique; a KV cache is read by attentions alone, each with a layer of its own. What depends on
-//! the sizes of the symbols is checked per run by [`VerifiedGraph::check_sizes`], and what depends on values (ids out
-//! of range, integers divided by 0) by the device.
+//! inference gives; ranks, sizes, counts and names are within [`limits`]; no fixed dimension is 0; names and the roles
+//! that the server fills are unique; a KV cache is read by attentions alone, each with a layer of its own. What depends
+//! on the sizes of the symbols (that no dimension at all is 0, for one) is checked per run by
+//! [`VerifiedGraph::check_sizes`], and what depends on values (ids out of range, integers divided by 0) by the device.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::panic))]

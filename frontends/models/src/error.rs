@@ -27,6 +27,19 @@ pub enum ModelError {
     /// Pickled weights would run code of whoever wrote them.
     #[error("{0} is a pickle (.pt, .pth, .bin), which is never read here: convert it to safetensors or GGUF")]
     Pickle(PathBuf),
+    /// One of the files that a GGUF model was split into.
+    #[error(
+        "{path} is part {part} of {parts} of a model: join them with `llama-gguf-split --merge FIRST-PART WHOLE.gguf`, and \
+         give the whole"
+    )]
+    Split {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        part: u64,
+        /// How many there are.
+        parts: u64,
+    },
     /// The GGUF file is damaged, hostile or of a kind that is not read.
     #[error("{path}: {source}")]
     Gguf {
@@ -49,7 +62,7 @@ pub enum ModelError {
     /// An architecture that no graph builder here covers.
     #[error("the architecture '{0}' is not supported: GPT-2, Llama, Mistral and Qwen2 are")]
     Architecture(String),
-    /// The files lack a tensor that the configuration calls for.
+    /// The files lack a tensor that the configuration calls for, by the files' name for it.
     #[error("the tensor '{0}' is missing: the download may be incomplete")]
     MissingTensor(String),
     /// A tensor has another shape than the configuration calls for.

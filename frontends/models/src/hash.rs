@@ -14,7 +14,7 @@ use crate::{ContentHash, ModelError, cache_dir};
 /// Changes whenever the bytes of a weight may come out other than before for the same files.
 const FORMAT: u32 = 1;
 
-/// A file changed this shortly before it was looked at may change again without its times showing it.
+/// A file whose state changed this shortly before it was looked at may change again without its times showing it.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// A folder of remembered hashes.
@@ -57,9 +57,9 @@ struct Known {
 }
 
 impl HashCache {
-    /// The user's: `hashes` in [`cache_dir`].
+    /// The user's: `hashes` in [`cache_dir`]; [`Self::none`] where there is no such folder.
     pub fn user() -> Self {
-        Self::at(cache_dir().join("hashes"))
+        Self { folder: cache_dir().map(|cache| cache.join("hashes")) }
     }
 
     /// In this folder, which is made when something is first stored.
@@ -144,9 +144,11 @@ impl Stamp {
         self.path == other.path && state(self) == state(other)
     }
 
+    /// By the status-change time, as every write sets it and nothing else can: the modification time of an unpacked file may
+    /// lie in the future.
     fn is_settled(&self) -> bool {
         let settled = SETTLED.as_nanos() as i128;
-        self.looked_at - self.modified.max(self.changed) >= settled
+        self.looked_at - self.changed >= settled
     }
 }
 
@@ -218,6 +220,17 @@ mod tests {
         stamps[0].looked_at = stamps[0].changed + 1_000_000_000;
         cache.store(&stamps, &[], &[]);
         assert_eq!(cache.load(&stamps, &[]), None);
+    }
+
+    #[test]
+    fn a_modification_time_in_the_future_does_not_matter() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = HashCache::at(folder.path().join("hashes"));
+        let file = folder.path().join("model");
+        let future = SystemTime::now() + Duration::from_secs(1_000_000);
+        fs::File::create(&file).unwrap().set_modified(future).unwrap();
+        cache.store(&settled(&file), &[], &[]);
+        assert_eq!(cache.load(&settled(&file), &[]), Some(Vec::new()));
     }
 
     #[test]

@@ -160,12 +160,15 @@ struct Found {
 fn open_gguf(path: &Path, options: OpenOptions) -> Result<Model, ModelError> {
     let stamps = vec![Stamp::of(path)?];
     let file = Gguf::parse(&map_file(path)?).map_err(|source| ModelError::Gguf { path: path.to_owned(), source })?;
+    let number = |key: &str| file.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let parts = number("split.count");
+    if parts > 1 {
+        return Err(ModelError::Split { path: path.to_owned(), part: number("split.no").saturating_add(1), parts });
+    }
     let config = Config::from_gguf(&file)?;
     let weights = collect(&config, options, |spec| {
-        let tensor = file.tensor(&spec.name);
-        let found =
-            tensor.map(|t| Found { name: spec.name.clone(), ty: t.ty, dims: t.dims.clone(), data: t.data.clone() });
-        Ok(found)
+        let t = file.tensor(&spec.name).ok_or_else(|| ModelError::MissingTensor(spec.name.clone()))?;
+        Ok(Found { name: spec.name.clone(), ty: t.ty, dims: t.dims.clone(), data: t.data.clone() })
     })?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let name = file.get("general.name").and_then(Value::as_str).map_or_else(|| stem.into_owned(), str::to_owned);
@@ -206,10 +209,10 @@ fn open_safetensors(folder: &Path, files: Vec<PathBuf>, options: OpenOptions) ->
     let weights = collect(&config, options, |spec| {
         let plain = config.hugging_face_name(&spec.name);
         let prefixed = format!("transformer.{plain}");
-        let name = if checkpoint.get(&plain).is_some() { plain } else { prefixed };
-        let Some(tensor) = checkpoint.get(&name) else { return Ok(None) };
+        let name = if checkpoint.get(&prefixed).is_some() { prefixed } else { plain };
+        let tensor = checkpoint.get(&name).ok_or_else(|| ModelError::MissingTensor(name.clone()))?;
         let ty = tensor.ty(&name)?;
-        Ok(Some(Found { name, ty, dims: tensor.dims.clone(), data: tensor.data.clone() }))
+        Ok(Found { name, ty, dims: tensor.dims.clone(), data: tensor.data.clone() })
     })?;
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -224,13 +227,13 @@ fn open_safetensors(folder: &Path, files: Vec<PathBuf>, options: OpenOptions) ->
 fn collect(
     config: &Config,
     options: OpenOptions,
-    find: impl Fn(&WeightSpec) -> Result<Option<Found>, ModelError>,
+    find: impl Fn(&WeightSpec) -> Result<Found, ModelError>,
 ) -> Result<Vec<Weight>, ModelError> {
     let weight = |spec: WeightSpec| {
         if let Some(region) = config.made(&spec.name) {
             return Weight::new(spec, DType::F32, Source::Made(region));
         }
-        let found = find(&spec)?.ok_or_else(|| ModelError::MissingTensor(spec.name.clone()))?;
+        let found = find(&spec)?;
         if found.dims != spec.dims {
             return Err(ModelError::TensorShape { name: found.name, expected: spec.dims, found: found.dims });
         }
@@ -347,8 +350,26 @@ mod tests {
         let linear = llama_entries("llama").text("llama.rope.scaling.type", "linear");
         let linear = linear.f32("llama.rope.scaling.factor", 4.0);
         assert_opens(linear, &config([0, 1, 2, 3].map(|i| plain(i) / 4.0)));
+        // Without a type, and by the key of older files.
+        for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+            assert_opens(llama_entries("llama").f32(key, 4.0), &config([0, 1, 2, 3].map(|i| plain(i) / 4.0)));
+        }
+        let none = llama_entries("llama").text("llama.rope.scaling.type", "none").f32("llama.rope.scaling.factor", 4.0);
+        assert_opens(none, &Config::Llama(llama_config()));
+        let refused = |file| open(&with_weights(file, &Config::Llama(llama_config()))).unwrap_err();
         let yarn = llama_entries("llama").text("llama.rope.scaling.type", "yarn");
-        assert!(matches!(open(&with_weights(yarn, &Config::Llama(llama_config()))), Err(ModelError::Config(_))));
+        assert!(matches!(refused(yarn), ModelError::Config(_)));
+        for factor in [0.0, -2.0, f32::NAN, f32::INFINITY] {
+            let error = refused(llama_entries("llama").f32("llama.rope.scaling.factor", factor));
+            assert!(error.to_string().contains("factor"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_window_bounds_the_positions() {
+        let window = llama_entries("llama").u32("llama.attention.sliding_window", 24);
+        let model = assert_opens(window, &Config::Llama(LlamaConfig { max_positions: 24, ..llama_config() }));
+        assert_eq!(model.config().max_positions(), 24);
     }
 
     #[test]
@@ -377,6 +398,11 @@ mod tests {
         assert!(matches!(open(&file), Err(ModelError::MissingTensor(n)) if n == "blk.1.attn_norm.weight"));
         let other = FileWriter::default().text("general.architecture", "rwkv");
         assert!(matches!(open(&other), Err(ModelError::Architecture(n)) if n == "rwkv"));
+        let message = |file: &FileWriter| open(file).unwrap_err().to_string();
+        assert!(message(&FileWriter::default()).contains("general.architecture"));
+        let part = FileWriter::default().u32("split.count", 3).u32("split.no", 1);
+        let message = message(&part);
+        assert!(message.contains("part 2 of 3") && message.contains("llama-gguf-split --merge"), "{message}");
         assert!(matches!(open(&llama_entries("llama").u32("llama.expert_count", 8)), Err(ModelError::Config(_))));
         assert!(matches!(
             open(&llama_entries("llama").u32("llama.rope.dimension_count", 4)),

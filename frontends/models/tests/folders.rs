@@ -118,9 +118,7 @@ fn tensors_must_be_there_in_shape_and_type() {
         serialize_to_file([("transformer.wte.weight", view)], None, &file).unwrap();
         open(folder.path()).unwrap_err()
     };
-    assert!(
-        matches!(write(Dtype::F32, &[96, 32], 96 * 32 * 4), ModelError::MissingTensor(n) if n == "position_embd.weight")
-    );
+    assert!(matches!(write(Dtype::F32, &[96, 32], 96 * 32 * 4), ModelError::MissingTensor(n) if n == "wpe.weight"));
     let error = write(Dtype::F32, &[32, 96], 96 * 32 * 4);
     assert!(
         matches!(error, ModelError::TensorShape { expected, found, .. } if expected == [96, 32] && found == [32, 96])
@@ -171,6 +169,9 @@ fn configurations_are_checked() {
         ("hidden_size", "\"32\""),
         ("rope_parameters", r#"{"rope_type": "yarn", "factor": 2.0}"#),
         ("rope_parameters", r#"{"rope_type": "llama3"}"#),
+        ("rope_parameters", r#"{"rope_type": "linear", "factor": 0.0}"#),
+        ("rope_parameters", r#"{"rope_type": "linear", "factor": -2.0}"#),
+        ("quantization_config", r#"{"quant_method": "gptq", "bits": 4}"#),
     ] {
         assert!(matches!(with(key, value), ModelError::Config(_)), "{key} = {value}");
     }

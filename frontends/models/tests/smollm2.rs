@@ -88,6 +88,20 @@ fn a_cut_character_comes_at_the_end_as_a_replacement() {
     assert!(given >= 4);
 }
 
+/// When the bytes after a character that was given up on completed one, all that had been given out came again.
+#[test]
+fn a_character_completed_late_repeats_nothing() {
+    let model = smollm2(None);
+    let tokenizer = model.tokenizer().unwrap();
+    let ids = tokenizer.encode("\u{1D54F}").unwrap();
+    let mut stream = tokenizer.stream();
+    // The eighth is given up on, and it is the beginning of the character that comes.
+    let mut pieces: Vec<String> = (0..8).filter_map(|_| stream.push(ids[0])).collect();
+    assert_eq!(pieces.concat(), "\u{FFFD}".repeat(8));
+    pieces.extend(ids[1..].iter().filter_map(|&id| stream.push(id)));
+    assert_eq!(pieces.concat(), format!("{}\u{1D54F}", "\u{FFFD}".repeat(8)));
+}
+
 #[test]
 fn the_end_tokens_are_known() {
     let model = smollm2(None);

@@ -245,3 +245,20 @@ fn sizes_are_checked_and_made_concrete() {
     let short = SizeError::Slice { node: NodeId(1), op: "slice", symbol: Symbol::Sequence, wanted: 4, available: 3 };
     assert_eq!(g.check_sizes(&sizes(1, 3, 0)), Err(short));
 }
+
+/// A graph without a cache ran at position 0, and its tensors along the position had no elements: kernels that rely on there
+/// being one read outside of them, or wrote nothing.
+#[test]
+fn a_tensor_along_an_empty_cache_is_refused() {
+    let at = |sequence, position| Sizes { batch: 1, sequence, position };
+    let past = |dims: &[Dim]| {
+        let zeros = node(Op::Zeros, &[], f32s(dims));
+        verify(Graph { name: String::new(), nodes: vec![zeros], outputs: Vec::new() }).unwrap()
+    };
+    for dims in [&[P][..], &[B, P], &[P, n(4)]] {
+        assert_eq!(past(dims).check_sizes(&at(1, 0)), Err(SizeError::Zero(Symbol::Position)));
+        assert_eq!(past(dims).check_sizes(&at(1, 1)), Ok(()));
+    }
+    // The cache itself has room for the step's own tokens.
+    assert_eq!(model().check_sizes(&at(5, 0)), Ok(()));
+}

@@ -46,7 +46,7 @@ pub struct InputDecl {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SizeError {
-    /// No rows, or no tokens.
+    /// No rows, no tokens, or a tensor along a cache that holds none yet.
     #[error("the {0} is 0; a run needs at least 1")]
     Zero(Symbol),
     /// A tensor whose bytes do not fit 64 bits.
@@ -131,10 +131,12 @@ impl VerifiedGraph {
         node.ty.concrete(&sizes_for(node, sizes)?)
     }
 
-    /// Checks that the graph can be run with these sizes. It allocates nothing.
+    /// Checks that the graph can be run with these sizes: then no dimension of any node is 0, which kernels rely on. It
+    /// allocates nothing.
     ///
     /// # Errors
-    /// A batch or sequence of 0, a slice of more than there is, a tensor that is too large to count.
+    /// A batch or sequence of 0, a position of 0 where a tensor other than a KV cache has it as a dimension, a slice of more
+    /// than there is, a tensor that is too large to count.
     pub fn check_sizes(&self, sizes: &Sizes) -> Result<(), SizeError> {
         for symbol in [Symbol::Batch, Symbol::Sequence] {
             if sizes.of(symbol) == 0 {
@@ -143,6 +145,9 @@ impl VerifiedGraph {
         }
         for (i, node) in self.nodes.iter().enumerate() {
             let (id, op) = (NodeId(i as u32), node.op.name());
+            if sizes.position == 0 && !is_cache(node) && node.ty.shape.0.contains(&Dim::Symbol(Symbol::Position)) {
+                return Err(SizeError::Zero(Symbol::Position));
+            }
             if sizes_for(node, sizes).and_then(|sizes| node.ty.bytes(&sizes)).is_none() {
                 return Err(SizeError::Overflow { node: id, op });
             }
@@ -179,9 +184,13 @@ impl VerifiedGraph {
 
 /// The sizes as a node's type means them: the position of a KV cache is in blocks, and has room for this step's tokens.
 fn sizes_for(node: &Node, sizes: &Sizes) -> Option<Sizes> {
-    if !matches!(node.op, Op::Input { role: InputRole::KvCache, .. }) {
+    if !is_cache(node) {
         return Some(*sizes);
     }
     let blocks = sizes.position.checked_add(sizes.sequence)?.div_ceil(Op::KV_BLOCK);
     Some(Sizes { position: blocks, ..*sizes })
+}
+
+fn is_cache(node: &Node) -> bool {
+    matches!(node.op, Op::Input { role: InputRole::KvCache, .. })
 }

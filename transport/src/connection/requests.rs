@@ -34,6 +34,8 @@ pub(super) struct Slot {
     pub(super) sent: bool,
     /// Whether it was sent on any.
     pub(super) ever_sent: bool,
+    /// Whether its end was not heard over a connection that it was sent on: it may have taken effect.
+    pub(super) unheard: bool,
     /// How often it was begun again because of corruption.
     pub(super) again: u32,
     /// A sliced put that sends nothing before it has heard which slices the server has.
@@ -192,6 +194,7 @@ impl Requests {
             bulk: Bulk::None,
             sent: false,
             ever_sent: false,
+            unheard: false,
             again: 0,
             asks: false,
             cancelled: false,
@@ -254,6 +257,7 @@ impl Requests {
         slot.bulk = Bulk::None;
         slot.sent = false;
         slot.ever_sent = false;
+        slot.unheard = false;
         slot.again = 0;
         slot.asks = false;
         slot.cancelled = false;

@@ -2,13 +2,17 @@
 
 use genie_graph::{LinearLayout, RopeStyle};
 
-use super::{Config, Gpt2Config, LlamaConfig, narrow, plain_frequencies, require};
+use super::{Config, Gpt2Config, LlamaConfig, check_factor, narrow, plain_frequencies, require};
 use crate::ModelError;
 use crate::dequant::dequantize;
 use crate::gguf::{Gguf, Value};
 
 pub(super) fn read(file: &Gguf) -> Result<Config, ModelError> {
-    let architecture = file.get("general.architecture").and_then(Value::as_str).unwrap_or_default();
+    let architecture = file.get("general.architecture").and_then(Value::as_str).ok_or_else(|| {
+        ModelError::Config(
+            "general.architecture is missing: the file holds something else than a language model".into(),
+        )
+    })?;
     let keys = Keys { file, architecture };
     match architecture {
         "llama" => llama_from_gguf(&keys, RopeStyle::Interleaved),
@@ -68,6 +72,7 @@ fn llama_from_gguf(keys: &Keys<'_>, rope_style: RopeStyle) -> Result<Config, Mod
     })?;
     let value_dim = keys.count_or("attention.value_length", head_dim.into())?;
     require(value_dim == u64::from(head_dim), || "keys and values of different sizes are not supported".into())?;
+    let window = Some(keys.count_or("attention.sliding_window", 0)?).filter(|&n| n > 0).unwrap_or(u64::MAX);
     let rope_theta = if keys.get("rope.freq_base").is_some() { keys.real("rope.freq_base")? } else { 10_000.0 };
     let config = LlamaConfig {
         vocab: keys.vocab()?,
@@ -77,7 +82,8 @@ fn llama_from_gguf(keys: &Keys<'_>, rope_style: RopeStyle) -> Result<Config, Mod
         kv_heads: narrow("head_count_kv", keys.count_or("attention.head_count_kv", heads.into())?)?,
         head_dim,
         intermediate: keys.count("feed_forward_length")?,
-        max_positions: keys.count("context_length")?,
+        // Within the window, a model with one computes what a model without one does.
+        max_positions: keys.count("context_length")?.min(window),
         rms_eps: keys.real("attention.layer_norm_rms_epsilon")?,
         rope_theta,
         rope_style,
@@ -103,11 +109,14 @@ fn gguf_frequencies(keys: &Keys<'_>, config: &LlamaConfig) -> Result<Option<Vec<
         frequencies.iter_mut().zip(divisors).for_each(|(f, d)| *f /= d);
         return Ok(Some(frequencies));
     }
-    let kind = keys.get("rope.scaling.type").and_then(Value::as_str).unwrap_or("none");
-    match kind {
+    let old = keys.get("rope.scaling.factor").is_none() && keys.get("rope.scale_linear").is_some();
+    let key = if old { "rope.scale_linear" } else { "rope.scaling.factor" };
+    // A factor without a type is a linear one.
+    let default = if keys.get(key).is_some() { "linear" } else { "none" };
+    match keys.get("rope.scaling.type").and_then(Value::as_str).unwrap_or(default) {
         "none" => Ok(None),
         "linear" => {
-            let factor = keys.real("rope.scaling.factor")?;
+            let factor = check_factor(keys.real(key)?.into())? as f32;
             frequencies.iter_mut().for_each(|f| *f /= factor);
             Ok(Some(frequencies))
         }

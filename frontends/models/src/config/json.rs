@@ -3,12 +3,18 @@
 use genie_graph::{LinearLayout, RopeStyle};
 use serde::Deserialize;
 
-use super::{Config, Gpt2Config, LlamaConfig, narrow, plain_frequencies, require};
+use super::{Config, Gpt2Config, LlamaConfig, check_factor, narrow, plain_frequencies, require};
 use crate::ModelError;
 
 pub(super) fn read(text: &[u8]) -> Result<Config, ModelError> {
     let bad = |e: serde_json::Error| ModelError::Config(format!("config.json: {e}"));
     let kind: JsonKind = serde_json::from_slice(text).map_err(bad)?;
+    if let Some(quantised) = kind.quantization_config {
+        let method = quantised.quant_method.as_deref().unwrap_or("a method without a name");
+        return Err(ModelError::Config(format!(
+            "the weights are quantised by {method}, which is not read: take the model that was quantised, or a GGUF file of it"
+        )));
+    }
     match kind.model_type.as_str() {
         "llama" | "mistral" | "qwen2" => {
             let json: JsonLlama = serde_json::from_slice(text).map_err(bad)?;
@@ -25,6 +31,12 @@ pub(super) fn read(text: &[u8]) -> Result<Config, ModelError> {
 #[derive(Deserialize)]
 struct JsonKind {
     model_type: String,
+    quantization_config: Option<JsonQuantised>,
+}
+
+#[derive(Deserialize)]
+struct JsonQuantised {
+    quant_method: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -74,7 +86,9 @@ fn silu() -> String {
 impl JsonLlama {
     fn into_config(self, model_type: &str) -> Result<Config, ModelError> {
         require(self.hidden_act == "silu", || format!("the activation '{}' is not supported", self.hidden_act))?;
-        let windowed = self.use_sliding_window.unwrap_or(true) && self.sliding_window.is_some();
+        let qwen = model_type == "qwen2";
+        // Qwen2's files name a window that they do not use.
+        let windowed = self.use_sliding_window.unwrap_or(!qwen) && self.sliding_window.is_some();
         let window = self.sliding_window.filter(|_| windowed).unwrap_or(u64::MAX);
         let heads = self.num_attention_heads;
         let head_dim = match self.head_dim {
@@ -83,7 +97,6 @@ impl JsonLlama {
         };
         let rope = self.rope_parameters.or(self.rope_scaling);
         let theta = self.rope_theta.or(rope.as_ref().and_then(|r| r.rope_theta)).unwrap_or(10_000.0);
-        let qwen = model_type == "qwen2";
         let config = LlamaConfig {
             vocab: self.vocab_size,
             hidden: self.hidden_size,
@@ -115,14 +128,15 @@ impl JsonRope {
         let number = |name: &str, x: Option<f64>| {
             x.ok_or_else(|| ModelError::Config(format!("the rotary scaling lacks {name}")))
         };
+        let factor = || number("factor", self.factor).and_then(check_factor);
         match self.rope_type.as_deref().or(self.old_type.as_deref()).unwrap_or("default") {
             "default" => return Ok(None),
             "linear" => {
-                let factor = number("factor", self.factor)? as f32;
+                let factor = factor()? as f32;
                 frequencies.iter_mut().for_each(|f| *f /= factor);
             }
             "llama3" => {
-                let factor = number("factor", self.factor)?;
+                let factor = factor()?;
                 let low = number("low_freq_factor", self.low_freq_factor)?;
                 let high = number("high_freq_factor", self.high_freq_factor)?;
                 let context = number("original_max_position_embeddings", self.original_max_position_embeddings)?;
@@ -203,5 +217,30 @@ impl JsonGpt2 {
             tied: self.tie_word_embeddings,
         })
         .check()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_counts_where_the_family_uses_it() {
+        let positions = |kind: &str, more: &str| {
+            let text = format!(
+                r#"{{"model_type": "{kind}", "vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+                    "intermediate_size": 8, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "sliding_window": 16{more}}}"#
+            );
+            read(text.as_bytes()).unwrap().max_positions()
+        };
+        assert_eq!((positions("mistral", ""), positions("qwen2", "")), (16, 64));
+        assert_eq!(positions("qwen2", r#", "use_sliding_window": true"#), 16);
+        assert_eq!(positions("mistral", r#", "use_sliding_window": false"#), 64);
+    }
+
+    #[test]
+    fn quantised_weights_are_refused_by_the_name_of_the_method() {
+        let text = br#"{"model_type": "llama", "quantization_config": {"quant_method": "awq", "bits": 4}}"#;
+        assert!(matches!(read(text), Err(ModelError::Config(reason)) if reason.contains("awq")));
     }
 }

@@ -98,7 +98,8 @@ impl Config {
         }
     }
 
-    /// Tokens that the model can see; more than that gives nonsense (Llama) or an error (GPT-2).
+    /// Tokens that the model can see, or its sliding window where that is less; more than that gives nonsense (Llama) or an
+    /// error (GPT-2).
     pub fn max_positions(&self) -> u64 {
         match self {
             Self::Llama(c) => c.max_positions,
@@ -248,6 +249,12 @@ impl Gpt2Config {
             format!("the hidden size {} is not a multiple of {} heads", self.hidden, self.heads)
         })
     }
+}
+
+/// By how much rotary positions are stretched.
+fn check_factor(factor: f64) -> Result<f64, ModelError> {
+    require(factor.is_finite() && factor > 0.0, || format!("the rotary scaling's factor is {factor}, not above 0"))?;
+    Ok(factor)
 }
 
 fn narrow(name: &str, n: u64) -> Result<u32, ModelError> {

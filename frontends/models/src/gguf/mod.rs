@@ -22,6 +22,8 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_RANK: u32 = 4;
 /// Fewest bytes that describe a tensor: empty name, one dimension.
 const MIN_TENSOR_INFO: u64 = 8 + 4 + 8 + 4 + 8;
+/// Items for which memory is taken before they are read: a table of them takes more than the bytes that announce it.
+const FIRST_ITEMS: usize = 1 << 12;
 /// Fewest bytes of a metadata entry: empty key, one byte.
 const MIN_ENTRY: u64 = 8 + 4 + 1;
 
@@ -149,7 +151,7 @@ impl Gguf {
 
 fn parse_metadata(r: &mut Reader<'_>, count: u64) -> Result<HashMap<String, Value>, GgufError> {
     let count = r.check_count(count, MIN_ENTRY, "the metadata")?;
-    let mut metadata = HashMap::with_capacity(count);
+    let mut metadata = HashMap::with_capacity(count.min(FIRST_ITEMS));
     for _ in 0..count {
         let key = r.string("a metadata key")?.to_owned();
         let value = Value::read(r, &key)?;
@@ -172,7 +174,7 @@ struct Info {
 fn parse_infos(r: &mut Reader<'_>, count: u64) -> Result<Vec<Info>, GgufError> {
     const WHERE: &str = "the tensor table";
     let count = r.check_count(count, MIN_TENSOR_INFO, WHERE)?;
-    let mut infos = Vec::with_capacity(count);
+    let mut infos = Vec::with_capacity(count.min(FIRST_ITEMS));
     for _ in 0..count {
         let name = r.string("a tensor name")?.to_owned();
         let rank = r.u32(WHERE)?;

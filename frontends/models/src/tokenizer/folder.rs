@@ -12,9 +12,13 @@ use crate::ModelError;
 pub(super) fn build(folder: &Path) -> Result<Inner, ModelError> {
     let path = folder.join("tokenizer.json");
     if !path.is_file() {
-        return Err(ModelError::Tokenizer(format!("{} is missing", path.display())));
+        let hint = "write it with the transformers library: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)";
+        return Err(ModelError::Tokenizer(format!("{} is missing: {hint}", path.display())));
     }
-    let tokenizer = tokenizers::Tokenizer::from_file(&path).map_err(failed)?;
+    let mut tokenizer = tokenizers::Tokenizer::from_file(&path).map_err(failed)?;
+    // What was set for training batches would cut a prompt, or fill it up.
+    tokenizer.with_truncation(None).map_err(failed)?;
+    tokenizer.with_padding(None);
     let settings = read_json(folder, "tokenizer_config.json")?;
     let token = |key: &str| {
         let value = settings.get(key)?;
@@ -26,17 +30,25 @@ pub(super) fn build(folder: &Path) -> Result<Inner, ModelError> {
         Ok(text) => Some(text),
         Err(_) => default_template(&settings),
     };
-    let template = source.map(|s| Template::new(&s, bos, eos.clone())).transpose()?;
+    let template = source.map(|s| Template::new(&s, bos.clone(), eos.clone()));
     let mut named: Vec<u32> = tokenizer.token_to_id(&eos).into_iter().collect();
     for file in ["generation_config.json", "config.json"] {
         named.extend(ids(read_json(folder, file)?.get("eos_token_id")));
     }
     // What the file's own post-processor puts before a text.
     let opening = tokenizer.encode_fast("", true).map_err(failed)?.get_ids().to_vec();
-    let bos = match opening[..] {
+    let opening = match opening[..] {
         [] => None,
-        [id] => (!named.contains(&id) || token("bos_token") == token("eos_token")).then_some(id),
+        [id] => (!named.contains(&id) || bos == eos).then_some(id),
         [id, ..] => Some(id),
+    };
+    // The classes of Llama's tokenizers build the post-processor anew.
+    let class = settings.get("tokenizer_class").and_then(Json::as_str).unwrap_or_default();
+    let told = settings.get("add_bos_token").and_then(Json::as_bool).filter(|_| class.starts_with("Llama"));
+    let bos = match told {
+        Some(true) => tokenizer.token_to_id(&bos),
+        Some(false) => None,
+        None => opening,
     };
     let eos = end_ids(&tokenizer, named);
     Ok(Inner { tokenizer, bos, eos, template })
@@ -127,15 +139,51 @@ mod tests {
         assert_eq!(full.eos_ids(), [1, 4]);
         assert_eq!(full.chat_text("hi").unwrap(), "<s> user hi <|eot_id|>");
         assert_eq!(full.encode_chat("hi").unwrap(), [0, 3, 2, 1]);
+        write(&folder, "tokenizer_config.json", &json!({"bos_token": "<s>", "chat_template": "{% broken"}));
+        let broken = Tokenizer::from_folder(folder.path()).unwrap();
+        assert_eq!(broken.encode("hi").unwrap(), [0, 2], "a text needs no template");
+        assert!(matches!(broken.chat_text("hi"), Err(ModelError::Template(_))));
         fs::write(folder.path().join("chat_template.jinja"), "user").unwrap();
         assert_eq!(Tokenizer::from_folder(folder.path()).unwrap().chat_text("hi").unwrap(), "user");
+    }
+
+    #[test]
+    fn what_was_set_for_training_is_not_obeyed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = tokenizer_json();
+        file["truncation"] = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        file["padding"] = json!({
+            "strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 4, "pad_type_id": 0, "pad_token": "end",
+        });
+        write(&folder, "tokenizer.json", &file);
+        let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+        assert_eq!(tokenizer.encode("hi user end hi").unwrap(), [0, 2, 3, 4, 2]);
+    }
+
+    #[test]
+    fn llamas_classes_are_told_whether_to_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let encoded = |opens: bool, class: &str, add: bool| {
+            let mut file = tokenizer_json();
+            if !opens {
+                file["post_processor"] = json!(null);
+            }
+            write(&folder, "tokenizer.json", &file);
+            let settings = json!({"bos_token": "<s>", "add_bos_token": add, "tokenizer_class": class});
+            write(&folder, "tokenizer_config.json", &settings);
+            Tokenizer::from_folder(folder.path()).unwrap().encode("hi").unwrap()
+        };
+        assert_eq!(encoded(true, "LlamaTokenizerFast", false), [2]);
+        assert_eq!(encoded(false, "LlamaTokenizer", true), [0, 2]);
+        assert_eq!(encoded(true, "PreTrainedTokenizerFast", false), [0, 2]);
+        assert_eq!(encoded(false, "Qwen2Tokenizer", true), [2]);
     }
 
     #[test]
     fn missing_and_damaged_files_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let message = || Tokenizer::from_folder(folder.path()).unwrap_err().to_string();
-        assert!(message().contains("tokenizer.json is missing"));
+        assert!(message().contains("tokenizer.json is missing") && message().contains("save_pretrained"));
         fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
         assert!(message().contains("no usable tokenizer"));
         write(&folder, "tokenizer.json", &tokenizer_json());

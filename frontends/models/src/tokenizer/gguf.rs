@@ -24,6 +24,12 @@ const SPACE: &str = "\u{2581}";
 const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
 
+/// Names of Llama 3's pre-tokenizer in models that open a text with a token.
+const LLAMA_3: [&str; 4] = ["llama-bpe", "llama3", "llama-v3", "falcon3"];
+
+/// Bytes of the longest piece that is looked at for ways to cut it; those of real models have some 50.
+const MAX_CUT: usize = 512;
+
 pub(super) fn build(file: &Gguf) -> Result<Inner, ModelError> {
     let keys = Keys(file);
     let tokens = keys.strings("tokens")?;
@@ -48,12 +54,11 @@ pub(super) fn build(file: &Gguf) -> Result<Inner, ModelError> {
     let text_of =
         |id: Option<u32>| id.and_then(|id| tokens.get(id as usize)).map(|&t| t.to_owned()).unwrap_or_default();
     let (bos, eos) = (id("bos_token_id"), id("eos_token_id"));
-    let template = match file.get("tokenizer.chat_template").and_then(Value::as_str) {
-        Some(source) => Some(Template::new(source, text_of(bos), text_of(eos))?),
-        None => None,
-    };
-    // SentencePiece models open with the token unless told not to, byte-level ones only if told to.
-    let opens = keys.get("add_bos_token").and_then(Value::as_bool).unwrap_or(keys.text("model") == Some("llama"));
+    let template = file.get("tokenizer.chat_template").and_then(Value::as_str);
+    let template = template.map(|source| Template::new(source, text_of(bos), text_of(eos)));
+    // SentencePiece models and Llama 3's open with the token unless told not to, others only if told to.
+    let default = keys.text("model") == Some("llama") || keys.text("pre").is_some_and(|pre| LLAMA_3.contains(&pre));
+    let opens = keys.get("add_bos_token").and_then(Value::as_bool).unwrap_or(default);
     let eos = end_ids(&tokenizer, eos.into_iter().chain(id("eot_token_id")));
     Ok(Inner { tokenizer, bos: bos.filter(|_| opens), eos, template })
 }
@@ -120,7 +125,8 @@ impl PreTokenizer {
         Some(match name {
             "gpt-2" | "gpt2" | "default" | "phi-2" | "mpt" | "olmo" => Self::Gpt2,
             "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => Self::Digits,
-            "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => Self::Llama3,
+            "smaug-bpe" => Self::Llama3,
+            name if LLAMA_3.contains(&name) => Self::Llama3,
             "qwen2" | "deepseek-r1-qwen" => Self::Qwen2,
             _ => return None,
         })
@@ -156,7 +162,7 @@ fn sentence_piece(keys: &Keys<'_>, tokens: &[&str], vocab: Vocab) -> Result<Toke
     let missing = || ModelError::Tokenizer("tokenizer.ggml.scores is missing or of another length".into());
     let scores = keys.numbers("scores").filter(|s| s.len() == tokens.len()).ok_or_else(missing)?;
     let mut ranked = Vec::new();
-    for (token, &score) in tokens.iter().zip(&scores) {
+    for (token, &score) in tokens.iter().zip(&scores).filter(|(token, _)| token.len() <= MAX_CUT) {
         for (cut, _) in token.char_indices().skip(1) {
             let (a, b) = token.split_at(cut);
             if let (Some(&left), Some(&right)) = (vocab.get(a), vocab.get(b)) {
@@ -245,6 +251,28 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_after_a_prompt_keeps_the_space() {
+        let t = tokenizer(&sentence_piece(&PIECES)).unwrap();
+        for (prompt, more) in [("ab", " a b"), ("né", " ab"), ("né", "éa"), ("\u{1F600}", "\u{1F600}"), ("", "ab")] {
+            let (before, all) = (t.encode(prompt).unwrap(), t.encode(&format!("{prompt}{more}")).unwrap());
+            assert!(all.starts_with(&before), "{all:?} goes on from {before:?}");
+            let mut stream = t.stream_after(&before);
+            let mut streamed: String = all[before.len()..].iter().filter_map(|&id| stream.push(id)).collect();
+            streamed.extend(stream.finish());
+            assert_eq!(streamed, more, "after {prompt:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_piece_is_not_cut() {
+        let long = "a".repeat(1 << 20);
+        let mut pieces = PIECES.to_vec();
+        pieces.push(&long);
+        let t = tokenizer(&sentence_piece(&pieces)).unwrap();
+        assert_eq!(t.encode("abc").unwrap(), [1, t.id("\u{2581}ab").unwrap(), t.id("c").unwrap()]);
+    }
+
+    #[test]
     fn the_opening_token_and_space_can_be_turned_off() {
         let file = sentence_piece(&PIECES).bool("tokenizer.ggml.add_bos_token", false);
         let t = tokenizer(&file.bool("tokenizer.ggml.add_space_prefix", false)).unwrap();
@@ -274,6 +302,25 @@ mod tests {
     }
 
     #[test]
+    fn llama_3_opens_unless_told_not_to() {
+        let file = |pre: &str| byte_level(pre, &["a", "<s>"], &[]).u32("tokenizer.ggml.bos_token_id", 1);
+        for (pre, opens) in [
+            ("llama-bpe", true),
+            ("llama3", true),
+            ("llama-v3", true),
+            ("falcon3", true),
+            ("smaug-bpe", false),
+            ("gpt-2", false),
+        ] {
+            assert_eq!(tokenizer(&file(pre)).unwrap().bos_id(), opens.then_some(1), "{pre}");
+            for told in [true, false] {
+                let t = tokenizer(&file(pre).bool("tokenizer.ggml.add_bos_token", told)).unwrap();
+                assert_eq!(t.bos_id(), told.then_some(1), "{pre}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_not_understood_is_said() {
         let message = |file: &FileWriter| tokenizer(file).unwrap_err().to_string();
         assert!(message(&byte_level("tekken", &["a"], &[])).contains("'tekken'"));
@@ -295,6 +342,26 @@ mod tests {
         assert!(refusing.chat_text("hi").unwrap_err().to_string().contains("no users here"));
         let python = tokenizer(&file("{% for m in messages %}{{ m['content'].strip() | upper }}{% endfor %}")).unwrap();
         assert_eq!(python.chat_text("  hi ").unwrap(), "HI");
-        assert!(matches!(tokenizer(&file("{% broken")), Err(ModelError::Template(_))));
+        let loops = tokenizer(&file("{% for m in [1, 2] %}{{ m }}{% break %}{% endfor %}")).unwrap();
+        assert_eq!(loops.chat_text("hi").unwrap(), "1");
+    }
+
+    #[test]
+    fn chat_templates_are_bounded_and_only_chats_need_them() {
+        let file = |template: &str| byte_level("gpt-2", &["a"], &[]).text("tokenizer.chat_template", template);
+        let long = format!("{{# {} #}}", "x".repeat(64 << 10));
+        for (template, reason) in [
+            ("{% broken", "syntax"),
+            (long.as_str(), "65"),
+            ("{% for a in range(99) %}{{ 'x' * 20000 }}{% endfor %}", "1048576"),
+        ] {
+            let t = tokenizer(&file(template)).unwrap();
+            assert_eq!(t.encode("a").unwrap(), [0]);
+            assert!(t.has_chat_template());
+            let error = t.chat_text("hi").unwrap_err();
+            assert!(matches!(&error, ModelError::Template(text) if text.contains(reason)), "{error}");
+        }
+        let words = "w".repeat(3 << 20);
+        assert_eq!(tokenizer(&file("{{ messages[0].content }}")).unwrap().chat_text(&words).unwrap(), words);
     }
 }

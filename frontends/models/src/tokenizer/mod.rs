@@ -28,7 +28,8 @@ struct Inner {
     bos: Option<u32>,
     /// Tokens that end a text, ascending.
     eos: Vec<u32>,
-    template: Option<Template>,
+    /// For chats alone: what is wrong with it is said when one is asked for.
+    template: Option<Result<Template, String>>,
 }
 
 /// Control tokens that end a turn or a text in the model families that are read here, whatever the metadata calls the end.
@@ -79,10 +80,13 @@ impl Tokenizer {
     /// As [`Self::encode_chat`].
     pub fn chat_text(&self, user: &str) -> Result<String, ModelError> {
         let none = || ModelError::Template("this model has none: it continues text, it does not chat".into());
-        self.inner.template.as_ref().ok_or_else(none)?.render(user)
+        match self.inner.template.as_ref().ok_or_else(none)? {
+            Ok(template) => template.render(user),
+            Err(reason) => Err(ModelError::Template(reason.clone())),
+        }
     }
 
-    /// Whether [`Self::encode_chat`] can work.
+    /// Whether the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
         self.inner.template.is_some()
     }
@@ -95,9 +99,14 @@ impl Tokenizer {
         self.inner.tokenizer.decode(ids, true).map_err(failed)
     }
 
-    /// Decodes ids as they come.
+    /// Decodes ids as they come: a text of its own.
     pub fn stream(&self) -> TokenStream {
         TokenStream::new(self.clone())
+    }
+
+    /// Decodes ids that go on with a prompt. The space before the first word, which decoders drop where a text begins, is kept.
+    pub fn stream_after(&self, prompt: &[u32]) -> TokenStream {
+        TokenStream::after(self.clone(), prompt)
     }
 
     /// Ids that end a text.

@@ -20,6 +20,16 @@ impl TokenStream {
         Self { tokenizer, ids: Vec::new(), given: 0 }
     }
 
+    /// As if the prompt's last characters had just been given out.
+    pub(super) fn after(tokenizer: Tokenizer, prompt: &[u32]) -> Self {
+        let whole =
+            |ids: &&[u32]| tokenizer.decode(ids).is_ok_and(|text| !text.is_empty() && !text.contains('\u{FFFD}'));
+        let mut lasts = (1..=PATIENCE.min(prompt.len())).map(|n| &prompt[prompt.len() - n..]);
+        let ids = lasts.find(whole).unwrap_or_default().to_vec();
+        let given = ids.len();
+        Self { tokenizer, ids, given }
+    }
+
     /// The next token: the text that became certain with it, if any.
     pub fn push(&mut self, id: u32) -> Option<String> {
         self.ids.push(id);
@@ -38,7 +48,10 @@ impl TokenStream {
         if now.ends_with('\u{FFFD}') && !even_if_cut {
             return None;
         }
-        let text = now.strip_prefix(before.as_str()).unwrap_or(&now).to_owned();
+        // A character that was given up on may yet be completed: then what was given out is no prefix of what it is now.
+        let same =
+            before.chars().zip(now.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum::<usize>();
+        let text = now.get(same..).unwrap_or_default().to_owned();
         self.ids.drain(..self.given);
         self.given = self.ids.len();
         (!text.is_empty()).then_some(text)

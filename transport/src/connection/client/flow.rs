@@ -57,6 +57,7 @@ impl Client {
         for id in self.requests.waiting() {
             if let Some(slot) = self.requests.get(id).filter(|s| s.sent) {
                 slot.send_again();
+                slot.unheard = true;
             }
         }
     }

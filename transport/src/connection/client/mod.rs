@@ -496,10 +496,15 @@ impl Client {
         slot.add_reply(header, meta, payload);
         if terminal {
             if error && slot.came_corrupted() {
-                // The request did; an earlier attempt may have taken effect all the same. Its id tells the server.
                 slot.again += 1;
                 slot.send_again();
                 self.bulk.cancel(header.id);
+                // An attempt over an earlier connection may have taken effect all the same: then the id tells the server. Else
+                // the server never saw it, and would take it for one that it has forgotten once enough later ones have ended.
+                if !slot.unheard {
+                    self.landings.end(header.id);
+                    self.requests.rename(id);
+                }
                 self.in_flight = self.in_flight.saturating_sub(1);
                 self.resume_flow();
                 return Ok(());

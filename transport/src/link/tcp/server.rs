@@ -226,9 +226,13 @@ impl<S: Service> Lane<S> {
                         }
                         tokio::task::yield_now().await;
                     }
-                    if !matches!(step, Step::Continue) {
-                        self.drain_out(lane.peer()).await;
-                        return Ok(step);
+                    match step {
+                        Step::Continue => {}
+                        Step::Bulk(..) => return Ok(step),
+                        Step::End(_) => {
+                            self.drain_out(lane.peer()).await;
+                            return Ok(step);
+                        }
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
