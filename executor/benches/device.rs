@@ -1,7 +1,8 @@
 //! The CPU device against the machine: bytes a second of decode products beside a plain read of the same memory, flops of
 //! prefill products beside the gemm crate's, meeting of threads beside rayon's, and whole steps of models.
 //!
-//! `cargo bench -p genie-executor --bench device [-- THREADS] [-- NAME]` (all cores and all lines unless given).
+//! `cargo bench -p genie-executor --bench device [-- THREADS] [-- ISA] [-- NAME]` (all cores, the widest instruction set and all
+//! lines unless given).
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -9,7 +10,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use genie_executor::device::cpu::CpuDevice;
+use genie_executor::device::cpu::{CpuDevice, Isa};
 use genie_executor::device::{Device, HostTensor, Row};
 use genie_graph::{DType, Dim, GraphBuilder, InputRole, LinearLayout, Op, Symbol, TensorType};
 use genie_transport::memory::Region;
@@ -45,15 +46,18 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let threads = arguments.iter().find_map(|a| a.parse().ok());
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let name = arguments.iter().find(|a| a.parse::<usize>().is_err());
+    let isa = Isa::available().into_iter().rfind(|isa| arguments.iter().any(|a| a == isa.name()));
+    let isa = isa.unwrap_or_else(Isa::detect);
+    let machine = Machine { threads, isa };
+    let name = arguments.iter().find(|a| a.parse::<usize>().is_err() && *a != isa.name());
     let wanted = |line: &str| name.is_none_or(|n| line.contains(n.as_str()));
-    println!("{threads} threads, read floor {:.1} GB/s", read_floor(threads));
+    println!("{threads} threads, {}, read floor {:.1} GB/s", isa.name(), read_floor(threads));
     for layout in [LinearLayout::OutIn, LinearLayout::InOut] {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             for (n, k) in [(49152, 576), (16384, 1536)] {
                 let line = format!("linear-{layout:?}-{dtype} {n}x{k}");
                 if wanted(&line) {
-                    linear(&line, layout, dtype, n, k, threads);
+                    linear(&line, layout, dtype, n, k, machine);
                 }
             }
         }
@@ -62,11 +66,24 @@ fn main() {
         gemm_crate(threads);
     }
     if wanted("meeting") {
-        meetings(threads);
+        meetings(machine);
     }
     for dtype in [DType::F32, DType::BF16, DType::F16] {
-        whole_model("SmolLM2-135M", llama, &Config { weights: dtype, ..SMOL }, threads, &wanted);
-        whole_model("GPT-2-124M", gpt2, &Config { weights: dtype, ..GPT2 }, threads, &wanted);
+        whole_model("SmolLM2-135M", llama, &Config { weights: dtype, ..SMOL }, machine, &wanted);
+        whole_model("GPT-2-124M", gpt2, &Config { weights: dtype, ..GPT2 }, machine, &wanted);
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy)]
+struct Machine {
+    threads: usize,
+    isa: Isa,
+}
+
+impl Machine {
+    fn device(self, memory: u64) -> CpuDevice {
+        CpuDevice::with_isa(0, self.threads, memory, self.isa).expect("threads")
     }
 }
 
@@ -118,7 +135,7 @@ fn prefetch(p: *const u64) {
 }
 
 /// One product as a program, for several numbers of rows.
-fn linear(name: &str, layout: LinearLayout, dtype: DType, n: u64, k: u64, threads: usize) {
+fn linear(name: &str, layout: LinearLayout, dtype: DType, n: u64, k: u64, machine: Machine) {
     let mut b = GraphBuilder::new("linear");
     let batch = Dim::Symbol(Symbol::Batch);
     let x = b.input("x", InputRole::Argument, TensorType::new(DType::F32, [batch, k.into()])).expect("input");
@@ -126,7 +143,7 @@ fn linear(name: &str, layout: LinearLayout, dtype: DType, n: u64, k: u64, thread
     let w = b.input("w", InputRole::Weight, TensorType::new(dtype, dims)).expect("input");
     let y = b.push(Op::Linear { layout }, &[x, w]).expect("linear");
     b.output("y", y);
-    let device = CpuDevice::new(0, threads, 8 << 30).expect("threads");
+    let device = machine.device(8 << 30);
     let program = device.load(Arc::new(b.finish().expect("graph"))).expect("program");
     let bytes = n * k * dtype.bytes();
     let weights = [Region::copy_of(&vec![1; bytes as usize])];
@@ -195,7 +212,7 @@ fn gemm_crate(threads: usize) {
 }
 
 /// What it costs to divide work among threads: a program of many dependent small steps, and rayon's scope and broadcast.
-fn meetings(threads: usize) {
+fn meetings(machine: Machine) {
     const STEPS: u32 = 1000;
     let mut b = GraphBuilder::new("chain");
     let ty = TensorType::new(DType::F32, [Dim::Symbol(Symbol::Batch), 2048.into()]);
@@ -204,7 +221,7 @@ fn meetings(threads: usize) {
         x = b.push(Op::Neg, &[x]).expect("neg");
     }
     b.output("x", x);
-    let device = CpuDevice::new(0, threads, 1 << 30).expect("threads");
+    let device = machine.device(1 << 30);
     let program = device.load(Arc::new(b.finish().expect("graph"))).expect("program");
     let arguments = [tensor(&[1, 2048], &[0.5; 2048])];
     let mut outputs = Vec::new();
@@ -215,7 +232,7 @@ fn meetings(threads: usize) {
         },
         SHORT,
     );
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(machine.threads).build().expect("pool");
     let mut values = vec![0.5_f32; 2048];
     let negate = |part: &mut [f32]| part.iter_mut().for_each(|v| *v = -*v);
     let fork_join = best(
@@ -240,13 +257,19 @@ fn meetings(threads: usize) {
     );
 }
 
-fn whole_model(name: &str, make: fn(&Config) -> Model, config: &Config, threads: usize, wanted: &dyn Fn(&str) -> bool) {
+fn whole_model(
+    name: &str,
+    make: fn(&Config) -> Model,
+    config: &Config,
+    machine: Machine,
+    wanted: &dyn Fn(&str) -> bool,
+) {
     let name = format!("{name}-{}", config.weights);
     if !wanted(&name) {
         return;
     }
     let model = make(config);
-    let device = CpuDevice::new(0, threads, 16 << 30).expect("threads");
+    let device = machine.device(16 << 30);
     let bytes: usize = model.weights.iter().map(|w| w.len()).sum();
     let runner = Runner::new(device, model);
     let run = |sessions: &mut [Session]| {

@@ -73,6 +73,38 @@ impl Drop for Charge {
     }
 }
 
+/// Host memory that a request takes while it is in progress: arguments, copies of residents, outputs. Small requests take it
+/// for nothing, so that a session whose quota is used up can still decode; how many there may be is bounded by the credits.
+#[derive(Debug)]
+pub(crate) struct HostMemory {
+    bytes: u64,
+    paid: Option<Charge>,
+}
+
+/// What a request has for nothing.
+const FREE_BYTES: u64 = 64 << 10;
+
+impl HostMemory {
+    /// So many bytes, charged to the account.
+    pub(crate) fn new(account: &Arc<Account>, bytes: u64) -> Result<Self, OverQuota> {
+        let mut memory = Self { bytes: 0, paid: None };
+        memory.add(account, bytes)?;
+        Ok(memory)
+    }
+
+    /// So many bytes more, or an error and no more.
+    pub(crate) fn add(&mut self, account: &Arc<Account>, bytes: u64) -> Result<(), OverQuota> {
+        let sum = self.bytes.saturating_add(bytes);
+        match &mut self.paid {
+            Some(paid) => paid.resize(sum)?,
+            None if sum > FREE_BYTES => self.paid = Some(account.charge(sum)?),
+            None => {}
+        }
+        self.bytes = sum;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +121,20 @@ mod tests {
         a.resize(10).unwrap();
         assert_eq!(account.used(), 10);
         drop(a);
+        assert_eq!(account.used(), 0);
+    }
+
+    #[test]
+    fn host_memory_counts_as_a_whole_once_it_is_much() {
+        let account = Account::new(2 * FREE_BYTES);
+        let mut memory = HostMemory::new(&account, FREE_BYTES).unwrap();
+        assert_eq!(account.used(), 0);
+        memory.add(&account, 1).unwrap();
+        assert_eq!(account.used(), FREE_BYTES + 1);
+        assert!(memory.add(&account, FREE_BYTES).is_err());
+        assert!(memory.add(&account, u64::MAX).is_err());
+        assert_eq!(account.used(), FREE_BYTES + 1);
+        drop(memory);
         assert_eq!(account.used(), 0);
     }
 }

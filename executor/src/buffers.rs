@@ -9,8 +9,8 @@ use genie_transport::wire::{Argument, Arguments, RemoteError, TensorSpec, limits
 use crate::device::{HostTensor, KvCache};
 use crate::programs::{Binding, Known, Source, bad};
 
-/// Buffers that hold more than this are not kept.
-const SPARE_BYTES: usize = 8 << 20;
+/// Buffers that hold more than this are not kept: no quota counts those that are, and a session may have many bindings.
+const SPARE_BYTES: usize = 64 << 10;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -131,6 +131,16 @@ impl Binding {
         }
     }
 
+    /// The bytes of what is bound that each run takes a copy of in host memory.
+    pub(crate) fn copied_bytes(&self) -> u64 {
+        let copied = |source: &Source| match source {
+            Source::Run => 0,
+            Source::Fixed(tensor) => tensor.data.len() as u64,
+            Source::Resident(tensor) => tensor.spec.bytes(),
+        };
+        self.sources.iter().map(copied).fold(0, u64::saturating_add)
+    }
+
     /// The bytes of an output in a run of these sizes.
     pub(crate) fn output_bytes(&self, output: usize, sizes: &Sizes) -> Result<u64, RemoteError> {
         let graph = &self.program.graph;
@@ -166,6 +176,15 @@ impl Buffers {
     pub(crate) fn token(&self, output: usize) -> Option<[u8; 4]> {
         self.outputs.get(output)?.data.first_chunk::<4>().copied()
     }
+}
+
+/// The bytes of all these arguments.
+pub(crate) fn inline_bytes(arguments: Arguments<'_>) -> u64 {
+    let bytes = |argument| match argument {
+        Argument::Inline { data, .. } => data.len() as u64,
+        Argument::Resident { .. } => 0,
+    };
+    arguments.iter().map(bytes).sum()
 }
 
 fn fill(place: &mut HostTensor, dtype: DType, dims: &[u64], data: &[u8]) {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use genie_graph::Op;
+use genie_transport::connection::Peer;
 use genie_transport::wire::{ErrorCode, RemoteError, TensorSpec};
 
 use crate::account::Charge;
@@ -40,6 +41,8 @@ pub(crate) enum Turn {
     Job(Job),
     /// Something short that happens on the spot.
     Quick(Quick),
+    /// The same, for a request that changes nothing: it is given up with the connection that it came over.
+    Read(Arc<Peer>, Quick),
 }
 
 /// See [`Turn::Quick`].
@@ -52,45 +55,65 @@ impl Cache {
         Arc::new(Self { number, device, spec, held, line: Mutex::default() })
     }
 
-    /// Waits in line; whatever is in turn is served, on this thread.
+    /// Does something short when it is its turn: now, on this thread, or when it comes up in line.
     pub(crate) fn enter(self: &Arc<Self>, core: &Arc<Core>, turn: Turn) {
+        if let Some(turn) = self.line_up(turn) {
+            let mut free = Vec::new();
+            self.serve(core, turn, &mut free);
+            serve_lines(core, free);
+        }
+    }
+
+    /// Takes a place in line; gives the turn back where it is its turn right away.
+    pub(crate) fn line_up(&self, turn: Turn) -> Option<Turn> {
         let mut line = self.line();
-        if line.busy {
-            line.waiting.push_back(turn);
-            return;
+        if !std::mem::replace(&mut line.busy, true) {
+            return Some(turn);
         }
-        line.busy = true;
-        drop(line);
-        if self.serve(core, turn) {
-            self.leave(core);
+        // A live connection has no more of them than credits; those of dead ones would add up for as long as a run goes on.
+        if matches!(turn, Turn::Read(..)) {
+            line.waiting.retain(|turn| !turn.is_given_up());
         }
+        line.waiting.push_back(turn);
+        None
     }
 
     /// The run that had the cache is done with it: the next in line is served.
     pub(crate) fn leave(self: &Arc<Self>, core: &Arc<Core>) {
-        loop {
-            let mut line = self.line();
-            let Some(turn) = line.waiting.pop_front() else {
-                line.busy = false;
-                return;
-            };
-            drop(line);
-            if !self.serve(core, turn) {
-                return;
+        let mut free = Vec::new();
+        self.serve_next(core, &mut free);
+        serve_lines(core, free);
+    }
+
+    /// The next in line has its turn.
+    fn serve_next(self: &Arc<Self>, core: &Arc<Core>, free: &mut Vec<Arc<Self>>) {
+        let mut line = self.line();
+        match line.waiting.pop_front() {
+            Some(turn) => {
+                drop(line);
+                self.serve(core, turn, free);
             }
+            None => line.busy = false,
         }
     }
 
-    /// Whether the cache is free again.
-    fn serve(self: &Arc<Self>, core: &Arc<Core>, turn: Turn) -> bool {
+    /// Serves who is in turn. Caches that are free again afterwards, this one or others that a run had, come into `free`.
+    fn serve(self: &Arc<Self>, core: &Arc<Core>, turn: Turn, free: &mut Vec<Arc<Self>>) {
         match turn {
             Turn::Quick(quick) => {
                 quick(core, self);
-                true
+                free.push(self.clone());
+            }
+            Turn::Read(peer, quick) => {
+                if !peer.is_closed() {
+                    quick(core, self);
+                }
+                free.push(self.clone());
             }
             Turn::Job(job) => {
-                job.proceed(core);
-                false
+                if let Err(ended) = job.proceed(core) {
+                    free.extend(ended.caches.iter().cloned());
+                }
             }
         }
     }
@@ -138,6 +161,21 @@ impl Cache {
 
     fn line(&self) -> MutexGuard<'_, Line> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn {
+    /// Whether nobody waits for it any more.
+    fn is_given_up(&self) -> bool {
+        matches!(self, Self::Read(peer, _) if peer.is_closed())
+    }
+}
+
+/// Goes on with the lines of caches that are free again. Who is served may end at once and free caches in turn, as often as
+/// there are requests in line: so it is a loop over a list, and not a recursion.
+pub(crate) fn serve_lines(core: &Arc<Core>, mut free: Vec<Arc<Cache>>) {
+    while let Some(cache) = free.pop() {
+        cache.serve_next(core, &mut free);
     }
 }
 

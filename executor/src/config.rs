@@ -46,6 +46,8 @@ pub struct Config {
     pub names_quota: u64,
     /// Bytes of replies that one session's window keeps (the last reply is kept whatever its size).
     pub window_bytes: usize,
+    /// Bytes of replies that all windows together keep: past it, each keeps no more than its even share (and its last reply).
+    pub replies_bytes: u64,
     /// Decode steps of different sessions that run as one batch, at the most.
     pub max_batch: usize,
     /// Prompt tokens that one prefill run takes at the most: a longer prompt is run in pieces, with decode steps of others
@@ -73,6 +75,7 @@ impl Config {
             max_programs: 1024,
             names_quota: memory,
             window_bytes: 32 << 20,
+            replies_bytes: 1 << 30,
             max_batch: 16,
             prefill_tokens: 512,
             token_seed: None,

@@ -14,6 +14,7 @@ use crate::error::fail;
 use crate::names::Names;
 use crate::programs::Program;
 use crate::registry::Registry;
+use crate::replies::Replies;
 use crate::scheduler::{Job, Queue, Scratch, Task, shutting_down, step};
 use crate::stats::{Stats, add};
 use crate::weights::WeightStore;
@@ -27,6 +28,7 @@ pub(crate) struct Core {
     pub(crate) registry: Registry,
     pub(crate) names: Names,
     pub(crate) stats: Stats,
+    pub(crate) replies: Arc<Replies>,
     devices: Vec<Slot>,
     programs: Mutex<HashMap<(u16, ContentHash), Weak<Program>>>,
     /// Programs that stay when the last session that has them ends: whoever comes next need not send their graphs.
@@ -56,6 +58,7 @@ impl Core {
             registry: Registry::new(&config),
             names: Names::new(config.names_quota),
             stats: Stats::default(),
+            replies: Replies::new(config.replies_bytes, config.max_sessions),
             devices: config.devices.iter().map(slot).collect(),
             programs: Mutex::default(),
             recent: Mutex::default(),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use genie_graph::Sizes;
 use genie_transport::wire::{Arguments, ErrorCode, Finish, RemoteError};
 
-use crate::buffers::Buffers;
+use crate::account::HostMemory;
+use crate::buffers::{Buffers, inline_bytes};
 use crate::core::Core;
 use crate::error::fail;
 use crate::programs::{Binding, Source, bad};
@@ -71,6 +72,11 @@ impl Generation {
         let sampled = [sampled(prefill, "prefill")?, sampled(decode, "decode")?];
         let tokens = [takes_tokens(prefill, "prefill")?, takes_tokens(decode, "decode")?];
         let piece = core.config.prefill_tokens.max(1);
+        // The arguments go into the buffers of both bindings; prompt and new tokens are kept to the end.
+        let tokens_kept = 4 * (wish.prompt.len() as u64 + u64::from(wish.max_new));
+        let bound = prefill.copied_bytes().saturating_add(decode.copied_bytes());
+        let taken = 2 * inline_bytes(wish.arguments) + tokens_kept;
+        let host = HostMemory::new(&session.account, bound.saturating_add(taken))?;
         let mut buffers = prefill.buffers();
         prefill.fill(&mut buffers, wish.arguments, Some(tokens[0]))?;
         let first = wish.prompt.get(..piece).unwrap_or(wish.prompt);
@@ -100,6 +106,7 @@ impl Generation {
             wanted: 1 << sampled[0],
             keep: 0,
             kept: Vec::new(),
+            host,
             generation: Some(Box::new(generation)),
             turns: 0,
             changed: false,

@@ -9,6 +9,8 @@ use crate::error::fail;
 #[derive(Debug)]
 pub(crate) struct HandleTable<T> {
     epoch: u64,
+    /// The generation of a slot that was never used.
+    first: u32,
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
     limit: usize,
@@ -21,9 +23,13 @@ struct Slot<T> {
 }
 
 impl<T> HandleTable<T> {
-    /// A table of at most `limit` objects.
-    pub(crate) fn new(epoch: u64, limit: usize) -> Self {
-        Self { epoch, slots: Vec::new(), free: Vec::new(), limit }
+    /// A table of at most `limit` objects, of the session with this number. Where generations begin depends on the session: a
+    /// handle of another one, or of one that has ended, does not fit by chance what has the same slot here.
+    pub(crate) fn new(epoch: u64, session: u64, limit: usize) -> Self {
+        let hash = blake3::hash(&session.to_le_bytes());
+        let start = hash.as_bytes().first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let first = 1 + (start & 0x3fff_ffff);
+        Self { epoch, first, slots: Vec::new(), free: Vec::new(), limit }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -53,8 +59,8 @@ impl<T> HandleTable<T> {
         }
         // The limit is far below 2^32.
         let index = self.slots.len() as u32;
-        self.slots.push(Slot { generation: 1, object: Some(object) });
-        Handle { index, generation: 1, epoch: self.epoch }
+        self.slots.push(Slot { generation: self.first, object: Some(object) });
+        Handle { index, generation: self.first, epoch: self.epoch }
     }
 
     /// The object with this handle.
@@ -79,6 +85,11 @@ impl<T> HandleTable<T> {
         Ok(object)
     }
 
+    /// Every object.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter_map(|slot| slot.object.as_ref())
+    }
+
     /// Every object, as the session ends.
     pub(crate) fn drain(&mut self) -> Vec<T> {
         self.free.clear();
@@ -98,7 +109,7 @@ impl<T> HandleTable<T> {
         let index = handle.index as usize;
         match self.slots.get(index) {
             Some(slot) if slot.generation == handle.generation => Ok(index),
-            Some(slot) if handle.generation != 0 && handle.generation < slot.generation => Err(stale(handle)),
+            Some(slot) if (self.first..slot.generation).contains(&handle.generation) => Err(stale(handle)),
             _ => Err(fail(
                 ErrorCode::NoSuchHandle,
                 format!("this session gave out no handle {}.{}", handle.index, handle.generation),
@@ -108,7 +119,10 @@ impl<T> HandleTable<T> {
 }
 
 fn stale(handle: Handle) -> RemoteError {
-    fail(ErrorCode::StaleHandle, format!("what handle {}.{} named was freed", handle.index, handle.generation))
+    let Handle { index, generation, .. } = handle;
+    let message =
+        format!("what handle {index}.{generation} named was freed: put it again, or use a handle that is live");
+    fail(ErrorCode::StaleHandle, message)
 }
 
 #[cfg(test)]
@@ -117,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_freed_handle_never_reaches_a_new_object() {
-        let mut table = HandleTable::new(7, 2);
+        let mut table = HandleTable::new(7, 1, 2);
         let a = table.insert("a");
         let b = table.insert("b");
         assert_eq!(table.has_room().unwrap_err().code, ErrorCode::Busy);
@@ -132,13 +146,15 @@ mod tests {
 
     #[test]
     fn forged_handles_are_refused() {
-        let mut table = HandleTable::new(7, 8);
+        let mut table = HandleTable::new(7, 1, 8);
         let a = table.insert(());
         for (handle, code) in [
             (Handle { epoch: 8, ..a }, ErrorCode::EpochGone),
             (Handle { index: 1, ..a }, ErrorCode::NoSuchHandle),
             (Handle { index: u32::MAX, ..a }, ErrorCode::NoSuchHandle),
-            (Handle { generation: 2, ..a }, ErrorCode::NoSuchHandle),
+            (Handle { generation: a.generation + 1, ..a }, ErrorCode::NoSuchHandle),
+            (Handle { generation: a.generation - 1, ..a }, ErrorCode::NoSuchHandle),
+            (Handle { generation: 1, ..a }, ErrorCode::NoSuchHandle),
             (Handle { generation: 0, ..a }, ErrorCode::NoSuchHandle),
         ] {
             assert_eq!(table.get(handle).unwrap_err().code, code, "{handle:?}");

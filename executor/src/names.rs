@@ -38,10 +38,27 @@ pub(crate) struct Named {
 }
 
 impl Named {
-    /// Whether no session has a handle on it and nothing reads it.
-    fn is_idle(&self) -> bool {
-        // The store of weights holds a weight, too.
-        self.region.holders() <= 1 + usize::from(self.weight.is_some())
+    fn address(&self) -> usize {
+        self.region.as_ptr().addr()
+    }
+}
+
+impl NamesInner {
+    /// How many names each memory has: a weight may have several.
+    fn names_of(&self) -> HashMap<usize, usize> {
+        let mut names = HashMap::new();
+        self.tensors.values().for_each(|named| *names.entry(named.address()).or_insert(0) += 1);
+        names
+    }
+
+    /// The tensors that no session has a handle on and nothing reads, with their names.
+    fn idle(&self) -> impl Iterator<Item = (&String, &Named)> {
+        let names = self.names_of();
+        self.tensors.iter().filter(move |(_, named)| {
+            let names = names.get(&named.address()).copied().unwrap_or(1);
+            // The store of weights holds a weight, too.
+            named.region.holders() <= names + usize::from(named.weight.is_some())
+        })
     }
 }
 
@@ -60,11 +77,11 @@ impl Names {
             };
             let idle = {
                 let inner = self.lock();
-                let others = inner.tensors.iter().filter(|(other, named)| *other != name && named.is_idle());
+                let others = inner.idle().filter(|(other, _)| *other != name);
                 others.map(|(_, named)| named.region.len() as u64).fold(0, u64::saturating_add)
             };
             let enough = over.used.saturating_sub(idle).checked_add(bytes).is_some_and(|sum| sum <= over.quota);
-            if !enough || !self.evict_where(|other, named| other != name && named.is_idle()) {
+            if !enough || !self.evict_where(|other, _| other != name) {
                 let message = format!(
                     "{bytes} bytes wanted, but the server's named tensors may take {}, and those in use take {}: put it \
                      without a name, or give the server more room for names",
@@ -107,13 +124,14 @@ impl Names {
     /// Bytes of a device's memory that [`Self::evict`] could free.
     pub(crate) fn evictable_bytes(&self, device: u16) -> u64 {
         let inner = self.lock();
-        let idle = inner.tensors.values().filter(|n| n.device == device && n.is_idle());
-        idle.filter_map(|n| Pool::charge(n.region.len() as u64)).sum()
+        let idle = inner.idle().filter(|(_, named)| named.device == device);
+        let memory: HashMap<usize, usize> = idle.map(|(_, named)| (named.address(), named.region.len())).collect();
+        memory.values().filter_map(|&bytes| Pool::charge(bytes as u64)).sum()
     }
 
     /// Lets go of the least recently used name on a device whose tensor nobody has a handle on.
     pub(crate) fn evict(&self, device: u16) -> bool {
-        self.evict_where(|_, named| named.device == device && named.is_idle())
+        self.evict_where(|_, named| named.device == device)
     }
 
     /// Bytes charged for names.
@@ -121,9 +139,10 @@ impl Names {
         self.account.used()
     }
 
+    /// Lets go of the least recently used idle tensor that `may` go.
     fn evict_where(&self, may: impl Fn(&str, &Named) -> bool) -> bool {
         let mut inner = self.lock();
-        let first = inner.tensors.iter().filter(|(name, named)| may(name, named)).min_by_key(|(_, named)| named.used);
+        let first = inner.idle().filter(|(name, named)| may(name, named)).min_by_key(|(_, named)| named.used);
         let Some(name) = first.map(|(name, _)| name.clone()) else { return false };
         inner.tensors.remove(&name).is_some()
     }

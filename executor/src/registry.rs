@@ -10,7 +10,7 @@ use genie_transport::wire::{ErrorCode, RemoteError, SessionToken};
 
 use crate::config::Config;
 use crate::error::{fail, internal};
-use crate::session::Session;
+use crate::session::{Session, State};
 
 /// See the module.
 pub(crate) struct Registry {
@@ -69,6 +69,10 @@ impl Registry {
         let before = {
             let mut state = session.lock();
             state.detached = None;
+            if state.peer.as_ref().is_none_or(|before| !Arc::ptr_eq(before, peer)) {
+                // It has to ask for each of them again first.
+                state.pending.iter_mut().for_each(|pending| pending.heard = false);
+            }
             state.peer.replace(peer.clone()).filter(|before| !Arc::ptr_eq(before, peer))
         };
         let mut by_peer = self.by_peer.write().unwrap_or_else(PoisonError::into_inner);
@@ -102,8 +106,11 @@ impl Registry {
     /// Takes out the sessions whose lease has run out.
     pub(crate) fn expire(&self, now: Instant) -> Vec<Arc<Session>> {
         let is_over = |session: &Arc<Session>| {
-            let detached = session.lock().detached;
-            detached.is_some_and(|since| now.saturating_duration_since(since) >= session.lease)
+            let mut state = session.lock();
+            // Said under the lock: a client that comes back in this very moment either finds the session alive, and it stays so,
+            // or is told that it has ended.
+            state.ended |= state.detached.is_some_and(|since| now.saturating_duration_since(since) >= session.lease);
+            state.ended
         };
         let mut over = Vec::new();
         self.tokens().retain(|_, session| {
@@ -114,6 +121,25 @@ impl Registry {
             keep
         });
         over
+    }
+
+    /// Ends the session that nobody has spoken for the longest, of those that hold nothing and have nothing to do, so that
+    /// another can be opened in its place. The caller frees what little it has.
+    pub(crate) fn give_up_idle(&self) -> Option<Arc<Session>> {
+        let idle_since = |state: &State| {
+            let idle = !state.ended && state.objects.len() == 0 && state.pending.is_empty();
+            state.detached.filter(|_| idle)
+        };
+        let tokens = self.tokens();
+        let idle = tokens.values().filter_map(|session| Some((idle_since(&session.lock())?, session)));
+        let session = idle.min_by_key(|(since, _)| *since)?.1.clone();
+        drop(tokens);
+        let mut state = session.lock();
+        // It may have been taken up again just now.
+        let ends = idle_since(&state).is_some();
+        state.ended |= ends;
+        drop(state);
+        ends.then_some(session)
     }
 
     /// Every session.

@@ -104,8 +104,8 @@ impl Tensor {
                 }
                 let charge = content.charge.account().charge(charge_bytes)?;
                 let mut slab = allocate(charge_bytes)?;
-                slab[..range.start].copy_from_slice(&content.region[..range.start]);
-                slab[range.end..].copy_from_slice(&content.region[range.end..]);
+                copy_counted(&mut slab[..range.start], &content.region[..range.start]);
+                copy_counted(&mut slab[range.end..], &content.region[range.end..]);
                 copy_counted(&mut slab[range], bytes);
                 *content = Content::new(slab.freeze(), charge);
                 Ok(())

@@ -1,5 +1,6 @@
 //! A session: what one client has on the server, whatever becomes of its connections.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use crate::handles::HandleTable;
 use crate::programs::{Binding, Program};
 use crate::replies::{Answer, Seen, Window, forgotten};
 use crate::residents::Tensor;
+use crate::scheduler::{Class, Share};
 use crate::uploads::Upload;
 
 /// See the module.
@@ -21,6 +23,10 @@ pub(crate) struct Session {
     pub(crate) number: u64,
     pub(crate) account: Arc<Account>,
     pub(crate) lease: Duration,
+    /// Requests that may be pending.
+    most_pending: usize,
+    /// What it has in the devices' queues, by device and class.
+    shares: Box<[[Share; 2]]>,
     state: Mutex<State>,
 }
 
@@ -34,7 +40,7 @@ pub(crate) struct State {
     pub(crate) ended: bool,
     pub(crate) objects: HandleTable<Object>,
     pub(crate) window: Window,
-    /// Requests that change something and are not answered yet; no more than the credits allow.
+    /// Requests that change something and are not answered yet; twice the credits at the most.
     pub(crate) pending: Vec<Pending>,
 }
 
@@ -56,6 +62,9 @@ pub(crate) struct Pending {
     pub(crate) id: u64,
     pub(crate) kind: Kind,
     pub(crate) cancelled: bool,
+    /// The connection that the session has now has asked for it. After a reconnect nothing is sent before it has: a client that
+    /// is yet to ask would take what comes for the beginning of the answer.
+    pub(crate) heard: bool,
     pub(crate) work: Work,
 }
 
@@ -82,11 +91,23 @@ impl Session {
         number: u64,
         quota: u64,
         lease: Duration,
+        devices: u16,
         objects: HandleTable<Object>,
         window: Window,
     ) -> Arc<Self> {
+        let shares = (0..devices).map(|_| Default::default()).collect();
+        let most_pending = window.most();
         let state = State { peer: None, detached: None, ended: false, objects, window, pending: Vec::new() };
-        Arc::new(Self { number, account: Account::new(quota), lease, state: Mutex::new(state) })
+        Arc::new(Self { number, account: Account::new(quota), lease, most_pending, shares, state: Mutex::new(state) })
+    }
+
+    /// What it has in the queue of a device's runs of this class.
+    pub(crate) fn share(&self, device: u16, class: Class) -> Option<&Share> {
+        let [decode, prefill] = self.shares.get(usize::from(device))?;
+        Some(match class {
+            Class::Decode => decode,
+            Class::Prefill => prefill,
+        })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -99,8 +120,10 @@ impl Session {
     pub(crate) fn admit(&self, peer: &Arc<Peer>, id: u64, kind: Kind, announce: bool) -> Admission {
         let mut state = self.lock();
         let state = &mut *state;
-        if let Some(pending) = state.pending.iter().find(|p| p.id == id) {
+        let heard = state.peer.as_ref().is_some_and(|p| Arc::ptr_eq(p, peer));
+        if let Some(pending) = state.pending.iter_mut().find(|p| p.id == id) {
             if pending.kind == kind {
+                pending.heard |= heard;
                 pending.join(peer, announce);
             } else {
                 peer.reply(id, kind, &Reply::Failed(reused(id)));
@@ -128,12 +151,29 @@ impl Session {
                 return Admission::Handled;
             }
         }
+        if state.pending.len() >= self.most_pending {
+            if kind == Kind::Put {
+                peer.discard(id);
+            }
+            peer.reply(id, kind, &Reply::Failed(self.no_credit()));
+            return Admission::Handled;
+        }
         state.window.begin(id);
-        state.pending.push(Pending { id, kind, cancelled: false, work: Work::Busy });
+        state.pending.push(Pending { id, kind, cancelled: false, heard, work: Work::Busy });
         Admission::New
     }
 
-    /// Ends a request; the reply goes to whatever connection the session has now.
+    /// A connection has no more requests in flight than credits; but those of earlier connections are still pending.
+    fn no_credit(&self) -> RemoteError {
+        let message = format!(
+            "{} requests of this session are in progress, some over earlier connections: wait for them, or cancel them",
+            self.most_pending
+        );
+        fail(ErrorCode::NoCredit, message)
+    }
+
+    /// Ends a request; the reply goes to the connection that the session has now, if that has asked for it: if not, it is kept
+    /// until it does.
     pub(crate) fn complete(&self, id: u64, answer: Answer) {
         self.complete_with(id, |_| answer);
     }
@@ -142,17 +182,17 @@ impl Session {
     pub(crate) fn complete_with(&self, id: u64, answer: impl FnOnce(&mut State) -> Answer) {
         let mut state = self.lock();
         let Some(at) = state.pending.iter().position(|p| p.id == id) else { return };
-        let kind = state.pending.swap_remove(at).kind;
+        let Pending { kind, heard, .. } = state.pending.swap_remove(at);
         let answer = answer(&mut state);
         let State { peer, window, .. } = &mut *state;
         let answer = window.end(id, kind, answer);
-        if let Some(peer) = peer {
+        if let Some(peer) = peer.as_ref().filter(|_| heard) {
             answer.show(|reply| peer.reply(id, kind, reply));
         }
     }
 
-    /// A token was made; `finish` says whether it is the last (or whether there is none but an end). The client gets this
-    /// token alone; the window keeps them all.
+    /// A token was made; `finish` says whether it is the last (or whether there is none but an end). A client that has heard all
+    /// before it gets this token alone; the window keeps them all.
     pub(crate) fn generated(
         &self,
         id: u64,
@@ -164,10 +204,11 @@ impl Session {
         let mut state = self.lock();
         let state = &mut *state;
         let Some(at) = state.pending.iter().position(|p| p.id == id) else { return };
-        let Work::Generate { position: at_position, tokens, .. } = &mut state.pending[at].work else { return };
+        let Pending { work, heard, .. } = &mut state.pending[at];
+        let Work::Generate { position: at_position, tokens, .. } = work else { return };
         *at_position = position;
         tokens.extend(token);
-        if let Some(peer) = &state.peer {
+        if let Some(peer) = state.peer.as_ref().filter(|_| *heard) {
             peer.reply(id, Kind::Generate, &Reply::Generated { device, position, tokens: token.as_slice(), finish });
         }
         if let Some(finish) = finish
@@ -218,6 +259,16 @@ impl Session {
 }
 
 impl State {
+    /// How many programs the session keeps on the server, by handles on them or on bindings.
+    pub(crate) fn programs(&self) -> usize {
+        let program = |object: &Object| match object {
+            Object::Program { program, .. } => Some(Arc::as_ptr(program).addr()),
+            Object::Binding(binding) => Some(Arc::as_ptr(&binding.program).addr()),
+            Object::Tensor(_) | Object::Cache(_) => None,
+        };
+        self.objects.iter().filter_map(program).collect::<HashSet<_>>().len()
+    }
+
     /// Gives an object a handle, where the session may have one more and lives.
     pub(crate) fn insert(&mut self, object: Object) -> Result<Handle, RemoteError> {
         if self.ended {

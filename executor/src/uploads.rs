@@ -48,6 +48,8 @@ pub(crate) struct Waiter {
 
 struct State {
     waiters: Vec<Waiter>,
+    /// How many requests have ever waited for it: any of them may have sent any of its bytes.
+    joined: usize,
     /// What became of it is known: nobody can join any more.
     closed: bool,
     touched: Instant,
@@ -56,7 +58,7 @@ struct State {
 impl Upload {
     /// An upload into these slabs.
     pub(crate) fn new(device: u16, target: Target, slabs: Vec<Slab>, slice_bytes: u32, now: Instant) -> Arc<Self> {
-        let state = State { waiters: Vec::new(), closed: false, touched: now };
+        let state = State { waiters: Vec::new(), joined: 0, closed: false, touched: now };
         Arc::new(Self { device, target, landing: Landing::new(slabs, slice_bytes), state: Mutex::new(state) })
     }
 
@@ -76,6 +78,7 @@ impl Upload {
             return Err(waiter);
         }
         state.touched = now;
+        state.joined += 1;
         state.waiters.push(waiter);
         Ok(())
     }
@@ -92,9 +95,19 @@ impl Upload {
         !self.lock().waiters.is_empty()
     }
 
+    /// When it was last asked for.
+    pub(crate) fn touched(&self) -> Instant {
+        self.lock().touched
+    }
+
     /// Whether nobody has asked for it for this long.
     pub(crate) fn is_older_than(&self, age: Duration, now: Instant) -> bool {
         now.saturating_duration_since(self.lock().touched) >= age
+    }
+
+    /// Whether all its bytes are one request's.
+    pub(crate) fn is_of_one(&self) -> bool {
+        self.lock().joined <= 1
     }
 
     /// Who waits for it, as it ends.

@@ -1,5 +1,8 @@
-//! What the tests that cross crates share: a tiny model, answers that outlive their frames, servers within the process.
+//! What the tests that cross crates share: a tiny model, answers that outlive their frames, servers within the process, a client
+//! that breaks the protocol, and one that sees whether others are harmed by it.
 
 pub mod answer;
 pub mod graphs;
+pub mod raw;
 pub mod serve;
+pub mod witness;

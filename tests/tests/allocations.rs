@@ -47,9 +47,9 @@ static ALLOCATOR: Counting = Counting;
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Requests in a run.
-const RUN: usize = 50;
+const RUN: usize = 20;
 /// Runs to find one among in which nothing is allocated.
-const RUNS: usize = 200;
+const RUNS: usize = 1000;
 
 /// The fewest allocations in any run of [`RUN`] requests.
 fn fewest(mut request: impl FnMut()) -> u64 {

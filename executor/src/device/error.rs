@@ -163,3 +163,22 @@ pub enum DeviceError {
     #[error("a kernel of the device failed; the run was given up ({0})")]
     Internal(String),
 }
+
+impl DeviceError {
+    /// The row of the batch that is to blame, where one is.
+    pub(crate) fn row(&self) -> Option<usize> {
+        match self {
+            // The weights are the batch's, not a row's.
+            Self::Count { what: "weights", .. } => None,
+            Self::Count { row, .. }
+            | Self::ArgumentType { row, .. }
+            | Self::ArgumentShape { row, .. }
+            | Self::ArgumentBytes { row, .. }
+            | Self::CacheSpec { row, .. }
+            | Self::Row { row, .. }
+            | Self::IndexOutOfRange { row, .. }
+            | Self::DivisionByZero { row, .. } => Some(*row),
+            _ => None,
+        }
+    }
+}

@@ -23,7 +23,12 @@ impl Core {
         }
     }
 
-    fn new_session(&self, peer: &Arc<Peer>, quota: u64, lease_ms: u32) -> Result<OpenedSession, RemoteError> {
+    fn new_session(
+        self: &Arc<Self>,
+        peer: &Arc<Peer>,
+        quota: u64,
+        lease_ms: u32,
+    ) -> Result<OpenedSession, RemoteError> {
         if self.is_closing() {
             return Err(shutting_down());
         }
@@ -36,10 +41,22 @@ impl Core {
         let lease = if lease_ms == 0 { config.default_lease } else { Duration::from_millis(u64::from(lease_ms)) };
         let lease = lease.min(config.max_lease);
         // Twice the credits: whatever a client can still ask again is kept, with room to spare.
-        let window = Window::new(2 * config.settings.credits as usize, config.window_bytes);
-        let objects = HandleTable::new(epoch, config.max_handles);
-        let session = Session::new(self.number(), quota, lease, objects, window);
-        let token = self.registry.add(session.clone())?;
+        let window = Window::new(2 * config.settings.credits as usize, config.window_bytes, self.replies.clone());
+        let number = self.number();
+        let objects = HandleTable::new(epoch, number, config.max_handles);
+        let session = Session::new(number, quota, lease, self.device_count(), objects, window);
+        let token = match self.registry.add(session.clone()) {
+            Err(full) => {
+                let Some(idle) = self.registry.give_up_idle() else { return Err(full) };
+                tracing::info!(
+                    session = idle.number,
+                    "session given up for another: it held nothing, and its client had gone"
+                );
+                self.end_session(&idle);
+                self.registry.add(session.clone())?
+            }
+            Ok(token) => token,
+        };
         self.registry.attach(&session, peer);
         add(&self.stats.sessions_opened, 1);
         tracing::debug!(session = session.number, peer = peer.id(), quota, ?lease, "session opened");
@@ -107,7 +124,6 @@ impl Core {
 
     /// Frees what a session has. Requests in progress end: uploads now, generates at their next step, runs when they are done.
     pub(crate) fn end_session(self: &Arc<Self>, session: &Arc<Session>) {
-        self.registry.remove(session);
         let (objects, uploads) = {
             let mut state = session.lock();
             state.ended = true;
@@ -124,6 +140,8 @@ impl Core {
                 .collect();
             (state.objects.drain(), uploads)
         };
+        // After it was said that the session has ended: a connection that takes it up meanwhile either hears so, or goes here.
+        self.registry.remove(session);
         for (id, upload) in uploads {
             if let Some(waiter) = upload.leave(session, id) {
                 waiter.fail(fail(ErrorCode::Cancelled, "the session has ended"));

@@ -81,7 +81,6 @@ impl Core {
     fn read(self: &Arc<Self>, from: &From<'_>, request: &Request<'_>) -> Result<(), RemoteError> {
         match request {
             Request::Get { handle, offset, length, sliced } => self.get(from, *handle, *offset, *length, *sliced),
-            Request::LookupName(name) => self.lookup_name(from, name),
             Request::LookupHandle(handle) => self.lookup_handle(from, *handle),
             _ => Err(fail(ErrorCode::UnknownKind, "this server does not know the request")),
         }
@@ -101,6 +100,7 @@ impl Core {
                 drop(object);
                 Ok(Some(Answer::Done))
             }
+            Request::LookupName(name) => self.lookup_name(from, name),
             Request::Offer { device, entries } => self.offer(from, device, &entries),
             Request::Define { device, graph } => self.define(from, device, graph),
             Request::DefineKnown { device, hash } => self.define_known(from, device, &hash),

@@ -5,19 +5,24 @@ use std::sync::Arc;
 use genie_transport::wire::{Arguments, BindEntry, ContentHash, ErrorCode, Handle, RemoteError};
 
 use super::{From, Outcome};
+use crate::account::HostMemory;
+use crate::buffers::inline_bytes;
 use crate::core::Core;
 use crate::error::fail;
 use crate::generate::{Generation, Wish};
 use crate::programs::{Binding, Program};
 use crate::replies::Answer;
 use crate::scheduler::Job;
-use crate::session::{Object, Work};
+use crate::session::{Object, State, Work};
+
+/// One session may have one in so many of the server's programs.
+const SHARE: usize = 8;
 
 impl Core {
     /// Verifying and planning a graph takes long enough to be done elsewhere.
     pub(super) fn define(self: &Arc<Self>, from: &From<'_>, device: u16, graph: &[u8]) -> Outcome {
         self.device(device)?;
-        from.session.lock().objects.has_room()?;
+        self.may_define(from)?;
         // What a program takes beside its graph is of the graph's order.
         let charge = Arc::new(from.session.account.charge(graph.len() as u64)?);
         let (session, id, graph) = (from.session.clone(), from.id, graph.to_vec());
@@ -29,6 +34,9 @@ impl Core {
                     Err(error) => return Answer::Failed(error),
                 };
                 let hash = program.hash();
+                if let Err(error) = core.has_room_for_program(state) {
+                    return Answer::Failed(error);
+                }
                 match state.insert(Object::Program { program, _charge: charge }) {
                     Ok(handle) => Answer::Program { handle, hash },
                     Err(error) => Answer::Failed(error),
@@ -41,12 +49,29 @@ impl Core {
     /// A graph that is planned already, by its hash: whoever has the weights needs not send what runs on them.
     pub(super) fn define_known(&self, from: &From<'_>, device: u16, hash: &ContentHash) -> Outcome {
         self.device(device)?;
+        self.may_define(from)?;
         let Some(program) = self.program(device, hash) else {
             return Err(fail(ErrorCode::NoSuchName, format!("no graph here hashes to {hash:?}..: send it whole")));
         };
         let charge = Arc::new(from.session.account.charge(program.graph.encode().len() as u64)?);
         let handle = from.session.lock().insert(Object::Program { program, _charge: charge })?;
         Ok(Some(Answer::Program { handle, hash: *hash }))
+    }
+
+    fn may_define(&self, from: &From<'_>) -> Result<(), RemoteError> {
+        let state = from.session.lock();
+        state.objects.has_room()?;
+        self.has_room_for_program(&state)
+    }
+
+    /// Programs are the whole server's, and few: no session may have all of them.
+    fn has_room_for_program(&self, state: &State) -> Result<(), RemoteError> {
+        let most = (self.config.max_programs / SHARE).max(1);
+        if state.programs() < most {
+            return Ok(());
+        }
+        let message = format!("the session has {most} programs, all that one may have: free some, and their bindings");
+        Err(fail(ErrorCode::Busy, message))
     }
 
     fn plan(&self, device: u16, graph: &[u8]) -> Result<Arc<Program>, RemoteError> {
@@ -85,6 +110,8 @@ impl Core {
         arguments: Arguments<'_>,
     ) -> Outcome {
         let binding = from.session.binding(binding)?;
+        let taken = binding.copied_bytes().saturating_add(inline_bytes(arguments));
+        let host = HostMemory::new(&from.session.account, taken)?;
         let mut buffers = binding.buffers();
         let sizes = match binding.fill(&mut buffers, arguments, None).and_then(|()| binding.sizes(&buffers)) {
             Ok(sizes) => sizes,
@@ -103,11 +130,12 @@ impl Core {
             wanted,
             keep,
             kept: Vec::new(),
+            host,
             generation: None,
             turns: 0,
             changed: false,
         };
-        job.proceed(self);
+        job.start(self);
         Ok(None)
     }
 
@@ -117,7 +145,7 @@ impl Core {
             let device = job.binding.program.device;
             pending.work = Work::Generate { device, position: 0, tokens: Vec::new() };
         }
-        job.proceed(self);
+        job.start(self);
         Ok(None)
     }
 }

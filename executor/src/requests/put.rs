@@ -14,7 +14,7 @@ use crate::core::Core;
 use crate::error::fail;
 use crate::replies::Answer;
 use crate::residents::{Content, Tensor};
-use crate::session::{Object, Work};
+use crate::session::{Object, State, Work};
 use crate::stats::add;
 use crate::uploads::{Target, Upload, Waiter, mismatch};
 use crate::weights::Found;
@@ -248,15 +248,55 @@ impl Core {
         }
         // All but caches land in one slab.
         let Some(slab) = slabs.pop() else { return };
-        self.verify(upload.hash(), slab.freeze(), move |core, region| match region {
+        let region = slab.freeze();
+        if matches!(upload.target, Target::Range { .. }) && region.len() as u64 > HASHED_HERE {
+            // It may take a copy of all of it.
+            return self.spawn(move |core| core.settle(&upload, region));
+        }
+        self.verify(upload.hash(), region, move |core, region| match region {
             Ok(region) => core.settle(&upload, region),
             Err(error) => {
                 if let Target::Weight(hash) = &upload.target {
                     core.weights(upload.device).withdraw(hash, &upload);
+                    if !upload.is_of_one() {
+                        return upload.close().into_iter().for_each(|waiter| core.start_over(waiter, &upload, *hash));
+                    }
                 }
                 upload.close().into_iter().for_each(|waiter| waiter.fail(error.clone()));
             }
         });
+    }
+
+    /// Somebody sent wrong bytes of a weight that several were sending, and nobody knows who: each sends all of it again, to a
+    /// place of its own that no other can join. Whoever sends wrong bytes then is alone in failing.
+    fn start_over(self: &Arc<Self>, waiter: Waiter, shared: &Upload, hash: ContentHash) {
+        let device = shared.device;
+        let slab = match self.allocate(device, waiter.spec.bytes()) {
+            Ok(slab) => slab,
+            Err(error) => return waiter.fail(error),
+        };
+        let (slice_bytes, now) = (shared.landing.slice_bytes(), shared.touched());
+        let upload = Upload::new(device, Target::Weight(hash), vec![slab], slice_bytes, now);
+        let (session, id) = (waiter.session.clone(), waiter.id);
+        // Nobody else knows the upload yet: it takes whoever waits.
+        if let Err(waiter) = upload.wait(waiter, now) {
+            return waiter.fail(fail(ErrorCode::Internal, "the upload ended before it began: put again"));
+        }
+        let goes_on = {
+            let mut state = session.lock();
+            let State { pending, peer, .. } = &mut *state;
+            let pending = pending.iter_mut().find(|p| p.id == id && !p.cancelled);
+            pending.is_some_and(|pending| {
+                if let Some(peer) = peer.as_ref().filter(|_| pending.heard) {
+                    upload.join(peer, id, true);
+                }
+                pending.work = Work::Upload { upload: upload.clone() };
+                true
+            })
+        };
+        if !goes_on && let Some(waiter) = upload.leave(&session, id) {
+            waiter.fail(fail(ErrorCode::Cancelled, "the put was cancelled"));
+        }
     }
 
     /// The bytes of an upload are what they should be: they become what they were meant for.

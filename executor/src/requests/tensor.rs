@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use genie_transport::connection::Peer;
-use genie_transport::memory::{Region, extend_counted};
+use genie_transport::memory::{Region, copy_counted, extend_counted};
 use genie_transport::wire::{ContentHash, ErrorCode, Handle, Kind, Offered, RemoteError, Reply, TensorSpec, limits};
 
 use super::{From, Outcome};
+use crate::account::{Account, Charge};
 use crate::caches::{Cache, Turn, tensor_spec};
 use crate::core::Core;
 use crate::error::fail;
@@ -26,16 +27,25 @@ impl Core {
     ) -> Result<(), RemoteError> {
         let range = Range { offset, length, sliced };
         match from.session.object(handle)? {
-            Object::Tensor(tensor) => range.send(from.peer, from.id, &[tensor.content().region.clone()]),
+            Object::Tensor(tensor) => {
+                let content = tensor.content();
+                let region = match sliced {
+                    Some(_) => Region::from_owner(Sent(content)),
+                    None => content.region.clone(),
+                };
+                range.send(from.peer, from.id, &[region])
+            }
             Object::Cache(cache) => {
-                let (peer, id) = (from.peer.clone(), from.id);
+                let (peer, id, account) = (from.peer.clone(), from.id, from.session.account.clone());
                 let quick = move |_: &Arc<Self>, cache: &Arc<Cache>| {
-                    let sent = cache.with(|kv, _| Ok(kv.segments())).and_then(|s| range.send(&peer, id, &s));
+                    let segments = cache.with(|kv, _| Ok(kv.segments()));
+                    let paid = segments.and_then(|segments| range.pay(segments, &account));
+                    let sent = paid.and_then(|segments| range.send(&peer, id, &segments));
                     if let Err(error) = sent {
                         peer.reply(id, Kind::Get, &Reply::Failed(error));
                     }
                 };
-                cache.enter(self, Turn::Quick(Box::new(quick)));
+                cache.enter(self, Turn::Read(from.peer.clone(), Box::new(quick)));
                 Ok(())
             }
             _ => Err(fail(ErrorCode::WrongType, "the handle names neither a tensor nor a KV cache")),
@@ -48,10 +58,10 @@ impl Core {
         from.session.lock().objects.has_room()?;
         let charge = from.session.account.charge(tensor.spec.bytes())?;
         let waiter = from.waiter_paid(tensor.spec.clone(), None, charge);
-        let region = tensor.content().region.clone();
+        let content = tensor.content();
         if device == tensor.device {
             // Nobody writes shared bytes in place: a copy shares them until one of the two changes.
-            self.install(waiter, device, tensor.weight, region);
+            self.install(waiter, device, tensor.weight, content.region.clone());
             return Ok(None);
         }
         if let Some(hash) = &tensor.weight
@@ -63,7 +73,8 @@ impl Core {
         let mut slab = self.allocate(device, tensor.spec.bytes())?;
         let weight = tensor.weight;
         let task = move |core: &Arc<Self>| {
-            slab.copy_from_slice(&region);
+            copy_counted(&mut slab, &content.region);
+            drop(content);
             let region = slab.freeze();
             let region = match weight {
                 Some(hash) => core.weights(device).insert(hash, region),
@@ -102,7 +113,7 @@ impl Core {
         Ok(Some(Answer::Offered(offered)))
     }
 
-    pub(super) fn lookup_name(&self, from: &From<'_>, name: &str) -> Result<(), RemoteError> {
+    pub(super) fn lookup_name(&self, from: &From<'_>, name: &str) -> Outcome {
         let found = self.names.find(name, |n| (n.device, n.spec.clone(), n.weight, n.region.clone()));
         let Some((device, spec, weight, region)) = found else {
             return Err(fail(
@@ -113,8 +124,7 @@ impl Core {
         let charge = from.session.account.charge(spec.bytes())?;
         let tensor = Tensor::new(device, spec.clone(), weight, Content::new(region, charge));
         let handle = from.session.lock().insert(Object::Tensor(tensor))?;
-        from.peer.reply(from.id, Kind::Lookup, &Reply::Tensor { handle, device, spec });
-        Ok(())
+        Ok(Some(Answer::Tensor { handle, device, spec }))
     }
 
     pub(super) fn lookup_handle(self: &Arc<Self>, from: &From<'_>, handle: Handle) -> Result<(), RemoteError> {
@@ -136,11 +146,34 @@ impl Core {
                         Err(error) => peer.reply(id, Kind::Lookup, &Reply::Failed(error)),
                     }
                 };
-                cache.enter(self, Turn::Quick(Box::new(quick)));
+                cache.enter(self, Turn::Read(from.peer.clone(), Box::new(quick)));
                 Ok(())
             }
             _ => Err(fail(ErrorCode::WrongType, "the handle names neither a tensor nor a KV cache")),
         }
+    }
+}
+
+/// The bytes of a tensor on their way to a client. They may leave long after the tensor was freed or got other bytes: until
+/// then the session pays for them.
+struct Sent(Arc<Content>);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.region
+    }
+}
+
+/// A block of a cache on its way to a client.
+struct SentBlock {
+    region: Region,
+    /// For all blocks of the get.
+    _charge: Arc<Charge>,
+}
+
+impl AsRef<[u8]> for SentBlock {
+    fn as_ref(&self) -> &[u8] {
+        &self.region
     }
 }
 
@@ -153,12 +186,34 @@ struct Range {
 }
 
 impl Range {
-    /// Sends this range of the bytes of `segments`, one after another, and the reply.
-    fn send(self, peer: &Peer, id: u64, segments: &[Region]) -> Result<(), RemoteError> {
+    /// What a sliced get keeps of a cache's blocks, with what the session pays for it until it is sent: the cache may be freed,
+    /// or go on without these blocks.
+    fn pay(self, segments: Vec<Region>, account: &Arc<Account>) -> Result<Vec<Region>, RemoteError> {
+        if self.sliced.is_none() {
+            return Ok(segments);
+        }
         let total = segments.iter().map(|s| s.len() as u64).sum::<u64>();
+        let length = self.length_of(total)?;
+        let kept = cut(&segments, self.offset, length).len() as u64;
+        // All blocks are of one size, and those that are sent in part are kept whole.
+        let block = segments.first().map_or(0, |s| s.len() as u64);
+        let charge = Arc::new(account.charge(kept.saturating_mul(block))?);
+        let paid = |region| Region::from_owner(SentBlock { region, _charge: charge.clone() });
+        Ok(segments.into_iter().map(paid).collect())
+    }
+
+    /// Its bytes, of a whole of `total`.
+    fn length_of(self, total: u64) -> Result<u64, RemoteError> {
         let rest = total.saturating_sub(self.offset);
         let length = if self.length == 0 { rest } else { self.length };
         range_within(self.offset, length, total)?;
+        Ok(length)
+    }
+
+    /// Sends this range of the bytes of `segments`, one after another, and the reply.
+    fn send(self, peer: &Peer, id: u64, segments: &[Region]) -> Result<(), RemoteError> {
+        let total = segments.iter().map(|s| s.len() as u64).sum::<u64>();
+        let length = self.length_of(total)?;
         let pieces = cut(segments, self.offset, length);
         match (self.sliced, &pieces[..]) {
             (Some(slice_bytes), [_, ..]) => {

@@ -3,13 +3,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use genie_transport::wire::{ErrorCode, RemoteError};
+use genie_transport::wire::{Effect, ErrorCode, RemoteError};
 
 use super::Job;
+use super::job::pass_on;
 use crate::buffers::Buffers;
 use crate::core::Core;
 use crate::device::{DeviceError, KvCache, Row};
 use crate::error::fail;
+use crate::replies::Answer;
 
 /// Empty lists whose memory the next batch uses again.
 #[derive(Default)]
@@ -28,26 +30,50 @@ pub(super) fn execute(core: &Arc<Core>, batch: &mut Vec<Job>, rows: &mut Rows) {
         let binding = job.binding.clone();
         binding.read_residents(&mut job.buffers);
     }
-    match attempt(core, batch, rows) {
-        Ok(()) => {
-            core.stats.ran(batch.len());
-            batch.drain(..).for_each(|job| job.ran(core));
+    while let Err(error) = attempt(core, batch, rows) {
+        if batch.len() == 1 {
+            let error = RemoteError::from(error);
+            return batch.drain(..).for_each(|job| finish(core, job, |job| job.fail(core, error.clone())));
         }
-        // One of them is to blame, and no cache has grown: each runs again alone, and the others are unharmed.
-        Err(_) if batch.len() > 1 => {
-            for job in std::mem::take(batch) {
-                execute(core, &mut vec![job], rows);
+        // One of them is to blame, and no cache has grown. It runs again alone, so that the others are unharmed: they as a batch,
+        // where the error says which it is, and else alone, too.
+        match error.row().filter(|&row| row < batch.len()) {
+            Some(row) => execute(core, &mut vec![batch.remove(row)], rows),
+            None => {
+                return std::mem::take(batch).into_iter().for_each(|job| execute(core, &mut vec![job], rows));
             }
         }
-        Err(error) => batch.drain(..).for_each(|job| job.fail(core, error.clone())),
     }
+    core.stats.ran(batch.len());
+    batch.drain(..).for_each(|job| finish(core, job, |job| job.ran(core)));
+}
+
+/// Ends jobs whose batch came to a halt by a bug of the server's own.
+pub(super) fn give_up(core: &Arc<Core>, batch: &mut Vec<Job>) {
+    batch.drain(..).for_each(|job| finish(core, job, |job| job.fail(core, bug())));
+}
+
+/// Sees to what becomes of a job. Should that end by a bug, the job's request fails; the device and other sessions go on.
+fn finish(core: &Arc<Core>, job: Job, end: impl FnOnce(Job)) {
+    let (session, id, binding) = (job.session.clone(), job.id, job.binding.clone());
+    if catch_unwind(AssertUnwindSafe(|| end(job))).is_err() {
+        session.complete(id, Answer::Failed(bug()));
+        pass_on(core, &binding);
+    }
+}
+
+fn bug() -> RemoteError {
+    let mut error = fail(ErrorCode::Internal, "the server failed while it ran this; it is a bug, the log says more");
+    error.effect = Effect::Unknown;
+    error
 }
 
 fn drop_cancelled(core: &Arc<Core>, batch: &mut Vec<Job>) {
     let mut at = 0;
     while let Some(job) = batch.get(at) {
         if job.session.is_cancelled(job.id) {
-            batch.remove(at).fail(core, fail(ErrorCode::Cancelled, "the request was cancelled"));
+            let error = fail(ErrorCode::Cancelled, "the request was cancelled");
+            finish(core, batch.remove(at), |job| job.fail(core, error));
         } else {
             at += 1;
         }
@@ -55,16 +81,16 @@ fn drop_cancelled(core: &Arc<Core>, batch: &mut Vec<Job>) {
 }
 
 /// Runs them; where the device's memory is short, once more after something was evicted.
-fn attempt(core: &Arc<Core>, batch: &mut [Job], rows: &mut Rows) -> Result<(), RemoteError> {
+fn attempt(core: &Arc<Core>, batch: &mut [Job], rows: &mut Rows) -> Result<(), DeviceError> {
     match run(batch, rows) {
         Err(DeviceError::OutOfMemory(short)) => {
             let device = batch.first().map_or(0, |job| job.binding.program.device);
             if !core.make_room(device, short.wanted) {
-                return Err(DeviceError::OutOfMemory(short).into());
+                return Err(DeviceError::OutOfMemory(short));
             }
-            run(batch, rows).map_err(RemoteError::from)
+            run(batch, rows)
         }
-        other => other.map_err(RemoteError::from),
+        other => other,
     }
 }
 

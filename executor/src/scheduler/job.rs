@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use genie_graph::Sizes;
-use genie_transport::memory::Slab;
+use genie_transport::memory::{Slab, copy_counted};
 use genie_transport::wire::{ErrorCode, RemoteError, TensorSpec, limits, write_argument, write_resident};
 
-use super::Class;
-use crate::account::Charge;
+use super::{Class, Share};
+use crate::account::{Charge, HostMemory};
 use crate::buffers::Buffers;
-use crate::caches::Turn;
+use crate::caches::{Turn, serve_lines};
 use crate::core::Core;
 use crate::error::{fail, partly};
 use crate::generate::{Generation, Onward};
@@ -33,6 +33,8 @@ pub(crate) struct Job {
     pub(crate) keep: u32,
     /// Memory for the outputs that become residents.
     pub(crate) kept: Vec<Kept>,
+    /// What it takes beside residents.
+    pub(crate) host: HostMemory,
     /// Set where the run is a step of a generate.
     pub(crate) generation: Option<Box<Generation>>,
     /// Caches whose turn it has.
@@ -50,45 +52,60 @@ pub(crate) struct Kept {
 }
 
 impl Job {
-    /// Takes its turn with the next cache, or, when it has them all, gets ready to run.
-    pub(crate) fn proceed(mut self, core: &Arc<Core>) {
-        match self.binding.turns.get(self.turns) {
-            Some(&next) => {
-                let cache = self.binding.caches[next].clone();
-                self.turns += 1;
-                cache.enter(core, Turn::Job(self));
-            }
-            None => self.begin(core),
+    /// A new run: takes its turns with its caches, and gets ready.
+    pub(crate) fn start(self, core: &Arc<Core>) {
+        if let Err(ended) = self.proceed(core) {
+            serve_lines(core, ended.caches.clone());
         }
     }
 
+    /// Takes its turn with one cache after another and, when it has them all, gets ready to run.
+    ///
+    /// # Errors
+    /// It has failed, and its request is answered; the caller must let the next in line have the binding's caches.
+    pub(crate) fn proceed(mut self, core: &Arc<Core>) -> Result<(), Arc<Binding>> {
+        while let Some(&next) = self.binding.turns.get(self.turns) {
+            let cache = self.binding.caches[next].clone();
+            self.turns += 1;
+            match cache.line_up(Turn::Job(self)) {
+                Some(Turn::Job(job)) => self = job,
+                _ => return Ok(()),
+            }
+        }
+        self.begin(core)
+    }
+
     /// Has every cache: checks what could not be checked before, takes memory, and goes to the device's queue.
-    fn begin(mut self, core: &Arc<Core>) {
+    fn begin(mut self, core: &Arc<Core>) -> Result<(), Arc<Binding>> {
         for cache in &self.binding.caches {
             match cache.take() {
                 Some(kv) => self.buffers.kvs.push(kv),
                 None => {
                     let error = fail(ErrorCode::Internal, "a KV cache is used out of turn");
-                    return self.fail(core, error);
+                    return Err(self.end(error));
                 }
             }
         }
         let checked = self.check_position().and_then(|()| self.prepare(core));
         match checked {
             Ok(()) => self.enqueue(core),
-            Err(error) => self.fail(core, error),
+            Err(error) => Err(self.end(error)),
         }
     }
 
     /// To the device's queue. A batch's jobs go there before the next batch is picked, so that generates that run at the same
     /// time fall into step.
-    pub(crate) fn enqueue(self, core: &Arc<Core>) {
+    ///
+    /// # Errors
+    /// As for [`Self::proceed`].
+    fn enqueue(self, core: &Arc<Core>) -> Result<(), Arc<Binding>> {
         if self.session.is_cancelled(self.id) {
-            return self.fail(core, fail(ErrorCode::Cancelled, "the request was cancelled"));
+            return Err(self.end(fail(ErrorCode::Cancelled, "the request was cancelled")));
         }
         let queue = core.queue(self.binding.program.device);
-        if let Err(job) = queue.push(self) {
-            job.fail(core, shutting_down());
+        match queue.push(self) {
+            None => Ok(()),
+            Some(job) => Err(job.end(shutting_down())),
         }
     }
 
@@ -119,7 +136,7 @@ impl Job {
         if self.generation.is_some() {
             return Ok(());
         }
-        let mut inline = 0_u64;
+        let (mut inline, mut host) = (0_u64, 0_u64);
         for output in 0..u32::BITS {
             let (wanted, keep) = (self.wanted >> output & 1 == 1, self.keep >> output & 1 == 1);
             if !wanted && !keep {
@@ -127,8 +144,10 @@ impl Job {
             }
             let output = output as usize;
             let sizes = Sizes { position: length, ..self.sizes };
+            let bytes = self.binding.output_bytes(output, &sizes)?;
+            host = host.saturating_add(bytes);
             if wanted {
-                inline = inline.saturating_add(self.binding.output_bytes(output, &sizes)?).saturating_add(64);
+                inline = inline.saturating_add(bytes).saturating_add(64);
             }
             if keep {
                 let spec = self.binding.output_spec(output, &sizes)?;
@@ -141,7 +160,7 @@ impl Job {
             let message = format!("the outputs that are wanted take {inline} bytes: keep them, and get them in slices");
             return Err(fail(ErrorCode::OutOfRange, message));
         }
-        Ok(())
+        Ok(self.host.add(&self.session.account, host)?)
     }
 
     /// The outputs that the device must fill.
@@ -149,8 +168,14 @@ impl Job {
         u64::from(self.wanted | self.keep)
     }
 
+    /// A prompt is prefill, whatever its program says of itself: it does not go before other sessions' steps.
     pub(crate) fn class(&self) -> Class {
-        self.binding.program.class
+        if self.sizes.sequence == 1 { self.binding.program.class } else { Class::Prefill }
+    }
+
+    /// What its session has in the queue that it goes to.
+    pub(super) fn share(&self) -> Option<&Share> {
+        self.session.share(self.binding.program.device, self.class())
     }
 
     /// Whether the two can run as one batch: one decode step each, of the same program with the same weights.
@@ -174,7 +199,10 @@ impl Job {
             match generation.advance(core, &mut self) {
                 Onward::Again => {
                     self.generation = Some(generation);
-                    return self.enqueue(core);
+                    if let Err(ended) = self.enqueue(core) {
+                        pass_on(core, &ended);
+                    }
+                    return;
                 }
                 Onward::Ended => {}
                 Onward::Failed(error) => self.answer_failed(error),
@@ -182,16 +210,21 @@ impl Job {
         } else {
             self.answer_ran();
         }
-        self.leave(core);
+        pass_on(core, &self.give_back());
     }
 
     /// It did not work out.
-    pub(crate) fn fail(mut self, core: &Arc<Core>, error: RemoteError) {
+    pub(crate) fn fail(self, core: &Arc<Core>, error: RemoteError) {
+        pass_on(core, &self.end(error));
+    }
+
+    /// It did not work out; the caches of the binding that comes back are still to be passed on.
+    fn end(mut self, error: RemoteError) -> Arc<Binding> {
         self.kept.clear();
         // What was reserved for the run goes back, and with it any reservation of the cache's own.
         self.buffers.kvs.iter_mut().for_each(|kv| kv.truncate(kv.len()));
         self.answer_failed(error);
-        self.leave(core);
+        self.give_back()
     }
 
     fn answer_failed(&self, error: RemoteError) {
@@ -199,27 +232,38 @@ impl Job {
         self.session.complete(self.id, Answer::Failed(error));
     }
 
+    /// The outputs that stay, as residents. They are filled before anything is locked: they may be large.
+    fn fill_kept(&mut self, device: u16) -> Result<Vec<(usize, Arc<Tensor>)>, RemoteError> {
+        let outputs = &self.buffers.outputs;
+        let tensors = self.kept.drain(..).map(|Kept { output, spec, mut slab, charge }| {
+            let data = outputs.get(output).map_or(&[][..], |o| &o.data);
+            if slab.len() != data.len() {
+                return Err(partly(fail(ErrorCode::DeviceFailed, "an output has the wrong size")));
+            }
+            copy_counted(&mut slab, data);
+            Ok((output, Tensor::new(device, spec, None, Content::new(slab.freeze(), charge))))
+        });
+        tensors.collect()
+    }
+
     fn answer_ran(&mut self) {
         let (device, position) = (self.binding.program.device, self.length());
         let (wanted, keep) = (self.wanted, self.keep);
+        let mut kept = match self.fill_kept(device) {
+            Ok(kept) => kept,
+            Err(error) => return self.answer_failed(error),
+        };
         let outputs = &self.buffers.outputs;
-        let kept = &mut self.kept;
         self.session.complete_with(self.id, |state| {
             let mut bytes = state.window.buffer();
             let mut count = 0;
             for i in 0..u32::BITS as usize {
                 let Some(output) = outputs.get(i) else { break };
                 if keep >> i & 1 == 1 {
-                    let Some(at) = kept.iter().position(|k| k.output == i) else { continue };
-                    let Kept { spec, mut slab, charge, .. } = kept.swap_remove(at);
-                    if slab.len() != output.data.len() {
-                        return Answer::Failed(partly(fail(ErrorCode::DeviceFailed, "an output has the wrong size")));
-                    }
-                    slab.copy_from_slice(&output.data);
-                    let content = Content::new(slab.freeze(), charge);
-                    let tensor = Tensor::new(device, spec.clone(), None, content);
-                    match state.insert(Object::Tensor(tensor)) {
-                        Ok(handle) => write_resident(&mut bytes, i as u16, &spec, handle),
+                    let Some(at) = kept.iter().position(|(of, _)| *of == i) else { continue };
+                    let (_, tensor) = kept.swap_remove(at);
+                    match state.insert(Object::Tensor(tensor.clone())) {
+                        Ok(handle) => write_resident(&mut bytes, i as u16, &tensor.spec, handle),
                         Err(error) => return Answer::Failed(partly(error)),
                     }
                     count += 1;
@@ -236,17 +280,22 @@ impl Job {
         });
     }
 
-    /// Gives caches and buffers back, and lets the next in line have the caches.
-    fn leave(self, core: &Arc<Core>) {
+    /// Gives caches and buffers back.
+    fn give_back(self) -> Arc<Binding> {
         let Self { binding, mut buffers, .. } = self;
         for (cache, kv) in binding.caches.iter().zip(buffers.kvs.drain(..)) {
             cache.settle(&kv);
             cache.put_back(kv);
         }
         binding.recycle(buffers);
-        for &turn in &binding.turns {
-            binding.caches[turn].leave(core);
-        }
+        binding
+    }
+}
+
+/// Lets the next in line have the caches of a run that has ended.
+pub(super) fn pass_on(core: &Arc<Core>, ended: &Binding) {
+    for &turn in &ended.turns {
+        ended.caches[turn].leave(core);
     }
 }
 

@@ -9,5 +9,5 @@ mod queue;
 mod worker;
 
 pub(crate) use job::{Job, shutting_down};
-pub(crate) use queue::{Class, Queue, Task};
+pub(crate) use queue::{Class, Queue, Share, Task};
 pub(crate) use worker::{Scratch, run_device, step};

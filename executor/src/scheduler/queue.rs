@@ -1,6 +1,7 @@
 //! The queue of one device.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,14 +38,71 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 struct State {
-    decode: VecDeque<Job>,
-    prefill: VecDeque<Job>,
+    decode: Fair,
+    prefill: Fair,
     bulk: VecDeque<Task>,
     /// How often others went first since a prefill, or bulk work, was served.
     prefill_passed: u32,
     bulk_passed: u32,
     /// Nothing is accepted any more.
     closed: bool,
+}
+
+/// Runs of one class. Sessions take turns, however many runs each of them has: a session's n-th waiting run stands beside the
+/// n-th of every other, and the runs of one session keep their order.
+///
+/// It is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) where every run counts the same: a run's tag is one more
+/// than that of its session's run before it that still waits, and at least one more than that of the run that was served last.
+#[derive(Default)]
+struct Fair {
+    /// By their tags.
+    jobs: VecDeque<(u64, Job)>,
+    /// The tag that was served last.
+    now: u64,
+}
+
+impl Fair {
+    fn push(&mut self, job: Job) {
+        let tag = self.now + 1;
+        let tag = job.share().map_or(tag, |share| share.enter(tag));
+        let at = self.jobs.partition_point(|(other, _)| *other <= tag);
+        self.jobs.insert(at, (tag, job));
+    }
+
+    fn pop(&mut self) -> Option<Job> {
+        self.remove(0)
+    }
+
+    fn remove(&mut self, at: usize) -> Option<Job> {
+        let (tag, job) = self.jobs.remove(at)?;
+        if at == 0 {
+            self.now = tag;
+        }
+        if let Some(share) = job.share() {
+            share.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        Some(job)
+    }
+}
+
+/// What one session has in one [`Fair`] queue; guarded by the queue's lock.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    waiting: AtomicU64,
+    /// The tag of its last run.
+    last: AtomicU64,
+}
+
+impl Share {
+    /// The tag of another run, `least` or more. Runs that were served with others' leave no debt.
+    fn enter(&self, least: u64) -> u64 {
+        let tag = match self.waiting.fetch_add(1, Ordering::Relaxed) {
+            0 => least,
+            _ => least.max(self.last.load(Ordering::Relaxed) + 1),
+        };
+        self.last.store(tag, Ordering::Relaxed);
+        tag
+    }
 }
 
 /// What the device does next.
@@ -61,18 +119,18 @@ pub(crate) enum Next {
 
 impl Queue {
     /// Adds a run; gives it back if the queue is closed.
-    pub(crate) fn push(&self, job: Job) -> Result<(), Job> {
+    pub(crate) fn push(&self, job: Job) -> Option<Job> {
         let mut state = self.lock();
         if state.closed {
-            return Err(job);
+            return Some(job);
         }
         match job.class() {
-            Class::Decode => state.decode.push_back(job),
-            Class::Prefill => state.prefill.push_back(job),
+            Class::Decode => state.decode.push(job),
+            Class::Prefill => state.prefill.push(job),
         }
         drop(state);
         self.ready.notify_one();
-        Ok(())
+        None
     }
 
     /// Adds bulk work; gives it back if the queue is closed.
@@ -123,7 +181,7 @@ impl Queue {
         let mut state = self.lock();
         state.closed = true;
         let State { decode, prefill, bulk, .. } = &mut *state;
-        let jobs = decode.drain(..).chain(prefill.drain(..)).collect();
+        let jobs = decode.jobs.drain(..).chain(prefill.jobs.drain(..)).map(|(_, job)| job).collect();
         let tasks = bulk.drain(..).collect();
         drop(state);
         self.ready.notify_all();
@@ -137,7 +195,7 @@ impl Queue {
 
 impl State {
     fn take(&mut self, batch: &mut Vec<Job>, most: usize) -> Next {
-        let prefill_is_due = self.prefill.front().is_some_and(|job| {
+        let prefill_is_due = self.prefill.jobs.front().is_some_and(|(_, job)| {
             let patience = (job.sizes.sequence / TOKENS_PER_PASS).clamp(1, PREFILL_PATIENCE);
             u64::from(self.prefill_passed) >= patience
         });
@@ -146,13 +204,13 @@ impl State {
             self.bulk_passed = 0;
             return Next::Task(task);
         }
-        if !prefill_is_due && let Some(job) = self.decode.pop_front() {
+        if !prefill_is_due && let Some(job) = self.decode.pop() {
             self.passed(true);
             batch.push(job);
             self.join(batch, most);
             return Next::Batch;
         }
-        if let Some(job) = self.prefill.pop_front() {
+        if let Some(job) = self.prefill.pop() {
             self.prefill_passed = 0;
             self.passed(false);
             batch.push(job);
@@ -168,7 +226,7 @@ impl State {
     }
 
     fn passed(&mut self, prefill: bool) {
-        if prefill && !self.prefill.is_empty() {
+        if prefill && !self.prefill.jobs.is_empty() {
             self.prefill_passed += 1;
         }
         if !self.bulk.is_empty() {
@@ -176,11 +234,11 @@ impl State {
         }
     }
 
-    /// Moves waiting decode steps that can run with the first of `batch` into it, oldest first.
+    /// Moves waiting decode steps that can run with the first of `batch` into it, in their order.
     fn join(&mut self, batch: &mut Vec<Job>, most: usize) {
         let mut at = 0;
-        while batch.len() < most && at < self.decode.len() {
-            let joins = batch.first().is_some_and(|first| first.runs_with(&self.decode[at]));
+        while batch.len() < most && at < self.decode.jobs.len() {
+            let joins = batch.first().is_some_and(|first| first.runs_with(&self.decode.jobs[at].1));
             match joins.then(|| self.decode.remove(at)).flatten() {
                 Some(job) => batch.push(job),
                 None => at += 1,

@@ -1,9 +1,10 @@
 //! What drives a device: a thread of its own, or whoever calls [`step`].
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::batch::{Rows, execute};
+use super::batch::{Rows, execute, give_up};
 use super::queue::Next;
 use super::{Class, Job};
 use crate::core::Core;
@@ -18,7 +19,7 @@ pub(crate) fn run_device(core: &Arc<Core>, device: u16) {
     let Scratch { mut batch, mut rows } = Scratch::default();
     let mut company = Company::default();
     loop {
-        match core.queue(device).wait(&mut batch, core.config.max_batch) {
+        let mut work = || match core.queue(device).wait(&mut batch, core.config.max_batch) {
             Next::Batch => {
                 let decodes = batch.first().is_some_and(|job| job.class() == Class::Decode);
                 if decodes {
@@ -29,10 +30,23 @@ pub(crate) fn run_device(core: &Arc<Core>, device: u16) {
                 if decodes {
                     company.took = started.elapsed();
                 }
+                true
             }
-            Next::Task(task) => task(core),
-            Next::Idle => {}
-            Next::Closed => return,
+            Next::Task(task) => {
+                task(core);
+                true
+            }
+            Next::Idle => true,
+            Next::Closed => false,
+        };
+        // Without its thread a device would be silent for good, and every request to it with it.
+        match catch_unwind(AssertUnwindSafe(&mut work)) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(_) => {
+                tracing::error!(device, "a device's thread ended by a bug: its batch fails, and it goes on");
+                give_up(core, &mut batch);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The CPU device: every op against a reference, caches, batches, errors.
 
 mod cache;
+mod case;
 mod models;
 mod ops;
 mod reference;

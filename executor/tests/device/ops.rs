@@ -3,156 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use genie_executor::device::cpu::{CpuDevice, Isa};
-use genie_executor::device::{Device, HostTensor, Row};
-use genie_graph::{
-    DType, Dim, GraphBuilder, InputRole, LinearLayout, NodeId, Op, ReduceKind, RopeStyle, Sizes, Symbol, TensorType,
-    random,
-};
+use genie_executor::device::cpu::CpuDevice;
+use genie_graph::{DType, Dim, GraphBuilder, LinearLayout, Op, ReduceKind, RopeStyle, Sizes, Symbol, TensorType};
 
+use crate::case::{Case, compare, run};
 use crate::reference::{Tensor, concrete, evaluate};
 
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const NUMBERS: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8];
+const LAYOUTS: [LinearLayout; 2] = [LinearLayout::OutIn, LinearLayout::InOut];
 const B: Dim = Dim::Symbol(Symbol::Batch);
 const S: Dim = Dim::Symbol(Symbol::Sequence);
-
-/// A stream of numbers for one case.
-struct Source {
-    seed: u64,
-    drawn: u128,
-}
-
-impl Source {
-    fn word(&mut self) -> u32 {
-        self.drawn += 1;
-        random::philox(self.seed, self.drawn)[0]
-    }
-
-    /// One of 0..n.
-    fn below(&mut self, n: usize) -> usize {
-        self.word() as usize % n
-    }
-
-    fn size(&mut self, most: usize) -> u64 {
-        1 + self.below(most) as u64
-    }
-
-    fn real(&mut self) -> f64 {
-        f64::from(random::uniform_f32(self.word())) * 4.0 - 2.0
-    }
-
-    fn dims(&mut self, rank: usize) -> Vec<Dim> {
-        (0..rank).map(|_| self.size(7).into()).collect()
-    }
-
-    fn value(&mut self, dtype: DType) -> f64 {
-        match dtype {
-            DType::Bool => self.below(2) as f64,
-            DType::U8 => self.below(20) as f64,
-            DType::I32 | DType::I64 => self.below(41) as f64 - 20.0,
-            _ => self.real(),
-        }
-    }
-}
-
-/// A graph of one op whose inputs are all arguments (or as given), run and compared.
-struct Case {
-    source: Source,
-    sizes: Sizes,
-    inputs: Vec<(TensorType, InputRole, Option<Vec<f64>>)>,
-}
-
-impl Case {
-    fn new(seed: u64) -> Self {
-        let mut source = Source { seed, drawn: 0 };
-        let sizes = Sizes { batch: source.size(3), sequence: source.size(5), position: 0 };
-        Self { source, sizes, inputs: Vec::new() }
-    }
-
-    fn argument(&mut self, dtype: DType, dims: &[Dim]) -> &mut Self {
-        self.inputs.push((TensorType::new(dtype, dims.iter().copied()), InputRole::Argument, None));
-        self
-    }
-
-    fn weight(&mut self, dtype: DType, dims: &[Dim]) -> &mut Self {
-        self.inputs.push((TensorType::new(dtype, dims.iter().copied()), InputRole::Weight, None));
-        self
-    }
-
-    fn given(&mut self, dtype: DType, dims: &[Dim], values: Vec<f64>) -> &mut Self {
-        self.inputs.push((TensorType::new(dtype, dims.iter().copied()), InputRole::Argument, Some(values)));
-        self
-    }
-
-    /// Runs the op on one, two and three threads and every instruction set, and compares.
-    fn check(&mut self, op: Op) {
-        self.check_within(op, 1.0);
-    }
-
-    fn check_within(&mut self, op: Op, slack: f64) {
-        let mut builder = GraphBuilder::new("case");
-        let (mut ids, mut values) = (Vec::new(), HashMap::new());
-        for (i, (ty, role, given)) in self.inputs.iter().enumerate() {
-            let id = builder.input(&format!("x{i}"), *role, ty.clone()).unwrap();
-            let dims = concrete(&ty.shape.0, &self.sizes);
-            let count = dims.iter().product();
-            let data = match given {
-                Some(values) => values.clone(),
-                None => (0..count).map(|_| self.source.value(ty.dtype)).collect(),
-            };
-            ids.push(id);
-            values.insert(id, Tensor::new(ty.dtype, &dims, data));
-        }
-        let y = builder.push(op.clone(), &ids).unwrap_or_else(|e| panic!("{op:?} {e}"));
-        builder.output("y", y);
-        let graph = Arc::new(builder.finish().unwrap());
-        let expected = &evaluate(&graph, &self.sizes, &values, &mut vec![])[0];
-        for isa in Isa::available() {
-            let mut first: Option<HostTensor> = None;
-            for threads in 1..=3 {
-                let device = CpuDevice::with_isa(0, threads, 1 << 28, isa).unwrap();
-                let got = run(&device, &graph, &values);
-                compare(&op, &Tensor::from_host(&got), expected, slack);
-                if let Some(first) = &first {
-                    assert_eq!(first.data, got.data, "{op:?}: {threads} threads give other bits than one");
-                }
-                first.get_or_insert(got);
-            }
-        }
-    }
-}
-
-fn run(device: &CpuDevice, graph: &Arc<genie_graph::VerifiedGraph>, values: &HashMap<NodeId, Tensor>) -> HostTensor {
-    let program = device.load(Arc::clone(graph)).unwrap();
-    let (mut weights, mut arguments) = (Vec::new(), Vec::new());
-    for input in graph.inputs() {
-        let host = values[&input.node].to_host();
-        match input.role {
-            InputRole::Weight => weights.push(genie_transport::memory::Region::copy_of(&host.data)),
-            _ => arguments.push(host),
-        }
-    }
-    let mut outputs = Vec::new();
-    let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: u64::MAX };
-    program.run(&weights, &mut [row]).unwrap();
-    outputs.remove(0)
-}
-
-pub(crate) fn compare(what: &dyn std::fmt::Debug, got: &Tensor, expected: &Tensor, slack: f64) {
-    assert_eq!((got.dtype, &got.dims), (expected.dtype, &expected.dims), "{what:?}");
-    let relative = slack
-        * match got.dtype {
-            DType::F32 => 2e-5,
-            DType::F16 => 2e-3,
-            DType::BF16 => 1.6e-2,
-            _ => 0.0,
-        };
-    for (i, (&g, &e)) in got.data.iter().zip(&expected.data).enumerate() {
-        let same = g == e || (g.is_nan() && e.is_nan()) || (g - e).abs() <= relative * (e.abs() + 0.1 * slack);
-        assert!(same, "{what:?} {} {:?}: element {i} is {g}, not {e}", got.dtype, got.dims);
-    }
-}
 
 #[test]
 fn elementwise_with_broadcasting() {
@@ -233,7 +94,7 @@ fn functions_of_one_number() {
 #[test]
 fn products() {
     for seed in 0..50 {
-        for layout in [LinearLayout::OutIn, LinearLayout::InOut] {
+        for layout in LAYOUTS {
             let mut case = Case::new(seed);
             let (k, n) = (case.source.size(90), case.source.size(70));
             let types = [(); 3].map(|()| FLOATS[case.source.below(3)]);
@@ -260,7 +121,7 @@ fn products() {
 #[test]
 fn long_products_with_many_rows() {
     for dtype in FLOATS {
-        for layout in [LinearLayout::OutIn, LinearLayout::InOut] {
+        for layout in LAYOUTS {
             let mut case = Case::new(3);
             let w = if layout == LinearLayout::OutIn { [75, 515] } else { [515, 75] };
             case.argument(DType::F32, &[41.into(), 515.into()]).weight(dtype, &w.map(Dim::from));
@@ -271,14 +132,14 @@ fn long_products_with_many_rows() {
 
 #[test]
 fn not_a_number_stays_in_its_row() {
-    for layout in [LinearLayout::OutIn, LinearLayout::InOut] {
+    for (layout, dtype) in LAYOUTS.into_iter().flat_map(|layout| FLOATS.map(|dtype| (layout, dtype))) {
         let mut x: Vec<f64> = (0..3 * 20).map(f64::from).collect();
         x[25] = f64::NAN;
         x[50] = f64::INFINITY;
         let w = if layout == LinearLayout::OutIn { [9, 20] } else { [20, 9] };
         Case::new(0)
             .given(DType::F32, &[3.into(), 20.into()], x)
-            .weight(DType::F32, &w.map(Dim::from))
+            .weight(dtype, &w.map(Dim::from))
             .check_within(Op::Linear { layout }, 8.0);
     }
 }
@@ -507,5 +368,32 @@ fn sampling() {
         let dtype = FLOATS[case.source.below(3)];
         case.argument(dtype, &[B, vocabulary.into()]).given(DType::F32, &[B, 2.into()], real);
         case.given(DType::I64, &[B, 2.into()], int).given(DType::I32, &[B, S], positions).check(Op::Sample);
+    }
+}
+
+/// Whatever the parameters, the token is one of the vocabulary, and the one that the reference draws.
+#[test]
+fn sampling_by_odd_numbers() {
+    let temperatures = [0.0, -1.0, 1e-40, 1e30, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1.0];
+    let top_ps = [1.0, 0.0, -3.0, 1e-30, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.5];
+    let top_ks = [0, 1, -1, i64::MIN, i64::MAX, 1 << 40, 6, 2];
+    let rows: [&[f64]; 5] = [
+        &[0.0, 1.0, 2.0, 3.0, 4.0],
+        &[f64::NAN; 5],
+        &[f64::NEG_INFINITY; 5],
+        &[1.0, f64::INFINITY, f64::NAN, f64::INFINITY, -1.0],
+        &[f64::NAN, f64::NEG_INFINITY, -3e38, 3e38, 0.0],
+    ];
+    for (i, logits) in rows.into_iter().enumerate() {
+        let n = temperatures.len();
+        for shift in 0..n {
+            let mut case = Case::new(i as u64);
+            case.sizes.batch = n as u64;
+            let real = (0..n).flat_map(|r| [temperatures[r], top_ps[(r + shift) % n]]).collect();
+            let int = (0..n).flat_map(|r| [top_ks[(r * 3 + shift) % n] as f64, r as f64]).collect();
+            let positions = (0..n * case.sizes.sequence as usize).map(|p| p as f64 - 3.0).collect();
+            case.given(DType::F32, &[B, 5.into()], logits.repeat(n)).given(DType::F32, &[B, 2.into()], real);
+            case.given(DType::I64, &[B, 2.into()], int).given(DType::I32, &[B, S], positions).check(Op::Sample);
+        }
     }
 }

@@ -70,8 +70,9 @@ impl Tensor {
 fn round(dtype: DType, x: f64) -> f64 {
     match dtype {
         DType::F32 => f64::from(x as f32),
-        DType::F16 => f16::from_f64(x).to_f64(),
-        DType::BF16 => bf16::from_f64(x).to_f64(),
+        // By way of f32, as devices do (and as the half crate does exactly).
+        DType::F16 => f16::from_f32(x as f32).to_f64(),
+        DType::BF16 => bf16::from_f32(x as f32).to_f64(),
         DType::I64 => x as i64 as f64,
         DType::I32 => f64::from(x as i128 as i32),
         DType::U8 => f64::from(x as i128 as u8),
@@ -148,8 +149,11 @@ fn apply(op: &Op, dtype: DType, dims: &[usize], x: &[&Tensor], history: &mut His
                 LinearLayout::OutIn => x[1].data[j * k + l],
                 LinearLayout::InOut => x[1].data[l * n + j],
             };
+            // Rows of bf16 are multiplied with activations rounded to bf16.
+            let paired = *layout == LinearLayout::OutIn && x[1].dtype == DType::BF16;
+            let activation = |i: usize| if paired { round(DType::BF16, x[0].data[i]) } else { x[0].data[i] };
             let element = |i: usize, j: usize| {
-                let sum: f64 = (0..k).map(|l| x[0].data[i * k + l] * w(j, l)).sum();
+                let sum: f64 = (0..k).map(|l| activation(i * k + l) * w(j, l)).sum();
                 sum + x.get(2).map_or(0.0, |b| b.data[j])
             };
             make((0..count).map(|e| element(e / n, e % n)).collect())

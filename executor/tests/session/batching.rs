@@ -93,7 +93,7 @@ fn other_weights_or_longer_steps_do_not_join() {
     b.ask_run(&two, &[1], None);
     c.ask_run(&three, &[1, 2], None);
     server.run_all();
-    assert_eq!(server.runs(), [(1, 1), (1, 1), (1, 2)]);
+    assert_eq!(server.runs(), [(1, 1), (1, 2), (1, 1)], "two tokens are a prefill, which waits for one step");
 }
 
 #[test]
@@ -123,12 +123,63 @@ fn decode_goes_first_and_prefill_does_not_starve() {
 }
 
 #[test]
+fn a_session_with_many_steps_does_not_go_before_others() {
+    // The queue was first come, first served: a session with a step on each of its many caches had them all run before anybody
+    // else's next one.
+    let server = Server::with(1, 64 << 20, |config| {
+        config.mode = genie_executor::Mode::Stepped;
+        config.max_batch = 1;
+    });
+    let mut greedy = server.client();
+    let first = greedy.model(Phase::Decode);
+    let mut models: Vec<Model> = (0..20).map(|_| greedy.model_with(Phase::Decode, first.table, None)).collect();
+    models.push(first);
+    let mut polite = server.client();
+    let model = polite.model(Phase::Decode);
+    models.iter().for_each(|model| _ = greedy.ask_run(model, &[1], None));
+    server.executor.step();
+    for token in [2, 3] {
+        let id = polite.ask_run(&model, &[token], None);
+        server.executor.step();
+        server.executor.step();
+        ran(polite.answer(id));
+    }
+    assert!(greedy.heard().len() >= 2, "they take turns");
+    server.run_all();
+}
+
+#[test]
+fn a_prompt_to_a_decode_program_waits_like_any_other() {
+    // A long prompt went before other sessions' steps if only its program called itself decode.
+    let server = Server::stepped();
+    let mut long = server.client();
+    let labelled = long.model(Phase::Decode);
+    let mut decoder = server.client();
+    let decode = decoder.model(Phase::Decode);
+    let prompt = [[1, 0, 0, 0]];
+    decoder.ask(Request::Generate {
+        prefill: decode.binding,
+        decode: decode.binding,
+        position: None,
+        max_new: 100,
+        prompt: &prompt,
+        stop: &[],
+        arguments: Arguments::EMPTY,
+    });
+    long.ask_run(&labelled, &[1; 300], None);
+    server.run_all();
+    assert_eq!(server.runs().iter().position(|&(_, sequence)| sequence == 300), Some(300 / 32));
+}
+
+#[test]
 fn one_bad_row_fails_alone() {
     let server = Server::stepped();
     *server.fakes[0].poison.lock().unwrap() = Some(13);
     let mut all = sessions(&server, 3, Phase::Decode);
     let asked: Vec<u64> = all.iter_mut().zip([1, 13, 2]).map(|((c, m), t)| c.ask_run(m, &[t], None)).collect();
     server.run_all();
+    // Every row of such a batch used to run again alone: one session's bad steps cost all others theirs.
+    assert_eq!(server.runs(), [(3, 1), (1, 1), (2, 1)], "the bad one alone, the others as a batch");
     let answers: Vec<_> = all.iter_mut().zip(asked).map(|((c, _), id)| c.answer(id)).collect();
     assert_eq!(answers[1].as_ref().unwrap_err().code, ErrorCode::BadArgument);
     assert_eq!(ran(answers[0].clone()), (next_token(&[1]), 1));

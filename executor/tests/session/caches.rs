@@ -128,6 +128,32 @@ fn a_generate_goes_on_without_its_client_and_is_replayed() {
 }
 
 #[test]
+fn tokens_that_come_between_resume_and_the_request_are_replayed_whole() {
+    // A generate went on between Resume and the repeated request, and its tokens of that moment were streamed to the new
+    // connection. The client, which is yet to ask there, took them for the first of the replay: they came twice, and where the
+    // last token was among them those before it were lost.
+    for (steps_between, more) in [(1, true), (4, false)] {
+        let server = Server::stepped();
+        let mut client = server.client();
+        let model = client.model(Phase::Decode);
+        let (prompt, all) = (ids(&[2, 3]), continuation(&[2, 3], 6));
+        let id = client.ask(generate(&model, &prompt, 6, &[]));
+        server.executor.step();
+        server.executor.step();
+        assert_eq!(collect(&client, id).0, all[..2]);
+        client.reconnect(id);
+        (0..steps_between).for_each(|_| assert!(server.executor.step()));
+        assert_eq!(client.heard(), [], "it has not asked yet");
+        client.ask_as(id, generate(&model, &prompt, 6, &[]));
+        let (tokens, end, _) = collect(&client, id);
+        assert_eq!((&tokens[..], end.is_none()), (&all[..2 + steps_between], more));
+        server.run_all();
+        assert_eq!(collect(&client, id).0, all[2 + steps_between..]);
+        assert_eq!(server.runs().len(), 6);
+    }
+}
+
+#[test]
 fn a_generate_without_a_session_stops() {
     let mut server = Server::stepped();
     {

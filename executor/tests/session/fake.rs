@@ -22,6 +22,8 @@ pub(crate) struct Control {
     pub(crate) runs: Mutex<Vec<(usize, u64)>>,
     /// The next runs panic.
     pub(crate) panics: AtomicBool,
+    /// The next questions about the device panic: outside of any run.
+    pub(crate) info_panics: AtomicBool,
     /// A row that was given this token fails its run.
     pub(crate) poison: Mutex<Option<i32>>,
 }
@@ -35,6 +37,7 @@ impl Fake {
 
 impl Device for Fake {
     fn info(&self) -> DeviceInfo {
+        assert!(!self.control.info_panics.load(Ordering::Relaxed), "told to panic");
         DeviceInfo {
             index: self.index,
             name: format!("fake:{}", self.index),

@@ -21,6 +21,24 @@ fn a_handle_of_another_session_names_nothing() {
 }
 
 #[test]
+fn a_handle_of_another_session_does_not_fit_by_chance() {
+    // Every session's handles began at 0.1: a client that mixed up two sessions, or kept handles over the end of its lease,
+    // freed and read what happened to have the same place in the other.
+    let server = Server::inline();
+    let (mut one, mut two) = (server.client(), server.client());
+    let handle = one.put(&[1]);
+    let other = two.put(&[2]);
+    assert_eq!(handle.index, other.index);
+    assert_eq!(two.fails(Request::Free(handle)), ErrorCode::NoSuchHandle);
+    assert_eq!(one.fails(Request::Free(other)), ErrorCode::NoSuchHandle);
+    one.call(Request::Close).unwrap();
+    one.open(0);
+    let anew = one.put(&[3]);
+    assert_eq!(one.fails(Request::Free(handle)), ErrorCode::NoSuchHandle);
+    assert_eq!((one.get(anew), two.get(other)), (vec![3], vec![2]));
+}
+
+#[test]
 fn stale_handles_are_told_apart() {
     let server = Server::inline();
     let mut client = server.client();
@@ -79,6 +97,7 @@ proptest! {
         let server = Server::inline();
         let mut client = server.client();
         let model = client.model(Phase::Decode);
+        let generation = model.table.generation + generation - 1;
         let handle = Handle { index, generation, epoch: crate::client::EPOCH };
         let prompt = [[0; 4]];
         let request = match which {

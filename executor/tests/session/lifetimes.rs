@@ -97,7 +97,8 @@ fn a_second_connection_takes_the_session_over() {
     assert!(first.peer.is_closed());
     assert_eq!(second.get(handle), [1, 2]);
     first.recorder.take();
-    assert_eq!(first.fails(Request::Free(handle)), ErrorCode::NoSession);
+    first.ask(Request::Free(handle));
+    assert_eq!(second.get(handle), [1, 2], "the old connection speaks for nobody");
     // The old connection's end does not detach the session from the new one.
     first.break_off();
     assert_eq!(second.get(handle), [1, 2]);
@@ -123,6 +124,35 @@ fn there_are_only_so_many_sessions() {
     assert_eq!(c.fails(Request::Open { quota: 0, lease_ms: 0 }), ErrorCode::Busy);
     b.call(Request::Close).unwrap();
     c.open(0);
+}
+
+#[test]
+fn sessions_that_nobody_misses_make_room() {
+    // Clients that opened sessions and went away kept everybody else out until the leases ended, an hour if they asked for it.
+    let mut server = Server::with(1, 1 << 20, |config| config.max_sessions = 3);
+    let opened = {
+        let (mut first, second, third) = (server.client(), server.client(), server.client());
+        first.put(&[1]);
+        first.break_off();
+        let second = second.opened.unwrap();
+        third.break_off();
+        second
+    };
+    server.pass(Duration::from_millis(10));
+    {
+        let mut fourth = server.connect();
+        fourth.open(0);
+        fourth.break_off();
+        let mut back = server.connect();
+        back.call(Request::Resume { token: opened.token, epoch: EPOCH, unanswered: 0 }).unwrap();
+        back.next = 50;
+        let mut fifth = server.connect();
+        fifth.open(0);
+        let mut sixth = server.connect();
+        let refused = sixth.fails(Request::Open { quota: 0, lease_ms: 0 });
+        assert_eq!(refused, ErrorCode::Busy, "one holds something, two are there");
+        back.put(&[2]);
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod fake;
 mod faults;
 mod graphs;
 mod lifetimes;
+mod lines;
 mod memory;
 mod names;
 mod once;

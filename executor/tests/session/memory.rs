@@ -30,6 +30,76 @@ fn an_upload_in_progress_counts() {
 }
 
 #[test]
+fn what_is_on_its_way_to_the_client_counts_until_it_is_sent() {
+    // A sliced get put the bare memory into the connection's queue. Freed, or replaced by a put, it lived on there uncharged
+    // until the client read it: one that never read held any amount of memory.
+    let server = Server::inline();
+    let mut client = server.connect();
+    client.open(10_000);
+    let get = |client: &mut crate::client::Client<'_>, handle, offset| {
+        let id = client.ask(Request::Get { handle, offset, length: 0, sliced: Some(4096) });
+        assert_eq!(client.answer(id), Ok(Told::Got(vec![])), "its slices wait for a lane");
+        id
+    };
+    let handle = client.put(&noise(6000, 1));
+    let id = get(&mut client, handle, 5000);
+    client.call(Request::Free(handle)).unwrap();
+    assert_eq!(server.counter("genie_session_bytes"), 6000);
+    assert_eq!(client.fails(put_request(private(None, None), &noise(6000, 2))), ErrorCode::OverQuota);
+    client.peer.cancel_sliced(id);
+    assert_eq!(server.counter("genie_session_bytes"), 0);
+
+    let handle = client.put(&noise(6000, 2));
+    let id = get(&mut client, handle, 0);
+    let range = || put_request(genie_transport::wire::PutTarget::Range { handle, offset: 0 }, &[7]);
+    assert_eq!(client.fails(range()), ErrorCode::OverQuota, "old and new together");
+    client.peer.cancel_sliced(id);
+    client.call(range()).unwrap();
+    client.call(Request::Free(handle)).unwrap();
+
+    let model = client.model(genie_graph::Phase::Decode);
+    client.run(&model, &[1; 65]);
+    let held = server.counter("genie_session_bytes");
+    let id = get(&mut client, model.cache, 2048);
+    assert_eq!(server.counter("genie_session_bytes"), held + 2048, "one of the cache's two blocks");
+    client.call(Request::CacheTruncate { cache: model.cache, length: 0 }).unwrap();
+    assert_eq!(server.counter("genie_session_bytes"), held - 2048);
+    client.peer.cancel_sliced(id);
+    assert_eq!(server.counter("genie_session_bytes"), held - 2 * 2048);
+}
+
+#[test]
+fn what_a_request_takes_on_the_host_counts() {
+    // Arguments of queued runs, copies of bound residents, prompts and outputs lived in host memory that no quota saw: some
+    // thousand requests of a few megabytes each, and the server was out of memory.
+    let server = Server::with(1, 64 << 20, |config| config.mode = genie_executor::Mode::Stepped);
+    let mut client = server.connect();
+    client.open(1 << 20);
+    let model = client.model(genie_graph::Phase::Decode);
+    let held = server.counter("genie_session_bytes");
+    let id = client.ask_run(&model, &[1], Some(9));
+    assert_eq!(server.counter("genie_session_bytes"), held, "a step's few bytes cost nothing");
+    server.run_all();
+    assert_eq!(client.answer(id).unwrap_err().code, ErrorCode::StalePosition);
+    let prompt = vec![[0; 4]; 50_000];
+    let generate = |max_new| Request::Generate {
+        prefill: model.binding,
+        decode: model.binding,
+        position: Some(9),
+        max_new,
+        prompt: &prompt,
+        stop: &[],
+        arguments: genie_transport::wire::Arguments::EMPTY,
+    };
+    assert_eq!(client.fails(generate(300_000)), ErrorCode::OverQuota);
+    assert_eq!(client.fails(generate(1)), ErrorCode::StalePosition);
+    let tokens = vec![1; 300_000];
+    let id = client.ask_run(&model, &tokens, None);
+    assert_eq!(client.answer(id).unwrap_err().code, ErrorCode::OverQuota);
+    assert_eq!(server.counter("genie_session_bytes"), held, "what has ended costs nothing");
+}
+
+#[test]
 fn shared_weights_count_for_each_session() {
     let server = Server::inline();
     let bytes = noise(8000, 1);

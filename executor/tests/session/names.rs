@@ -18,6 +18,22 @@ fn a_name_is_found_by_others_and_outlives_who_gave_it() {
 }
 
 #[test]
+fn a_look_up_that_is_repeated_gives_the_same_handle() {
+    // A look-up by name makes a handle, but was no request that is answered once: a client whose reply was lost asked again,
+    // got another handle, and the first one was charged until the session ended.
+    let server = Server::inline();
+    let mut client = server.client();
+    client.call(put_request(private(None, Some("x")), &noise(3000, 1))).unwrap();
+    let id = client.ask(Request::LookupName("x"));
+    let handle = tensor(client.answer(id));
+    let held = server.counter("genie_session_bytes");
+    client.reconnect(id);
+    client.ask_as(id, Request::LookupName("x"));
+    assert_eq!(tensor(client.answer(id)), handle);
+    assert_eq!(server.counter("genie_session_bytes"), held);
+}
+
+#[test]
 fn another_put_replaces_the_name_whole() {
     let server = Server::inline();
     let (old, new) = (noise(9000, 1), noise(9000, 2));
@@ -63,6 +79,27 @@ fn names_nobody_uses_make_room() {
     client.put(&noise(32 << 10, 2));
     assert_eq!(client.fails(Request::LookupName("b")), ErrorCode::NoSuchName, "the least recently used");
     tensor(client.call(Request::LookupName("a")));
+}
+
+#[test]
+fn a_weight_of_two_names_can_still_be_let_go() {
+    // Each name counted the other as somebody who uses the weight: neither was ever let go, nor was the memory.
+    let server = Server::with(1, 64 << 10, |config| config.names_quota = 80 << 10);
+    let mut client = server.client();
+    let bytes = noise(32 << 10, 1);
+    let hash = genie_transport::wire::ContentHash::of(&bytes);
+    for name in ["a", "b"] {
+        let residency = genie_transport::wire::ResidencyCode::Weight;
+        let target = genie_transport::wire::PutTarget::New { device: 0, residency, hash: Some(hash), name: Some(name) };
+        let handle = tensor(client.call(put_request(target, &bytes)));
+        client.call(Request::Free(handle)).unwrap();
+    }
+    let held = tensor(client.call(Request::LookupName("a")));
+    let mut other = server.client();
+    assert_eq!(other.fails(put_request(private(None, None), &noise(48 << 10, 2))), ErrorCode::OutOfMemory);
+    client.call(Request::Free(held)).unwrap();
+    other.put(&noise(48 << 10, 2));
+    assert_eq!(client.fails(Request::LookupName("a")), ErrorCode::NoSuchName);
 }
 
 #[test]

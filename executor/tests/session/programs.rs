@@ -201,6 +201,23 @@ fn a_position_that_is_not_the_caches_is_stale() {
 }
 
 #[test]
+fn one_session_cannot_have_all_programs() {
+    // The server's limit on programs was the only one: one session could take them all, by handles or by bindings whose
+    // programs it had freed, and nobody else could define anything.
+    let server = Server::with(1, 1 << 20, |config| config.max_programs = 16);
+    let mut greedy = server.client();
+    let model = greedy.model(Phase::Decode);
+    let program = greedy.define(&relu().encode());
+    let third = lm(Phase::Prefill).graph.encode();
+    assert_eq!(greedy.fails(Request::Define { device: 0, graph: &third }), ErrorCode::Busy);
+    greedy.call(Request::Free(model.program)).unwrap();
+    assert_eq!(greedy.fails(Request::Define { device: 0, graph: &third }), ErrorCode::Busy, "its binding has it");
+    server.client().define(&third);
+    greedy.call(Request::Free(program)).unwrap();
+    greedy.define(&third);
+}
+
+#[test]
 fn only_so_many_programs() {
     let server = Server::with(1, 1 << 20, |config| config.max_programs = 1);
     let mut client = server.client();

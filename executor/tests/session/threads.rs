@@ -1,10 +1,11 @@
 //! The same server with threads: nothing here depends on who is faster.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use genie_executor::Mode;
 use genie_graph::Phase;
-use genie_transport::wire::{Arguments, ContentHash, Request};
+use genie_transport::wire::{Arguments, ContentHash, ErrorCode, Request};
 
 use crate::client::{Answer, Client, Server, Told, noise, sliced_put, tensor, weight};
 use crate::fake::continuation;
@@ -108,6 +109,27 @@ fn shutting_down_answers_everything() {
     });
     server.executor.shutdown();
     let (answer, _) = wait(&client, id);
-    assert_eq!(answer.unwrap_err().code, genie_transport::wire::ErrorCode::ShuttingDown);
+    assert_eq!(answer.unwrap_err().code, ErrorCode::ShuttingDown);
     assert!(client.peer.is_closed());
+}
+
+#[test]
+fn a_bug_outside_a_kernel_fails_the_request_and_not_the_device() {
+    // Only the kernels' panics were caught. Any other on a device's thread ended the thread without a word, and every later
+    // request to the device waited for ever.
+    let server = Server::with(1, 8 * 4096, |config| config.mode = Mode::Threads);
+    let mut client = server.client();
+    let (model, _) = model(&mut client);
+    let prefix: Vec<i32> = (0..64).map(|i| i % 30).collect();
+    let id = client.ask_run(&model, &prefix, None);
+    wait(&client, id).0.unwrap();
+    let filler = client.put(&vec![0; 5 * 4096]);
+    // The run finds no memory, and the server asks the device how much there is.
+    server.fakes[0].info_panics.store(true, Ordering::Relaxed);
+    let id = client.ask_run(&model, &[1], Some(64));
+    assert_eq!(wait(&client, id).0.unwrap_err().code, ErrorCode::Internal);
+    server.fakes[0].info_panics.store(false, Ordering::Relaxed);
+    client.call(Request::Free(filler)).unwrap();
+    let id = client.ask_run(&model, &[1], Some(64));
+    wait(&client, id).0.unwrap();
 }

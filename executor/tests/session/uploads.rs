@@ -100,6 +100,45 @@ fn two_clients_that_send_the_same_content_share_the_work() {
 }
 
 #[test]
+fn who_sends_wrong_bytes_of_a_shared_upload_fails_alone() {
+    // Whoever knew a weight's hash could join its upload and send wrong bytes under good checksums: the hash of the whole then
+    // did not match, and everybody's put failed, as often as the joiner liked.
+    let server = Server::inline();
+    let (good, mut bad) = (noise(20_000, 9), noise(20_000, 9));
+    bad[5000] ^= 1;
+    let put = |announce| sliced_put(weight(ContentHash::of(&good)), 20_000, announce);
+    let (mut one, mut two, mut away) = (server.client(), server.client(), server.client());
+    let a = one.ask(put(false));
+    one.send(a, &good, &[0]);
+    let b = two.ask(put(true));
+    assert_eq!(two.answer(b), Ok(Told::Landed(5, vec![0b1])));
+    let c = away.ask(put(false));
+    away.break_off();
+    two.send(b, &bad, &[1]);
+    one.send(a, &good, &[1, 2, 3, 4]);
+    // The slices that landed did not make the weight. Each starts over, for itself.
+    assert_eq!(one.answer(a), Ok(Told::Landed(5, vec![0])));
+    assert_eq!(two.answer(b), Ok(Told::Landed(5, vec![0])));
+    two.send(b, &bad, &[0, 1, 2, 3]);
+    one.send(a, &good, &[0, 1, 2, 3, 4]);
+    let handle = tensor(one.answer(a));
+    assert_eq!(one.get(handle), good);
+    two.send(b, &bad, &[4]);
+    assert_eq!(two.answer(b).unwrap_err().code, ErrorCode::HashMismatch);
+    // And so does who was away meanwhile.
+    away.reconnect(c);
+    away.ask_as(c, put(true));
+    assert_eq!(away.answer(c), Ok(Told::Landed(5, vec![0])));
+    away.send(c, &good, &[0, 1, 2, 3, 4]);
+    let handle = tensor(away.answer(c));
+    assert_eq!(away.get(handle), good);
+    for client in [one, two, away] {
+        assert_eq!(client.heard(), []);
+    }
+    assert_eq!(server.counter("genie_weights"), 1, "one copy");
+}
+
+#[test]
 fn an_abandoned_upload_is_let_go() {
     let mut server = Server::inline();
     let bytes = noise(20_000, 5);
@@ -148,6 +187,26 @@ fn slices_off_the_grid_end_the_put() {
     frame.extend_from_slice(&bytes[..4096]);
     client.send_frame(&mut genie_transport::connection::BulkIn::new(false), &frame);
     assert_eq!(client.answer(id).unwrap_err().code, ErrorCode::Corrupt);
+}
+
+#[test]
+fn a_put_that_came_corrupted_can_be_repeated() {
+    // `Corrupt` asks the client to send again under the same id; but the answer was kept, and the repeated put got it again and
+    // again, whatever it sent.
+    let server = Server::inline();
+    let mut client = server.client();
+    let bytes = noise(20_000, 8);
+    let put = || sliced_put(crate::client::private(None, None), bytes.len(), false);
+    let id = client.ask(put());
+    genie_transport::connection::Service::refused(&server.executor, &client.peer, id, server.now);
+    assert_eq!(client.answer(id).unwrap_err().code, ErrorCode::Corrupt);
+    // The link ends the transfer before it says so.
+    client.ask_as(id, put());
+    client.send(id, &bytes, &[0, 1, 2, 3, 4]);
+    let handle = tensor(client.answer(id));
+    assert_eq!(client.get(handle), bytes);
+    client.ask_as(id, put());
+    assert_eq!(tensor(client.answer(id)), handle, "now it is kept");
 }
 
 #[test]

@@ -6,19 +6,19 @@
 //! just as they ran before, so that its keys and values have the same bits and the text goes on the same.
 
 mod plan;
+mod rebuild;
 mod upload;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use genie_graph::{DType, Phase};
 use genie_transport::client::blocking::Session;
-use genie_transport::client::{
-    BindInputs, Binding, Cache, ClientError, GenerateOptions, Generated, Program, RunOptions,
-};
-use genie_transport::wire::{ContentHash, ErrorCode, Finish, Handle};
+use genie_transport::client::{Binding, Cache, ClientError, GenerateOptions, Generated, Program, RunOptions};
+use genie_transport::wire::{ContentHash, DecodeError, ErrorCode, Finish, Handle};
 
 use crate::{HashCache, Model, ModelError};
+
+use rebuild::is_loss;
 
 pub use plan::{Plan, Sampling, SamplingValues};
 pub use upload::{Uploaded, weight_spec};
@@ -36,6 +36,17 @@ pub enum RemoteModelError {
     /// The model is not one that this drives.
     #[error("this model cannot be run token by token: {0}")]
     Inputs(String),
+    /// More tokens than the model can see. Nothing was sent.
+    #[error(
+        "{length} tokens would be in the context, but the model sees {max} at the most: shorten the prompt, ask for fewer \
+         tokens, or begin another context"
+    )]
+    ContextFull {
+        /// What would be in the context.
+        length: u64,
+        /// What the model can see.
+        max: u64,
+    },
     /// No tokens were given.
     #[error("there is no token to run: give at least one")]
     NoTokens,
@@ -155,23 +166,23 @@ impl Context {
     }
 }
 
-/// How often in a row a lost session is built again for one call.
-const TRIES: u32 = 4;
-
 impl RemoteModel {
     /// Brings a model to a server, or finds it there: hashes the weights, offers them, sends what is missing, defines the
     /// programs.
     ///
     /// # Errors
-    /// [`RemoteModelError`].
+    /// [`RemoteModelError`]; the session is closed then.
     pub fn establish(
         session: Session,
         model: Arc<Model>,
         options: &RemoteOptions,
         mut progress: impl FnMut(Stage),
     ) -> Result<Self, RemoteModelError> {
-        let prefill = Plan::new(&model, Phase::Prefill, options.kv_dtype)?;
-        let decode = Plan::new(&model, Phase::Decode, options.kv_dtype)?;
+        let plans = |phase| Plan::new(&model, phase, options.kv_dtype);
+        let (prefill, decode) = match plans(Phase::Prefill).and_then(|p| Ok((p, plans(Phase::Decode)?))) {
+            Ok(both) => both,
+            Err(error) => return Err(closing(session, error)),
+        };
         let hashes = model.hashes(&options.hashes, |done, total| progress(Stage::Hashing(done, total)));
         let mut this = Self {
             session,
@@ -185,8 +196,10 @@ impl RemoteModel {
             lost: 0,
             uploaded: Uploaded::default(),
         };
-        this.again(|this| this.resident(&mut progress).map(|_| ()))?;
-        Ok(this)
+        match this.again(|this| this.resident(&mut progress).map(|_| ())) {
+            Ok(()) => Ok(this),
+            Err(error) => Err(closing(this.session, error)),
+        }
     }
 
     /// What the last upload came to.
@@ -247,7 +260,7 @@ impl RemoteModel {
     /// [`RemoteModelError::Client`]; the memory then goes with the session.
     pub fn forget(&mut self, context: Context) -> Result<(), RemoteModelError> {
         let Some(live) = context.live.filter(|_| context.life == self.life) else { return Ok(()) };
-        let freed = [live.prefill.0, live.decode.0, live.cache.0].into_iter().try_for_each(|h| self.session.free(h));
+        let freed = live.handles().into_iter().try_for_each(|h| self.session.free(h));
         match freed {
             // It went with the session.
             Err(error) if is_loss(&error) => Ok(()),
@@ -264,9 +277,11 @@ impl RemoteModel {
         if tokens.is_empty() {
             return Err(RemoteModelError::NoTokens);
         }
+        self.check_room(context, tokens.len() as u64)?;
         let next = self.again(|this| {
             let live = this.live(context)?;
-            this.run_prefill(live, tokens, context.length)
+            let ran = this.run_prefill(live, tokens, context.length);
+            ran.map_err(|error| this.settled(context, error))
         })?;
         context.add(Part::Whole(tokens.to_vec()));
         Ok(next)
@@ -277,9 +292,11 @@ impl RemoteModel {
     /// # Errors
     /// [`RemoteModelError`]; the context is as it was.
     pub fn step(&mut self, context: &mut Context, token: i32) -> Result<i32, RemoteModelError> {
+        self.check_room(context, 1)?;
         let next = self.again(|this| {
             let live = this.live(context)?;
-            this.run_decode(live, token, context.length)
+            let ran = this.run_decode(live, token, context.length);
+            ran.map_err(|error| this.settled(context, error))
         })?;
         context.add(Part::Token(token));
         Ok(next)
@@ -289,7 +306,8 @@ impl RemoteModel {
     /// returning `false`. The last token is not in the context: begin the next prompt with it.
     ///
     /// # Errors
-    /// [`RemoteModelError`]; tokens that `each` saw but the last are in the context.
+    /// [`RemoteModelError`]; if `each` saw tokens, then the prompt and all of them but the last are in the context, else it is
+    /// as it was.
     pub fn generate(
         &mut self,
         context: &mut Context,
@@ -301,6 +319,8 @@ impl RemoteModel {
         if prompt.is_empty() {
             return Err(RemoteModelError::NoTokens);
         }
+        // The last token is not run.
+        self.check_room(context, prompt.len() as u64 + u64::from(max_new.saturating_sub(1)))?;
         let mut run = Running { made: 0, last: None, ended: false };
         let finish = self.again(|this| {
             if let Some(last) = run.last {
@@ -327,29 +347,26 @@ impl RemoteModel {
             };
             // What the cache will hold when the next token is made that was not seen yet.
             let mut expected = context.length + tokens.len() as u32;
+            let mut followed = Ok(());
             let finish = this.session.generate(first, live.decode, tokens, &options, |generated| {
-                for token in unseen(generated, &mut expected) {
-                    if run.ended {
-                        break;
-                    }
-                    context.add(match run.last.replace(token) {
-                        Some(before) => Part::Token(before),
-                        None => Part::Prompt(prompt.to_vec()),
-                    });
-                    run.made += 1;
-                    run.ended = !each(token);
+                if run.ended || followed.is_err() {
+                    return false;
                 }
-                !run.ended
+                match unseen(generated, &mut expected) {
+                    Ok(fresh) => fresh.iter().for_each(|&token| run.see(context, prompt, token, &mut each)),
+                    Err(error) => followed = Err(error),
+                }
+                !run.ended && followed.is_ok()
             });
-            match finish {
-                Err(ClientError::Remote(e)) if run.ended && e.code == ErrorCode::Cancelled => {}
-                Err(error) => return Err(error.into()),
-                Ok(finish) if !run.ended => return Ok(finish),
-                Ok(_) => {}
+            match followed.and(finish) {
+                Ok(finish) if !run.ended => Ok(finish),
+                Err(error) if !(run.ended && is_cancelled(&error)) => Err(this.settled(context, error.into())),
+                _ => {
+                    // It ran further than was wanted before it heard of it.
+                    this.cut_back(context);
+                    Ok(Finish::Stop)
+                }
             }
-            // It ran further than was wanted before it heard of it.
-            this.session.truncate_cache(live.cache, context.length)?;
-            Ok(Finish::Stop)
         })?;
         if run.last.is_none() {
             context.add(Part::Prompt(prompt.to_vec()));
@@ -359,111 +376,9 @@ impl RemoteModel {
 
     // ---- inside
 
-    /// Does something that may find the session lost, again from a session that was built anew.
-    fn again<T>(
-        &mut self,
-        mut work: impl FnMut(&mut Self) -> Result<T, RemoteModelError>,
-    ) -> Result<T, RemoteModelError> {
-        for _ in 0..TRIES {
-            match work(self) {
-                Err(RemoteModelError::Client(error)) if is_loss(&error) => {
-                    tracing::warn!(%error, "the session was lost: building it again");
-                    self.resident = None;
-                    if is_farewell(&error) {
-                        self.await_successor()?;
-                    }
-                }
-                other => return other,
-            }
-        }
-        Err(RemoteModelError::LostAgain(TRIES))
-    }
-
-    /// The server said that it is shutting down: waits until another has taken its place, for as long as the session tries to
-    /// reach one.
-    fn await_successor(&mut self) -> Result<(), RemoteModelError> {
-        /// A server that has said so is gone within this time.
-        const LONGEST: Duration = Duration::from_secs(30);
-        let (until, lost) = (Instant::now() + LONGEST, self.session.sessions_lost());
-        while self.session.sessions_lost() == lost && Instant::now() < until {
-            match self.session.ping() {
-                Ok(_) => {}
-                Err(error) if is_loss(&error) || error == ClientError::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
-    }
-
-    /// Weights and programs, brought to the server if they are not there.
-    fn resident(&mut self, progress: &mut dyn FnMut(Stage)) -> Result<&Resident, RemoteModelError> {
-        let lost = self.session.sessions_lost();
-        if lost != self.lost {
-            // It was lost where no request of this told of it.
-            self.resident = None;
-        }
-        if self.resident.is_none() {
-            self.lost = lost;
-            let mut sent = |done, total| progress(Stage::Uploading(done, total));
-            let (weights, uploaded) =
-                upload::upload(&mut self.session, self.device, &self.model, &self.hashes, &mut sent)?;
-            let prefill = self.prefill.define(&mut self.session, self.device)?;
-            let decode = self.decode.define(&mut self.session, self.device)?;
-            self.uploaded = uploaded;
-            self.life += 1;
-            return Ok(self.resident.insert(Resident { weights, prefill, decode }));
-        }
-        self.resident.as_ref().ok_or_else(|| RemoteModelError::Inputs("it is not on the server".to_owned()))
-    }
-
-    /// The server's side of a context, built again if it was lost.
-    fn live(&mut self, context: &mut Context) -> Result<Live, RemoteModelError> {
-        self.resident(&mut |_| ())?;
-        if let Some(live) = context.live.filter(|_| context.life == self.life) {
-            return Ok(live);
-        }
-        let (program, kv) = (self.resident(&mut |_| ())?.prefill, self.prefill.kv);
-        let cache = self.session.create_cache(&program, kv, context.length)?;
-        let live = self.bind(cache, context.sampling)?;
-        let mut position = 0;
-        for part in &context.history {
-            match part {
-                Part::Whole(tokens) => {
-                    self.run_prefill(live, tokens, position)?;
-                    position += tokens.len() as u32;
-                }
-                Part::Prompt(tokens) => {
-                    let options = GenerateOptions { position: Some(position), ..GenerateOptions::default() };
-                    self.session.generate(live.prefill, live.decode, tokens, &options, |_| true)?;
-                    position += tokens.len() as u32;
-                }
-                Part::Token(token) => {
-                    self.run_decode(live, *token, position)?;
-                    position += 1;
-                }
-            }
-        }
-        context.live = Some(live);
-        context.life = self.life;
-        Ok(live)
-    }
-
-    /// Bindings for a cache.
-    fn bind(&mut self, cache: Cache, sampling: Sampling) -> Result<Live, RemoteModelError> {
-        let values = sampling.values();
-        let resident = self.resident(&mut |_| ())?;
-        let (prefill, decode) = (resident.prefill, resident.decode);
-        let weights = resident.weights.clone();
-        let mut bind = |program: &Program, plan: &Plan| {
-            let mut residents: Vec<_> = plan.weights.iter().copied().zip(weights.iter().copied()).collect();
-            residents.push((plan.kv, cache.0));
-            let inputs = BindInputs { residents, fixed: plan.sampling(&values).to_vec() };
-            self.session.bind(program, &inputs)
-        };
-        let prefill = bind(&prefill, &self.prefill)?;
-        let decode = bind(&decode, &self.decode)?;
-        Ok(Live { cache, prefill, decode })
+    fn check_room(&self, context: &Context, more: u64) -> Result<(), RemoteModelError> {
+        let (length, max) = (u64::from(context.length) + more, self.model.config().max_positions());
+        if length > max { Err(RemoteModelError::ContextFull { length, max }) } else { Ok(()) }
     }
 
     fn run_prefill(&mut self, live: Live, tokens: &[i32], position: u32) -> Result<i32, RemoteModelError> {
@@ -497,35 +412,53 @@ struct Running {
     ended: bool,
 }
 
+impl Running {
+    /// A token has come: with it, it is known that the one before it, or the prompt, was run.
+    fn see(&mut self, context: &mut Context, prompt: &[i32], token: i32, each: &mut impl FnMut(i32) -> bool) {
+        if self.ended {
+            return;
+        }
+        context.add(match self.last.replace(token) {
+            Some(before) => Part::Token(before),
+            None => Part::Prompt(prompt.to_vec()),
+        });
+        self.made += 1;
+        self.ended = !each(token);
+    }
+}
+
+/// Ends a session that is of no use after an error, and gives the error: what it holds would else stay until its lease ends.
+fn closing(session: Session, error: RemoteModelError) -> RemoteModelError {
+    if let Err(closed) = session.close() {
+        tracing::debug!(%closed, "the session ends with its lease");
+    }
+    error
+}
+
 /// The tokens of a message that were not seen before: a server that is asked again after a lost connection says all it made,
 /// not only what was missed. `expected`: the cache's length with the next token that is new.
-fn unseen(generated: &Generated, expected: &mut u32) -> Vec<i32> {
-    let (count, last) = (generated.tokens.len(), generated.position);
+///
+/// # Errors
+/// [`ClientError::Protocol`] if tokens between those that were seen and these are missing.
+fn unseen<'a>(generated: &'a Generated, expected: &mut u32) -> Result<&'a [i32], ClientError> {
+    let (tokens, last) = (&generated.tokens[..], i64::from(generated.position));
     // The last token of the message was made when the cache held `last` tokens, the one before it one fewer, and so on.
-    let first = (i64::from(last) + 1) - count as i64;
-    let seen = usize::try_from(i64::from(*expected) - first).unwrap_or(0).min(count);
-    *expected += (count - seen) as u32;
-    generated.tokens[seen..].to_vec()
+    let first = last + 1 - tokens.len() as i64;
+    if !tokens.is_empty() && first > i64::from(*expected) {
+        return Err(DecodeError::Range("tokens are missing between two messages of a generate").into());
+    }
+    let seen = usize::try_from(i64::from(*expected) - first).unwrap_or(0).min(tokens.len());
+    let fresh = &tokens[seen..];
+    *expected = expected.saturating_add(fresh.len() as u32);
+    Ok(fresh)
 }
 
 fn at(position: u32) -> RunOptions {
     RunOptions { position: Some(position), ..RunOptions::default() }
 }
 
-/// Whether an error says that what the session held is gone, or about to go.
-fn is_loss(error: &ClientError) -> bool {
-    match error {
-        ClientError::SessionLost(_) => true,
-        ClientError::Remote(e) => {
-            matches!(e.code, ErrorCode::EpochGone | ErrorCode::SessionGone | ErrorCode::ShuttingDown)
-        }
-        _ => false,
-    }
-}
-
-/// Whether the server said that it is shutting down.
-fn is_farewell(error: &ClientError) -> bool {
-    matches!(error, ClientError::Remote(e) if e.code == ErrorCode::ShuttingDown)
+fn is_cancelled(error: &ClientError) -> bool {
+    matches!(error, ClientError::Remote(e) if e.code == ErrorCode::Cancelled)
 }
 
 #[cfg(test)]
@@ -540,11 +473,20 @@ mod tests {
     fn tokens_are_seen_once() {
         // A prompt of 5: the first token is made when the cache holds 5, the second when it holds 6.
         let mut expected = 5;
-        assert_eq!(unseen(&message(5, &[10]), &mut expected), [10]);
-        assert_eq!(unseen(&message(6, &[11]), &mut expected), [11]);
-        assert_eq!(unseen(&message(8, &[10, 11, 12, 13]), &mut expected), [12, 13]);
-        assert_eq!(unseen(&message(8, &[10, 11, 12, 13]), &mut expected), [0; 0]);
+        assert_eq!(unseen(&message(5, &[10]), &mut expected), Ok(&[10][..]));
+        assert_eq!(unseen(&message(6, &[11]), &mut expected), Ok(&[11][..]));
+        assert_eq!(unseen(&message(8, &[10, 11, 12, 13]), &mut expected), Ok(&[12, 13][..]));
+        assert_eq!(unseen(&message(8, &[10, 11, 12, 13]), &mut expected), Ok(&[][..]));
+        assert_eq!(unseen(&message(8, &[]), &mut expected), Ok(&[][..]), "the end of a generate");
         assert_eq!(expected, 9);
+    }
+
+    #[test]
+    fn tokens_that_are_missing_are_noticed() {
+        let mut expected = 5;
+        assert!(matches!(unseen(&message(6, &[11]), &mut expected), Err(ClientError::Protocol(_))));
+        assert!(matches!(unseen(&message(9, &[12, 13]), &mut expected), Err(ClientError::Protocol(_))));
+        assert_eq!(expected, 5);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use genie_executor::device::cpu::CpuDevice;
 use genie_executor::{Config, Executor, Mode};
 use genie_tests::graphs::{Tiny, tiny};
 use genie_transport::connection::ClientOptions;
-use genie_transport::link::sim::{Network, Rng, Sim};
+use genie_transport::link::sim::{Faults, Network, Rng, Sim};
 
 use crate::register::{Moment, Register};
 use crate::user::User;
@@ -18,6 +18,9 @@ use crate::user::User;
 const LONGEST: Duration = Duration::from_secs(1800);
 
 pub(crate) const NAMES: usize = 2;
+
+/// Bytes of a line of a story.
+const LINE: usize = 240;
 
 pub(crate) struct World {
     pub(crate) sim: Sim<Executor>,
@@ -29,6 +32,52 @@ pub(crate) struct World {
     losses: Vec<(Instant, Duration)>,
     back: Option<Instant>,
     credits: u32,
+}
+
+/// What a run met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Met {
+    pub(crate) faults: Faults,
+    pub(crate) users: Asked,
+}
+
+/// What the users of a run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// Requests that came to an end.
+    pub(crate) ended: u64,
+    /// Requests that were cancelled, or of which the answer was no longer waited for.
+    pub(crate) cancelled: u64,
+    /// Sessions that were taken up again over another connection.
+    pub(crate) resumed: u64,
+    /// Requests that were under way at that moment, and were sent again.
+    pub(crate) repeated: u64,
+    /// Sessions that were lost with their server.
+    pub(crate) sessions_lost: u64,
+}
+
+impl Met {
+    /// Each count with its name.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 15] {
+        let Self { faults: f, users: u } = self;
+        [
+            ("connections", f.connections),
+            ("refused lanes", f.refused),
+            ("cuts", f.cuts),
+            ("bytes lost in them", f.lost_bytes),
+            ("partial sends", f.partial_sends),
+            ("partial receives", f.partial_receives),
+            ("stalls", f.stalls),
+            ("flipped bits", f.flipped_bits),
+            ("overtakings", f.overtakings),
+            ("servers lost", f.servers_lost),
+            ("requests ended", u.ended),
+            ("requests cancelled", u.cancelled),
+            ("sessions resumed", u.resumed),
+            ("requests repeated", u.repeated),
+            ("sessions lost", u.sessions_lost),
+        ]
+    }
 }
 
 /// What the users have in common.
@@ -43,6 +92,7 @@ pub(crate) struct Shared {
     last_tag: u32,
     moment: Moment,
     told: Option<String>,
+    pub(crate) asked: Asked,
 }
 
 impl Shared {
@@ -58,7 +108,10 @@ impl Shared {
 
     pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
         if let Some(told) = &mut self.told {
-            let _ = writeln!(told, "{}", line());
+            // The bytes of a tensor are all alike: a line need not have them.
+            let line = line();
+            let end = line.floor_char_boundary(LINE);
+            let _ = writeln!(told, "{}{}", &line[..end], if end < line.len() { ".." } else { "" });
         }
     }
 }
@@ -95,6 +148,7 @@ impl World {
             lost_names: Default::default(),
             last_tag: 0,
             moment: 0,
+            asked: Asked::default(),
             told: tell.then(|| {
                 format!(
                     "{network:?}, {credits} credits, server losses {:?}\n",
@@ -105,8 +159,8 @@ impl World {
         Self { sim, shared, users, device, began, losses, back: None, credits }
     }
 
-    /// Runs it to its end: the story, or what went wrong.
-    pub(crate) fn run(mut self) -> Result<String, String> {
+    /// Runs it to its end: the story and what it met, or what went wrong.
+    pub(crate) fn run(mut self) -> Result<(String, Met), String> {
         let result = self.go().and_then(|()| {
             // What was left to be checked is checked without faults.
             self.sim.set_network(Network::calm());
@@ -115,7 +169,7 @@ impl World {
         });
         let story = self.shared.told.take().unwrap_or_default();
         match result {
-            Ok(()) => Ok(story),
+            Ok(()) => Ok((story, Met { faults: self.sim.faults(), users: self.shared.asked })),
             Err(failure) => Err(format!("{failure}\n{story}")),
         }
     }

@@ -10,7 +10,8 @@ use crate::{bench, devices, floor, gap, generate, get, ping, put, serve};
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// Print results as JSON on standard output, for programs.
+    /// For programs: print the result as one JSON document on standard output (a list where it has rows), and an error as one
+    /// line {"error": TEXT, "exit": STATUS} on standard error.
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Log more to standard error: -v for what happens, -vv for why. The variable RUST_LOG says it in detail.

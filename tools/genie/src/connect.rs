@@ -19,29 +19,52 @@ pub(crate) struct LinkArgs {
     /// Seconds to wait for a server that is not there yet.
     #[arg(long, value_name = "S", default_value_t = 0.0, value_parser = seconds)]
     pub(crate) wait: f64,
+    /// Seconds to wait for a server that goes away in the middle; what was lost with it is then built again.
+    #[arg(long, value_name = "S", default_value_t = RECONNECT, value_parser = seconds)]
+    pub(crate) reconnect: f64,
 }
 
 impl Default for LinkArgs {
     fn default() -> Self {
-        Self { spin: 100, wait: 0.0 }
+        Self { spin: 100, wait: 0.0, reconnect: RECONNECT }
     }
 }
 
-/// How long a command that is under way tries to reach a server that went away.
-const RECONNECT: Duration = Duration::from_secs(30);
+/// A server that is started again is there within this time.
+const RECONNECT: f64 = 15.0;
 
 /// A session on the server. One that is not there is an error at once (or after `--wait`); one that goes away later is waited
 /// for.
 pub(crate) fn session(uri: &Uri, link: LinkArgs) -> Result<blocking::Session> {
-    knock(uri, Duration::from_secs_f64(link.wait))?;
+    reach(uri, link)?;
     let mut options = ConnectOptions { spin: Duration::from_micros(link.spin), ..ConnectOptions::default() };
-    options.client.reconnect_for = RECONNECT;
+    // Whoever stops a command in the middle leaves its session behind: the server says for how long.
+    options.client.lease_ms = 0;
+    options.client.reconnect_for = Duration::from_secs_f64(link.reconnect);
     blocking::Session::connect(uri, options).with_context(|| format!("connecting to {uri}"))
 }
 
+/// Does something in a session that ends with it, whatever comes of it: what a failure left on the server would else stay there
+/// until the session's lease has run out.
+pub(crate) fn within<T>(
+    uri: &Uri,
+    link: LinkArgs,
+    work: impl FnOnce(&mut blocking::Session) -> Result<T>,
+) -> Result<T> {
+    let mut session = session(uri, link)?;
+    let done = work(&mut session);
+    let closed = session.close();
+    let done = done?;
+    closed?;
+    Ok(done)
+}
+
 /// Whether anybody listens.
-fn knock(uri: &Uri, patience: Duration) -> Result<()> {
-    let until = Instant::now() + patience;
+///
+/// # Errors
+/// [`Unreachable`], after `--wait`.
+pub(crate) fn reach(uri: &Uri, link: LinkArgs) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs_f64(link.wait);
     loop {
         match tcp::connect(uri, Duration::from_secs(5)) {
             Ok(_) => return Ok(()),

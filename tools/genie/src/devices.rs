@@ -10,6 +10,8 @@ use crate::say::{self, Say};
 
 /// List a server's devices.
 ///
+/// With --json: index, name, model, capability, total and free (bytes of memory).
+///
 /// Example: genie devices tcp://127.0.0.1:7070 --json
 #[derive(Debug, Args)]
 pub(crate) struct DevicesArgs {
@@ -25,15 +27,15 @@ struct Device {
     name: String,
     model: String,
     capability: String,
-    total_bytes: u64,
-    free_bytes: u64,
+    /// Bytes of memory.
+    total: u64,
+    /// Bytes of it that nothing takes.
+    free: u64,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &DevicesArgs, say: Say) -> Result<()> {
-    let mut session = connect::session(&args.uri, args.link)?;
-    let found = session.devices()?;
-    session.close()?;
+    let found = connect::within(&args.uri, args.link, |session| Ok(session.devices()?))?;
     let devices: Vec<_> = found
         .into_iter()
         .map(|d| Device {
@@ -41,21 +43,15 @@ pub(crate) fn run(args: &DevicesArgs, say: Say) -> Result<()> {
             name: d.name,
             model: d.model,
             capability: d.capability,
-            total_bytes: d.total_bytes,
-            free_bytes: d.free_bytes,
+            total: d.total_bytes,
+            free: d.free_bytes,
         })
         .collect();
     say.result(&devices, |devices| {
         say::table(
             ["device", "model", "capability", "memory", "free"],
             devices.iter().map(|d| {
-                [
-                    d.name.clone(),
-                    d.model.clone(),
-                    d.capability.clone(),
-                    say::bytes(d.total_bytes),
-                    say::bytes(d.free_bytes),
-                ]
+                [d.name.clone(), d.model.clone(), d.capability.clone(), say::bytes(d.total), say::bytes(d.free)]
             }),
         )
     })

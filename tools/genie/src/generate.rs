@@ -1,6 +1,5 @@
 //! `genie generate`: a model on a server goes on with a text.
 
-use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +10,8 @@ use genie_graph::DType;
 use genie_models::remote::{RemoteModel, RemoteOptions, Sampling, Stage};
 use genie_models::{Model, OpenOptions, TokenStream};
 use genie_transport::Uri;
+use genie_transport::client::blocking::Session;
+use genie_transport::wire::Finish;
 use serde::Serialize;
 
 use crate::connect::{self, LinkArgs};
@@ -33,13 +34,13 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The text to go on with.
-    #[arg(long, short)]
+    #[arg(long, short, allow_hyphen_values = true)]
     prompt: String,
     /// Lay the prompt out as a conversation, by the model's own template; without it, the text is simply continued.
     #[arg(long)]
     chat: bool,
-    /// Tokens to make at the most.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    /// Tokens to make at the most; fewer are made where the model sees no more. 0: bring the model there and run the prompt.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(..=1 << 20))]
     max_new_tokens: u32,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -89,7 +90,7 @@ impl ModelArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
     /// 0: always the likeliest token; above: the larger, the more even the choice.
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true, value_parser = temperature)]
     temperature: f32,
     /// Choose among this many of the likeliest tokens; 0: among all.
     #[arg(long, value_name = "K", default_value_t = 0)]
@@ -97,9 +98,9 @@ pub(crate) struct SamplingArgs {
     /// Choose among the likeliest tokens that together have this probability.
     #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
     top_p: f32,
-    /// The same seed gives the same tokens, on every machine; without it, one is drawn.
-    #[arg(long, value_name = "S")]
-    seed: Option<u32>,
+    /// The same seed gives the same tokens, on every machine: any number of 64 bits. Without it, one is drawn.
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = seed)]
+    seed: Option<i64>,
 }
 
 impl SamplingArgs {
@@ -107,10 +108,10 @@ impl SamplingArgs {
     pub(crate) fn sampling(&self) -> Result<Sampling> {
         let seed = match self.seed {
             Some(seed) => seed,
-            None => getrandom::u32().context("drawing a seed")?,
+            // Short enough to be typed again.
+            None => i64::from(getrandom::u32().context("drawing a seed")?),
         };
-        let (top_k, seed) = (i64::from(self.top_k), i64::from(seed));
-        Ok(Sampling { temperature: self.temperature, top_k, top_p: self.top_p, seed })
+        Ok(Sampling { temperature: self.temperature, top_k: self.top_k.into(), top_p: self.top_p, seed })
     }
 }
 
@@ -122,6 +123,12 @@ fn temperature(text: &str) -> Result<f32, String> {
 fn probability(text: &str) -> Result<f32, String> {
     let value = text.parse().ok().filter(|p: &f32| *p > 0.0 && *p <= 1.0);
     value.ok_or_else(|| "write a number above 0, up to 1".to_owned())
+}
+
+/// Numbers that do not fit 63 bits are taken for what their 64 bits mean with a sign.
+fn seed(text: &str) -> Result<i64, String> {
+    let unsigned = || text.parse().map(u64::cast_signed);
+    text.parse().or_else(|_| unsigned()).map_err(|_| "write a whole number of at most 64 bits".to_owned())
 }
 
 /// What was measured.
@@ -154,66 +161,94 @@ pub(crate) fn run(args: &GenerateArgs, say: Say) -> Result<()> {
         bail!("the prompt is empty, and this model has no token to begin a text with: write a --prompt");
     }
     let stop = if args.ignore_end { Vec::new() } else { prompt::ids(tokenizer.eos_ids())? };
+    let max_new = fitting(args.max_new_tokens, tokens.len(), model.config().max_positions())?;
     let sampling = args.sampling.sampling()?;
     let loaded = Instant::now();
+    // What goes on with the prompt may begin with a space; an answer in a chat is a text of its own.
+    let stream = if args.chat { tokenizer.stream() } else { tokenizer.stream_after(&encoded) };
+    let mut writer = Writer { stream, text: String::new(), echo: !say.json, failed: None };
     let session = connect::session(&args.connect, args.link)?;
-    let mut remote = establish(session, &model, &args.model.remote())?;
-    let ready = Instant::now();
-
-    let mut context = remote.context(sampling)?;
-    let mut writer = Writer { stream: tokenizer.stream(), text: String::new(), echo: !say.json, failed: None };
-    let (mut made, mut first) = (Vec::new(), None);
-    let mut each = |token: i32| {
-        first.get_or_insert_with(Instant::now);
-        made.push(token);
-        // The token that ends a text is no part of it.
-        stop.contains(&token) || writer.push(token)
-    };
-    let finish = if args.per_step {
-        step_by_step(&mut remote, &mut context, &tokens, args.max_new_tokens, &stop, &mut each)?
-    } else {
-        match remote.generate(&mut context, &tokens, args.max_new_tokens, &stop, &mut each)? {
-            genie_transport::wire::Finish::Stop => "stop",
-            genie_transport::wire::Finish::Length => "length",
-        }
-    };
-    let ended = Instant::now();
-    writer.finish()?;
-    let (bytes_up, bytes_down) = remote.session().traffic();
-    let upload_bytes = remote.uploaded().sent_bytes;
-    remote.close()?;
-    let first = first.unwrap_or(ended);
-    let seconds = (ended - first).as_secs_f64();
-    let outcome = Outcome {
-        text: writer.text,
-        prompt_tokens: tokens.len(),
-        new_tokens: made.len(),
-        finish,
-        seed: sampling.seed,
-        model_bytes: model.weight_bytes(),
-        upload_bytes,
-        bytes_up,
-        bytes_down,
-        load_s: (loaded - began).as_secs_f64(),
-        upload_s: (ready - loaded).as_secs_f64(),
-        first_token_s: (first - ready).as_secs_f64(),
-        tokens_s: if made.len() > 1 { (made.len() - 1) as f64 / seconds } else { 0.0 },
-        tokens: made,
-    };
+    let outcome = resident(session, &model, &args.model.remote(), |remote| {
+        let ready = Instant::now();
+        let mut context = remote.context(sampling)?;
+        let (mut made, mut first) = (Vec::new(), None);
+        let mut each = |token: i32| {
+            first.get_or_insert_with(Instant::now);
+            made.push(token);
+            // The token that ends a text is no part of it.
+            stop.contains(&token) || writer.push(token)
+        };
+        let finish = if args.per_step {
+            step_by_step(remote, &mut context, &tokens, max_new, &stop, &mut each)?
+        } else {
+            remote.generate(&mut context, &tokens, max_new, &stop, &mut each)?
+        };
+        let ended = Instant::now();
+        writer.finish()?;
+        let first = first.unwrap_or(ended);
+        let (bytes_up, bytes_down) = remote.session().traffic();
+        let seconds = (ended - first).as_secs_f64();
+        Ok(Outcome {
+            text: std::mem::take(&mut writer.text),
+            prompt_tokens: tokens.len(),
+            new_tokens: made.len(),
+            finish: match finish {
+                Finish::Stop => "stop",
+                Finish::Length => "length",
+            },
+            seed: sampling.seed,
+            model_bytes: model.weight_bytes(),
+            upload_bytes: remote.uploaded().sent_bytes,
+            bytes_up,
+            bytes_down,
+            load_s: (loaded - began).as_secs_f64(),
+            upload_s: (ready - loaded).as_secs_f64(),
+            first_token_s: (first - ready).as_secs_f64(),
+            tokens_s: if made.len() > 1 { (made.len() - 1) as f64 / seconds } else { 0.0 },
+            tokens: made,
+        })
+    })?;
     if say.json {
         return say.result(&outcome, |_| String::new());
     }
     say::line("")?;
-    eprintln!("{}", summary(&outcome));
+    say::note(&summary(&outcome));
     Ok(())
 }
 
-/// Brings the model to the server, with progress where that takes long.
-pub(crate) fn establish(
-    session: genie_transport::client::blocking::Session,
+/// How many new tokens fit behind a prompt: as many as are wanted, or as the model can see.
+fn fitting(wanted: u32, prompt: usize, max: u64) -> Result<u32> {
+    let room = max.saturating_sub(prompt as u64);
+    if room == 0 {
+        bail!(
+            "the prompt has {prompt} tokens, but the model sees {max} at the most, new ones among them: shorten the prompt, or \
+             choose a model with a longer context"
+        );
+    }
+    let fits = u32::try_from(room).unwrap_or(u32::MAX);
+    if fits < wanted {
+        say::note(&format!("genie: the model sees {max} tokens at the most: up to {fits} new ones, not {wanted}"));
+    }
+    Ok(fits.min(wanted))
+}
+
+/// Does something with a model on a server, in a session that ends with it, whatever comes of it.
+pub(crate) fn resident<T>(
+    session: Session,
     model: &Arc<Model>,
     options: &RemoteOptions,
-) -> Result<RemoteModel> {
+    work: impl FnOnce(&mut RemoteModel) -> Result<T>,
+) -> Result<T> {
+    let mut remote = establish(session, model, options)?;
+    let done = work(&mut remote);
+    let closed = remote.close();
+    let done = done?;
+    closed?;
+    Ok(done)
+}
+
+/// Brings the model to the server, with progress where that takes long.
+pub(crate) fn establish(session: Session, model: &Arc<Model>, options: &RemoteOptions) -> Result<RemoteModel> {
     let (mut hashing, mut uploading) = (None, None);
     let remote = RemoteModel::establish(session, model.clone(), options, |stage| match stage {
         Stage::Hashing(done, total) => {
@@ -234,18 +269,17 @@ fn step_by_step(
     max_new: u32,
     stop: &[i32],
     each: &mut dyn FnMut(i32) -> bool,
-) -> Result<&'static str> {
+) -> Result<Finish> {
     let mut token = remote.prefill(context, prompt)?;
-    for made in 1.. {
+    for left in (0..max_new).rev() {
         if !each(token) || stop.contains(&token) {
-            return Ok("stop");
+            return Ok(Finish::Stop);
         }
-        if made >= max_new {
-            break;
+        if left > 0 {
+            token = remote.step(context, token)?;
         }
-        token = remote.step(context, token)?;
     }
-    Ok("length")
+    Ok(Finish::Length)
 }
 
 /// Text on its way to the reader.
@@ -253,7 +287,7 @@ struct Writer {
     stream: TokenStream,
     text: String,
     echo: bool,
-    failed: Option<std::io::Error>,
+    failed: Option<anyhow::Error>,
 }
 
 impl Writer {
@@ -267,16 +301,13 @@ impl Writer {
     fn finish(&mut self) -> Result<()> {
         let rest = self.stream.finish();
         self.write(rest);
-        self.failed.take().map_or(Ok(()), |error| Err(error.into()))
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     fn write(&mut self, piece: Option<String>) {
         let Some(piece) = piece else { return };
-        if self.echo {
-            let mut out = stdout().lock();
-            if let Err(error) = out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
-                self.failed = Some(error);
-            }
+        if self.echo && self.failed.is_none() {
+            self.failed = say::piece(&piece).err();
         }
         self.text.push_str(&piece);
     }
@@ -301,4 +332,28 @@ fn summary(o: &Outcome) -> String {
         say::seconds(o.first_token_s),
         o.tokens_s,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_any_64_bits() {
+        assert_eq!(seed("0"), Ok(0));
+        assert_eq!(seed("4294967296"), Ok(1 << 32));
+        assert_eq!((seed("-1"), seed("18446744073709551615")), (Ok(-1), Ok(-1)));
+        assert_eq!(seed("-9223372036854775808"), Ok(i64::MIN));
+        for bad in ["", "x", "1.5", "18446744073709551616", "-9223372036854775809"] {
+            assert!(seed(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn new_tokens_fit_behind_the_prompt() {
+        assert_eq!(fitting(5, 10, 100).unwrap(), 5);
+        assert_eq!(fitting(5, 97, 100).unwrap(), 3);
+        assert!(fitting(5, 100, 100).unwrap_err().to_string().contains("shorten the prompt"));
+        assert!(fitting(0, 1000, 100).is_err());
+    }
 }

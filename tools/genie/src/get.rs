@@ -12,7 +12,7 @@ use genie_transport::Uri;
 use serde::Serialize;
 
 use crate::connect::{self, LinkArgs};
-use crate::progress;
+use crate::progress::{self, Progress};
 use crate::say::{self, Say};
 
 /// Write a named tensor of a server to a file, whole or not at all.
@@ -42,15 +42,15 @@ struct Fetched {
 
 /// Runs the command.
 pub(crate) fn run(args: &GetArgs, say: Say) -> Result<()> {
-    let mut session = connect::session(&args.uri, args.link)?;
-    let tensor = session.lookup(&args.name)?;
-    let began = Instant::now();
-    let counters = session.counters();
-    let before = counters.down.load(Ordering::Relaxed);
-    let came = || counters.down.load(Ordering::Relaxed) - before;
-    let data = progress::watched("receiving", tensor.spec.bytes(), came, || session.get(&tensor))?;
-    let seconds = began.elapsed().as_secs_f64();
-    session.close()?;
+    let (tensor, data, seconds) = connect::within(&args.uri, args.link, |session| {
+        let tensor = session.lookup(&args.name)?;
+        let began = Instant::now();
+        let counters = session.counters();
+        let before = counters.down.load(Ordering::Relaxed);
+        let came = || counters.down.load(Ordering::Relaxed) - before;
+        let data = progress::watched(Progress::bytes("receiving"), tensor.spec.bytes(), came, || session.get(&tensor))?;
+        Ok((tensor, data, began.elapsed().as_secs_f64()))
+    })?;
     write_whole(&args.file, &data).with_context(|| {
         format!("cannot write {} ({}): the file is as it was", args.file.display(), say::bytes(data.len() as u64))
     })?;
@@ -69,12 +69,13 @@ pub(crate) fn run(args: &GetArgs, say: Say) -> Result<()> {
     })
 }
 
-/// Writes a file beside its place and renames it: nobody ever sees half of it. What is no regular file (a pipe, a device) is
-/// written as it is, and what a link points to is replaced rather than the link.
+/// Writes a file beside its place and renames it: nobody ever sees half of it. A file that it replaces leaves it its mode. What is
+/// no regular file (a pipe, a device) is written as it is, and what a link points to is replaced rather than the link.
 pub(crate) fn write_whole(path: &Path, data: &[u8]) -> io::Result<()> {
     let there = fs::canonicalize(path);
     let path = there.as_deref().unwrap_or(path);
-    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+    let before = fs::metadata(path).ok();
+    if before.as_ref().is_some_and(|m| !m.is_file()) {
         return File::options().write(true).open(path)?.write_all(data);
     }
     let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
@@ -83,6 +84,9 @@ pub(crate) fn write_whole(path: &Path, data: &[u8]) -> io::Result<()> {
     let part = path.with_file_name(part);
     let write = || {
         let mut file = File::create_new(&part)?;
+        if let Some(before) = &before {
+            file.set_permissions(before.permissions())?;
+        }
         file.write_all(data)?;
         // A full disk may show itself only here.
         file.sync_all()?;
@@ -98,6 +102,8 @@ pub(crate) fn write_whole(path: &Path, data: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -112,6 +118,9 @@ mod tests {
         std::os::unix::fs::symlink(&path, &link).unwrap();
         write_whole(&link, b"three").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"three");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        write_whole(&path, b"four").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         assert!(write_whole(&folder.path().join("missing/x"), b"").is_err());
         assert!(write_whole(Path::new("/dev/full"), b"x").is_err(), "a full disk is an error");
         assert!(write_whole(folder.path(), b"x").is_err(), "a folder is no file");

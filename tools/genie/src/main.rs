@@ -30,7 +30,10 @@ use cli::{BenchCommand, Cli, Command};
 use say::Say;
 
 fn main() -> ExitCode {
-    let Cli { command, json, verbose } = Cli::parse();
+    let Cli { command, json, verbose } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return fail::usage(&error, std::env::args_os().any(|a| a == "--json")),
+    };
     logging::start(verbose);
     let say = Say { json };
     let done = match command {
@@ -51,6 +54,6 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail::report(&error),
+        Err(error) => fail::report(&error, say),
     }
 }

@@ -40,15 +40,16 @@ struct Pings {
 
 /// Runs the command.
 pub(crate) fn run(args: &PingArgs, say: Say) -> Result<()> {
-    let mut session = connect::session(&args.uri, args.link)?;
     let mut times = bench::times()?;
-    for i in 0..args.count {
-        if i > 0 && args.interval > 0 {
-            std::thread::sleep(Duration::from_millis(args.interval));
+    connect::within(&args.uri, args.link, |session| {
+        for i in 0..args.count {
+            if i > 0 && args.interval > 0 {
+                std::thread::sleep(Duration::from_millis(args.interval));
+            }
+            bench::record(&mut times, session.ping()?);
         }
-        bench::record(&mut times, session.ping()?);
-    }
-    session.close()?;
+        Ok(())
+    })?;
     let us = |ns: u64| ns as f64 / 1e3;
     let pings = Pings {
         server: args.uri.to_string(),

@@ -69,9 +69,9 @@ impl Progress {
 /// How often a watched transfer is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Does `work` while another thread shows how far it is: `moved` of `total` bytes.
+/// Does `work` while another thread shows how far it is: `moved` of `total`.
 pub(crate) fn watched<T>(
-    what: &'static str,
+    mut progress: Progress,
     total: u64,
     moved: impl Fn() -> u64 + Sync,
     work: impl FnOnce() -> T,
@@ -79,7 +79,6 @@ pub(crate) fn watched<T>(
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
-            let mut progress = Progress::bytes(what);
             while !ended.load(Ordering::Acquire) {
                 std::thread::park_timeout(LOOK);
                 progress.set(moved().min(total), total);

@@ -36,6 +36,20 @@ pub(crate) fn of_length(model: &Model, count: usize) -> Result<Vec<i32>> {
     }
 }
 
+/// Whether the model sees so many tokens of a prompt and after it.
+///
+/// # Errors
+/// If it does not.
+pub(crate) fn fits(model: &Model, prompt: u32, new: u32) -> Result<()> {
+    let (all, max) = (u64::from(prompt) + u64::from(new), model.config().max_positions());
+    if all > max {
+        bail!(
+            "{prompt} + {new} tokens are more than the {max} that the model sees: choose fewer --prompt-tokens or --new-tokens"
+        );
+    }
+    Ok(())
+}
+
 /// Token ids for the wire.
 pub(crate) fn ids(ids: &[u32]) -> Result<Vec<i32>> {
     Ok(ids.iter().map(|&id| i32::try_from(id)).collect::<Result<_, _>>()?)
@@ -65,5 +79,6 @@ mod tests {
         assert_eq!(prompt.len(), 30);
         assert!(prompt.iter().all(|&id| (0..50).contains(&id)));
         assert!(of_length(&model, 0).is_err());
+        assert!(fits(&model, 30, 34).is_ok() && fits(&model, 30, 35).is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! `genie put`: a file becomes a named tensor.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use genie_transport::wire::{ContentHash, TensorSpec};
 use serde::Serialize;
 
 use crate::connect::{self, LinkArgs};
-use crate::progress;
+use crate::progress::{self, Progress};
 use crate::say::{self, Say};
 
 /// Make a file's bytes a tensor on a server, under a name that every session there can find.
@@ -27,6 +28,7 @@ pub(crate) struct PutArgs {
     /// The server: tcp://HOST:PORT.
     uri: Uri,
     /// The name; a tensor that has it already is replaced.
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: String,
     /// The file. It is sent as it is: little-endian, row-major.
     file: PathBuf,
@@ -57,20 +59,29 @@ struct Stored {
 
 /// Runs the command.
 pub(crate) fn run(args: &PutArgs, say: Say) -> Result<()> {
+    let about = fs::metadata(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
+    if !about.is_file() {
+        let kind = if about.is_dir() { "a folder" } else { "no regular file" };
+        bail!(
+            "{} is {kind}: put takes a file of bytes; put each one, or write them to a file first",
+            args.file.display()
+        );
+    }
     let data = genie_models::map_file(&args.file)?;
     let spec = spec(args.dtype, &args.shape, data.len() as u64).with_context(|| args.file.display().to_string())?;
-    let mut session = connect::session(&args.uri, args.link)?;
+    connect::reach(&args.uri, args.link)?;
     let began = Instant::now();
+    // Before the session is opened: one that says nothing for as long as a large file takes would be taken for gone.
     let hash = ContentHash::of(&data);
-    let options = PutOptions { device: args.device, name: Some(&args.name), weight: Some(hash) };
-    let counters = session.counters();
-    let sent = move || counters.up.load(Ordering::Relaxed);
-    let before = sent();
-    let tensor =
-        progress::watched("sending", spec.bytes(), &sent, || session.put(&spec, Bytes::from_owner(data), options))?;
-    let seconds = began.elapsed().as_secs_f64();
-    let bytes_up = sent() - before;
-    session.close()?;
+    let (tensor, seconds, bytes_up) = connect::within(&args.uri, args.link, |session| {
+        let options = PutOptions { device: args.device, name: Some(&args.name), weight: Some(hash) };
+        let counters = session.counters();
+        let before = counters.up.load(Ordering::Relaxed);
+        let sent = || counters.up.load(Ordering::Relaxed) - before;
+        let put = || session.put(&spec, Bytes::from_owner(data), options);
+        let tensor = progress::watched(Progress::bytes("sending"), spec.bytes(), sent, put)?;
+        Ok((tensor, began.elapsed().as_secs_f64(), sent()))
+    })?;
     let stored = Stored {
         name: args.name.clone(),
         dtype: spec.dtype().name(),

@@ -1,11 +1,13 @@
 //! Results: for people, or as JSON.
 
-use std::io::{Write, stdout};
+use std::io::{self, ErrorKind, Write, stderr, stdout};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
+
+use crate::fail::OutputClosed;
 
 /// Where results go, and in which form.
 #[derive(Clone, Copy, Debug)]
@@ -22,10 +24,28 @@ impl Say {
 }
 
 /// A line on standard output, at once.
+///
+/// # Errors
+/// As [`piece`].
 pub(crate) fn line(text: &str) -> Result<()> {
+    piece(&format!("{}\n", text.trim_end_matches('\n')))
+}
+
+/// Text on standard output, at once.
+///
+/// # Errors
+/// [`OutputClosed`] if nobody reads it any more.
+pub(crate) fn piece(text: &str) -> Result<()> {
     let mut out = stdout().lock();
-    writeln!(out, "{}", text.trim_end_matches('\n'))?;
-    Ok(out.flush()?)
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(OutputClosed.into()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+/// A line on standard error. Where nobody reads that, there is nobody to be told.
+pub(crate) fn note(text: &str) {
+    let _: io::Result<()> = writeln!(stderr(), "{text}");
 }
 
 /// A table whose columns after the first are aligned to the right.

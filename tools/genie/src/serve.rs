@@ -66,8 +66,8 @@ struct Ready {
 
 /// Leases end within this time of their due.
 const TICK: Duration = Duration::from_millis(500);
-/// How long the last words may take to reach the clients.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long the last words may take to reach the clients: what the link gives each of them (1 s), and some time to notice.
+const LAST_WORDS: Duration = Duration::from_millis(1200);
 
 /// Runs the command.
 pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
@@ -77,6 +77,7 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     let mut config = Config::new(devices, getrandom::u64().context("drawing the server's epoch")?);
     config.settings.spin = Duration::from_micros(args.spin);
     config.default_lease = Duration::from_secs_f64(args.lease);
+    config.max_lease = config.max_lease.max(config.default_lease);
     if let Some(quota) = args.quota {
         config.default_quota = quota;
         config.max_quota = quota;

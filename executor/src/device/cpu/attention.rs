@@ -369,7 +369,8 @@ impl<E: Element> RowsKernel<'_, E> {
     ) {
         // SAFETY: as the caller's.
         unsafe {
-            let products = dots::<S, E, R, C, false>(k, step, self.q.add(row * self.apart), self.apart, self.head_dim);
+            let products =
+                dots::<S, E, f32, R, C, false>(k, step, self.q.add(row * self.apart), self.apart, self.head_dim);
             for (c, products) in products.iter().enumerate() {
                 for (r, product) in products.iter().enumerate() {
                     *self.scores.add((row + c) * BLOCK + key + r) = product * self.scale;

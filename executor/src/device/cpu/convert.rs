@@ -3,6 +3,7 @@
 use genie_graph::DType;
 use half::{bf16, f16};
 
+use super::lanes::{Kernel, Lanes};
 use super::plan::V;
 use super::step::Context;
 use super::team::Share;
@@ -29,6 +30,12 @@ impl Convert {
         // SAFETY: as the caller's; `from` is the type of x.
         unsafe {
             match self.from {
+                DType::F32 if self.to == DType::BF16 => {
+                    let mine = share.split(self.count, GRAIN);
+                    let (x, y) = (context.get::<f32>(self.x), context.get_mut::<bf16>(self.y));
+                    let (x, y) = (x.add(mine.start), y.add(mine.start));
+                    context.isa.run(ToBf16 { x, y, count: mine.len() });
+                }
                 DType::F32 => self.convert::<f32>(context, share),
                 DType::F16 => self.convert::<f16>(context, share),
                 DType::BF16 => self.convert::<bf16>(context, share),
@@ -60,6 +67,32 @@ impl Convert {
         for i in share.split(self.count, GRAIN) {
             // SAFETY: x and y have `count` elements of these types.
             unsafe { y.add(i).write(B::from_wide((*x.add(i)).wide())) };
+        }
+    }
+}
+
+/// To the nearest bf16, ties to even; as [`bf16::from_f32`], but in vectors. Demands: x and y are valid for `count`.
+struct ToBf16 {
+    x: *const f32,
+    y: *mut bf16,
+    count: usize,
+}
+
+impl Kernel for ToBf16 {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Lanes>(self) {
+        for i in 0..self.count {
+            // SAFETY: as the struct demands.
+            unsafe {
+                let x = *self.x.add(i);
+                let bits = x.to_bits();
+                let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+                // A NaN's upper half alone could be infinity.
+                let quiet = bits >> 16 | 0x40;
+                *self.y.add(i) = bf16::from_bits(if x.is_nan() { quiet } else { nearest } as u16);
+            }
         }
     }
 }
@@ -138,5 +171,28 @@ impl Scalar for Flag {
             Wide::Float(x) => u8::from(x != 0.0),
             Wide::Integer(x) => u8::from(x != 0),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lanes::Isa;
+    use super::*;
+
+    #[test]
+    fn bf16_is_rounded_as_the_half_crate_does() {
+        let mut x: Vec<f32> = (0..0x1_0000_u32)
+            .flat_map(|top| [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF].map(|low| top << 16 | low))
+            .map(f32::from_bits)
+            .collect();
+        x.push(f32::NAN);
+        for isa in Isa::available() {
+            let mut y = vec![bf16::ZERO; x.len()];
+            // SAFETY: both have `count` elements, and the machine has the instruction set.
+            unsafe { isa.run(ToBf16 { x: x.as_ptr(), y: y.as_mut_ptr(), count: x.len() }) };
+            for (x, y) in x.iter().zip(&y) {
+                assert_eq!(y.to_bits(), bf16::from_f32(*x).to_bits(), "{x:e} {:#x}", x.to_bits());
+            }
+        }
     }
 }

@@ -6,8 +6,8 @@ use genie_graph::{DType, LinearLayout};
 use half::{bf16, f16};
 
 use super::axpy::{InOut, PANEL};
-use super::dot::{OutIn, TILE};
-use super::lanes::Element;
+use super::dot::OutIn;
+use super::lanes::{Element, Factor};
 use super::plan::V;
 use super::step::Context;
 use super::team::Share;
@@ -15,8 +15,8 @@ use super::team::Share;
 /// Output columns that members take as one: the outputs of a group share no cache line with others', and are whole tiles.
 const GRAIN: usize = 16;
 
-/// `count` products of x f32 `[rows, k]` with w (`[n, k]` or `[k, n]`) into y f32 `[rows, n]`; with `count` over 1, x, y and (if
-/// `w_step` is not 0) w go on to the next matrix each time.
+/// `count` products of x `[rows, k]` (of type [`Linear::activations`]) with w (`[n, k]` or `[k, n]`) into y f32 `[rows, n]`; with
+/// `count` over 1, x, y and (if `w_step` is not 0) w go on to the next matrix each time.
 pub(super) struct Linear {
     pub(super) x: V,
     pub(super) w: V,
@@ -37,15 +37,22 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// Bytes of working space that a member needs for copies of weights; 0 where there is no use for them.
-    pub(super) fn panel_bytes(layout: LinearLayout, w_type: DType, rows: usize, k: usize) -> Option<usize> {
-        let elements = match layout {
-            _ if rows == 1 => 0,
-            LinearLayout::OutIn if w_type == DType::F32 => 0,
-            LinearLayout::OutIn => k.checked_mul(TILE)?,
-            LinearLayout::InOut => PANEL,
-        };
-        elements.checked_mul(size_of::<f32>())?.checked_next_multiple_of(64)
+    /// What activations are converted to before they are multiplied: f32, but bf16 with rows of bf16, whose products machines
+    /// have instructions for, two at a time. It is so on all machines and for any number of rows, so that a prompt that is
+    /// replayed gives the bits that decoding gave, and machines differ in the order of sums only.
+    pub(super) fn activations(layout: LinearLayout, w_type: DType) -> DType {
+        match (layout, w_type) {
+            (LinearLayout::OutIn, DType::BF16) => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
+    /// Bytes of working space that a member needs for a copy of a part of w; 0 where there is no use for one.
+    pub(super) fn panel_bytes(layout: LinearLayout, rows: usize) -> usize {
+        match layout {
+            LinearLayout::InOut if rows > 1 => PANEL * size_of::<f32>(),
+            _ => 0,
+        }
     }
 
     pub(super) fn touches(&self, read: &mut dyn FnMut(V), write: &mut dyn FnMut(V)) {
@@ -54,52 +61,78 @@ impl Linear {
     }
 
     pub(super) unsafe fn execute(&self, context: &Context<'_>, share: Share) {
-        // SAFETY: as the caller's; `w_type` is the type of `w`.
+        // SAFETY: as the caller's; `w_type` is the type of `w`, and x has the type that goes with it.
         unsafe {
-            match self.w_type {
-                DType::F16 => self.with_weights::<f16>(context, share),
-                DType::BF16 => self.with_weights::<bf16>(context, share),
-                _ => self.with_weights::<f32>(context, share),
+            match (self.layout, self.w_type) {
+                (LinearLayout::OutIn, DType::F16) => self.out_in::<f16, f32>(context, share),
+                (LinearLayout::OutIn, DType::BF16) => self.out_in::<bf16, bf16>(context, share),
+                (LinearLayout::OutIn, _) => self.out_in::<f32, f32>(context, share),
+                (LinearLayout::InOut, DType::F16) => self.in_out::<f16>(context, share),
+                (LinearLayout::InOut, DType::BF16) => self.in_out::<bf16>(context, share),
+                (LinearLayout::InOut, _) => self.in_out::<f32>(context, share),
             }
         }
     }
 
-    unsafe fn with_weights<E: Element>(&self, context: &Context<'_>, share: Share) {
-        // Members share the columns of all products together.
+    unsafe fn out_in<W: Factor<X>, X: 'static>(&self, context: &Context<'_>, share: Share) {
+        // SAFETY: as the caller's.
+        self.each(share, |product, range| unsafe {
+            context.isa.run(self.operands::<W, X>(context, product, range));
+        });
+    }
+
+    unsafe fn in_out<W: Element>(&self, context: &Context<'_>, share: Share) {
+        // SAFETY: as the caller's.
+        self.each(share, |product, range| unsafe {
+            let operands = self.operands::<W, f32>(context, product, range);
+            let OutIn { x, w, bias, residual, y, rows, k, n, range } = operands;
+            let panel = self.panel(context, share);
+            context.isa.run(InOut { x, w, bias, residual, y, rows, k, n, range, panel });
+        });
+    }
+
+    /// Calls `f` with each product that falls to this member and the outputs of it that do: members share the columns of all
+    /// products together.
+    fn each(&self, share: Share, f: impl Fn(usize, Range<usize>)) {
         let groups = self.n.div_ceil(GRAIN);
         let mine = share.split(groups * self.count, 1);
         let mut at = mine.start;
         while at < mine.end {
             let (product, group) = (at / groups, at % groups);
             let taken = (groups - group).min(mine.end - at);
-            let range = group * GRAIN..((group + taken) * GRAIN).min(self.n);
-            // SAFETY: as the caller's; `product` is below `count`.
-            unsafe { self.product::<E>(context, share, product, range) };
+            f(product, group * GRAIN..((group + taken) * GRAIN).min(self.n));
             at += taken;
         }
     }
 
-    unsafe fn product<E: Element>(&self, context: &Context<'_>, share: Share, product: usize, range: Range<usize>) {
+    /// Where the operands of a product lie (how `w` is laid out is the kernel's business).
+    ///
+    /// # Safety
+    /// The values have the sizes that the planner took from the graph, w and x elements of these types.
+    unsafe fn operands<W, X>(&self, context: &Context<'_>, product: usize, range: Range<usize>) -> OutIn<W, X> {
         let Self { rows, k, n, .. } = *self;
-        // SAFETY: the values have the sizes that the planner took from the graph, and members' ranges do not overlap.
+        // SAFETY: as the caller's; `product` is below `count`.
         unsafe {
-            let x = context.get::<f32>(self.x).add(product * rows * k);
-            let w = context.get::<E>(self.w).add(product * self.w_step);
-            let y = context.get_mut::<f32>(self.y).add(product * rows * n);
-            let bias = context.get_or_null::<f32>(self.bias);
-            let residual = context.get_or_null::<f32>(self.residual);
-            let panel = self.panel.map_or(std::ptr::null_mut(), |panel| {
-                let bytes = Self::panel_bytes(self.layout, self.w_type, rows, k).unwrap_or_default();
-                context.get_mut::<u8>(panel).add(share.index * bytes).cast::<f32>()
-            });
-            match self.layout {
-                LinearLayout::OutIn => {
-                    context.isa.run(OutIn { x, w, bias, residual, y, rows, k, n, range, panel });
-                }
-                LinearLayout::InOut => {
-                    context.isa.run(InOut { x, w, bias, residual, y, rows, k, n, range, panel });
-                }
+            OutIn {
+                x: context.get::<X>(self.x).add(product * rows * k),
+                w: context.get::<W>(self.w).add(product * self.w_step),
+                bias: context.get_or_null(self.bias),
+                residual: context.get_or_null(self.residual),
+                y: context.get_mut::<f32>(self.y).add(product * rows * n),
+                rows,
+                k,
+                n,
+                range,
             }
         }
+    }
+
+    /// This member's working space, or null.
+    fn panel(&self, context: &Context<'_>, share: Share) -> *mut f32 {
+        let bytes = Self::panel_bytes(self.layout, self.rows);
+        self.panel.map_or(std::ptr::null_mut(), |panel| {
+            // SAFETY: the planner gave each member so many bytes.
+            unsafe { context.get_mut::<u8>(panel).add(share.index * bytes).cast() }
+        })
     }
 }

@@ -1,7 +1,7 @@
 //! From a graph to steps.
 //!
 //! Float arithmetic is f32 throughout: operands of other float types are converted before, results after, each once per op
-//! (weights of matrix products excepted, which are read as they are). Reshapes and whole slices cost nothing, they rename a
+//! (but matrix products read weights as they are, and multiply some as bf16: see [`Linear::activations`]). Reshapes and whole slices cost nothing, they rename a
 //! value. A product followed by the addition of a residual is one step, as is an activation that is multiplied by a gate.
 
 use std::collections::HashMap;
@@ -65,7 +65,7 @@ pub(super) fn lower(graph: &VerifiedGraph, sizes: &Sizes, members: usize) -> Res
         values: Vec::new(),
         of_node: vec![None; graph.nodes.len()],
         steps: Vec::new(),
-        as_f32: HashMap::new(),
+        converted: HashMap::new(),
         tables: HashMap::new(),
         constants: Vec::new(),
         constant_bytes: 0,
@@ -99,8 +99,8 @@ struct Lowering<'g> {
     values: Vec<Value>,
     of_node: Vec<Option<V>>,
     steps: Vec<Step>,
-    /// f32 copies of values of other float types.
-    as_f32: HashMap<V, V>,
+    /// Copies of values in other float types.
+    converted: HashMap<(V, DType), V>,
     /// Rope tables by positions, frequencies and half.
     tables: HashMap<(V, Option<V>, u32, usize), V>,
     constants: Vec<Constant>,
@@ -280,7 +280,7 @@ impl Lowering<'_> {
         let (a, b) = (self.input_dims(0)?, self.input_dims(1)?);
         let [lead @ .., rows, k] = &a[..] else { return None };
         let n = *b.last()?;
-        let (x, w) = (self.f32_operand(0)?, self.operand(1)?);
+        let w = self.operand(1)?;
         let (count, rows, w_step) = if b.len() == 2 {
             (1, product(lead)?.checked_mul(*rows)?, 0)
         } else {
@@ -288,15 +288,16 @@ impl Lowering<'_> {
         };
         let w_type = self.values[w.0].dtype;
         let (k, layout) = (*k, LinearLayout::InOut);
-        let panel = self.panel(layout, w_type, rows, k)?;
+        let x = self.float_operand(0, Linear::activations(layout, w_type))?;
+        let panel = self.panel(layout, rows)?;
         self.float_step(|y| {
             Linear { x, w, w_type, layout, bias: None, residual: None, y, panel, rows, k, n, count, w_step }.into()
         })
     }
 
     /// Working space for a product; `Some(None)` where it needs none.
-    fn panel(&mut self, layout: LinearLayout, w_type: DType, rows: usize, k: usize) -> Option<Option<V>> {
-        match Linear::panel_bytes(layout, w_type, rows, k)?.checked_mul(self.members)? {
+    fn panel(&mut self, layout: LinearLayout, rows: usize) -> Option<Option<V>> {
+        match Linear::panel_bytes(layout, rows).checked_mul(self.members)? {
             0 => Some(None),
             bytes => Some(Some(self.temporary(DType::U8, bytes)?)),
         }
@@ -306,10 +307,11 @@ impl Lowering<'_> {
         let inputs = self.graph.nodes[self.at.0 as usize].inputs.len();
         let (rows, k) = rows_and_width(&self.input_dims(0)?)?;
         let n = *self.dims(self.at)?.last()?;
-        let (x, w) = (self.f32_operand(0)?, self.operand(1)?);
-        let bias = if inputs == 3 { Some(self.f32_operand(2)?) } else { None };
+        let w = self.operand(1)?;
         let w_type = self.values[w.0].dtype;
-        let panel = self.panel(layout, w_type, rows, k)?;
+        let x = self.float_operand(0, Linear::activations(layout, w_type))?;
+        let bias = if inputs == 3 { Some(self.f32_operand(2)?) } else { None };
+        let panel = self.panel(layout, rows)?;
         let mut step =
             Linear { x, w, w_type, layout, bias, residual: None, y: x, panel, rows, k, n, count: 1, w_step: 0 };
         if let Some((sum, other)) = self.fusions.residual.get(&self.at).copied() {
@@ -472,18 +474,23 @@ impl Lowering<'_> {
 
     /// The value of the node's float input as f32.
     fn f32_operand(&mut self, input: usize) -> Option<V> {
+        self.float_operand(input, DType::F32)
+    }
+
+    /// The value of the node's float input as another float type, converted once for all who ask.
+    fn float_operand(&mut self, input: usize, wanted: DType) -> Option<V> {
         let x = self.operand(input)?;
         let Value { dtype, bytes, .. } = self.values[x.0];
-        if dtype == DType::F32 {
+        if dtype == wanted {
             return Some(x);
         }
-        if let Some(&wide) = self.as_f32.get(&x) {
-            return Some(wide);
+        if let Some(&converted) = self.converted.get(&(x, wanted)) {
+            return Some(converted);
         }
-        let wide = self.temporary(DType::F32, bytes / usize::try_from(dtype.bytes()).ok()?)?;
-        self.convert(x, wide)?;
-        self.as_f32.insert(x, wide);
-        Some(wide)
+        let y = self.temporary(wanted, bytes / usize::try_from(dtype.bytes()).ok()?)?;
+        self.convert(x, y)?;
+        self.converted.insert((x, wanted), y);
+        Some(y)
     }
 
     /// Floats as f32, integers as they are.

@@ -56,7 +56,7 @@ impl Kernel for RmsRow {
     unsafe fn run<S: Lanes>(self) {
         // SAFETY: the pointers are valid for `width`.
         unsafe {
-            let [[squares]] = dots::<S, f32, 1, 1, false>(self.x, 0, self.x, 0, self.width);
+            let [[squares]] = dots::<S, f32, f32, 1, 1, false>(self.x, 0, self.x, 0, self.width);
             let factor = 1.0 / (squares / self.width as f32 + self.eps).sqrt();
             for i in 0..self.width {
                 *self.y.add(i) = *self.x.add(i) * factor * *self.weight.add(i);
@@ -122,7 +122,7 @@ impl Kernel for LayerRow {
             for i in 0..width {
                 *y.add(i) = *x.add(i) - mean;
             }
-            let [[squares]] = dots::<S, f32, 1, 1, false>(y, 0, y, 0, width);
+            let [[squares]] = dots::<S, f32, f32, 1, 1, false>(y, 0, y, 0, width);
             let factor = 1.0 / (squares / width as f32 + self.eps).sqrt();
             for i in 0..width {
                 *y.add(i) = *y.add(i) * factor * *self.weight.add(i) + *self.bias.add(i);

@@ -13,8 +13,10 @@ use super::rows::rows_are_independent;
 use super::step::{CacheView, Context, Failure, MemberSpace};
 use crate::device::{DeviceError, HostTensor, KvSpec, Loaded, Row};
 
-/// Plans that a program keeps: one for each of the last so many sets of sizes.
+/// Plans that a program keeps: one for each of the last so many sets of sizes,
 const KEPT_PLANS: usize = 32;
+/// as far as they take no more bytes than this together, for these are in nobody's quota. The last one is kept in any case.
+const KEPT_BYTES: usize = 32 << 20;
 
 /// A program planned for a CPU device.
 pub(super) struct Program {
@@ -35,6 +37,14 @@ pub(super) struct Program {
 struct Ready {
     lowered: Lowered,
     constants: Option<Slab>,
+}
+
+impl Ready {
+    /// Bytes that it takes, about.
+    fn bytes(&self) -> usize {
+        let Lowered { plan, constant_bytes, .. } = &self.lowered;
+        size_of_val(&plan.steps[..]) + size_of_val(&plan.values[..]) + constant_bytes
+    }
 }
 
 /// What runs on a device work in, kept between them.
@@ -147,10 +157,16 @@ impl Program {
         } else {
             let lowered = lower(&self.graph, &sizes, self.device.team.members())?;
             let constants = self.constants(&lowered)?;
-            if plans.len() == KEPT_PLANS {
-                plans.remove(0);
-            }
-            plans.push((key, Arc::new(Ready { lowered, constants })));
+            let ready = Arc::new(Ready { lowered, constants });
+            let mut bytes = ready.bytes();
+            let fits = |plan: &&(Sizes, Arc<Ready>)| {
+                bytes = bytes.saturating_add(plan.1.bytes());
+                bytes <= KEPT_BYTES
+            };
+            let stay = plans.iter().rev().take(KEPT_PLANS - 1).take_while(fits).count();
+            let go = plans.len() - stay;
+            plans.drain(..go);
+            plans.push((key, ready));
         }
         // Either way it is the last now.
         plans.last().map(|(_, ready)| Arc::clone(ready)).ok_or_else(|| DeviceError::Internal("a plan was lost".into()))

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::sync::mpsc;
 
 use bytes::Bytes;
-use genie_transport::client::PutOptions;
 use genie_transport::client::blocking::{Pending, Session};
+use genie_transport::client::{ClientError, PutOptions};
 use genie_transport::wire::{ContentHash, Handle, Offered, TensorSpec};
 
 use super::RemoteModelError;
+use super::rebuild::release;
 use crate::{Model, Weight};
 
 /// What an upload came to.
@@ -30,11 +31,11 @@ const FLYING: usize = 8;
 /// # Errors
 /// If it is larger than tensors can be.
 pub fn weight_spec(weight: &Weight) -> Result<TensorSpec, RemoteModelError> {
-    Ok(TensorSpec::new(weight.dtype(), weight.dims()).map_err(genie_transport::client::ClientError::from)?)
+    Ok(TensorSpec::new(weight.dtype(), weight.dims()).map_err(ClientError::from)?)
 }
 
-/// Makes a model's weights residents of the session: offers them by content, and sends what the server lacks. Weights are
-/// converted on a thread of their own while others are sent. `progress` gets the bytes sent, and those to send.
+/// Makes a model's weights residents of the session: offers them by content, and sends what the server lacks. `progress` gets
+/// the bytes sent, and those to send. Where it fails, none of them is held there.
 pub(super) fn upload(
     session: &mut Session,
     device: u16,
@@ -60,43 +61,66 @@ pub(super) fn upload(
     let total: u64 = missing.iter().map(|&i| entries[i].1.bytes()).sum();
     let uploaded = Uploaded { present: entries.len() - missing.len(), sent: missing.len(), sent_bytes: total };
     let mut done = 0;
-    let mut finish = |session: &mut Session, (i, pending): (usize, Pending)| -> Result<(), RemoteModelError> {
-        handles[i] = Some(session.finish_put(pending)?.handle);
+    let sent = send(session, device, model, &entries, &missing, |i, handle| {
+        handles[i] = Some(handle);
         done += entries[i].1.bytes();
         progress(done, total);
-        Ok(())
-    };
+    });
+    let handles: Vec<Handle> = handles.into_iter().flatten().collect();
+    let (got, all) = (handles.len(), entries.len());
+    let complete = sent.map_err(RemoteModelError::from).and_then(|()| {
+        let short = || format!("the server answered for {got} of {all} weights that were offered");
+        if got == all { Ok(()) } else { Err(RemoteModelError::Inputs(short())) }
+    });
+    match complete {
+        Ok(()) => Ok((handles, uploaded)),
+        Err(error) => {
+            release(session, handles);
+            Err(error)
+        }
+    }
+}
+
+/// Sends the weights that are missing; `arrived` sees each that is there. Weights are converted on a thread of their own while
+/// others are sent. Nothing is under way when it returns.
+fn send(
+    session: &mut Session,
+    device: u16,
+    model: &Model,
+    entries: &[(ContentHash, TensorSpec)],
+    missing: &[usize],
+    mut arrived: impl FnMut(usize, Handle),
+) -> Result<(), ClientError> {
     std::thread::scope(|scope| {
         // One waits while one is made: memory for converted weights is bounded by what flies and these two.
         let (give, take) = mpsc::sync_channel(1);
-        let order = &missing;
         scope.spawn(move || {
-            for &i in order {
+            for &i in missing {
                 if give.send((i, Bytes::from_owner(model.weights()[i].bytes()))).is_err() {
                     return;
                 }
             }
         });
-        let mut flying = VecDeque::new();
-        while let Ok((i, data)) = take.recv() {
+        let mut finish = |session: &mut Session, (i, pending): (usize, Pending)| {
+            session.finish_put(pending).map(|tensor| arrived(i, tensor.handle))
+        };
+        let (mut flying, mut sent) = (VecDeque::new(), Ok(()));
+        while sent.is_ok()
+            && let Ok((i, data)) = take.recv()
+        {
             let (hash, spec) = &entries[i];
             let options = PutOptions { device, name: None, weight: Some(*hash) };
-            flying.push_back((i, session.start_put(spec, data, options)?));
+            sent = session.start_put(spec, data, options).map(|pending| flying.push_back((i, pending)));
             if flying.len() == FLYING
                 && let Some(first) = flying.pop_front()
             {
-                finish(session, first)?;
+                sent = sent.and(finish(session, first));
             }
         }
-        flying.into_iter().try_for_each(|one| finish(session, one))
-    })?;
-    let handles: Vec<Handle> = handles.into_iter().flatten().collect();
-    if handles.len() != entries.len() {
-        return Err(RemoteModelError::Inputs(format!(
-            "the server answered for {} of {} weights that were offered",
-            handles.len(),
-            entries.len()
-        )));
-    }
-    Ok((handles, uploaded))
+        // What flies holds memory at both ends: its end is waited for, whatever became of the others.
+        for one in flying {
+            sent = sent.and(finish(session, one));
+        }
+        sent
+    })
 }

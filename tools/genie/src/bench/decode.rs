@@ -1,6 +1,7 @@
 //! `genie bench decode`: a language model on a server against the same executor in this process.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -9,14 +10,15 @@ use clap::Args;
 use genie_models::Model;
 use genie_models::remote::{Context, RemoteModel, Sampling};
 use genie_transport::Uri;
+use genie_transport::client::blocking::Session;
 use serde::Serialize;
 
 use super::{median, rounded};
 use crate::connect::{self, LinkArgs};
 use crate::fail::Differ;
-use crate::generate::{ModelArgs, establish};
+use crate::generate::{ModelArgs, establish, resident};
 use crate::local::LocalModel;
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::prompt;
 use crate::say::{self, Say};
 use crate::server::OwnServer;
@@ -89,12 +91,14 @@ struct Several {
 /// Runs the command.
 pub(crate) fn run(args: &DecodeArgs, say: Say) -> Result<()> {
     let model = Arc::new(args.model.open()?);
+    prompt::fits(&model, args.prompt_tokens, args.new_tokens)?;
     let prompt = prompt::of_length(&model, args.prompt_tokens as usize)?;
+    let text_of_prompt = as_text(&model, &prompt)?;
     let own = if args.connect.is_none() { Some(OwnServer::start("cpu")?) } else { None };
     let uri = own.as_ref().map(OwnServer::uri).or(args.connect.as_ref()).context("there is no server")?;
     let bench = Bench { args, uri, model: &model, prompt: &prompt };
     let pair = bench.pair()?;
-    let second_client = bench.second_client(pair.remote_prefill)?;
+    let second_client = text_of_prompt.map(|text| bench.second_client(&text, pair.remote_prefill)).transpose()?;
     let several = (args.sessions > 1).then(|| bench.several()).transpose()?;
     let ms = |s: f64| rounded(s * 1e3);
     let outcome = Outcome {
@@ -151,6 +155,24 @@ fn text(o: &Outcome) -> String {
     lines.join("\n")
 }
 
+/// The prompt as a second client is told it; nothing for a model without a tokenizer.
+fn as_text(model: &Model, prompt: &[i32]) -> Result<Option<String>> {
+    let Ok(tokenizer) = model.tokenizer() else { return Ok(None) };
+    let ids: Vec<u32> = prompt.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+    let text = tokenizer.decode(&ids)?;
+    let again = tokenizer.encode(&text)?;
+    if again != ids {
+        // Where the passage is cut in the middle of what is one token.
+        bail!(
+            "the text of these {} tokens is {} tokens when it is read again, so a second client would be given another prompt: \
+             choose another --prompt-tokens",
+            ids.len(),
+            again.len()
+        );
+    }
+    Ok(Some(text))
+}
+
 struct Bench<'a> {
     args: &'a DecodeArgs,
     uri: &'a Uri,
@@ -172,11 +194,15 @@ impl Bench<'_> {
     /// Both in turns: what slows the machine down slows down both.
     fn pair(&self) -> Result<Pair> {
         let local = LocalModel::new(self.model, "cpu", self.args.model.kv_dtype)?;
-        let mut remote = self.remote()?;
+        resident(self.session()?, self.model, &self.args.model.remote(), |remote| self.turns(&local, remote))
+    }
+
+    fn turns(&self, local: &LocalModel, remote: &mut RemoteModel) -> Result<Pair> {
         let (mut local_prefills, mut remote_prefills) = (Vec::new(), Vec::new());
         let (mut local_steps, mut remote_steps) = (Vec::new(), Vec::new());
         let mut step_bytes = (0, 0);
-        let mut progress = Progress::steps("decode", u64::from(self.args.turns) * u64::from(self.args.new_tokens) * 2);
+        let mut progress =
+            Progress::steps("decode", (u64::from(self.args.turns) + 1) * u64::from(self.args.new_tokens) * 2);
         let sampling = Sampling::default();
         // Not counted: the first turn plans programs and touches memory for the first time.
         for turn in 0..=self.args.turns {
@@ -215,7 +241,6 @@ impl Bench<'_> {
                 return Err(Differ("the server's tokens are not those of this process".to_owned()).into());
             }
         }
-        remote.close()?;
         Ok(Pair {
             local_prefill: median(&local_prefills),
             remote_prefill: median(&remote_prefills),
@@ -225,24 +250,23 @@ impl Bench<'_> {
         })
     }
 
-    fn remote(&self) -> Result<RemoteModel> {
-        let session = connect::session(self.uri, self.args.link)?;
-        establish(session, self.model, &self.args.model.remote())
+    fn session(&self) -> Result<Session> {
+        connect::session(self.uri, self.args.link)
     }
 
     /// A process of its own, as a second user would start it.
-    fn second_client(&self, prefill: f64) -> Result<Option<SecondClient>> {
-        let Ok(tokenizer) = self.model.tokenizer() else { return Ok(None) };
-        let ids: Vec<u32> = self.prompt.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+    fn second_client(&self, prompt: &str, prefill: f64) -> Result<SecondClient> {
         let me = std::env::current_exe().context("finding this program")?;
         let mut command = Command::new(me);
         command.args(["generate", "--json", "--connect", &self.uri.to_string(), "--max-new-tokens", "1", "--prompt"]);
-        command.arg(tokenizer.decode(&ids)?).arg("--model").arg(&self.args.model.model);
+        command.arg(prompt).arg("--model").arg(&self.args.model.model);
         command.args(["--kv-dtype", self.args.model.kv_dtype.name(), "--device", &self.args.model.device.to_string()]);
         if let Some(dtype) = self.args.model.dtype {
             command.args(["--dtype", dtype.name()]);
         }
-        let output = command.stderr(std::process::Stdio::inherit()).output().context("starting a second client")?;
+        command.stderr(std::process::Stdio::inherit());
+        let output = progress::watched(Progress::steps("second client", 1), 1, || 0, || command.output())
+            .context("starting a second client")?;
         if !output.status.success() {
             bail!("the second client failed");
         }
@@ -253,47 +277,70 @@ impl Bench<'_> {
                 .and_then(serde_json::Value::as_f64)
                 .ok_or_else(|| anyhow!("the second client said no {name}"))
         };
+        if number("prompt_tokens")? != self.prompt.len() as f64 {
+            bail!(
+                "the second client ran another prompt: {} tokens, not {}",
+                number("prompt_tokens")?,
+                self.prompt.len()
+            );
+        }
         let bytes_up = number("bytes_up")?;
         let first = number("load_s")? + number("upload_s")? + number("first_token_s")?;
-        Ok(Some(SecondClient {
+        Ok(SecondClient {
             bytes_up: bytes_up as u64,
             percent_of_model: (bytes_up / self.model.weight_bytes() as f64 * 1e8).round() / 1e6,
             first_token_ms: rounded(first * 1e3),
             beyond_prefill_ms: rounded((first - prefill) * 1e3),
-        }))
+        })
     }
 
     /// One session alone, then several at the same time, each with its own connection.
     fn several(&self) -> Result<Several> {
-        let one = self.together(1)?;
-        let all = self.together(self.args.sessions)?;
+        let (turns, sessions) = (self.args.turns, self.args.sessions);
+        let made = AtomicU64::new(0);
+        let total = u64::from(turns) * u64::from(1 + sessions) * u64::from(self.args.new_tokens);
+        let progress = Progress::steps("several sessions", total);
+        let (one, all) = progress::watched(
+            progress,
+            total,
+            || made.load(Ordering::Relaxed),
+            || Ok::<_, anyhow::Error>((self.together(1, &made)?, self.together(sessions, &made)?)),
+        )?;
         let (tokens_s_one, tokens_s_all) = (rounded(one), rounded(all));
-        Ok(Several { sessions: self.args.sessions, tokens_s_one, tokens_s_all, speedup: rounded(all / one) })
+        Ok(Several { sessions, tokens_s_one, tokens_s_all, speedup: rounded(all / one) })
     }
 
-    /// Tokens a second of so many sessions: the median of some turns.
-    fn together(&self, sessions: u32) -> Result<f64> {
-        let rates = (0..self.args.turns).map(|_| self.turn_together(sessions)).collect::<Result<Vec<_>>>()?;
+    /// Tokens a second of so many sessions: the median of some turns. `made` counts tokens.
+    fn together(&self, sessions: u32, made: &AtomicU64) -> Result<f64> {
+        let rates = (0..self.args.turns).map(|_| self.turn_together(sessions, made)).collect::<Result<Vec<_>>>()?;
         Ok(median(&rates))
     }
 
-    fn turn_together(&self, sessions: u32) -> Result<f64> {
+    fn turn_together(&self, sessions: u32, made: &AtomicU64) -> Result<f64> {
         let mut clients = Vec::new();
-        for _ in 0..sessions {
-            let mut remote = self.remote()?;
-            let mut context = remote.context(Sampling::default())?;
-            let first = remote.prefill(&mut context, self.prompt)?;
-            clients.push((remote, context, first));
-        }
+        let begun = (0..sessions).try_for_each(|_| {
+            let mut remote = establish(self.session()?, self.model, &self.args.model.remote())?;
+            let first = self.begin(&mut remote);
+            clients.push((remote, first));
+            Ok::<_, anyhow::Error>(())
+        });
+        // Whoever cannot begin lets the others begin all the same: nobody waits for ever, and every session is closed.
         let start = Barrier::new(clients.len());
         let steps = self.args.new_tokens;
-        let decode = |(mut remote, mut context, first): (RemoteModel, Context, i32)| -> Result<(Instant, Instant)> {
+        let decode = |(mut remote, first): (RemoteModel, Result<(Context, i32)>)| -> Result<(Instant, Instant)> {
             start.wait();
             let began = Instant::now();
-            remote.generate(&mut context, &[first], steps, &[], |_| true)?;
-            let ended = Instant::now();
-            remote.close()?;
-            Ok((began, ended))
+            let decoded = first.and_then(|(mut context, first)| {
+                remote.generate(&mut context, &[first], steps, &[], |_| {
+                    made.fetch_add(1, Ordering::Relaxed);
+                    true
+                })?;
+                Ok((began, Instant::now()))
+            });
+            let closed = remote.close();
+            let times = decoded?;
+            closed?;
+            Ok(times)
         };
         let times = std::thread::scope(|scope| {
             let decode = &decode;
@@ -301,9 +348,16 @@ impl Bench<'_> {
             let joined = threads.into_iter().map(|t| t.join().map_err(|_| anyhow!("a client's thread failed"))?);
             joined.collect::<Result<Vec<_>>>()
         })?;
+        begun?;
         let began = times.iter().map(|t| t.0).min().context("no session ran")?;
         let ended = times.iter().map(|t| t.1).max().context("no session ran")?;
         Ok(f64::from(sessions) * f64::from(steps) / (ended - began).as_secs_f64())
+    }
+
+    fn begin(&self, remote: &mut RemoteModel) -> Result<(Context, i32)> {
+        let mut context = remote.context(Sampling::default())?;
+        let first = remote.prefill(&mut context, self.prompt)?;
+        Ok((context, first))
     }
 }
 

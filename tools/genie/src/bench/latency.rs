@@ -20,6 +20,9 @@ use crate::say::{self, Say};
 /// The floor is an echo between two processes over one TCP connection, set up as Genie's own: busy-polled if this client polls
 /// (--spin above 0), blocking if it does not. Genie and floor are measured in turns.
 ///
+/// With --json: a list with a row for each size: op, bytes, p50_us, p99_us, floor_p50_us, ratio (the last two null without
+/// --floor).
+///
 /// Example: genie bench latency --connect tcp://127.0.0.1:7070 --sizes 64,4096 --floor --json
 #[derive(Debug, Args)]
 pub(crate) struct LatencyArgs {
@@ -61,7 +64,20 @@ pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
     if let Some(big) = args.sizes.iter().find(|&&n| n > LARGEST) {
         bail!("{big} bytes are too many for an echo: up to {LARGEST} (see `genie bench put` for more)");
     }
-    let mut session = connect::session(&args.connect, args.link)?;
+    let rows = connect::within(&args.connect, args.link, |session| measure(args, session))?;
+    say.result(&rows, |rows| {
+        let optional = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
+        say::table(
+            ["op", "bytes", "p50 us", "p99 us", "floor p50 us", "ratio"],
+            rows.iter().map(|r| {
+                let (p50, p99) = (format!("{:.2}", r.p50_us), format!("{:.2}", r.p99_us));
+                [r.op.to_owned(), r.bytes.to_string(), p50, p99, optional(r.floor_p50_us), optional(r.ratio)]
+            }),
+        )
+    })
+}
+
+fn measure(args: &LatencyArgs, session: &mut Session) -> Result<Vec<Row>> {
     let floor = if args.floor {
         same_host(&args.connect)?;
         Some(Floor::start()?)
@@ -78,7 +94,7 @@ pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
         // Not counted: the first turn warms caches, buffers and the pollers' sense of how dense traffic is.
         for turn in 0..=TURNS {
             let counts = turn > 0;
-            echo(&mut session, &message, slice, |t| {
+            echo(session, &message, slice, |t| {
                 if counts {
                     record(&mut ours, t)
                 }
@@ -100,18 +116,7 @@ pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
         let ratio = floor_p50_us.map(|f| rounded(p50_us / f));
         rows.push(Row { op: "echo", bytes, p50_us, p99_us: us(&ours, 0.99), floor_p50_us, ratio });
     }
-    drop(progress);
-    session.close()?;
-    say.result(&rows, |rows| {
-        let optional = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
-        say::table(
-            ["op", "bytes", "p50 us", "p99 us", "floor p50 us", "ratio"],
-            rows.iter().map(|r| {
-                let (p50, p99) = (format!("{:.2}", r.p50_us), format!("{:.2}", r.p99_us));
-                [r.op.to_owned(), r.bytes.to_string(), p50, p99, optional(r.floor_p50_us), optional(r.ratio)]
-            }),
-        )
-    })
+    Ok(rows)
 }
 
 fn echo(session: &mut Session, message: &[u8], time: Duration, mut each: impl FnMut(Duration)) -> Result<()> {

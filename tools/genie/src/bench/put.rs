@@ -25,7 +25,8 @@ use crate::say::{self, Say};
 /// Each put makes a new tensor, which is freed when it is there; checksums are on. The floor is a stream of messages of the same
 /// size between two processes, over one TCP connection set up as Genie's own. Genie and floor are measured in turns.
 ///
-/// copied_bytes are payload bytes that client and server copied in user space while they were put.
+/// With --json: a list with a row for each size: op, bytes, gb_s, floor_gb_s, ratio (the last two null without --floor),
+/// copied_bytes, which are payload bytes that client and server copied in user space while they were put.
 ///
 /// Example: genie bench put --connect tcp://127.0.0.1:7070 --sizes 1M,4M,64M --floor --json
 #[derive(Debug, Args)]
@@ -70,7 +71,20 @@ const TURN_PUTS: u64 = 8;
 
 /// Runs the command.
 pub(crate) fn run(args: &PutArgs, say: Say) -> Result<()> {
-    let mut session = connect::session(&args.connect, args.link)?;
+    let rows = connect::within(&args.connect, args.link, |session| measure(args, session))?;
+    say.result(&rows, |rows| {
+        let optional = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
+        say::table(
+            ["op", "bytes", "GB/s", "floor GB/s", "ratio", "copied bytes"],
+            rows.iter().map(|r| {
+                let (rate, copied) = (format!("{:.2}", r.gb_s), r.copied_bytes.to_string());
+                [r.op.to_owned(), r.bytes.to_string(), rate, optional(r.floor_gb_s), optional(r.ratio), copied]
+            }),
+        )
+    })
+}
+
+fn measure(args: &PutArgs, session: &mut Session) -> Result<Vec<Row>> {
     let floor = if args.floor {
         same_host(&args.connect)?;
         Some(Floor::start()?)
@@ -86,9 +100,9 @@ pub(crate) fn run(args: &PutArgs, say: Say) -> Result<()> {
         let (mut ours, mut theirs, mut copied) = (Vec::new(), Vec::new(), 0);
         // Not counted: the first turn takes memory that later ones find.
         for turn in 0..=args.turns {
-            let before = all_copied(&mut session)?;
-            let took = puts(&mut session, args, &spec, &message, count)?;
-            let copied_now = all_copied(&mut session)? - before;
+            let before = all_copied(session)?;
+            let took = puts(session, args, &spec, &message, count)?;
+            let copied_now = all_copied(session)? - before;
             let floor_took = floor.as_ref().map(|f| f.stream(&message, count)).transpose()?;
             if turn > 0 {
                 let rate = |took: Duration| (bytes * count) as f64 / took.as_secs_f64() / 1e9;
@@ -108,18 +122,7 @@ pub(crate) fn run(args: &PutArgs, say: Say) -> Result<()> {
             copied_bytes: copied,
         });
     }
-    drop(progress);
-    session.close()?;
-    say.result(&rows, |rows| {
-        let optional = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
-        say::table(
-            ["op", "bytes", "GB/s", "floor GB/s", "ratio", "copied bytes"],
-            rows.iter().map(|r| {
-                let (rate, copied) = (format!("{:.2}", r.gb_s), r.copied_bytes.to_string());
-                [r.op.to_owned(), r.bytes.to_string(), rate, optional(r.floor_gb_s), optional(r.ratio), copied]
-            }),
-        )
-    })
+    Ok(rows)
 }
 
 /// Puts `count` tensors, `depth` at a time.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use genie_models::Model;
 use genie_models::remote::Sampling;
@@ -34,7 +34,9 @@ use record::{Record, Summary};
 /// travel on every call. remote-cache keeps the weights, but the KV cache travels on every call. genie keeps all of it: tokens
 /// travel. The tokens of all modes must be the same, else the command fails (exit status 4).
 ///
-/// Each mode of each trial has a server of its own, unless --connect is given, and runs once before it is measured. Bytes are counted at the socket, headers included.
+/// Each mode of each trial has a server of its own, unless --connect is given, and runs once before it is measured. Bytes are
+/// counted at the socket, headers included. A server that keeps nothing would not have to be told to let go of it: what a call
+/// leaves behind is freed after it, and neither the time nor the bytes of that count.
 /// The table goes to FILE.csv, a figure beside it to FILE.svg:
 ///
 ///   latency_s    time of the phase's steps
@@ -140,7 +142,9 @@ struct Outcome<'a> {
 
 /// Runs the command.
 pub(crate) fn run(args: &GapArgs, say: Say) -> Result<()> {
+    args.out.as_deref().map(check_out).transpose()?;
     let model = Arc::new(args.model.open()?);
+    prompt::fits(&model, args.prompt_tokens, args.new_tokens)?;
     let prompt = prompt::of_length(&model, args.prompt_tokens as usize)?;
     let load = Load::new(model.clone(), args.model.remote())?;
     let mut gap = Gap {
@@ -155,14 +159,15 @@ pub(crate) fn run(args: &GapArgs, say: Say) -> Result<()> {
             u64::from(args.trials) * args.modes.len() as u64 * (1 + decode)
         }),
     };
-    for trial in 0..args.trials {
-        for &mode in &args.modes {
-            gap.progress.say(format!("{} ({}/{})", mode.name(), trial + 1, args.trials));
-            gap.measure(trial, mode).with_context(|| format!("mode {}", mode.name()))?;
-        }
-    }
+    let measured = gap.measure_all();
     let Gap { records, tokens, sampling, progress, .. } = gap;
     drop(progress);
+    if let Err(error) = measured {
+        return Err(match &args.out {
+            Some(csv) if !records.is_empty() => saved(error, csv, &records),
+            _ => error,
+        });
+    }
     let (_, tokens) = tokens.unwrap_or_default();
     let svg = args.out.as_ref().map(|csv| csv.with_extension("svg"));
     if let (Some(csv), Some(svg)) = (&args.out, &svg) {
@@ -191,6 +196,28 @@ pub(crate) fn run(args: &GapArgs, say: Say) -> Result<()> {
     })
 }
 
+/// What can be wrong with the table's place is said before anything is measured.
+fn check_out(csv: &Path) -> Result<()> {
+    let shown = csv.display();
+    if csv.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg")) {
+        bail!("{shown} is where the figure would go: --out names the table, FILE.csv, and the figure goes beside it");
+    }
+    let folder = csv.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if csv.file_name().is_none() || csv.is_dir() || !folder.is_dir() {
+        bail!("{shown} cannot be written: --out takes the name of a file, FILE.csv, in a folder that is there");
+    }
+    Ok(())
+}
+
+/// The rows of before an error are not lost.
+fn saved(error: anyhow::Error, csv: &Path, records: &[Record]) -> anyhow::Error {
+    let written = record::csv(records).and_then(|table| write(csv, table.as_bytes()));
+    match written {
+        Ok(()) => error.context(format!("not all was measured (the rows so far are in {})", csv.display())),
+        Err(other) => error.context(format!("not all was measured, and the rows so far are lost ({other:#})")),
+    }
+}
+
 fn write(path: &Path, data: &[u8]) -> Result<()> {
     crate::get::write_whole(path, data).with_context(|| format!("cannot write {}", path.display()))
 }
@@ -213,6 +240,16 @@ struct Gap<'a> {
 }
 
 impl Gap<'_> {
+    fn measure_all(&mut self) -> Result<()> {
+        for trial in 0..self.args.trials {
+            for &mode in &self.args.modes {
+                self.progress.say(format!("{} ({}/{})", mode.name(), trial + 1, self.args.trials));
+                self.measure(trial, mode).with_context(|| format!("mode {}", mode.name()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// One mode of one trial.
     fn measure(&mut self, trial: u32, mode: Mode) -> Result<()> {
         let server = match (mode, &self.args.connect) {
@@ -233,38 +270,38 @@ impl Gap<'_> {
             }
         };
         let setup = (began.elapsed(), bench.traffic());
-        let mut tokens = Vec::new();
-        let prompt = std::mem::take(&mut self.prompt);
-        // Once unmeasured: the first call of a process maps its memory.
-        let next = bench.prefill(&prompt)?;
-        bench.step(next)?;
-        bench.restart()?;
-        let prefilled = timed(&mut *bench, |bench| {
-            tokens.push(bench.prefill(&prompt)?);
-            Ok(())
-        });
-        self.prompt = prompt;
-        self.progress.step();
-        self.record(trial, mode, Phase::Prefill, setup, prefilled?);
-        if self.args.phases.contains(&Phase::Decode) {
-            let (steps, progress) = (self.args.new_tokens, &mut self.progress);
-            let mut next = tokens[0];
-            let decoded = timed(&mut *bench, |bench| {
-                for _ in 0..steps {
-                    next = bench.step(next)?;
-                    tokens.push(next);
-                    progress.step();
-                }
-                Ok(())
-            })?;
-            self.record(trial, mode, Phase::Decode, setup, decoded);
-        }
-        bench.close()?;
+        let ran = self.run(&mut *bench, trial, mode, setup);
+        let closed = bench.close();
+        let tokens = ran?;
+        closed?;
         drop(server);
         self.compare(mode, tokens)
     }
 
-    fn record(&mut self, trial: u32, mode: Mode, phase: Phase, setup: (Duration, (u64, u64)), took: Took) {
+    /// The phases; gives the tokens.
+    fn run(&mut self, bench: &mut dyn Bench, trial: u32, mode: Mode, setup: Setup) -> Result<Vec<i32>> {
+        // Once unmeasured: the first call of a process maps its memory.
+        let mut unmeasured = Took::default();
+        let next = unmeasured.call(bench, |bench| bench.prefill(&self.prompt))?;
+        unmeasured.call(bench, |bench| bench.step(next))?;
+        bench.restart()?;
+        let mut prefilled = Took::default();
+        let mut tokens = vec![prefilled.call(bench, |bench| bench.prefill(&self.prompt))?];
+        self.progress.step();
+        self.record(trial, mode, Phase::Prefill, setup, &prefilled);
+        if self.args.phases.contains(&Phase::Decode) {
+            let (mut decoded, mut next) = (Took::default(), tokens[0]);
+            for _ in 0..self.args.new_tokens {
+                next = decoded.call(bench, |bench| bench.step(next))?;
+                tokens.push(next);
+                self.progress.step();
+            }
+            self.record(trial, mode, Phase::Decode, setup, &decoded);
+        }
+        Ok(tokens)
+    }
+
+    fn record(&mut self, trial: u32, mode: Mode, phase: Phase, setup: Setup, took: &Took) {
         if !self.args.phases.contains(&phase) {
             return;
         }
@@ -310,18 +347,65 @@ impl Gap<'_> {
     }
 }
 
-/// What a phase took.
+/// Time to set up, and bytes up and down.
+type Setup = (Duration, (u64, u64));
+
+/// What calls took.
+#[derive(Debug, Default)]
 struct Took {
     time: Duration,
     up: u64,
     down: u64,
 }
 
-fn timed(bench: &mut dyn Bench, work: impl FnOnce(&mut dyn Bench) -> Result<()>) -> Result<Took> {
-    let (up, down) = bench.traffic();
-    let began = Instant::now();
-    work(bench)?;
-    let time = began.elapsed();
-    let (up_after, down_after) = bench.traffic();
-    Ok(Took { time, up: up_after - up, down: down_after - down })
+impl Took {
+    /// One call more. What it leaves behind is cleared away outside of the measurement.
+    fn call(&mut self, bench: &mut dyn Bench, work: impl FnOnce(&mut dyn Bench) -> Result<i32>) -> Result<i32> {
+        let (up, down) = bench.traffic();
+        let began = Instant::now();
+        let token = work(bench)?;
+        self.time += began.elapsed();
+        let after = bench.traffic();
+        self.up += after.0 - up;
+        self.down += after.1 - down;
+        bench.clear()?;
+        Ok(token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_place_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(check_out(&folder.path().join("x.csv")).is_ok() && check_out(Path::new("x")).is_ok());
+        for bad in ["x.svg", "x.SVG", "missing/x.csv", "", ".."] {
+            assert!(check_out(&folder.path().join(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rows_of_before_an_error_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let csv = folder.path().join("x.csv");
+        let record = Record {
+            trial: 0,
+            phase: "decode",
+            mode: "local",
+            latency_s: 1.0,
+            wall_s: 1.0,
+            net_bytes: 0,
+            avg_sm: None,
+            setup_bytes: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            steps: 2,
+            tokens_s: 2.0,
+        };
+        let error = saved(Differ("others".into()).into(), &csv, &[record]);
+        assert!(error.to_string().contains("x.csv") && error.chain().any(|e| e.is::<Differ>()));
+        assert!(std::fs::read_to_string(&csv).unwrap().lines().count() == 2);
+    }
 }

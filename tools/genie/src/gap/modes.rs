@@ -22,6 +22,10 @@ pub(super) trait Bench {
     fn prefill(&mut self, prompt: &[i32]) -> Result<i32>;
     /// Runs a token; gives the next.
     fn step(&mut self, token: i32) -> Result<i32>;
+    /// Frees what the last call left on the server. Not measured.
+    fn clear(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Forgets what was run, but not what was set up.
     fn restart(&mut self) -> Result<()>;
     /// Bytes sent and received so far.
@@ -108,8 +112,14 @@ pub(super) struct Resident {
 impl Resident {
     pub(super) fn new(load: &Load, session: Session, sampling: Sampling) -> Result<Self> {
         let mut model = crate::generate::establish(session, &load.model, &load.options)?;
-        let context = model.context(sampling)?;
-        Ok(Self { model, context, sampling })
+        match model.context(sampling) {
+            Ok(context) => Ok(Self { model, context, sampling }),
+            Err(error) => {
+                // The first error says more than what closing might add.
+                let _ = model.close();
+                Err(error.into())
+            }
+        }
     }
 }
 
@@ -176,33 +186,50 @@ impl Travelling {
     }
 }
 
+/// The prefill's and the decode's.
+type Programs = [(Program, Plan); 2];
+
 /// Weights stay, the KV cache travels.
 pub(super) struct RemoteCache {
     session: Session,
     sampling: Sampling,
     weights: Vec<Handle>,
-    programs: [(Program, Plan); 2],
+    programs: Programs,
     cache: Travelling,
+    used: Vec<Handle>,
 }
 
 impl RemoteCache {
     pub(super) fn new(load: &Load, mut session: Session, sampling: Sampling) -> Result<Self> {
-        let device = load.options.device;
-        let weights = share_weights(load, &mut session)?;
-        let mut define = |plan: &Plan| Ok::<_, anyhow::Error>((session.define(device, &plan.encoded)?, plan.clone()));
-        let programs = [define(&load.prefill)?, define(&load.decode)?];
-        Ok(Self { session, sampling, weights, programs, cache: Travelling::new(load.kv) })
+        match Self::set_up(load, &mut session) {
+            Ok((weights, programs)) => {
+                let cache = Travelling::new(load.kv);
+                Ok(Self { session, sampling, weights, programs, cache, used: Vec::new() })
+            }
+            Err(error) => {
+                // The first error says more than what closing might add.
+                let _ = session.close();
+                Err(error)
+            }
+        }
+    }
+
+    fn set_up(load: &Load, session: &mut Session) -> Result<(Vec<Handle>, Programs)> {
+        let weights = share_weights(load, session)?;
+        let mut define =
+            |plan: &Plan| Ok::<_, anyhow::Error>((session.define(load.options.device, &plan.encoded)?, plan.clone()));
+        Ok((weights, [define(&load.prefill)?, define(&load.decode)?]))
     }
 
     fn call(&mut self, which: usize, tokens: &[i32]) -> Result<i32> {
-        let Self { session, sampling, weights, programs, cache } = self;
+        let Self { session, sampling, weights, programs, cache, used } = self;
         let (program, plan) = &programs[which];
         let there = cache.unpack(session, program, plan.kv)?;
+        used.push(there.0);
         let binding = bind(session, program, plan, weights, there, *sampling)?;
+        used.push(binding.0);
         let token = run(session, plan, binding, tokens)?;
         cache.pack(session, there, tokens.len())?;
-        session.free(binding.0)?;
-        session.free(there.0)?;
         Ok(token)
     }
 }
@@ -214,6 +241,10 @@ impl Bench for RemoteCache {
 
     fn step(&mut self, token: i32) -> Result<i32> {
         self.call(1, &[token])
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        free(&mut self.session, &mut self.used)
     }
 
     fn restart(&mut self) -> Result<()> {
@@ -236,22 +267,26 @@ pub(super) struct Naive<'a> {
     session: Session,
     sampling: Sampling,
     cache: Travelling,
+    used: Vec<Handle>,
 }
 
 impl<'a> Naive<'a> {
     pub(super) fn new(load: &'a Load, session: Session, sampling: Sampling) -> Self {
-        Self { load, session, sampling, cache: Travelling::new(load.kv) }
+        Self { load, session, sampling, cache: Travelling::new(load.kv), used: Vec::new() }
     }
 
     fn call(&mut self, plan: &Plan, tokens: &[i32]) -> Result<i32> {
-        let Self { load, session, sampling, cache } = self;
+        let Self { load, session, sampling, cache, used } = self;
         let weights = put_weights(load, session)?;
+        used.extend(&weights);
         let program = session.define(load.options.device, &plan.encoded)?;
+        used.push(program.handle);
         let there = cache.unpack(session, &program, plan.kv)?;
+        used.push(there.0);
         let binding = bind(session, &program, plan, &weights, there, *sampling)?;
+        used.push(binding.0);
         let token = run(session, plan, binding, tokens)?;
         cache.pack(session, there, tokens.len())?;
-        [binding.0, there.0, program.handle].into_iter().chain(weights).try_for_each(|handle| session.free(handle))?;
         Ok(token)
     }
 }
@@ -263,6 +298,10 @@ impl Bench for Naive<'_> {
 
     fn step(&mut self, token: i32) -> Result<i32> {
         self.call(&self.load.decode, &[token])
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        free(&mut self.session, &mut self.used)
     }
 
     fn restart(&mut self) -> Result<()> {
@@ -277,6 +316,14 @@ impl Bench for Naive<'_> {
     fn close(self: Box<Self>) -> Result<()> {
         Ok(self.session.close()?)
     }
+}
+
+/// What was made last goes first.
+fn free(session: &mut Session, used: &mut Vec<Handle>) -> Result<()> {
+    while let Some(handle) = used.pop() {
+        session.free(handle)?;
+    }
+    Ok(())
 }
 
 /// Puts in flight together.

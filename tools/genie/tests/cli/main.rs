@@ -1,8 +1,10 @@
 //! The real program: servers and clients in processes of their own.
 
 mod killed;
+mod limits;
 mod measuring;
 mod model;
+mod relay;
 mod restart;
 mod serving;
 mod support;

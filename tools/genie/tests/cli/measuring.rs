@@ -1,6 +1,10 @@
 //! gap, bench, generate. What they measure is not looked at, only that they measure what they say.
 
 use std::fs;
+use std::io::Read;
+use std::process::Stdio;
+
+use genie_transport::client::{ConnectOptions, blocking};
 
 use crate::model;
 use crate::support::{Server, bad, genie, good, json};
@@ -86,6 +90,22 @@ fn a_gap_on_a_server_that_has_the_weights_does_not_send_them() {
 }
 
 #[test]
+fn a_gap_that_cannot_be_is_refused_before_it_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    model::write(folder.path());
+    let figure = folder.path().join("x.svg");
+    let folder = folder.path().to_str().unwrap();
+    let (_, error) = bad(&["gap", "--model", folder, "--modes", "local", "--out", figure.to_str().unwrap()]);
+    assert!(error.contains("FILE.csv") && !figure.exists(), "{error}");
+    let many = model::POSITIONS.to_string();
+    for command in [&["gap"][..], &["bench", "decode"]] {
+        let rest = ["--model", folder, "--prompt-tokens", &many, "--new-tokens", "2"];
+        let (_, error) = bad(&[command, &rest].concat());
+        assert!(error.contains("--prompt-tokens"), "{error}");
+    }
+}
+
+#[test]
 fn benches_give_their_fields() {
     let server = Server::start();
     let echo =
@@ -164,8 +184,19 @@ fn the_capital_of_france() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8(output.stdout).unwrap(), " Paris.\n", "the text alone");
     assert!(String::from_utf8(output.stderr).unwrap().contains("tokens/s"));
-    let told = json(&good(&call.into_iter().chain(["--per-step", "--json"]).collect::<Vec<_>>()));
+    let told = json(&good(&call.iter().copied().chain(["--per-step", "--json"]).collect::<Vec<_>>()));
     assert_eq!((told["text"].as_str(), told["finish"].as_str()), (Some(" Paris."), Some("length")));
     let sent = told["bytes_up"].as_f64().unwrap() / told["model_bytes"].as_f64().unwrap();
     assert!(told["upload_bytes"] == 0 && sent < 0.0001, "a second client sends {sent} of the model");
+
+    // A reader that has seen enough is no failure, and the session ends all the same.
+    let mut long: Vec<_> = call.into_iter().filter(|a| *a != "2").collect();
+    long.insert(long.iter().position(|a| *a == "--max-new-tokens").unwrap() + 1, "30");
+    let mut client = genie(&long).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut some = [0; 5];
+    client.stdout.take().unwrap().read_exact(&mut some).unwrap();
+    assert_eq!(client.wait().unwrap().code(), Some(0));
+    let mut session = blocking::Session::connect(&server.uri.parse().unwrap(), ConnectOptions::default()).unwrap();
+    let stats = session.stats().unwrap();
+    assert_eq!(stats.iter().find(|(name, _)| name == "genie_sessions").unwrap().1, 1, "this one");
 }

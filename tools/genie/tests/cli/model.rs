@@ -7,6 +7,8 @@ const LAYERS: usize = 2;
 const HEAD: usize = 8;
 const INNER: usize = 64;
 const VOCAB: usize = 97;
+/// More than a server runs in one piece.
+pub(crate) const POSITIONS: u32 = 2048;
 
 /// Writes a Llama of two layers with arbitrary weights into a folder. It has no tokenizer.
 pub(crate) fn write(folder: &Path) {
@@ -14,7 +16,7 @@ pub(crate) fn write(folder: &Path) {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"],
         "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": INNER,
         "num_hidden_layers": LAYERS, "num_attention_heads": HIDDEN / HEAD, "num_key_value_heads": 2,
-        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "max_position_embeddings": POSITIONS, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "hidden_act": "silu", "tie_word_embeddings": true
     });
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();

@@ -8,6 +8,7 @@ use genie_models::{HashCache, Model, OpenOptions};
 use genie_transport::client::{ConnectOptions, blocking};
 
 use crate::model;
+use crate::relay::Relay;
 use crate::support::Server;
 
 const SAMPLING: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 11 };
@@ -130,18 +131,18 @@ fn a_session_whose_lease_ran_out_is_built_again() {
     let server = Server::start();
     let mut options = ConnectOptions::default();
     options.client.lease_ms = 1;
-    let session = blocking::Session::connect(&server.uri.parse().unwrap(), options).unwrap();
+    let relay = Relay::to(&server.uri);
+    let session = blocking::Session::connect(&relay.uri.parse().unwrap(), options).unwrap();
     let remote_options = RemoteOptions { hashes: HashCache::none(), ..RemoteOptions::default() };
     let mut remote = RemoteModel::establish(session, model, &remote_options, |_| {}).unwrap();
     let mut context = remote.context(SAMPLING).unwrap();
     let first = remote.prefill(&mut context, &prompt(10)).unwrap();
     let second = remote.step(&mut context, first).unwrap();
-    // The server stands still for longer than the client waits... so the connection is broken by hand: a session that is taken
-    // up elsewhere and closed there is gone for the first client just as one whose lease ran out.
-    let mut taken = ConnectOptions::default();
-    taken.client.resume = remote.session().opened();
-    blocking::Session::connect(&server.uri.parse().unwrap(), taken).unwrap().close().unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    relay.cut();
+    let mut watch = blocking::Session::connect(&server.uri.parse().unwrap(), ConnectOptions::default()).unwrap();
+    while watch.stats().unwrap().iter().any(|(name, count)| name == "genie_sessions" && *count > 1) {
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
     let third = remote.step(&mut context, second).unwrap();
     assert_eq!(remote.lives(), 2);
     assert_eq!(remote.uploaded().sent, 0, "the weights were still there");
@@ -149,6 +150,21 @@ fn a_session_whose_lease_ran_out_is_built_again() {
     assert_eq!(remote.prefill(&mut again, &prompt(10)).unwrap(), first);
     assert_eq!(remote.step(&mut again, first).unwrap(), second);
     assert_eq!(remote.step(&mut again, second).unwrap(), third);
+}
+
+#[test]
+fn a_session_that_another_takes_up_is_not_taken_back() {
+    let model = tiny();
+    let server = Server::start();
+    let mut remote = remote(&server.uri, &model);
+    let mut context = remote.context(SAMPLING).unwrap();
+    let first = remote.prefill(&mut context, &prompt(10)).unwrap();
+    let mut taken = ConnectOptions::default();
+    taken.client.resume = remote.session().opened();
+    let mut other = blocking::Session::connect(&server.uri.parse().unwrap(), taken).unwrap();
+    let error = remote.step(&mut context, first).unwrap_err();
+    assert!(error.to_string().contains("taken up by another connection"), "{error}");
+    other.ping().unwrap();
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
 
+use genie_transport::client::{ConnectOptions, blocking};
+
 use crate::support::{Server, bad, genie, good, json};
 
 #[test]
@@ -36,6 +38,10 @@ fn files_come_back_as_they_were_put() {
     assert!(error.contains("missing"), "{error}");
     let (_, error) = bad(&["put", &server.uri, "x", there_arg, "--dtype", "f32", "--shape", "7"]);
     assert!(error.contains("--shape"), "{error}");
+    let (_, error) = bad(&["put", &server.uri, "x", folder.path().to_str().unwrap()]);
+    assert!(error.contains("is a folder"), "{error}");
+    let (code, _) = bad(&["put", &server.uri, "", there_arg]);
+    assert_eq!(code, 2, "a name has at least one letter");
 }
 
 #[test]
@@ -45,7 +51,7 @@ fn devices_and_pings_are_counted() {
     let devices = devices.as_array().unwrap();
     let names: Vec<_> = devices.iter().map(|d| d["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["cpu:0", "cpu:1", "cpu:2"]);
-    assert!(devices.iter().all(|d| d["total_bytes"] == 32 << 20), "{devices:?}");
+    assert!(devices.iter().all(|d| d["total"] == 32 << 20), "{devices:?}");
     let pings = json(&good(&["ping", &server.uri, "--count", "7", "--json"]));
     assert_eq!(pings["count"], 7);
     assert!(pings["min_us"].as_f64().unwrap() > 0.0 && pings["max_us"].as_f64() >= pings["p50_us"].as_f64());
@@ -108,6 +114,29 @@ fn what_cannot_be_is_said_with_what_to_do() {
     assert!(code == 2 && error.contains("tcp://"), "{error}");
     let (code, error) = bad(&["generate", "--connect", &uri, "--model", "/nowhere.gguf", "--prompt", "x"]);
     assert!(code == 1 && error.contains("/nowhere.gguf"), "{error}");
+}
+
+#[test]
+fn programs_are_told_errors_as_json() {
+    let free = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let uri = format!("tcp://{}", free.local_addr().unwrap());
+    drop(free);
+    for (call, exit) in [(&["ping", &uri, "--json"][..], 3), (&["ping", &uri, "--json", "--count", "x"], 2)] {
+        let (code, error) = bad(call);
+        let told = json(&error);
+        assert_eq!((code, told["exit"].as_i64(), error.lines().count()), (exit, Some(i64::from(exit)), 1), "{error}");
+        assert!(!told["error"].as_str().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_lease_is_as_long_as_it_was_said() {
+    let server = Server::at("tcp://127.0.0.1:0", &["--device", "cpu", "--lease", "7200"]);
+    let mut options = ConnectOptions::default();
+    options.client.lease_ms = 0;
+    let mut session = blocking::Session::connect(&server.uri.parse().unwrap(), options).unwrap();
+    assert_eq!(session.opened().unwrap().lease_ms, 7_200_000);
+    session.close().unwrap();
 }
 
 #[test]

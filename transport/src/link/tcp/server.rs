@@ -509,8 +509,9 @@ impl Pace {
 
     /// Whether to look again at once instead of parking.
     fn poll_on(&mut self) -> bool {
-        // Worth it where the next arrival is likely before parking and waking would be done.
-        let dense = Duration::from_nanos(self.gap) < self.spin * 4;
+        // Worth it where the next arrival is likely before the bound. Whoever polls already goes on for longer: to park costs a
+        // registration with the reactor, and traffic at the edge would pay for one with every request.
+        let dense = Duration::from_nanos(self.gap) < if self.polling { self.spin * 4 } else { self.spin };
         self.looks = self.looks.wrapping_add(1);
         // The clock costs a tenth of a look at the socket: it is read now and then.
         let late = || self.last.is_none_or(|last| last.elapsed() >= self.spin);

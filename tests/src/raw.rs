@@ -1,0 +1,202 @@
+//! A client that speaks the protocol by hand, so that it can speak it badly.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use genie_transport::connection::{Framer, Recorded};
+use genie_transport::wire::{
+    Caps, Control, Flags, HEADER_BYTES, Kind, LaneHello, OpenedSession, RemoteError, Reply, Request, Welcome, body_crc,
+    encode_header, limits,
+};
+
+use crate::answer::{Outcome, Told, own};
+
+/// How long anything is waited for: a server that has not answered by then never will.
+const LONGEST: Duration = Duration::from_secs(120);
+
+/// One lane, a plain socket.
+pub struct Raw {
+    /// The socket.
+    pub stream: TcpStream,
+    framer: Framer,
+    /// Ids of requests count up.
+    last: u64,
+}
+
+impl Raw {
+    /// Connects, and says nothing.
+    ///
+    /// # Panics
+    /// Like all here, if it cannot: the test cannot go on.
+    pub fn dial(server: SocketAddr) -> Self {
+        Self::over(TcpStream::connect(server).expect("the server listens"))
+    }
+
+    /// A lane over this socket.
+    ///
+    /// # Panics
+    /// If the socket refuses a timeout.
+    pub fn over(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(LONGEST)).expect("a timeout");
+        stream.set_nodelay(true).expect("no delay");
+        Self { stream, framer: Framer::new(limits::CONTROL_PAYLOAD_BYTES), last: 0 }
+    }
+
+    /// Connects and greets.
+    ///
+    /// # Panics
+    /// If it is not welcomed.
+    pub fn greet(server: SocketAddr) -> (Self, Welcome) {
+        let mut raw = Self::dial(server);
+        raw.send(&control(&Control::Hello(Caps::OURS)));
+        match raw.hear_control() {
+            Some(Control::Welcome(welcome)) => (raw, welcome),
+            other => panic!("no welcome came, but {other:?}"),
+        }
+    }
+
+    /// Connects, greets, and opens a session with this quota (0: the default).
+    ///
+    /// # Panics
+    /// If it is refused.
+    pub fn open(server: SocketAddr, quota: u64) -> (Self, Welcome, OpenedSession) {
+        let (mut raw, welcome) = Self::greet(server);
+        match raw.ask(&Request::Open { quota, lease_ms: 0 }) {
+            Ok(Told::Opened(opened)) => (raw, welcome, opened),
+            other => panic!("no session was opened: {other:?}"),
+        }
+    }
+
+    /// Adds a bulk lane to a connection.
+    ///
+    /// # Panics
+    /// If it is not welcomed.
+    pub fn bulk(server: SocketAddr, welcome: &Welcome) -> Self {
+        let mut raw = Self::dial(server);
+        let hello = LaneHello { connection: welcome.connection, lane_key: welcome.lane_key, lane: 1 };
+        raw.send(&control(&Control::LaneHello(hello)));
+        assert_eq!(raw.hear_control(), Some(Control::LaneWelcome(1)));
+        raw
+    }
+
+    /// Sends bytes, whatever they are. A server that has closed meanwhile is heard of by [`Self::hear`].
+    pub fn send(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// A fresh id for a request.
+    pub fn id(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    /// Sends a request, and gives its id.
+    pub fn start(&mut self, asked: &Request<'_>) -> u64 {
+        let id = self.id();
+        self.send(&request(id, asked));
+        id
+    }
+
+    /// Sends a request and waits for its end.
+    pub fn ask(&mut self, asked: &Request<'_>) -> Outcome {
+        let id = self.start(asked);
+        self.end_of(id)
+    }
+
+    /// Waits for the end of a request; what else comes is passed over.
+    ///
+    /// # Panics
+    /// If the server closes before it.
+    pub fn end_of(&mut self, id: u64) -> Outcome {
+        loop {
+            let heard = self.hear().unwrap_or_else(|| panic!("the server closed before the end of request {id}"));
+            let header = &heard.header;
+            if header.id == id && header.flags.has(Flags::REPLY) && !header.flags.has(Flags::MORE) {
+                return own(Reply::decode(header, &heard.meta, &heard.payload)?);
+            }
+            if header.kind == Ok(Kind::Goodbye) {
+                panic!("goodbye before the end of request {id}: {:?}", Control::decode(header, &heard.meta));
+            }
+        }
+    }
+
+    /// The next frame; `None`: the server has closed.
+    ///
+    /// # Panics
+    /// If neither comes, or what comes is no frame.
+    pub fn hear(&mut self) -> Option<Recorded> {
+        loop {
+            if let Some(frame) = self.framer.next_frame().expect("the server speaks the protocol") {
+                frame.intact.expect("the server's checksums are right");
+                let (meta, payload) = (frame.meta.to_vec(), frame.payload.to_vec());
+                return Some(Recorded { header: frame.header, meta, payload });
+            }
+            match self.stream.read(self.framer.space()) {
+                Ok(0) => return None,
+                Ok(n) => self.framer.filled(n),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => return None,
+                Err(e) => panic!("nothing came within {LONGEST:?}: {e}"),
+            }
+        }
+    }
+
+    /// The next message of the connection.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn hear_control(&mut self) -> Option<Control> {
+        let heard = self.hear()?;
+        Some(Control::decode(&heard.header, &heard.meta).expect("a message of the connection"))
+    }
+
+    /// The server says goodbye, and closes; why.
+    ///
+    /// # Panics
+    /// If it does anything else.
+    pub fn goodbye(&mut self) -> RemoteError {
+        loop {
+            let heard = self.hear().expect("a goodbye before the end");
+            if let Ok(Control::Goodbye(error)) = Control::decode(&heard.header, &heard.meta) {
+                assert!(self.hear().is_none(), "nothing follows a goodbye");
+                return error;
+            }
+        }
+    }
+}
+
+/// A frame with good checksums.
+pub fn frame(kind: Kind, id: u64, meta: &[u8], payload: &[u8]) -> Vec<u8> {
+    let crc = body_crc(meta, payload);
+    let head = encode_header(kind, Flags::default(), id, meta.len() as u32, payload.len() as u32, crc);
+    [&head[..], meta, payload].concat()
+}
+
+/// A request's frame.
+pub fn request(id: u64, request: &Request<'_>) -> Vec<u8> {
+    let (mut meta, mut payload) = (Vec::new(), Vec::new());
+    let kind = request.encode(&mut meta, &mut payload);
+    frame(kind, id, &meta, request.payload().unwrap_or(&payload))
+}
+
+/// The frame of a message of the connection.
+pub fn control(message: &Control) -> Vec<u8> {
+    let mut meta = Vec::new();
+    let (kind, flags) = message.encode(&mut meta);
+    let head = encode_header(kind, flags, 0, meta.len() as u32, 0, body_crc(&meta, &[]));
+    [&head[..], &meta].concat()
+}
+
+/// Replaces bytes of a frame from `at` on, and makes both checksums good again: what is wrong with it is not that it was
+/// corrupted on the way.
+///
+/// # Panics
+/// If the frame has not so many bytes.
+pub fn spoil(frame: &mut [u8], at: usize, bytes: &[u8]) {
+    frame[at..at + bytes.len()].copy_from_slice(bytes);
+    let crc = body_crc(&frame[HEADER_BYTES..], &[]);
+    frame[24..28].copy_from_slice(&crc.to_le_bytes());
+    let crc = body_crc(&frame[..28], &[]);
+    frame[28..32].copy_from_slice(&crc.to_le_bytes());
+}

@@ -1,0 +1,128 @@
+//! Connections that say nothing, and connections that say it slowly.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use genie_tests::raw::{Raw, control, request};
+use genie_transport::wire::{Caps, Control, ErrorCode, PutBody, Request, SliceHead};
+use socket2::{Domain, Socket, Type};
+
+use crate::scene::{Scene, bytes_spec, is, put};
+
+const CROWD: usize = 10_000;
+/// Connections from one address.
+const FROM_ONE: usize = 2_500;
+
+/// Where the crowd goes: its process is this program again, so that server and crowd do not share one limit of descriptors.
+const SERVER: &str = "GENIE_CROWD_AT";
+
+#[test]
+fn ten_thousand_connections_that_send_nothing() {
+    // The server's ends, and what tests beside this one have open.
+    let limit = rlimit::increase_nofile_limit(u64::MAX).expect("the limit of descriptors can be read");
+    let most = usize::try_from(limit.saturating_sub(1500)).unwrap_or(CROWD).min(CROWD);
+    if most < CROWD {
+        println!("this machine allows {limit} descriptors: only {most} connections of {CROWD} are tried");
+    }
+    let patience = Duration::from_secs(4);
+    let mut scene = Scene::with(|config| config.settings.patience = patience);
+    let mut crowd = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "crowds::the_crowd", "--ignored", "--nocapture"])
+        .env(SERVER, format!("{} {most}", scene.server.address()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the crowd comes");
+    let mut lines = BufReader::new(crowd.stdout.take().expect("its output")).lines();
+    let mut said = |what: &str, scene: &mut Scene| -> usize {
+        loop {
+            // Others are served meanwhile, those too that come now.
+            scene.is_unharmed();
+            let line = lines.next().expect("the crowd says more").expect("it can be read");
+            if let Some(count) = line.strip_prefix(what) {
+                return count.trim().parse().expect("a number");
+            }
+        }
+    };
+    assert_eq!(said("connected ", &mut scene), most);
+    scene.is_unharmed();
+    // Each is told why it has to go.
+    assert_eq!(said("sent away ", &mut scene), most);
+    assert!(crowd.wait().expect("the crowd ends").success());
+    scene.is_unharmed();
+}
+
+/// The process of [`ten_thousand_connections_that_send_nothing`].
+#[test]
+#[ignore = "only as a part of the test before it"]
+fn the_crowd() {
+    let Ok(words) = std::env::var(SERVER) else { return };
+    let (server, count) = words.split_once(' ').expect("an address and a number");
+    let (server, count): (SocketAddr, usize) = (server.parse().expect("an address"), count.parse().expect("a number"));
+    rlimit::increase_nofile_limit(u64::MAX).expect("the limit of descriptors");
+    let connect = |i: usize| -> TcpStream {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let from = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2 + (i / FROM_ONE) as u8), 0));
+        socket.bind(&from.into()).expect("an address of this machine");
+        socket.connect(&server.into()).expect("the server takes it");
+        socket.into()
+    };
+    let crowd: Vec<TcpStream> = (0..count).map(connect).collect();
+    println!("connected {}", crowd.len());
+    std::io::stdout().flush().expect("it is read");
+    let mut away = 0;
+    for stream in crowd {
+        is(&Raw::over(stream).goodbye(), ErrorCode::TimedOut, &["no greeting within 4 s"]);
+        away += 1;
+    }
+    println!("sent away {away}");
+}
+
+/// Between two bytes of a slow client.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Says these bytes one by one, until the server has enough of it; whether it had.
+fn dribble(raw: &mut Raw, bytes: &[u8]) -> bool {
+    raw.stream.set_nonblocking(true).expect("it can be asked");
+    let mut peeked = [0];
+    let closed = bytes.iter().any(|byte| {
+        raw.send(&[*byte]);
+        std::thread::sleep(PAUSE);
+        // Something has come, or the end.
+        !matches!(raw.stream.peek(&mut peeked), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+    });
+    raw.stream.set_nonblocking(false).expect("it can be asked");
+    closed
+}
+
+#[test]
+fn one_byte_at_a_time_before_the_greeting() {
+    let mut scene = Scene::with(|config| config.settings.patience = Duration::from_millis(300));
+    let mut raw = Raw::dial(scene.server.address());
+    assert!(dribble(&mut raw, &control(&Control::Hello(Caps::OURS))), "48 bytes take longer than the server's patience");
+    is(&raw.goodbye(), ErrorCode::TimedOut, &["no greeting within 0.3 s"]);
+    scene.is_unharmed();
+}
+
+#[test]
+fn one_byte_at_a_time_in_a_request() {
+    let mut scene = Scene::with(|config| config.settings.patience = Duration::from_millis(300));
+    let (mut raw, ..) = scene.session();
+    assert!(dribble(&mut raw, &request(2, &Request::Echo(&[7; 4000]))));
+    is(&raw.goodbye(), ErrorCode::TimedOut, &["a frame took longer than 0.3 s to arrive"]);
+    scene.is_unharmed();
+}
+
+#[test]
+fn one_byte_at_a_time_in_a_slice() {
+    let mut scene = Scene::with(|config| config.settings.patience = Duration::from_millis(100));
+    let (mut raw, welcome, _) = scene.session();
+    let mut lane = Raw::bulk(scene.server.address(), &welcome);
+    let id = raw.start(&put(bytes_spec(8192), PutBody::Sliced { slice_bytes: 4096, announce: false }));
+    let payload = [1; 4096];
+    let slice = [&SliceHead::encode(id, 0, 8192, &payload)[..], &payload].concat();
+    assert!(dribble(&mut lane, &slice));
+    is(&raw.goodbye(), ErrorCode::TimedOut, &["a slice took longer than"]);
+    scene.is_unharmed();
+}
