@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod graphs;
+pub mod proxy;
 pub mod raw;
 pub mod serve;
 pub mod witness;

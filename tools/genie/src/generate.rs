@@ -207,7 +207,17 @@ pub(crate) fn run(args: &GenerateArgs, say: Say) -> Result<()> {
             tokens_s: if made.len() > 1 { (made.len() - 1) as f64 / seconds } else { 0.0 },
             tokens: made,
         })
-    })?;
+    });
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            if !say.json && !writer.text.is_empty() {
+                // What went wrong begins a line of its own; whether this one can be ended is not what went wrong.
+                let _: Result<()> = say::line("");
+            }
+            return Err(error);
+        }
+    };
     if say.json {
         return say.result(&outcome, |_| String::new());
     }

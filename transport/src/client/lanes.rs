@@ -73,7 +73,12 @@ impl Lanes {
             Ok(moved) => moved,
             Err(error) => {
                 self.drop_sockets();
-                self.client.lost(&error.to_string(), now);
+                let reason = match &error {
+                    // Said once more, it would say so twice.
+                    ClientError::Unreachable { reason, .. } => reason.clone(),
+                    other => other.to_string(),
+                };
+                self.client.lost(&reason, now);
                 true
             }
         }

@@ -34,8 +34,6 @@ pub(super) struct Slot {
     pub(super) sent: bool,
     /// Whether it was sent on any.
     pub(super) ever_sent: bool,
-    /// Whether its end was not heard over a connection that it was sent on: it may have taken effect.
-    pub(super) unheard: bool,
     /// How often it was begun again because of corruption.
     pub(super) again: u32,
     /// A sliced put that sends nothing before it has heard which slices the server has.
@@ -194,7 +192,6 @@ impl Requests {
             bulk: Bulk::None,
             sent: false,
             ever_sent: false,
-            unheard: false,
             again: 0,
             asks: false,
             cancelled: false,
@@ -257,7 +254,6 @@ impl Requests {
         slot.bulk = Bulk::None;
         slot.sent = false;
         slot.ever_sent = false;
-        slot.unheard = false;
         slot.again = 0;
         slot.asks = false;
         slot.cancelled = false;
@@ -276,6 +272,12 @@ impl Requests {
         let mut ids: Vec<u64> = self.slots.iter().filter(|(_, s)| !s.is_over()).map(|(&id, _)| id).collect();
         ids.sort_unstable();
         ids
+    }
+
+    /// Whether a request that came corrupted, and that the server would keep the reply of, has not ended.
+    pub(super) fn is_mending(&self) -> bool {
+        let kept = |kind: Kind| !matches!(kind, Kind::Echo | Kind::Get | Kind::Devices | Kind::Stats);
+        self.slots.values().any(|slot| slot.again > 0 && kept(slot.kind) && !slot.is_over())
     }
 
     pub(super) fn fail_all(&mut self, error: &ClientError) {

@@ -24,11 +24,12 @@ impl Client {
         if !matches!(self.state, State::Ready) {
             return;
         }
+        let mending = self.is_mending();
         for id in self.requests.waiting() {
             if self.in_flight >= credits {
                 return;
             }
-            let Some(slot) = self.requests.get(id).filter(|s| !s.sent) else { continue };
+            let Some(slot) = self.requests.get(id).filter(|s| !s.sent && (s.ever_sent || !mending)) else { continue };
             if slot.frame.is_empty() {
                 slot.fail(ClientError::Interrupted);
                 continue;
@@ -57,7 +58,6 @@ impl Client {
         for id in self.requests.waiting() {
             if let Some(slot) = self.requests.get(id).filter(|s| s.sent) {
                 slot.send_again();
-                slot.unheard = true;
             }
         }
     }
@@ -83,11 +83,17 @@ impl Client {
         self.resume_flow();
     }
 
+    /// Whether a request that came corrupted has not ended yet.
+    pub(super) fn is_mending(&mut self) -> bool {
+        self.mending = self.mending && self.requests.is_mending();
+        self.mending
+    }
+
     /// A terminal reply has come: its credit can be used again.
     pub(super) fn credit_back(&mut self) {
         self.progressed = true;
         self.in_flight = self.in_flight.saturating_sub(1);
-        if self.in_flight + 1 >= self.welcome.map_or(1, |w| w.credits) {
+        if self.mending || self.in_flight + 1 >= self.welcome.map_or(1, |w| w.credits) {
             self.resume_flow();
         }
     }

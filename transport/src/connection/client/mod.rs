@@ -52,6 +52,8 @@ pub struct Client {
     /// Until a session is open: when to give up, and the pause after the next failure.
     retry: (Instant, Duration),
     counters: Arc<Counters>,
+    /// A request came corrupted and is sent again; what was never sent waits for its end.
+    mending: bool,
     /// Whether this connection has answered a request, or its keepalive.
     progressed: bool,
     /// Requests of earlier connections that nobody waits for any more and whose end was not heard: the server is told to
@@ -96,6 +98,7 @@ impl Client {
             abandoned: Vec::new(),
             retry: (after(now, options.reconnect_for), options.backoff),
             counters: Arc::default(),
+            mending: false,
             progressed: false,
             orphans: Vec::new(),
             connected: now,
@@ -136,7 +139,7 @@ impl Client {
         }
         let (give_up, pause) = self.retry;
         if !matches!(self.state, State::Down { .. }) {
-            tracing::debug!(reason, "the connection was lost");
+            tracing::warn!(reason, "the connection was lost: trying to take the session up again");
             self.interrupt();
         }
         if now >= give_up {
@@ -400,6 +403,7 @@ impl Client {
         bulk: Bulk,
         sink: Option<&mut dyn Sink>,
     ) -> (RequestId, io::Result<()>) {
+        let mending = self.is_mending();
         let (id, slot) = self.requests.begin(Kind::Echo);
         let mut frame = std::mem::take(&mut slot.frame);
         slot.bulk = bulk;
@@ -430,7 +434,8 @@ impl Client {
         let crc = body_crc(&frame[HEADER_BYTES..], body);
         let head = encode_header(kind, Flags::default(), id, meta_len as u32, body.len() as u32, crc);
         frame[..HEADER_BYTES].copy_from_slice(&head);
-        let flows = matches!(self.state, State::Ready) && self.in_flight < self.welcome.map_or(1, |w| w.credits);
+        let credits = self.welcome.map_or(1, |w| w.credits);
+        let flows = matches!(self.state, State::Ready) && self.in_flight < credits && !mending;
         let mut done = Ok(());
         if flows {
             slot.sent = true;
@@ -499,12 +504,10 @@ impl Client {
                 slot.again += 1;
                 slot.send_again();
                 self.bulk.cancel(header.id);
-                // An attempt over an earlier connection may have taken effect all the same: then the id tells the server. Else
-                // the server never saw it, and would take it for one that it has forgotten once enough later ones have ended.
-                if !slot.unheard {
-                    self.landings.end(header.id);
-                    self.requests.rename(id);
-                }
+                // It is sent again under its id, since an attempt over an earlier connection may have taken effect all the
+                // same. If none did, the server has never seen the id, and would take it for one that it has forgotten once
+                // enough later ones have ended: those wait.
+                self.mending = true;
                 self.in_flight = self.in_flight.saturating_sub(1);
                 self.resume_flow();
                 return Ok(());
