@@ -44,7 +44,7 @@ static COUNTING: Counting = Counting;
 #[test]
 fn a_step_in_steady_state_allocates_nothing() {
     for make in [llama, gpt2] {
-        for weights in [DType::F32, DType::BF16] {
+        for weights in [DType::F32, DType::BF16, DType::F16] {
             for tokens in [1, 20] {
                 let config = Config { weights, ..TINY };
                 let runner = Runner::new(CpuDevice::new(0, 2, 1 << 30).unwrap(), make(&config));

@@ -6,11 +6,13 @@
 //! allocates shows in every run.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use genie_graph::DType;
+use genie_graph::{DType, RopeStyle};
+use genie_models::remote::{RemoteModel, RemoteOptions, Sampling};
+use genie_models::{HashCache, LlamaConfig, synthetic};
 use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
 use genie_tests::serve::{Live, config};
 use genie_transport::client::{BindInputs, ConnectOptions, Input, PutOptions, RunOptions, blocking};
@@ -108,6 +110,47 @@ fn steps(spin: Option<Duration>) -> u64 {
         let input = Input { index: tiny.tokens, dtype: DType::I32, dims: &[1, 1], data: &data };
         token = session.step(binding, &[input], RunOptions::default()).unwrap();
     })
+}
+
+/// Steps of a Llama of two layers. Its context grows, and with it now and then a list at the client and a cache at the server:
+/// of the runs between, not one may allocate.
+fn llama_steps(spin: Option<Duration>) -> u64 {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (_server, session) = connected(spin);
+    let config = LlamaConfig {
+        vocab: 97,
+        hidden: 32,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        intermediate: 64,
+        max_positions: 16_384,
+        rms_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_style: RopeStyle::Half,
+        inv_freq: None,
+        tied: true,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+    };
+    let model = Arc::new(synthetic::random_llama(config, 3, DType::F32).unwrap());
+    let options = RemoteOptions { hashes: HashCache::none(), ..RemoteOptions::default() };
+    let mut remote = RemoteModel::establish(session, model, &options, |_| {}).unwrap();
+    let mut context = remote.context(Sampling::default()).unwrap();
+    let mut token = remote.prefill(&mut context, &[1, 2, 3]).unwrap();
+    fewest(|| token = remote.step(&mut context, token).unwrap())
+}
+
+#[test]
+fn a_step_of_a_llama_allocates_nothing() {
+    assert_eq!(llama_steps(None), 0);
+}
+
+#[test]
+fn a_step_of_a_llama_allocates_nothing_where_nobody_polls() {
+    assert_eq!(llama_steps(Some(Duration::ZERO)), 0);
 }
 
 #[test]

@@ -100,7 +100,10 @@ fn dribble(raw: &mut Raw, bytes: &[u8]) -> bool {
 fn one_byte_at_a_time_before_the_greeting() {
     let mut scene = Scene::with(|config| config.settings.patience = Duration::from_millis(300));
     let mut raw = Raw::dial(scene.server.address());
-    assert!(dribble(&mut raw, &control(&Control::Hello(Caps::OURS))), "48 bytes take longer than the server's patience");
+    assert!(
+        dribble(&mut raw, &control(&Control::Hello(Caps::OURS))),
+        "48 bytes take longer than the server's patience"
+    );
     is(&raw.goodbye(), ErrorCode::TimedOut, &["no greeting within 0.3 s"]);
     scene.is_unharmed();
 }

@@ -41,7 +41,7 @@ fn a_cycle() {
     both.nodes[1].inputs = vec![NodeId(2)];
     let mut nowhere = plain(&relu);
     nowhere.nodes[1].inputs = vec![NodeId(u32::MAX)];
-    refuses(&[encode(&itself), encode(&both), encode(&nowhere)], &["node 1", "relu"]);
+    refuses(&[encode(&itself), encode(&both), encode(&nowhere)], &["node %1", "relu"]);
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn bad_arity() {
     none.nodes[1].inputs.clear();
     let mut two = plain(&relu().expect("a graph"));
     two.nodes[1].inputs = vec![NodeId(0); 2];
-    refuses(&[encode(&none), encode(&two)], &["node 1", "relu", "input"]);
+    refuses(&[encode(&none), encode(&two)], &["node %1", "relu", "input"]);
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn wrong_shapes() {
     declared.nodes[1].ty.shape = Shape(vec![Dim::from(5)]);
     let mut dtype = plain(&relu().expect("a graph"));
     dtype.nodes[1].ty.dtype = DType::I64;
-    refuses(&[encode(&declared), encode(&dtype)], &["node 1", "relu"]);
+    refuses(&[encode(&declared), encode(&dtype)], &["node %1", "relu"]);
     let mut g = GraphBuilder::new("sum");
     let four = TensorType::new(DType::F32, [Dim::from(4)]);
     let a = g.input("a", InputRole::Argument, four.clone()).expect("an input");
@@ -68,7 +68,7 @@ fn wrong_shapes() {
     g.output("sum", sum);
     let mut apart = plain(&g.finish().expect("a graph"));
     apart.nodes[1].ty.shape = Shape(vec![Dim::from(3)]);
-    refuses(&[encode(&apart)], &["node 2", "add"]);
+    refuses(&[encode(&apart)], &["node %2", "add"]);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn unknown_op() {
     let (mut bytes, other) = (relu.encode(), encode(&silu));
     let at = bytes.iter().zip(&other).position(|(a, b)| a != b).expect("they differ in the op");
     bytes[at] = 200;
-    refuses(&[bytes], &["node 1 has op code 200", "update the server"]);
+    refuses(&[bytes], &["node %1 has op code 200", "update the server"]);
 }
 
 #[test]
@@ -90,14 +90,14 @@ fn attribute_of_the_wrong_type() {
     let at = bytes.windows(4).position(|w| w == 0x0102_0304_i32.to_le_bytes()).expect("the axis is there");
     // The byte before an attribute says its type: from i32 to u32.
     bytes[at - 1] -= 1;
-    refuses(&[bytes], &["node 1 (softmax)", "attribute axis is u32 but must be i32"]);
+    refuses(&[bytes], &["node %1 (softmax)", "attribute axis is u32 but must be i32"]);
 }
 
 #[test]
 fn attribute_out_of_range() {
     let mut graph = plain(&relu().expect("a graph"));
     graph.nodes[1].op = Op::Softmax { axis: i32::MIN };
-    refuses(&[encode(&graph)], &["node 1", "softmax"]);
+    refuses(&[encode(&graph)], &["node %1", "softmax"]);
 }
 
 #[test]

@@ -13,9 +13,8 @@ fn more_requests_than_credits() {
     let (mut raw, welcome, _) = scene.session();
     assert_eq!(welcome.credits, 4);
     // Four puts whose slices never come.
-    let waiting = |raw: &mut Raw| {
-        raw.start(&put(bytes_spec(8192), PutBody::Sliced { slice_bytes: 4096, announce: false }))
-    };
+    let waiting =
+        |raw: &mut Raw| raw.start(&put(bytes_spec(8192), PutBody::Sliced { slice_bytes: 4096, announce: false }));
     let four: Vec<u64> = (0..4).map(|_| waiting(&mut raw)).collect();
     for asked in [Request::Echo(b"fifth"), Request::Devices, put(bytes_spec(1), PutBody::Inline(&[1]))] {
         refused(raw.ask(&asked), ErrorCode::NoCredit, &["more than 4 requests in flight", "wait for replies"]);

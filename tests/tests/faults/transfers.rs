@@ -207,13 +207,12 @@ fn half_a_range_is_seen_by_nobody() {
 fn a_lane_of_nobody() {
     let mut scene = Scene::new();
     let (_raw, welcome, _) = scene.session();
-    let wrong = [
-        Welcome { lane_key: [0; 16], ..welcome },
-        Welcome { connection: welcome.connection + 1000, ..welcome },
-    ];
+    let wrong =
+        [Welcome { lane_key: [0; 16], ..welcome }, Welcome { connection: welcome.connection + 1000, ..welcome }];
     for welcome in wrong {
         let mut lane = Raw::dial(scene.server.address());
-        let hello = genie_transport::wire::LaneHello { connection: welcome.connection, lane_key: welcome.lane_key, lane: 1 };
+        let hello =
+            genie_transport::wire::LaneHello { connection: welcome.connection, lane_key: welcome.lane_key, lane: 1 };
         lane.send(&genie_tests::raw::control(&Control::LaneHello(hello)));
         is(&lane.goodbye(), ErrorCode::NoSuchHandle, &["no connection has this number and lane key", "connect again"]);
     }

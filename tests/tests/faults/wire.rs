@@ -3,9 +3,7 @@
 use genie_graph::DType;
 use genie_tests::answer::Told;
 use genie_tests::raw::{Raw, frame, request, spoil};
-use genie_transport::wire::{
-    Arguments, ErrorCode, HEADER_BYTES, Handle, Kind, PutBody, Request, TensorSpec, limits,
-};
+use genie_transport::wire::{Arguments, ErrorCode, HEADER_BYTES, Handle, Kind, PutBody, Request, TensorSpec, limits};
 
 use crate::scene::{Scene, bytes_spec, get, is, put, refused, resident};
 

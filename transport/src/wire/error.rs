@@ -224,12 +224,15 @@ impl RemoteError {
 
 impl From<DecodeError> for RemoteError {
     fn from(error: DecodeError) -> Self {
-        let code = match error {
-            DecodeError::Kind(_) => ErrorCode::UnknownKind,
-            DecodeError::HeaderChecksum { .. } | DecodeError::BodyChecksum { .. } => ErrorCode::Corrupt,
-            DecodeError::Range(_) => ErrorCode::OutOfRange,
-            _ => ErrorCode::Malformed,
+        // What the error's own sentence does not say: what to do.
+        let (code, advice) = match error {
+            DecodeError::Kind(_) => (ErrorCode::UnknownKind, "; update the older side, or do without it"),
+            DecodeError::HeaderChecksum { .. } => (ErrorCode::Corrupt, "; connect and send again"),
+            DecodeError::BodyChecksum { .. } => (ErrorCode::Corrupt, ""),
+            DecodeError::Range(_) => (ErrorCode::OutOfRange, "; correct the request"),
+            DecodeError::Magic(_) | DecodeError::Version(_) => (ErrorCode::Malformed, ""),
+            _ => (ErrorCode::Malformed, "; correct the client, docs/protocol.md says how it should be"),
         };
-        Self::new(code, error.to_string())
+        Self::new(code, format!("{error}{advice}"))
     }
 }

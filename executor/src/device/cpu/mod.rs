@@ -1,8 +1,8 @@
 //! The CPU as a device.
 //!
 //! A program is lowered, for each set of sizes that it runs with, to a list of steps over one arena whose layout is planned
-//! ahead ([`plan`]); a step in steady state allocates nothing. A device's threads run the whole list together ([`team`]). Kernels
-//! are written over vectors of any width ([`lanes`]) and give the same bits whatever the batch and the number of threads.
+//! ahead (`plan`); a step in steady state allocates nothing. A device's threads run the whole list together (`team`). Kernels
+//! are written over vectors of any width (`lanes`) and give the same bits whatever the batch and the number of threads.
 
 mod attention;
 mod axpy;
@@ -12,6 +12,7 @@ mod dot;
 mod elementwise;
 mod fusions;
 mod gather;
+mod inputs;
 mod lanes;
 mod linear;
 mod lower;

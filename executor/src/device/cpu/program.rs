@@ -1,17 +1,18 @@
-//! A program on a CPU device: checks what a run is given, finds or makes the plan, runs it, hands out the results.
+//! A program on a CPU device: finds or makes the plan for what a run is given, runs it, hands out the results.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use genie_graph::{DType, Dim, InputDecl, InputRole, Op, Sizes, Symbol, VerifiedGraph, byte_len};
+use genie_graph::{Dim, InputRole, Op, Sizes, Symbol, VerifiedGraph, byte_len};
 use genie_transport::memory::{Region, Slab};
 
 use super::Inner;
 use super::constants;
+use super::inputs::Inputs;
 use super::lower::{Lowered, lower};
 use super::plan::{Place, V};
 use super::rows::rows_are_independent;
 use super::step::{CacheView, Context, Failure, MemberSpace};
-use crate::device::{DeviceError, HostTensor, KvSpec, Loaded, Row};
+use crate::device::{DeviceError, HostTensor, Loaded, Row};
 
 /// Plans that a program keeps: one for each of the last so many sets of sizes,
 const KEPT_PLANS: usize = 32;
@@ -22,9 +23,7 @@ const KEPT_BYTES: usize = 32 << 20;
 pub(super) struct Program {
     device: Arc<Inner>,
     graph: Arc<VerifiedGraph>,
-    weights: Vec<InputDecl>,
-    arguments: Vec<InputDecl>,
-    caches: Vec<(String, KvSpec)>,
+    inputs: Inputs,
     /// Whether several rows can run as one batch.
     batchable: bool,
     /// Whether a tensor's size depends on the position.
@@ -64,17 +63,8 @@ unsafe impl Send for Workspace {}
 
 impl Program {
     pub(super) fn new(device: Arc<Inner>, graph: Arc<VerifiedGraph>) -> Result<Self, DeviceError> {
-        let of_role = |wanted: fn(InputRole) -> bool| -> Vec<InputDecl> {
-            graph.inputs().iter().filter(|i| wanted(i.role)).cloned().collect()
-        };
-        let weights = of_role(|r| r == InputRole::Weight);
-        let arguments = of_role(|r| !matches!(r, InputRole::Weight | InputRole::KvCache | InputRole::Positions));
-        let caches: Option<Vec<_>> = of_role(|r| r == InputRole::KvCache)
-            .into_iter()
-            .map(|i| KvSpec::of(&i.ty).map(|spec| (i.name, spec)))
-            .collect();
+        let inputs = Inputs::of(&graph)?;
         let unsupported = |op: &str| DeviceError::Unsupported { op: op.to_owned() };
-        let caches = caches.ok_or_else(|| unsupported("input of role kv-cache in another layout"))?;
         for node in &graph.nodes {
             let step = [Dim::Symbol(Symbol::Batch), Dim::Symbol(Symbol::Sequence)];
             if matches!(node.op, Op::Attention { .. }) && node.inputs.len() == 4 && !node.ty.shape.0.starts_with(&step)
@@ -87,65 +77,7 @@ impl Program {
                 && n.ty.shape.0.contains(&Dim::Symbol(Symbol::Position))
         });
         let batchable = !positional && rows_are_independent(&graph);
-        Ok(Self { device, graph, weights, arguments, caches, batchable, positional, plans: Mutex::default() })
-    }
-
-    fn check_weights(&self, weights: &[Region]) -> Result<(), DeviceError> {
-        if weights.len() != self.weights.len() {
-            let (expected, got) = (self.weights.len(), weights.len());
-            return Err(DeviceError::Count { row: 0, what: "weights", expected, got });
-        }
-        for (decl, weight) in self.weights.iter().zip(weights) {
-            let expected = decl.ty.bytes(&Sizes::default()).unwrap_or(u64::MAX);
-            let got = weight.len() as u64;
-            if expected != got {
-                return Err(DeviceError::WeightBytes { name: decl.name.clone(), expected, got });
-            }
-            let bytes = decl.ty.dtype.bytes();
-            if !(weight.as_ptr() as u64).is_multiple_of(bytes) {
-                return Err(DeviceError::Misaligned { name: decl.name.clone(), bytes });
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks a row and finds its sizes.
-    fn check_row(&self, index: usize, row: &Row<'_>) -> Result<Sizes, DeviceError> {
-        let count = |what, expected, got| {
-            if expected == got { Ok(()) } else { Err(DeviceError::Count { row: index, what, expected, got }) }
-        };
-        count("arguments", self.arguments.len(), row.arguments.len())?;
-        count("caches", self.caches.len(), row.caches.len())?;
-        for ((name, spec), cache) in self.caches.iter().zip(&row.caches) {
-            if cache.spec() != *spec {
-                let (expected, got) = (spec.to_string(), cache.spec().to_string());
-                return Err(DeviceError::CacheSpec { row: index, name: name.clone(), expected, got });
-            }
-        }
-        let mut found = Found::default();
-        if let Some(cache) = row.caches.first() {
-            found.position = Some(cache.len());
-        }
-        for (decl, argument) in self.arguments.iter().zip(row.arguments) {
-            found.take(index, decl, argument)?;
-        }
-        let sizes = Sizes {
-            batch: found.batch.unwrap_or(1),
-            sequence: found.sequence.unwrap_or(1),
-            position: found.position.unwrap_or(0),
-        };
-        let refuse = |reason: String| Err(DeviceError::Row { row: index, reason });
-        if sizes.batch != 1 && !self.caches.is_empty() {
-            return refuse(format!("it holds {} sequences, but a row has one cache; make a row of each", sizes.batch));
-        }
-        let end = sizes.position.checked_add(sizes.sequence);
-        if end.is_none_or(|end| end > i32::MAX as u64) {
-            return refuse(format!(
-                "{} tokens after {} are more than positions can count",
-                sizes.sequence, sizes.position
-            ));
-        }
-        Ok(sizes)
+        Ok(Self { device, graph, inputs, batchable, positional, plans: Mutex::default() })
     }
 
     /// The plan for these sizes: the one kept, or a new one.
@@ -224,7 +156,7 @@ impl Program {
             weights: &space.weights,
             blocks: &space.blocks,
             caches: &space.caches,
-            cache_inputs: self.caches.len(),
+            cache_inputs: self.inputs.caches(),
             failure,
             members,
         };
@@ -309,12 +241,12 @@ impl Loaded for Program {
         if rows.is_empty() {
             return Ok(());
         }
-        self.check_weights(weights)?;
+        self.inputs.check_weights(weights)?;
         let mut space = lock(&self.device.workspace);
         let space = &mut *space;
         space.sizes.clear();
         for (i, row) in rows.iter().enumerate() {
-            let sizes = self.check_row(i, row)?;
+            let sizes = self.inputs.check_row(i, row)?;
             if let Some(first) = space.sizes.first()
                 && first.sequence != sizes.sequence
             {
@@ -379,45 +311,6 @@ fn offset(lowered: &Lowered, v: V) -> Option<usize> {
     match lowered.plan.values[v.0].place {
         Place::Arena(offset) => Some(offset),
         _ => None,
-    }
-}
-
-/// Sizes of the symbols, as a row's arguments show them.
-#[derive(Default)]
-struct Found {
-    batch: Option<u64>,
-    sequence: Option<u64>,
-    position: Option<u64>,
-}
-
-impl Found {
-    fn take(&mut self, row: usize, decl: &InputDecl, argument: &HostTensor) -> Result<(), DeviceError> {
-        let name = || decl.name.clone();
-        if argument.dtype != Some(decl.ty.dtype) {
-            let got = argument.dtype.map_or("nothing", DType::name).to_owned();
-            return Err(DeviceError::ArgumentType { row, name: name(), expected: decl.ty.dtype, got });
-        }
-        let dims = &decl.ty.shape.0;
-        let fits = dims.len() == argument.dims.len()
-            && dims.iter().zip(&argument.dims).all(|(&dim, &got)| match dim {
-                Dim::Fixed(n) => n == got,
-                Dim::Symbol(Symbol::Position) => *self.position.get_or_insert(got) == got,
-                Dim::Symbol(Symbol::Batch) => *self.batch.get_or_insert(got) == got && got > 0,
-                Dim::Symbol(Symbol::Sequence) => *self.sequence.get_or_insert(got) == got && got > 0,
-            });
-        if !fits {
-            let seen = |size: Option<u64>| size.map_or("any".to_owned(), |n| n.to_string());
-            let (batch, sequence, position) = (seen(self.batch), seen(self.sequence), seen(self.position));
-            let shape = &decl.ty.shape;
-            let expected = format!("{shape} (batch {batch}, sequence {sequence}, position {position}, none empty)");
-            return Err(DeviceError::ArgumentShape { row, name: name(), expected, got: argument.dims.clone() });
-        }
-        let (expected, got) = (byte_len(decl.ty.dtype, &argument.dims), argument.data.len() as u64);
-        if expected != Some(got) {
-            let expected = expected.unwrap_or(u64::MAX);
-            return Err(DeviceError::ArgumentBytes { row, name: name(), expected, got });
-        }
-        Ok(())
     }
 }
 

@@ -487,6 +487,8 @@ impl Client {
         }
         let id = self.requests.of_wire(header.id);
         let Some(slot) = self.requests.get(id).filter(|slot| slot.is_awaited()) else { return Ok(()) };
+        // A part of an answer will do: an upload over a connection that breaks again and again has no other for long.
+        self.progressed = true;
         if kind == Kind::Put && !terminal {
             let Reply::Landed { bits, slice_bytes: theirs, .. } = Reply::decode(&header, meta, payload)? else {
                 return Ok(());

@@ -97,9 +97,14 @@ impl LaneEnd {
             }
         }
         pipe.waiting -= filled;
-        match pipe.end {
+        let end = pipe.end.filter(|(at, _)| pipe.pieces.is_empty() && *at <= now);
+        if filled > 0 {
+            let at_server = self.side == 1;
+            inner.count(|f| *(if at_server { &mut f.arrived } else { &mut f.returned }) += filled as u64);
+        }
+        match end {
             _ if filled > 0 => Ok(filled),
-            Some((at, cut)) if pipe.pieces.is_empty() && at <= now => {
+            Some((_, cut)) => {
                 if cut {
                     Err(io::ErrorKind::ConnectionReset.into())
                 } else {

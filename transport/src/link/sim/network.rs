@@ -32,6 +32,10 @@ impl Network {
 /// What was done to the lanes of a [`Sim`] so far: a test that means to meet a fault can see that it did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
+    /// Bytes that servers received.
+    pub arrived: u64,
+    /// Bytes that clients received.
+    pub returned: u64,
     /// Control lanes that came up.
     pub connections: u64,
     /// Lanes that were refused.

@@ -1,0 +1,28 @@
+//! What every link must do, with the same assertions for each. A link joins by one line at the end, and an implementation of
+//! [`link::Link`].
+
+mod link;
+mod sim;
+mod suite;
+mod tcp;
+
+/// The suite as tests of one link.
+macro_rules! conforms {
+    ($name:ident, $link:ty) => {
+        mod $name {
+            conforms!(@ $link: every_size_comes_back, ranges, pipelined_requests, small_requests_do_not_wait_behind_bulk,
+                a_generate_can_be_cancelled, an_upload_goes_on_where_it_was_cut, a_download_that_is_cut_is_whole,
+                a_session_is_taken_up_by_its_token, two_clients, corruption_is_not_seen, bulk_is_not_copied,
+                refusals_are_told);
+        }
+    };
+    (@ $link:ty: $($test:ident),+) => {
+        $(#[test]
+        fn $test() {
+            crate::suite::$test::<$link>();
+        })+
+    };
+}
+
+conforms!(over_tcp, crate::tcp::Tcp);
+conforms!(simulated, crate::sim::Simulated);

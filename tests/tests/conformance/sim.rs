@@ -1,0 +1,286 @@
+//! The simulated link.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use genie_executor::{Executor, Mode};
+use genie_graph::DType;
+use genie_tests::answer::{Outcome, Told, own};
+use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
+use genie_tests::serve::config;
+use genie_transport::client::{ClientError, Tensor};
+use genie_transport::connection::{ClientOptions, RequestId};
+use genie_transport::link::sim::{ClientId, Network, Sim};
+use genie_transport::memory::{Landing, Slab};
+use genie_transport::wire::{
+    Arguments, BindEntry, ErrorCode, Handle, OpenedSession, PutBody, PutRequest, PutTarget, RemoteError, Request,
+    ResidencyCode, TensorSpec,
+};
+
+use crate::link::{Client, EAGER, Link, SLICE};
+
+/// All of virtual time that a request may take.
+const LONGEST: Duration = Duration::from_secs(600);
+
+pub(crate) struct Simulated {
+    world: Rc<World>,
+}
+
+struct World {
+    sim: RefCell<Sim<Executor>>,
+    /// Bytes at the server at which all clients are cut.
+    cut_at: Cell<Option<u64>>,
+    cuts: Cell<u64>,
+    clients: RefCell<Vec<ClientId>>,
+}
+
+pub(crate) struct SimClient {
+    world: Rc<World>,
+    id: ClientId,
+}
+
+impl Link for Simulated {
+    type Client = SimClient;
+
+    fn start() -> Self {
+        let mut config = config(3);
+        config.mode = Mode::Stepped;
+        config.token_seed = Some(3);
+        config.settings.eager_bytes = EAGER as u32;
+        config.settings.slice_bytes = SLICE as u32;
+        let service = Arc::new(Executor::new(config).expect("a server"));
+        // Slow enough that bulk takes long: a window's worth for each way there and back.
+        let network = Network { window: 8 << 10, split: 100_000, ..Network::calm() };
+        let sim = RefCell::new(Sim::new(5, Instant::now(), network, service));
+        Self {
+            world: Rc::new(World { sim, cut_at: Cell::default(), cuts: Cell::default(), clients: RefCell::default() }),
+        }
+    }
+
+    fn connect(&self, resume: Option<OpenedSession>) -> Self::Client {
+        let options = ClientOptions { lanes: 2, resume, ..ClientOptions::default() };
+        let id = self.world.sim.borrow_mut().connect(options);
+        self.world.clients.borrow_mut().push(id);
+        self.world.until(|sim| sim.client(id).is_ready().then_some(()));
+        SimClient { world: self.world.clone(), id }
+    }
+
+    fn arrived(&self) -> u64 {
+        self.world.sim.borrow().faults().arrived
+    }
+
+    fn cut_after(&self, bytes: u64) {
+        // Half of it went there, or half of it came back: time tells as well as bytes do, and there are more of them.
+        self.world.cut_at.set(Some(self.world.moved() + bytes));
+    }
+
+    fn cuts(&self) -> u64 {
+        self.world.cuts.get()
+    }
+
+    fn hold_bulk(&self, _held: bool) {
+        // It is slow as it is.
+    }
+
+    fn corrupt(&self) {
+        let network = Network { window: 32 << 10, corrupt: 20_000, ..Network::calm() };
+        self.world.sim.borrow_mut().set_network(network);
+    }
+
+    fn flipped(&self) -> u64 {
+        self.world.sim.borrow().faults().flipped_bits
+    }
+}
+
+impl World {
+    fn moved(&self) -> u64 {
+        let faults = self.sim.borrow().faults();
+        faults.arrived + faults.returned
+    }
+
+    /// Lets time pass until there is something.
+    fn until<T>(&self, mut ready: impl FnMut(&mut Sim<Executor>) -> Option<T>) -> T {
+        let began = self.sim.borrow().now();
+        loop {
+            let mut sim = self.sim.borrow_mut();
+            if let Some(value) = ready(&mut sim) {
+                return value;
+            }
+            let now = sim.now();
+            assert!(now - began < LONGEST, "it waits for what never comes");
+            // The device does a thing at a time, so that something can come between two.
+            let busy = sim.service().is_some_and(|service| service.step());
+            sim.step(now + if busy { Duration::from_micros(5) } else { Duration::from_secs(1) });
+            if let Some(service) = sim.service() {
+                service.tick(sim.now());
+            }
+            drop(sim);
+            if self.cut_at.get().is_some_and(|at| at <= self.moved()) {
+                self.cut_at.set(None);
+                self.cuts.set(self.cuts.get() + 1);
+                self.clients.borrow().iter().for_each(|id| self.sim.borrow_mut().cut(*id));
+            }
+        }
+    }
+}
+
+impl SimClient {
+    fn ask(&self, request: &Request<'_>) -> Outcome {
+        let id = self.world.sim.borrow_mut().start(self.id, request, None);
+        self.end(id)
+    }
+
+    /// The answer to a request; of several, the next.
+    fn next(&self, request: RequestId) -> Outcome {
+        self.world.until(|sim| sim.client(self.id).answer(request).map(|answer| answer.and_then(own)))
+    }
+
+    fn end(&self, request: RequestId) -> Outcome {
+        let outcome = self.next(request);
+        self.world.sim.borrow_mut().client(self.id).end(request);
+        outcome
+    }
+
+    fn start(&self, target: PutTarget<'_>, spec: &TensorSpec, data: Bytes) -> RequestId {
+        let mut sim = self.world.sim.borrow_mut();
+        if data.len() <= EAGER {
+            let request = Request::Put(PutRequest { target, spec: spec.clone(), body: PutBody::Inline(&data) });
+            return sim.start(self.id, &request, Some(data.clone()));
+        }
+        let body = PutBody::Sliced { slice_bytes: SLICE as u32, announce: false };
+        let request = Request::Put(PutRequest { target, spec: spec.clone(), body });
+        sim.client(self.id).start_put(&request, vec![data], SLICE as u32)
+    }
+}
+
+impl Drop for SimClient {
+    /// As a process ends: its sockets are closed.
+    fn drop(&mut self) {
+        self.world.sim.borrow_mut().client(self.id).close();
+    }
+}
+
+/// An answer of another kind than was asked for.
+fn other<T>(told: &Told) -> Result<T, ClientError> {
+    Err(RemoteError::new(ErrorCode::Internal, format!("{told:?}")).into())
+}
+
+fn tensor(outcome: Outcome) -> Result<Tensor, ClientError> {
+    match outcome? {
+        Told::Tensor { handle, device, spec } => Ok(Tensor { handle, device, spec }),
+        told => other(&told),
+    }
+}
+
+impl Client for SimClient {
+    type Ticket = (RequestId, Option<Arc<Landing>>);
+
+    fn opened(&mut self) -> OpenedSession {
+        *self.world.sim.borrow_mut().client(self.id).session().expect("a session")
+    }
+
+    fn echo(&mut self, bytes: &[u8]) -> Result<Vec<u8>, ClientError> {
+        match self.ask(&Request::Echo(bytes))? {
+            Told::Bytes(back) => Ok(back),
+            told => other(&told),
+        }
+    }
+
+    fn start_put(&mut self, spec: &TensorSpec, data: Bytes) -> Self::Ticket {
+        let target = PutTarget::New { device: 0, residency: ResidencyCode::Private, hash: None, name: None };
+        (self.start(target, spec, data), None)
+    }
+
+    fn finish_put(&mut self, (request, _): Self::Ticket) -> Result<Tensor, ClientError> {
+        tensor(self.end(request))
+    }
+
+    fn put_range(&mut self, of: &Tensor, offset: u64, data: Bytes) -> Result<Tensor, ClientError> {
+        let spec = TensorSpec::new(DType::U8, &[data.len() as u64])?;
+        let request = self.start(PutTarget::Range { handle: of.handle, offset }, &spec, data);
+        tensor(self.end(request))
+    }
+
+    fn start_get(&mut self, handle: Handle, offset: u64, length: u64) -> Self::Ticket {
+        let mut sim = self.world.sim.borrow_mut();
+        if length <= EAGER as u64 {
+            return (sim.start(self.id, &Request::Get { handle, offset, length, sliced: None }, None), None);
+        }
+        let landing = Landing::new(vec![Slab::zeroed(length as usize)], SLICE as u32);
+        let request = Request::Get { handle, offset, length, sliced: Some(SLICE as u32) };
+        (sim.client(self.id).start_get(&request, landing.clone()), Some(landing))
+    }
+
+    fn finish_get(&mut self, (request, landing): Self::Ticket) -> Result<Vec<u8>, ClientError> {
+        match (self.end(request)?, landing) {
+            (Told::Bytes(_), Some(landing)) => {
+                Ok(landing.finish().expect("it has landed").iter().flat_map(|slab| slab.to_vec()).collect())
+            }
+            (Told::Bytes(bytes), None) => Ok(bytes),
+            (told, _) => other(&told),
+        }
+    }
+
+    fn free(&mut self, handle: Handle) -> Result<(), ClientError> {
+        self.ask(&Request::Free(handle)).map(|_| ())
+    }
+
+    fn stats(&mut self) -> Result<Vec<(String, u64)>, ClientError> {
+        match self.ask(&Request::Stats)? {
+            Told::Stats(stats) => Ok(stats),
+            told => other(&told),
+        }
+    }
+
+    fn generate(&mut self, max_new: u32, wanted: usize) -> (usize, Result<(), ClientError>) {
+        let model = tiny().expect("the model is valid");
+        let spec = TensorSpec::new(DType::F32, &[VOCABULARY, WIDTH]).expect("the table's shape");
+        let table = self.put(&spec, Tiny::table_bytes().into()).expect("the table");
+        let graph = model.graph.encode();
+        let Ok(Told::Program(program, _)) = self.ask(&Request::Define { device: 0, graph: &graph }) else {
+            panic!("no program")
+        };
+        let create = Request::CacheCreate { program, input: model.cache, reserve: 0 };
+        let cache = tensor(self.ask(&create)).expect("a cache");
+        let bound = [(model.table, table.handle), (model.cache, cache.handle)];
+        let bound = bound.map(|(input, handle)| BindEntry { input, handle }).to_vec();
+        let (count, fixed) = model.greedy();
+        let arguments = Arguments::new(count, &fixed).expect("the fixed inputs");
+        let Ok(Told::Bound(binding)) = self.ask(&Request::Bind { program, bound, arguments }) else {
+            panic!("no binding")
+        };
+        let prompt = [1_i32, 2, 3].map(i32::to_le_bytes);
+        let generate = Request::Generate {
+            prefill: binding,
+            decode: binding,
+            position: None,
+            max_new,
+            prompt: &prompt,
+            stop: &[],
+            arguments: Arguments::EMPTY,
+        };
+        let request = self.world.sim.borrow_mut().start(self.id, &generate, None);
+        let (mut came, mut cancelled) = (0, false);
+        let end = loop {
+            match self.next(request) {
+                Ok(Told::Generated { tokens, finish, .. }) => {
+                    came += tokens.len();
+                    if finish.is_some() {
+                        break Ok(());
+                    }
+                    if came >= wanted && !cancelled {
+                        cancelled = true;
+                        self.world.sim.borrow_mut().client(self.id).cancel(request);
+                    }
+                }
+                Ok(told) => break other(&told),
+                Err(error) => break Err(error),
+            }
+        };
+        self.world.sim.borrow_mut().client(self.id).end(request);
+        (came, end)
+    }
+}

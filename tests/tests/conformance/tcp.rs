@@ -1,0 +1,124 @@
+//! TCP over the loopback, with a relay between that can cut, hold back and corrupt.
+
+use bytes::Bytes;
+use genie_graph::DType;
+use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
+use genie_tests::proxy::Proxy;
+use genie_tests::serve::{Live, config};
+use genie_transport::client::{
+    BindInputs, ClientError, ConnectOptions, GenerateOptions, Input, PutOptions, Tensor, blocking,
+};
+use genie_transport::wire::{Handle, OpenedSession, TensorSpec};
+
+use crate::link::{Client, EAGER, Link, SLICE};
+
+pub(crate) struct Tcp {
+    proxy: Proxy,
+    _server: Live,
+}
+
+impl Link for Tcp {
+    type Client = blocking::Session;
+
+    fn start() -> Self {
+        let mut config = config(3);
+        config.settings.eager_bytes = EAGER as u32;
+        config.settings.slice_bytes = SLICE as u32;
+        let server = Live::start(config);
+        Self { proxy: Proxy::to(server.address()), _server: server }
+    }
+
+    fn connect(&self, resume: Option<OpenedSession>) -> Self::Client {
+        let mut options = ConnectOptions::default();
+        options.client.lanes = 2;
+        options.client.resume = resume;
+        blocking::Session::connect(&self.proxy.uri, options).expect("a session")
+    }
+
+    fn arrived(&self) -> u64 {
+        self.proxy.passed().0
+    }
+
+    fn cut_after(&self, bytes: u64) {
+        self.proxy.cut_after(bytes, u64::MAX);
+    }
+
+    fn cuts(&self) -> u64 {
+        self.proxy.cuts()
+    }
+
+    fn hold_bulk(&self, held: bool) {
+        self.proxy.hold_bulk(held);
+    }
+
+    fn corrupt(&self) {
+        self.proxy.flip(10);
+    }
+
+    fn flipped(&self) -> u64 {
+        self.proxy.flipped()
+    }
+}
+
+impl Client for blocking::Session {
+    type Ticket = blocking::Pending;
+
+    fn opened(&mut self) -> OpenedSession {
+        self.opened().expect("a session")
+    }
+
+    fn echo(&mut self, bytes: &[u8]) -> Result<Vec<u8>, ClientError> {
+        let mut back = Vec::new();
+        self.echo(bytes, &mut back).map(|()| back)
+    }
+
+    fn start_put(&mut self, spec: &TensorSpec, data: Bytes) -> Self::Ticket {
+        self.start_put(spec, data, PutOptions::default()).expect("the bytes fit the shape")
+    }
+
+    fn finish_put(&mut self, ticket: Self::Ticket) -> Result<Tensor, ClientError> {
+        self.finish_put(ticket)
+    }
+
+    fn put_range(&mut self, tensor: &Tensor, offset: u64, data: Bytes) -> Result<Tensor, ClientError> {
+        self.put_range(tensor, offset, data)
+    }
+
+    fn start_get(&mut self, handle: Handle, offset: u64, length: u64) -> Self::Ticket {
+        self.start_get(handle, offset, length).expect("there is memory")
+    }
+
+    fn finish_get(&mut self, ticket: Self::Ticket) -> Result<Vec<u8>, ClientError> {
+        self.finish_get(ticket).map(|region| region.to_vec())
+    }
+
+    fn free(&mut self, handle: Handle) -> Result<(), ClientError> {
+        self.free(handle)
+    }
+
+    fn stats(&mut self) -> Result<Vec<(String, u64)>, ClientError> {
+        self.stats()
+    }
+
+    fn generate(&mut self, max_new: u32, wanted: usize) -> (usize, Result<(), ClientError>) {
+        let model = tiny().expect("the model is valid");
+        let spec = TensorSpec::new(DType::F32, &[VOCABULARY, WIDTH]).expect("the table's shape");
+        let table = self.put(&spec, Tiny::table_bytes().into(), PutOptions::default()).expect("the table");
+        let program = self.define(0, &model.graph.encode()).expect("the program");
+        let cache = self.create_cache(&program, model.cache, 0).expect("a cache");
+        let real: Vec<u8> = [0_f32, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let fixed = vec![
+            Input { index: model.real, dtype: DType::F32, dims: &[1, 2], data: &real },
+            Input { index: model.int, dtype: DType::I64, dims: &[1, 2], data: &[0; 16] },
+        ];
+        let residents = vec![(model.table, table.handle), (model.cache, cache.0)];
+        let binding = self.bind(&program, &BindInputs { residents, fixed }).expect("a binding");
+        let options = GenerateOptions { max_new, ..GenerateOptions::default() };
+        let mut came = 0;
+        let end = self.generate(binding, binding, &[1, 2, 3], &options, |generated| {
+            came += generated.tokens.len();
+            came < wanted
+        });
+        (came, end.map(|_| ()))
+    }
+}
