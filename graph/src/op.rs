@@ -107,7 +107,8 @@ pub enum Op {
     },
     /// a `[.., M, K]`, b `[.., K, N]` (same leading dims, or b of rank 2) -> `[.., M, N]`. Floats.
     MatMul,
-    /// x `[.., K]`, weight per `layout`, optional bias `[N]` as third input -> `[.., N]`.
+    /// x `[.., K]`, weight per `layout`, optional bias `[N]` as third input -> `[.., N]`. Sums are in f32. With a bf16 weight, a
+    /// device may round x to bf16 first, as matrix units do.
     Linear {
         /// How the weight is stored.
         layout: LinearLayout,
