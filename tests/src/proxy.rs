@@ -25,7 +25,8 @@ struct State {
     allowance: AtomicU64,
     each: AtomicU64,
     cuts: AtomicU64,
-    held: AtomicBool,
+    /// Bytes that have gone up from which on bulk is held back.
+    held_from: AtomicU64,
     flips: AtomicU64,
     flipped: AtomicU64,
     closing: AtomicBool,
@@ -59,7 +60,7 @@ impl Proxy {
             allowance: AtomicU64::new(u64::MAX),
             each: AtomicU64::new(u64::MAX),
             cuts: AtomicU64::new(0),
-            held: AtomicBool::new(false),
+            held_from: AtomicU64::new(u64::MAX),
             flips: AtomicU64::new(0),
             flipped: AtomicU64::new(0),
             closing: AtomicBool::new(false),
@@ -87,9 +88,15 @@ impl Proxy {
         self.state.cuts.load(Ordering::Acquire)
     }
 
-    /// Holds back what goes up on bulk lanes, or lets it go on.
-    pub fn hold_bulk(&self, held: bool) {
-        self.state.held.store(held, Ordering::Release);
+    /// Cuts every connection now.
+    pub fn cut(&self) {
+        self.state.cuts.fetch_add(1, Ordering::AcqRel);
+        self.state.cut();
+    }
+
+    /// Holds back what goes up on bulk lanes once so many bytes have gone up in all; `u64::MAX`: lets it go on.
+    pub fn hold_bulk_from(&self, bytes: u64) {
+        self.state.held_from.store(bytes, Ordering::Release);
     }
 
     /// Flips a bit in so many of the next reads from bulk lanes.
@@ -145,7 +152,7 @@ impl State {
                 way.bulk.store(part.get(3) == Some(&(Kind::LaneHello as u8)), Ordering::Release);
             }
             let bulk = way.bulk.load(Ordering::Acquire);
-            while bulk && way.is_up && self.held.load(Ordering::Acquire) && !self.closing.load(Ordering::Acquire) {
+            while bulk && way.is_up && self.is_holding() {
                 std::thread::park_timeout(LOOK);
             }
             let less = |flips: u64| flips.checked_sub(1);
@@ -174,6 +181,11 @@ impl State {
         // One of the two may have been closed already.
         let _ = way.to.shutdown(Shutdown::Both);
         let _ = way.from.shutdown(Shutdown::Both);
+    }
+
+    fn is_holding(&self) -> bool {
+        self.up.load(Ordering::Acquire) >= self.held_from.load(Ordering::Acquire)
+            && !self.closing.load(Ordering::Acquire)
     }
 
     fn cut(&self) {

@@ -11,7 +11,7 @@ use std::time::Instant;
 use genie_transport::connection::{ControlLane, Directory, Driver, Peer, Service, Settings, Sink, Step};
 use genie_transport::wire::{Caps, Control, Flags, Handle, Kind, Reply, Request, body_crc, encode_header};
 
-const TENSOR: [u8; 1 << 20] = [7; 1 << 20];
+static TENSOR: [u8; 1 << 20] = [7; 1 << 20];
 
 struct Generous {
     settings: Settings,

@@ -18,8 +18,8 @@ pub(crate) trait Link {
     /// Bytes that came to the server, of all clients.
     fn arrived(&self) -> u64;
 
-    /// Breaks every connection after about so many more bytes, once.
-    fn cut_after(&self, bytes: u64);
+    /// Breaks every connection after about `first` more bytes, and then again after each `each`. `u64::MAX`: never.
+    fn cut_after(&self, first: u64, each: u64);
 
     /// How often that has happened.
     fn cuts(&self) -> u64;

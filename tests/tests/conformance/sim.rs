@@ -31,8 +31,8 @@ pub(crate) struct Simulated {
 
 struct World {
     sim: RefCell<Sim<Executor>>,
-    /// Bytes at the server at which all clients are cut.
-    cut_at: Cell<Option<u64>>,
+    /// Bytes that have moved at which all clients are cut, and how many more each time after that.
+    cut_at: Cell<(u64, u64)>,
     cuts: Cell<u64>,
     clients: RefCell<Vec<ClientId>>,
 }
@@ -56,7 +56,12 @@ impl Link for Simulated {
         let network = Network { window: 8 << 10, split: 100_000, ..Network::calm() };
         let sim = RefCell::new(Sim::new(5, Instant::now(), network, service));
         Self {
-            world: Rc::new(World { sim, cut_at: Cell::default(), cuts: Cell::default(), clients: RefCell::default() }),
+            world: Rc::new(World {
+                sim,
+                cut_at: Cell::new((u64::MAX, u64::MAX)),
+                cuts: Cell::default(),
+                clients: RefCell::default(),
+            }),
         }
     }
 
@@ -72,9 +77,8 @@ impl Link for Simulated {
         self.world.sim.borrow().faults().arrived
     }
 
-    fn cut_after(&self, bytes: u64) {
-        // Half of it went there, or half of it came back: time tells as well as bytes do, and there are more of them.
-        self.world.cut_at.set(Some(self.world.moved() + bytes));
+    fn cut_after(&self, first: u64, each: u64) {
+        self.world.cut_at.set((self.world.moved().saturating_add(first), each));
     }
 
     fn cuts(&self) -> u64 {
@@ -118,8 +122,9 @@ impl World {
                 service.tick(sim.now());
             }
             drop(sim);
-            if self.cut_at.get().is_some_and(|at| at <= self.moved()) {
-                self.cut_at.set(None);
+            let (at, each) = self.cut_at.get();
+            if at <= self.moved() {
+                self.cut_at.set((self.moved().saturating_add(each), each));
                 self.cuts.set(self.cuts.get() + 1);
                 self.clients.borrow().iter().for_each(|id| self.sim.borrow_mut().cut(*id));
             }

@@ -126,15 +126,14 @@ pub(crate) fn an_upload_goes_on_where_it_was_cut<L: Link>() {
     let link = L::start();
     let mut client = link.connect(None);
     let sent = content(LARGE, 3);
-    let before = link.arrived();
-    link.cut_after(LARGE as u64 / 2);
+    let part = LARGE as u64 / 4;
+    link.cut_after(part, part);
     let put = client.start_put(&spec(LARGE), sent.clone());
     let tensor = client.finish_put(put).expect("a put");
-    assert_eq!(link.cuts(), 1, "it was not cut");
-    // Only what was missing was sent again: without that half of it would have come twice. A slice a lane was cut in two.
-    let arrived = link.arrived() - before;
-    let most = LARGE + LARGE / 50 + 8 * SLICE;
-    assert!((LARGE as u64..most as u64).contains(&arrived), "{arrived} bytes came for {LARGE}");
+    link.cut_after(u64::MAX, u64::MAX);
+    // No connection lets all of it through: begun anew each time, it would never have ended.
+    assert!(link.cuts() >= 3, "it was cut {} times", link.cuts());
+    assert!(link.arrived() >= LARGE as u64);
     assert!(client.get(&tensor).expect("a get") == sent[..]);
 }
 
@@ -144,7 +143,7 @@ pub(crate) fn a_download_that_is_cut_is_whole<L: Link>() {
     let mut client = link.connect(None);
     let sent = content(LARGE, 4);
     let tensor = client.put(&spec(LARGE), sent.clone()).expect("a put");
-    link.cut_after(LARGE as u64 / 2);
+    link.cut_after(LARGE as u64 / 2, u64::MAX);
     let get = client.start_get(tensor.handle, 0, LARGE as u64);
     assert!(client.finish_get(get).expect("a get") == sent[..]);
     assert_eq!(link.cuts(), 1, "it was not cut");

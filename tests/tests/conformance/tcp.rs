@@ -39,8 +39,8 @@ impl Link for Tcp {
         self.proxy.passed().0
     }
 
-    fn cut_after(&self, bytes: u64) {
-        self.proxy.cut_after(bytes, u64::MAX);
+    fn cut_after(&self, first: u64, each: u64) {
+        self.proxy.cut_after(first, each);
     }
 
     fn cuts(&self) -> u64 {
@@ -48,7 +48,7 @@ impl Link for Tcp {
     }
 
     fn hold_bulk(&self, held: bool) {
-        self.proxy.hold_bulk(held);
+        self.proxy.hold_bulk_from(if held { 0 } else { u64::MAX });
     }
 
     fn corrupt(&self) {

@@ -105,7 +105,7 @@ fn bytes_that_are_no_graph() {
     let whole = relu().expect("a graph").encode();
     let cut: Vec<_> = (0..whole.len()).map(|n| whole[..n].to_vec()).collect();
     refuses(&cut, &["graph"]);
-    let mut many = whole.clone();
+    let mut many = whole;
     // The count of nodes, after magic, version, reserved, and a name of 4 bytes.
     many[16..20].copy_from_slice(&[0xff; 4]);
     refuses(&[many], &["nodes", "at most"]);

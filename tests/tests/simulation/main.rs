@@ -17,10 +17,8 @@ const SEEDS: u64 = 10_000;
 
 /// Seeds that failed once, and what it was.
 const REGRESSIONS: &[(u64, &str)] = &[
-    (
-        6453,
-        "a slice that had waited too long for its put was dropped, and nobody asked for it again: the put never ended",
-    ),
+    (6453, "a deadlock: puts that never ended, and what waited for their credits"),
+    (2009, "as 45,479, when what came corrupted was given a fresh id"),
     (
         45_479,
         "a put that came corrupted again and again was taken for a forgotten one, since so many later ones had ended",

@@ -19,7 +19,7 @@ const LONGEST: Duration = Duration::from_secs(1800);
 
 pub(crate) const NAMES: usize = 2;
 
-/// Bytes of a line of a story.
+/// Characters of a line of a story.
 const LINE: usize = 240;
 
 pub(crate) struct World {
@@ -110,8 +110,8 @@ impl Shared {
         if let Some(told) = &mut self.told {
             // The bytes of a tensor are all alike: a line need not have them.
             let line = line();
-            let end = line.floor_char_boundary(LINE);
-            let _ = writeln!(told, "{}{}", &line[..end], if end < line.len() { ".." } else { "" });
+            let start: String = line.chars().take(LINE).collect();
+            let _ = writeln!(told, "{start}{}", if start.len() < line.len() { ".." } else { "" });
         }
     }
 }

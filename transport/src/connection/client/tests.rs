@@ -187,3 +187,61 @@ fn what_was_given_up_is_cancelled_when_the_session_is_taken_up_again() {
     cancelled.sort_unstable_by_key(|w| w.1);
     assert_eq!(cancelled, [(Kind::Cancel, before.0), (Kind::Cancel, during.0)]);
 }
+
+/// A request whose frame came corrupted is new to the server when it is sent again. When enough later ones had ended by then, the
+/// server took it for one whose reply it had let go, and nobody knew whether it had taken effect.
+#[test]
+fn what_came_corrupted_is_through_before_anything_new_is_sent() {
+    let now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    let free = Request::Free(crate::wire::Handle { index: 1, generation: 1, epoch: 7 });
+    let (first, _) = client.start(&free, None, None);
+    let (second, _) = client.start(&free, None, None);
+    assert_eq!(words(&mut client), [(Kind::Free, first.0), (Kind::Free, second.0)]);
+    let answer = |id: RequestId, reply: &Reply<'_>| {
+        let mut meta = Vec::new();
+        let flags = reply.encode(&mut meta, &mut Vec::new());
+        said(Kind::Free, flags, id.0, &meta)
+    };
+    let corrupt = Reply::Failed(RemoteError::new(ErrorCode::Corrupt, "corrupted on the way"));
+    hear(&mut client, &answer(first, &corrupt), now).unwrap();
+    let (third, _) = client.start(&free, None, None);
+    assert_eq!(words(&mut client), [(Kind::Free, first.0)], "again, under its own id, and nothing after it");
+    hear(&mut client, &answer(second, &Reply::Done), now).unwrap();
+    assert_eq!(words(&mut client), []);
+    hear(&mut client, &answer(first, &Reply::Done), now).unwrap();
+    assert_eq!(words(&mut client), [(Kind::Free, third.0)]);
+}
+
+/// An upload over a connection that broke every few megabytes was given up though each connection brought it further: only
+/// a request's end counted as a sign that the server does its work.
+#[test]
+fn a_part_of_an_answer_restarts_the_clock() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    let spec = crate::wire::TensorSpec::new(genie_graph::DType::U8, &[8192]).unwrap();
+    let target = crate::wire::PutTarget::New {
+        device: 0,
+        residency: crate::wire::ResidencyCode::Private,
+        hash: None,
+        name: None,
+    };
+    let body = PutBody::Sliced { slice_bytes: 4096, announce: true };
+    let put = Request::Put(PutRequest { target, spec, body });
+    let id = client.start_put(&put, vec![Bytes::from(vec![1; 8192])], 4096);
+    for _ in 0..20 {
+        let mut meta = Vec::new();
+        let landed = Reply::Landed { slice_bytes: 4096, slices: 2, bits: &[0] };
+        let flags = landed.encode(&mut meta, &mut Vec::new());
+        let mut frame = encode_header(Kind::Put, flags, id.0, meta.len() as u32, 1, body_crc(&meta, &[0])).to_vec();
+        frame.extend_from_slice(&meta);
+        frame.push(0);
+        hear(&mut client, &frame, now).unwrap();
+        client.lost("cut", now);
+        now += Duration::from_millis(500);
+        connect(&mut client, now);
+    }
+    assert!(!client.has_answer(id));
+}
