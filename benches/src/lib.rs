@@ -15,7 +15,8 @@ use genie_executor::{Config, Executor};
 use genie_transport::Uri;
 use genie_transport::client::ConnectOptions;
 use genie_transport::client::blocking::Session;
-use genie_transport::link::tcp::{Listener, Path, Server, tune};
+use genie_transport::link::tcp::{Path, tune};
+use genie_transport::link::{Listener, Server};
 use socket2::SockRef;
 
 /// Any failure to set a bench up.

@@ -8,7 +8,7 @@ use genie_executor::device::Device;
 use genie_executor::device::cpu::CpuDevice;
 use genie_executor::{Config, Executor};
 use genie_transport::Uri;
-use genie_transport::link::tcp::{Listener, Server};
+use genie_transport::link::{Listener, Server};
 
 /// Settings of a server with one small CPU device.
 ///

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use genie_transport::Uri;
 use genie_transport::client::{ConnectOptions, blocking};
-use genie_transport::link::tcp;
+use genie_transport::link;
 
 use crate::fail::Unreachable;
 
@@ -66,7 +66,7 @@ pub(crate) fn within<T>(
 pub(crate) fn reach(uri: &Uri, link: LinkArgs) -> Result<()> {
     let until = Instant::now() + Duration::from_secs_f64(link.wait);
     loop {
-        match tcp::connect(uri, Duration::from_secs(5)) {
+        match link::dialer(uri).control() {
             Ok(_) => return Ok(()),
             Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
             Err(error) => return Err(Unreachable { uri: uri.to_string(), reason: error.to_string() }.into()),

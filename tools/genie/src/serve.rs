@@ -9,10 +9,11 @@ use clap::Args;
 use genie_executor::device::cpu;
 use genie_executor::{Config, Executor};
 use genie_transport::Uri;
-use genie_transport::link::tcp::{Listener, Server};
+use genie_transport::link::{Listener, Server};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::connect::{seconds, size};
 use crate::say::{self, Say};
@@ -29,9 +30,9 @@ use crate::say::{self, Say};
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct ServeArgs {
-    /// Where to listen: tcp://HOST:PORT. Port 0 takes a free one, and prints it.
+    /// Where to listen: tcp://HOST:PORT. Port 0 takes a free one, and prints it. May be given several times.
     #[arg(long, default_value = "tcp://127.0.0.1:7070")]
-    listen: Uri,
+    listen: Vec<Uri>,
     /// Which devices: cpu (one with all cores), cpu*N (N that share them), or auto (what the machine has).
     #[arg(long, default_value = "auto")]
     device: String,
@@ -59,7 +60,10 @@ pub(crate) struct ServeArgs {
 /// The line that says that it is ready.
 #[derive(Debug, Serialize)]
 struct Ready {
+    /// The first of [`Self::uris`].
     uri: String,
+    /// Where it listens, in the order asked for.
+    uris: Vec<String>,
     devices: Vec<String>,
     pid: u32,
 }
@@ -84,19 +88,25 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(async {
-        let listener = Listener::bind(&args.listen)?;
-        let uri = listener.uri()?.to_string();
+        let listeners = args.listen.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?;
+        let uris = listeners.iter().map(|l| Ok(l.uri()?.to_string())).collect::<Result<Vec<_>>>()?;
+        let uri = uris.first().cloned().unwrap_or_default();
         // Handlers stand before anybody can know that there is a server to be stopped.
         let stop = Stop::new(args.with_parent)?;
         let executor = Arc::new(Executor::new(config)?);
-        let server = Server::new(executor.clone());
-        ready(&Ready { uri, devices: names, pid: std::process::id() }, say)?;
+        let server = Arc::new(Server::new(executor.clone()));
+        let mut listening = JoinSet::new();
+        for listener in listeners {
+            let server = server.clone();
+            listening.spawn(async move { server.run(listener).await });
+        }
+        ready(&Ready { uri, uris, devices: names, pid: std::process::id() }, say)?;
         tokio::select! {
-            () = server.run(listener) => {}
             () = ticks(&executor) => {}
             () = stop.asked() => {}
         }
-        // The listener is gone: who reconnects now waits for the next server, and finds this one's sessions gone.
+        listening.shutdown().await;
+        // The listeners are gone: who reconnects now waits for the next server, and finds this one's sessions gone.
         tracing::info!("stopping: what runs comes to its end");
         let ending = tokio::task::spawn_blocking(move || executor.shutdown());
         tokio::select! {
@@ -121,7 +131,7 @@ fn ready(ready: &Ready, say: Say) -> Result<()> {
     if say.json {
         return say::line(&serde_json::to_string(ready)?);
     }
-    say::line(&format!("genie: serving {} on {}", ready.devices.join(", "), ready.uri))
+    say::line(&format!("genie: serving {} on {}", ready.devices.join(", "), ready.uris.join(", ")))
 }
 
 async fn ticks(executor: &Executor) {

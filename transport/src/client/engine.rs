@@ -69,8 +69,10 @@ impl Engine {
 
     /// Sleeps until a socket (or `also`) is ready, or a deadline has come.
     pub(super) fn park(&mut self, also: Option<Interest>, now: Instant) {
-        self.lanes.interests(&mut self.interests);
         let wait = self.lanes.deadline().map_or(LONGEST, |d| d.saturating_duration_since(now)).min(LONGEST);
-        self.waiter.wait(self.interests.iter().copied().chain(also), wait);
+        if !self.lanes.arm(&mut self.interests) {
+            self.waiter.wait(self.interests.iter().copied().chain(also), wait);
+        }
+        self.lanes.disarm();
     }
 }

@@ -1,65 +1,38 @@
-//! The sockets of a client's connection, and one round of moving bytes over them.
+//! The lanes of a client's connection, and one round of moving bytes over them.
 
 use std::io;
-use std::net::TcpStream;
-use std::os::fd::AsRawFd;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
-use crate::connection::{BulkIn, BulkLane, Client, ClientError, Framer, Sink, Want};
-use crate::link::tcp;
+use crate::connection::{Client, ClientError};
 use crate::link::wait::Interest;
+use crate::link::{Bulk, Dial, Stream, dialer};
 use crate::uri::Uri;
-use crate::wire::{Control, SLICE_FRAME_BYTES};
+use crate::wire::Effect;
 
-/// How long one attempt to open a lane may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Lanes are opened within this time, or the connection is given up.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A client with its sockets. Not tied to any runtime: whoever owns it calls [`Self::turn`] when a socket is ready.
+/// A client with its lanes. Not tied to any runtime: whoever owns it calls [`Self::turn`] when a lane is ready.
 pub(super) struct Lanes {
     pub(super) client: Client,
     uri: Uri,
-    control: Option<TcpStream>,
-    bulk: Vec<Lane>,
-}
-
-struct Lane {
-    stream: TcpStream,
-    splice: Option<tcp::Splice>,
-    state: LaneState,
-}
-
-enum LaneState {
-    /// Hello is sent, the welcome has not come.
-    Opening {
-        framer: Framer,
-        until: Instant,
-    },
-    Open(Box<Halves>),
-}
-
-struct Halves {
-    input: BulkIn,
-    output: BulkLane,
+    dial: Box<dyn Dial>,
+    control: Option<Arc<dyn Stream>>,
+    bulk: Vec<Box<dyn Bulk>>,
 }
 
 impl Lanes {
     pub(super) fn new(uri: Uri, client: Client) -> Self {
-        Self { client, uri, control: None, bulk: Vec::new() }
+        Self { client, dial: dialer(&uri), uri, control: None, bulk: Vec::new() }
     }
 
     /// Moves what can be moved without waiting. Whether anything was.
     pub(super) fn turn(&mut self, now: Instant) -> bool {
         if self.client.dead().is_some() {
-            self.drop_sockets();
+            self.drop_lanes();
             return false;
         }
         if self.control.is_none() && self.client.wants_connection(now) {
-            match tcp::connect(&self.uri, CONNECT_TIMEOUT) {
-                Ok((stream, _)) => {
+            match self.dial.control() {
+                Ok(stream) => {
                     self.control = Some(stream);
                     self.client.connected(now);
                 }
@@ -72,7 +45,7 @@ impl Lanes {
         match self.move_bytes(now) {
             Ok(moved) => moved,
             Err(error) => {
-                self.drop_sockets();
+                self.drop_lanes();
                 let reason = match &error {
                     // Said once more, it would say so twice.
                     ClientError::Unreachable { reason, .. } => reason.clone(),
@@ -84,40 +57,43 @@ impl Lanes {
         }
     }
 
-    /// The control lane's socket, where frames may go out at once.
-    pub(super) fn split(&mut self) -> (&mut Client, Option<&TcpStream>) {
-        (&mut self.client, self.control.as_ref())
+    /// The control lane, where frames may go out at once.
+    pub(super) fn split(&mut self) -> (&mut Client, Option<&dyn Stream>) {
+        (&mut self.client, self.control.as_deref())
     }
 
     /// A send on the control lane failed.
     pub(super) fn broken(&mut self, error: &io::Error, now: Instant) {
-        self.drop_sockets();
+        self.drop_lanes();
         self.client.lost(&error.to_string(), now);
     }
 
-    /// What to wait for.
-    pub(super) fn interests(&self, out: &mut Vec<Interest>) {
+    /// The driver is about to wait: what for. Whether there is no need to.
+    pub(super) fn arm(&mut self, out: &mut Vec<Interest>) -> bool {
         out.clear();
+        let mut ready = false;
         if let Some(control) = &self.control {
-            out.push(Interest { fd: control.as_raw_fd(), read: true, write: self.client.has_output() });
+            let write = self.client.has_output() || control.has_unsent();
+            out.push(control.interest(true, write));
+            ready |= control.arm(true, write);
         }
-        for lane in &self.bulk {
-            let write = match &lane.state {
-                LaneState::Opening { .. } => false,
-                LaneState::Open(halves) => {
-                    halves.output.is_sending() || !self.client.bulk().is_empty() || lane.has_loaded()
-                }
-            };
-            out.push(Interest { fd: lane.stream.as_raw_fd(), read: !lane.is_held(), write });
+        for lane in &mut self.bulk {
+            ready |= lane.arm(&self.client, out);
         }
+        ready
     }
 
-    /// When to turn even if no socket is ready.
+    /// The driver has waited.
+    pub(super) fn disarm(&mut self) {
+        if let Some(control) = &self.control {
+            control.disarm();
+        }
+        self.bulk.iter_mut().for_each(|lane| lane.disarm());
+    }
+
+    /// When to turn even if no lane is ready.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let lanes = self.bulk.iter().filter_map(|lane| match &lane.state {
-            LaneState::Opening { until, .. } => Some(*until),
-            LaneState::Open(halves) => halves.input.deadline(),
-        });
+        let lanes = self.bulk.iter().filter_map(|lane| lane.deadline());
         self.client.deadline().into_iter().chain(lanes).min()
     }
 
@@ -126,10 +102,13 @@ impl Lanes {
         self.client.timeout(now)?;
         let Some(control) = &self.control else { return Ok(false) };
         if self.client.has_output() {
-            let mut sink: &TcpStream = control;
+            let mut sink: &dyn Stream = &**control;
             self.client.flush(&mut sink).map_err(|e| gone(&e))?;
         }
-        match tcp::recv(control, self.client.space()) {
+        if control.has_unsent() {
+            control.push().map_err(|e| gone(&e))?;
+        }
+        match control.recv(self.client.space(), &mut []) {
             Ok(0) => return Err(gone(&io::ErrorKind::ConnectionAborted.into())),
             Ok(n) => {
                 moved = true;
@@ -139,7 +118,7 @@ impl Lanes {
             Err(e) => return Err(gone(&e)),
         }
         while (self.bulk.len() as u32) < self.client.wants_lanes() {
-            let lane = self.open_lane(self.bulk.len() as u32 + 1, now)?;
+            let lane = self.dial.bulk(&self.client, self.bulk.len() as u32 + 1, now).map_err(|e| gone(&e))?;
             self.bulk.push(lane);
             moved = true;
         }
@@ -149,29 +128,11 @@ impl Lanes {
         Ok(moved)
     }
 
-    fn open_lane(&self, index: u32, now: Instant) -> Result<Lane, ClientError> {
-        // To the address that the control lane found: a name's next address may be another server's.
-        let address = self.control.as_ref().ok_or_else(|| gone(&io::ErrorKind::NotConnected.into()))?.peer_addr();
-        let (stream, path) =
-            address.and_then(|address| tcp::connect_to(address, CONNECT_TIMEOUT)).map_err(|e| gone(&e))?;
-        // Where both ends are one machine, pages can be handed over; see docs/decisions/0003-pages-by-reference.md.
-        let splice = if path == tcp::Path::SameHost { tcp::Splice::new() } else { None };
-        if let Some(hello) = self.client.lane_hello(index) {
-            let mut sink = &stream;
-            // A fresh socket's buffer takes a hello whole.
-            let sent = sink.send(&[io::IoSlice::new(&hello)]).map_err(|e| gone(&e))?;
-            self.client.counters().up.fetch_add(sent as u64, Ordering::Relaxed);
-        }
-        // A welcome has no payload.
-        let framer = Framer::new(0);
-        Ok(Lane { stream, splice, state: LaneState::Opening { framer, until: now + GREETING_TIMEOUT } })
-    }
-
-    fn drop_sockets(&mut self) {
+    fn drop_lanes(&mut self) {
         if let Some(control) = self.control.take() {
-            // Last words, if any, go out with the socket's own buffer.
-            let mut sink: &TcpStream = &control;
-            if let Err(error) = self.client.flush(&mut sink) {
+            // Last words, if any, go out with the lane's own buffer.
+            let mut sink: &dyn Stream = &*control;
+            if let Err(error) = self.client.flush(&mut sink).and_then(|_| control.push()) {
                 tracing::debug!(%error, "the last words were not sent");
             }
         }
@@ -179,89 +140,6 @@ impl Lanes {
     }
 }
 
-impl Lane {
-    /// Whether nothing can be read until a deadline: another lane writes the same slice.
-    fn is_held(&self) -> bool {
-        matches!(&self.state, LaneState::Open(halves) if halves.input.deadline().is_some())
-    }
-
-    fn has_loaded(&self) -> bool {
-        self.splice.as_ref().is_some_and(tcp::Splice::is_loaded)
-    }
-
-    fn turn(&mut self, client: &mut Client, now: Instant) -> Result<bool, ClientError> {
-        if let LaneState::Opening { framer, until } = &mut self.state {
-            // Slices may follow the welcome at once: they are not the framer's to take.
-            match tcp::recv(&self.stream, framer.space_of_frame()) {
-                Ok(0) => return Err(gone(&io::ErrorKind::ConnectionAborted.into())),
-                Ok(n) => {
-                    client.counters().down.fetch_add(n as u64, Ordering::Relaxed);
-                    framer.filled(n);
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && now < *until => return Ok(false),
-                Err(e) => return Err(gone(&e)),
-            }
-            let Some(frame) = framer.next_frame()? else { return Ok(true) };
-            frame.intact?;
-            match Control::decode(&frame.header, frame.meta)? {
-                Control::LaneWelcome(_) => {}
-                Control::Goodbye(error) => return Err(error.into()),
-                _ => return Err(crate::wire::DecodeError::Range("a bulk lane was not welcomed").into()),
-            }
-            self.state = LaneState::Open(Box::new(Halves { input: BulkIn::new(false), output: BulkLane::default() }));
-            return Ok(true);
-        }
-        let LaneState::Open(halves) = &mut self.state else { return Ok(false) };
-        let Halves { input, output } = &mut **halves;
-        let mut moved = false;
-        if output.is_sending() || !client.bulk().is_empty() {
-            let bulk = client.bulk().clone();
-            let mut sink = Counting { stream: &self.stream, splice: self.splice.as_mut(), sent: 0 };
-            let done = output.flush(&bulk, &mut sink);
-            moved |= sink.sent > 0;
-            client.counters().up.fetch_add(sink.sent, Ordering::Relaxed);
-            done.map_err(|e| gone(&e))?;
-        }
-        if let Some(splice) = self.splice.as_mut().filter(|s| s.is_loaded()) {
-            splice.drain(&self.stream).map_err(|e| gone(&e))?;
-        }
-        while let Some(event) = input.poll(client.landings(), now) {
-            client.bulk_event(&event);
-        }
-        let Want::Read { first, then } = input.want() else { return Ok(moved) };
-        match tcp::recv_two(&self.stream, first, then) {
-            Ok(0) => Err(gone(&io::ErrorKind::ConnectionAborted.into())),
-            Ok(n) => {
-                client.counters().down.fetch_add(n as u64, Ordering::Relaxed);
-                input.filled(n)?;
-                while let Some(event) = input.poll(client.landings(), now) {
-                    client.bulk_event(&event);
-                }
-                Ok(true)
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(moved),
-            Err(e) => Err(gone(&e)),
-        }
-    }
-}
-
-struct Counting<'a> {
-    stream: &'a TcpStream,
-    splice: Option<&'a mut tcp::Splice>,
-    sent: u64,
-}
-
-impl Sink for Counting<'_> {
-    fn send(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        let n = match &mut self.splice {
-            Some(splice) => tcp::SpliceSink { socket: self.stream, splice, head: SLICE_FRAME_BYTES }.send(bufs)?,
-            None => (&mut &*self.stream).send(bufs)?,
-        };
-        self.sent += n as u64;
-        Ok(n)
-    }
-}
-
 fn gone(error: &io::Error) -> ClientError {
-    ClientError::Unreachable { reason: error.to_string(), effect: crate::wire::Effect::Unknown }
+    ClientError::Unreachable { reason: error.to_string(), effect: Effect::Unknown }
 }

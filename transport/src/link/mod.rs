@@ -1,5 +1,17 @@
 //! The links: what carries the bytes.
+//!
+//! A link is a [`Stream`] for each lane, a way to open lanes ([`Dial`]) and a way to accept them ([`Listener`]). The drivers are
+//! the same for all: [`Server`] on one side, the client's sessions on the other.
 
+mod dial;
+mod server;
 pub mod sim;
+mod stream;
+mod stream_bulk;
 pub mod tcp;
 pub mod wait;
+
+pub use dial::{Bulk, Dial, dialer};
+pub use server::{Listener, Refusal, Server};
+pub use stream::{Ready, Stream, StreamSink};
+pub use stream_bulk::StreamBulk;

@@ -1,6 +1,7 @@
 //! serve, ping, devices, put, get.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
@@ -159,4 +160,24 @@ fn the_doctor_looks_at_everything() {
         assert_eq!(finding["state"] == "good", finding.get("advice").is_none(), "{finding}");
     }
     assert!(good(&["doctor"]).contains("cores"));
+}
+
+#[test]
+fn a_server_listens_in_several_places() {
+    let mut child =
+        genie(&["serve", "--listen", "tcp://127.0.0.1:0", "--listen", "tcp://[::1]:0", "--device", "cpu", "--json"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let uris: Vec<_> = ready["uris"].as_array().unwrap().iter().map(|u| u.as_str().unwrap().to_owned()).collect();
+    assert_eq!(uris.len(), 2);
+    assert_eq!(ready["uri"], uris[0]);
+    for uri in &uris {
+        good(&["ping", uri]);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -3,12 +3,12 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::connection::Sink;
+use crate::link::wait::Interest;
+use crate::link::{Ready, Stream};
 use crate::uri::Uri;
 
 /// What lies between two ends of a connection.
@@ -102,7 +102,7 @@ fn set_congestion(socket: &SockRef<'_>, name: &str) -> bool {
     socket.set_tcp_congestion(name.as_bytes()).is_ok()
 }
 
-pub(super) fn path_of(stream: &TcpStream) -> Path {
+fn path_of(stream: &TcpStream) -> Path {
     match (stream.local_addr(), stream.peer_addr()) {
         // An accepting side has not seen the handshake's time: it takes whoever is not on this host to be near.
         (Ok(local), Ok(peer)) => Path::of(local, peer, Duration::ZERO),
@@ -110,28 +110,40 @@ pub(super) fn path_of(stream: &TcpStream) -> Path {
     }
 }
 
-/// The sending half of a lane; several threads may hold one each.
-#[derive(Clone, Debug)]
-pub struct TcpSink {
-    socket: Arc<TcpStream>,
+/// Makes a lane of a socket that was just accepted.
+///
+/// # Errors
+/// The system's.
+pub fn accepted(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_nonblocking(true)?;
+    tune(&SockRef::from(&stream), path_of(&stream))?;
+    Ok(stream)
 }
 
-impl TcpSink {
-    /// A sink for this socket.
-    pub fn new(socket: Arc<TcpStream>) -> Self {
-        Self { socket }
+impl Stream for TcpStream {
+    fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
+        recv_two(self, first, then)
     }
-}
 
-impl Sink for TcpSink {
-    fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        send(&SockRef::from(&*self.socket), bufs)
+    fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        send(&SockRef::from(self), bufs)
     }
-}
 
-impl Sink for &TcpStream {
-    fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        send(&SockRef::from(*self), bufs)
+    fn interest(&self, read: bool, write: bool) -> Interest {
+        Interest { fd: self.as_raw_fd(), read, write }
+    }
+
+    fn ready(&self) -> Ready {
+        let mut poll = libc::pollfd { fd: self.as_raw_fd(), events: libc::POLLIN | libc::POLLOUT, revents: 0 };
+        // SAFETY: `poll` is one valid entry, and a timeout of 0 returns at once.
+        unsafe { libc::poll(&raw mut poll, 1, 0) };
+        let any = |events| poll.revents & (events | libc::POLLERR | libc::POLLHUP) != 0;
+        Ready { read: any(libc::POLLIN), write: any(libc::POLLOUT) }
+    }
+
+    fn finish(&self) {
+        // A socket that is gone has nothing left to finish.
+        let _ = self.shutdown(std::net::Shutdown::Write);
     }
 }
 

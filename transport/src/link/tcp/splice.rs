@@ -7,8 +7,11 @@
 use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::connection::Sink;
+use crate::link::wait::Interest;
+use crate::link::{Ready, Stream};
+use crate::wire::SLICE_FRAME_BYTES;
 
 /// Bytes that a pipe must hold for this to pay.
 const PIPE_BYTES: libc::c_int = 1 << 20;
@@ -42,16 +45,8 @@ impl Splice {
         (size >= PIPE_BYTES).then(|| Self { read, write: write.into(), loaded: 0 })
     }
 
-    /// Whether bytes wait in the pipe for the socket.
-    pub fn is_loaded(&self) -> bool {
-        self.loaded > 0
-    }
-
     /// Moves what is in the pipe on into the socket. Whether all of it went.
-    ///
-    /// # Errors
-    /// The socket's, if it is gone.
-    pub fn drain(&mut self, socket: &TcpStream) -> io::Result<bool> {
+    fn drain(&mut self, socket: &TcpStream) -> io::Result<bool> {
         while self.loaded > 0 {
             // SAFETY: both descriptors are open, and the offsets are null, as pipes and sockets demand.
             let n = unsafe {
@@ -80,7 +75,7 @@ impl Splice {
     /// Puts references to the pages of `buf` into the pipe: how many bytes went.
     fn load(&mut self, buf: &IoSlice<'_>) -> io::Result<usize> {
         // SAFETY: `IoSlice` has the layout of `iovec`, and the kernel only reads the memory. That the memory stays as it is
-        // until the peer has read it is upheld by the caller of `SpliceSink` (see there); were it not, the slice's checksum
+        // until the peer has read it is upheld by who makes a `Spliced` (see there); were it not, the slice's checksum
         // would not match.
         let n = unsafe {
             libc::vmsplice(self.write.as_raw_fd(), std::ptr::from_ref(buf).cast(), 1, libc::SPLICE_F_NONBLOCK)
@@ -97,29 +92,44 @@ fn ignores_sigpipe() -> bool {
     }
 }
 
-/// A lane's socket with its pipe. Only for frames whose payload (every buffer after the first) is held unchanged until the
-/// peer has answered the transfer: [`crate::connection::Client`] holds a put's payload until then.
-pub struct SpliceSink<'a> {
-    /// The lane.
-    pub socket: &'a TcpStream,
-    /// Its pipe.
-    pub splice: &'a mut Splice,
-    /// How many bytes of a frame are in front of the payload, and are copied.
-    pub head: usize,
+/// A lane whose slices go out by reference. Only for frames whose payload (every buffer after the first) is held unchanged
+/// until the peer has answered the transfer: [`crate::connection::Client`] holds a put's payload until then.
+#[derive(Debug)]
+pub struct Spliced {
+    socket: TcpStream,
+    splice: Mutex<Splice>,
 }
 
-impl Sink for SpliceSink<'_> {
-    fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        if !self.splice.drain(self.socket)? {
+/// How many bytes of a frame are in front of the payload, and are copied: they lie in memory that is used again at once.
+const HEAD: usize = SLICE_FRAME_BYTES;
+
+impl Spliced {
+    /// A lane over this socket and this pipe.
+    pub fn new(socket: TcpStream, splice: Splice) -> Self {
+        Self { socket, splice: Mutex::new(splice) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Splice> {
+        self.splice.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Stream for Spliced {
+    fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
+        self.socket.recv(first, then)
+    }
+
+    fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let splice = &mut *self.lock();
+        if !splice.drain(&self.socket)? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let mut taken = 0;
         for buf in bufs {
-            // A head lies in memory that is used again at once: its few bytes are copied.
-            let loaded = if buf.len() <= self.head { (&self.splice.write).write(buf) } else { self.splice.load(buf) };
+            let loaded = if buf.len() <= HEAD { (&splice.write).write(buf) } else { splice.load(buf) };
             match loaded {
                 Ok(n) => {
-                    self.splice.loaded += n;
+                    splice.loaded += n;
                     taken += n;
                     if n < buf.len() {
                         break;
@@ -129,7 +139,27 @@ impl Sink for SpliceSink<'_> {
                 Err(e) => return Err(e),
             }
         }
-        self.splice.drain(self.socket)?;
+        splice.drain(&self.socket)?;
         if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.lock().loaded > 0
+    }
+
+    fn push(&self) -> io::Result<bool> {
+        self.lock().drain(&self.socket)
+    }
+
+    fn interest(&self, read: bool, write: bool) -> Interest {
+        self.socket.interest(read, write)
+    }
+
+    fn ready(&self) -> Ready {
+        Stream::ready(&self.socket)
+    }
+
+    fn finish(&self) {
+        self.socket.finish();
     }
 }

@@ -1,0 +1,53 @@
+//! How a client opens lanes.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::wait::Interest;
+use super::{Stream, tcp};
+use crate::connection::{Client, ClientError};
+use crate::uri::Uri;
+
+/// How long one attempt to open a lane may take.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Opens the lanes of one connection after another.
+pub trait Dial: Send {
+    /// Opens a control lane: a new connection.
+    ///
+    /// # Errors
+    /// Why the server cannot be reached.
+    fn control(&mut self) -> io::Result<Arc<dyn Stream>>;
+
+    /// Opens bulk lane `lane` of the connection that the last [`Self::control`] opened, to the same server.
+    ///
+    /// # Errors
+    /// Why it cannot be opened.
+    fn bulk(&mut self, client: &Client, lane: u32, now: Instant) -> io::Result<Box<dyn Bulk>>;
+}
+
+/// A client's bulk lane.
+pub trait Bulk: Send {
+    /// Moves what can be moved without waiting. Whether anything was.
+    ///
+    /// # Errors
+    /// The lane is gone, or cannot be trusted any further.
+    fn turn(&mut self, client: &mut Client, now: Instant) -> Result<bool, ClientError>;
+
+    /// The driver is about to wait: adds what for. Whether there is no need to.
+    fn arm(&mut self, client: &Client, out: &mut Vec<Interest>) -> bool;
+
+    /// The driver has waited.
+    fn disarm(&mut self);
+
+    /// When to turn even if nothing is ready.
+    fn deadline(&self) -> Option<Instant>;
+}
+
+/// What opens lanes to this address.
+pub fn dialer(uri: &Uri) -> Box<dyn Dial> {
+    match uri {
+        Uri::Tcp { .. } => Box::new(tcp::Dialer::new(uri.clone())),
+    }
+}

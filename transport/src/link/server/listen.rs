@@ -1,0 +1,94 @@
+//! Where a server listens.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::link::{Stream, tcp};
+use crate::uri::Uri;
+
+/// Why a server does not listen.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Without authentication nobody but this machine may connect.
+    #[error(
+        "refusing to listen on {0}: without authentication the server is for this machine alone; listen on 127.0.0.1 or [::1], \
+         or reach it through an SSH tunnel (tokens and certificates are not in this version)"
+    )]
+    NotLoopback(SocketAddr),
+    /// The system refuses.
+    #[error("cannot listen on {uri}: {source}; is another server running there?")]
+    Io {
+        /// The address asked for.
+        uri: Uri,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A bound address.
+#[derive(Debug)]
+pub struct Listener {
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(tokio::net::TcpListener),
+}
+
+impl Listener {
+    /// Binds. Call within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn bind(uri: &Uri) -> Result<Self, Refusal> {
+        let kind = match uri {
+            Uri::Tcp { host, port } => Kind::Tcp(bind_tcp(uri, host, *port)?),
+        };
+        Ok(Self { kind })
+    }
+
+    /// Where it listens, with the port that the system chose for port 0.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn uri(&self) -> io::Result<Uri> {
+        match &self.kind {
+            Kind::Tcp(listener) => {
+                let address = listener.local_addr()?;
+                Ok(Uri::Tcp { host: address.ip().to_string(), port: address.port() })
+            }
+        }
+    }
+
+    /// The next lane.
+    pub(super) async fn accept(&mut self) -> io::Result<Arc<dyn Stream>> {
+        match &mut self.kind {
+            Kind::Tcp(listener) => Ok(Arc::new(tcp::accepted(listener.accept().await?.0.into_std()?)?)),
+        }
+    }
+}
+
+fn bind_tcp(uri: &Uri, host: &str, port: u16) -> Result<tokio::net::TcpListener, Refusal> {
+    let failed = |source| Refusal::Io { uri: uri.clone(), source };
+    let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut addresses = (host, port).to_socket_addrs().map_err(failed)?;
+    let address = addresses.next().ok_or_else(|| failed(none()))?;
+    if !address.ip().is_loopback() {
+        return Err(Refusal::NotLoopback(address));
+    }
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        // A burst of thousands of clients is queued rather than refused; the kernel caps it by net.core.somaxconn.
+        socket.listen(16_384)?;
+        tokio::net::TcpListener::from_std(socket.into())
+    };
+    bind().map_err(failed)
+}

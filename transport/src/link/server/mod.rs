@@ -1,0 +1,132 @@
+//! The server's lanes: one task each, whatever the link.
+
+mod bulk;
+mod control;
+mod listen;
+mod pace;
+mod watched;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+pub use self::listen::{Listener, Refusal};
+use self::pace::Pace;
+use self::watched::Watched;
+use super::{Stream, StreamSink};
+use crate::connection::{ControlLane, Directory, Driver, LaneEnd, Service, Step};
+
+/// Serves a [`Service`] over any number of links.
+pub struct Server<S: Service> {
+    service: Arc<S>,
+    directory: Arc<Directory>,
+    /// Lanes that poll right now: never as many as there are cores.
+    polling: Arc<AtomicUsize>,
+    cores: usize,
+}
+
+impl<S: Service> Server<S> {
+    /// A server of this service.
+    pub fn new(service: Arc<S>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { service, directory: Arc::default(), polling: Arc::default(), cores }
+    }
+
+    /// The open connections.
+    pub fn directory(&self) -> &Arc<Directory> {
+        &self.directory
+    }
+
+    /// Accepts connections until the future is dropped. The lanes go on until their clients leave. May run for several
+    /// listeners at once.
+    pub async fn run(&self, mut listener: Listener) {
+        loop {
+            match listener.accept().await {
+                Ok(stream) => self.serve(stream),
+                Err(error) => {
+                    // Out of descriptors: those who wait are served when others leave.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// Serves a lane that was accepted. Call within a tokio runtime.
+    pub fn serve(&self, stream: Arc<dyn Stream>) {
+        let lane = Lane {
+            service: self.service.clone(),
+            directory: self.directory.clone(),
+            polling: self.polling.clone(),
+            // On one core a poll only takes time from the client.
+            most_polling: self.cores / 2,
+            stream: Watched::new(stream),
+        };
+        tokio::spawn(async move {
+            match lane.run().await {
+                Ok(LaneEnd::Refused(error)) => tracing::info!(%error, "a connection was ended"),
+                Ok(LaneEnd::Left) => {}
+                Err(error) => tracing::debug!(%error, "a connection broke"),
+            }
+        });
+    }
+}
+
+/// A lane's task.
+struct Lane<S: Service> {
+    service: Arc<S>,
+    directory: Arc<Directory>,
+    polling: Arc<AtomicUsize>,
+    most_polling: usize,
+    stream: Watched,
+}
+
+impl Driver for Notify {
+    fn wake(&self) {
+        self.notify_one();
+    }
+}
+
+/// Reads in a row before other tasks get a turn.
+const TURN: usize = 64;
+
+impl<S: Service> Lane<S> {
+    async fn run(mut self) -> std::io::Result<LaneEnd> {
+        let wake = Arc::new(Notify::new());
+        let sink = Box::new(StreamSink(self.stream.io().clone()));
+        let (service, directory) = (self.service.clone(), self.directory.clone());
+        let Some(mut control) = ControlLane::new(service, directory, sink, wake.clone(), Instant::now()) else {
+            return Ok(LaneEnd::Left);
+        };
+        match self.control(&mut control, &wake).await {
+            Ok(Step::Bulk(peer, lane)) => {
+                // It counts as part of its connection from here on.
+                drop(control);
+                let wake = Arc::new(Notify::new());
+                if !peer.add_lane(lane, wake.clone(), self.service.settings().max_lanes as usize) {
+                    return Ok(LaneEnd::Left);
+                }
+                let end = self.bulk(&peer, &wake).await;
+                peer.remove_lane(lane);
+                // A lane that breaks takes its connection down: the client resumes the session and sends what is missing.
+                peer.close();
+                end.map(|()| LaneEnd::Left)
+            }
+            Ok(Step::End(end)) => {
+                control.closed(Instant::now());
+                Ok(end)
+            }
+            Ok(Step::Continue) => Ok(LaneEnd::Left),
+            Err(error) => {
+                control.closed(Instant::now());
+                Err(error)
+            }
+        }
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::new(self.service.settings().spin, self.polling.clone(), self.most_polling)
+    }
+}

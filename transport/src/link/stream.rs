@@ -1,0 +1,82 @@
+//! What a lane's driver needs of the bytes under it.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use super::wait::Interest;
+use crate::connection::Sink;
+
+/// One end of a lane that carries bytes in order, and never blocks. One thread at a time receives; any thread may send, one at
+/// a time.
+///
+/// How a driver waits: [`Self::arm`]; if that found nothing to do, it waits for [`Self::interest`]; then [`Self::disarm`], and
+/// looks again. A wake-up may be in vain, but none is lost.
+pub trait Stream: Send + Sync {
+    /// Reads what is there into one buffer and then the other. 0: the other side has closed.
+    ///
+    /// # Errors
+    /// `WouldBlock`: nothing is there. Any other: the lane is gone.
+    fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize>;
+
+    /// Takes as many bytes from the front as it can, and says how many.
+    ///
+    /// # Errors
+    /// `WouldBlock`: none now. Any other: the lane is gone.
+    fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Whether bytes that [`Self::send`] took are still on this side, and wait for [`Self::push`].
+    fn has_unsent(&self) -> bool {
+        false
+    }
+
+    /// Moves on what [`Self::send`] took. Whether all of it went.
+    ///
+    /// # Errors
+    /// The lane is gone.
+    fn push(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    /// What to wait for until something can be received (`read`) or sent (`write`).
+    fn interest(&self, read: bool, write: bool) -> Interest;
+
+    /// The driver is about to wait. Whether there is no need to: something can be received or sent already.
+    fn arm(&self, read: bool, write: bool) -> bool {
+        let _ = (read, write);
+        false
+    }
+
+    /// The driver has waited.
+    fn disarm(&self) {}
+
+    /// What its descriptor is still ready for: a reactor that hears of changes alone is told so.
+    fn ready(&self) -> Ready;
+
+    /// Nothing will be sent any more: the other side receives what was, and then the end.
+    fn finish(&self);
+}
+
+/// What a descriptor is ready for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    /// To be read.
+    pub read: bool,
+    /// To be written.
+    pub write: bool,
+}
+
+impl Sink for &dyn Stream {
+    fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        (**self).send(bufs)
+    }
+}
+
+/// The sending half of a lane; several threads may hold one each, if they take turns.
+#[derive(Clone)]
+pub struct StreamSink(pub Arc<dyn Stream>);
+
+impl Sink for StreamSink {
+    fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.send(bufs)
+    }
+}
