@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::framer::Framer;
 use super::outbox::Sink;
 use super::peer::{Driver, Peer, no_credit};
-use super::service::{Directory, Service, Settings};
+use super::service::{Directory, Service};
 use crate::wire::{
     Caps, Control, DecodeError, ErrorCode, Kind, LaneHello, RemoteError, Reply, Request, Welcome, body_crc,
     encode_header, limits,
@@ -134,7 +134,7 @@ impl<S: Service> ControlLane<S> {
     pub fn deadline(&self) -> Instant {
         let settings = self.service.settings();
         let silence = match self.state {
-            State::Open(_) => self.heard + settings.silence,
+            State::Open(_) => self.heard + settings.silence(),
             _ => self.heard + settings.patience,
         };
         self.frame_began.map_or(silence, |began| silence.min(began + settings.patience))
@@ -145,7 +145,8 @@ impl<S: Service> ControlLane<S> {
         if now < self.deadline() {
             return Step::Continue;
         }
-        let Settings { silence, patience, .. } = *self.service.settings();
+        let settings = self.service.settings();
+        let (silence, patience) = (settings.silence(), settings.patience);
         let seconds = |d: Duration| d.as_secs_f32();
         let message = match (&self.state, self.frame_began) {
             (State::Open(_), None) => format!("nothing heard for {} s: send pings", seconds(silence)),
@@ -235,7 +236,7 @@ impl<S: Service> ControlLane<S> {
                 eager_bytes: s.eager_bytes,
                 slice_bytes: s.slice_bytes,
                 keepalive_ms: millis(s.keepalive),
-                silence_ms: millis(s.silence),
+                silence_ms: millis(s.silence()),
             }),
         );
         self.state = State::Open(peer);

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use super::peer::Peer;
 use crate::wire::{LaneHello, Request};
 
+/// Keepalives in silence after which either side takes the other for dead.
+pub(super) const SILENT_KEEPALIVES: u32 = 3;
+
 /// What a server tells its connections, and the limits it holds them to.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -20,10 +23,8 @@ pub struct Settings {
     /// The slice size that the server prefers: small enough that a slice checksummed a moment ago is still in the cache when
     /// the kernel copies it.
     pub slice_bytes: u32,
-    /// Silence after which a client should send a ping.
+    /// Silence after which a client should send a ping. Three of them without a word, and a connection is taken for dead.
     pub keepalive: Duration,
-    /// Silence after which a connection is taken for dead.
-    pub silence: Duration,
     /// How long a connection may take for its first frame, and any frame for its last byte.
     pub patience: Duration,
     /// Connections at a time; one more is told that the server is busy.
@@ -43,12 +44,16 @@ impl Settings {
             eager_bytes: 64 << 10,
             slice_bytes: 256 << 10,
             keepalive: Duration::from_secs(10),
-            silence: Duration::from_secs(60),
             patience: Duration::from_secs(10),
             max_connections: 16_384,
             max_lanes: 16,
             spin: Duration::from_micros(60),
         }
+    }
+
+    /// Silence after which a connection is taken for dead.
+    pub fn silence(&self) -> Duration {
+        self.keepalive * SILENT_KEEPALIVES
     }
 }
 

@@ -20,6 +20,7 @@ use super::bulk_out::BulkOut;
 use super::framer::Framer;
 use super::outbox::{Outbox, Sink};
 use super::requests::{Bulk, RequestId, Requests};
+use super::service::SILENT_KEEPALIVES;
 use crate::memory::Landing;
 use crate::wire::{
     Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Kind, LaneHello, OpenedSession, PutBody,
@@ -245,7 +246,8 @@ impl Client {
             (State::Dead(_), _) => None,
             (State::Down { next }, _) => Some(*next),
             (State::Ready, Some(w)) => {
-                Some((self.said + millis(w.keepalive_ms)).min(self.heard + millis(w.silence_ms)))
+                let (keepalive, silence) = patience_with(w);
+                Some((self.said + keepalive).min(self.heard + silence))
             }
             _ => Some(self.give_up(self.connected)),
         }
@@ -267,7 +269,7 @@ impl Client {
         };
         match (&self.state, &self.welcome) {
             (State::Ready, Some(w)) => {
-                let (keepalive, silence) = (millis(w.keepalive_ms), millis(w.silence_ms));
+                let (keepalive, silence) = patience_with(w);
                 if self.heard + silence <= now {
                     return Err(silent(silence));
                 }
@@ -501,6 +503,10 @@ fn too_long(what: &'static str, length: usize, limit: u32) -> Option<ClientError
     (length > limit).then_some(DecodeError::TooLong { what, length, limit }.into())
 }
 
-fn millis(ms: u32) -> Duration {
-    Duration::from_millis(u64::from(ms))
+/// When a server that says nothing is pinged, and when it is taken for dead: what it asked for, and never more than the usual
+/// count of keepalives.
+fn patience_with(welcome: &Welcome) -> (Duration, Duration) {
+    let millis = |ms: u32| Duration::from_millis(u64::from(ms));
+    let keepalive = millis(welcome.keepalive_ms);
+    (keepalive, millis(welcome.silence_ms).min(keepalive * SILENT_KEEPALIVES))
 }

@@ -245,3 +245,29 @@ fn a_part_of_an_answer_restarts_the_clock() {
     }
     assert!(!client.has_answer(id));
 }
+
+/// A server whose machine was gone was waited for for six keepalives, or for as long as it had said.
+#[test]
+fn a_silent_server_is_given_up_after_three_keepalives() {
+    let began = Instant::now();
+    let mut client = client(began);
+    // Its welcome says a second, and five of silence.
+    connect(&mut client, began);
+    let mut now = began;
+    let mut pings = 0;
+    let gone = loop {
+        now = client.deadline().expect("it is connected").max(now);
+        if let Err(error) = client.timeout(now) {
+            break error;
+        }
+        pings += words(&mut client).iter().filter(|word| word.0 == Kind::Ping).count();
+        assert!(pings < 10, "it pings for ever");
+    };
+    assert_eq!((now - began, pings), (Duration::from_secs(3), 2));
+    assert!(gone.to_string().contains("silent for 3 s"), "{gone}");
+    // A word, and it is not.
+    client.lost("silent", now);
+    connect(&mut client, now + Duration::from_secs(1));
+    hear(&mut client, &control(&Control::Pong), now + Duration::from_secs(3)).unwrap();
+    client.timeout(now + Duration::from_secs(4)).unwrap();
+}

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::{Lane, TURN};
-use crate::connection::{BulkIn, BulkLane, Peer, Service, Settings, Want};
+use crate::connection::{BulkIn, BulkLane, Peer, Service, Want};
 use crate::link::StreamSink;
 use crate::wire::{ErrorCode, RemoteError};
 
@@ -16,7 +16,8 @@ impl<S: Service> Lane<S> {
         let io = self.stream.io().clone();
         let mut sink = StreamSink(io.clone());
         let (mut input, mut output) = (BulkIn::new(true), BulkLane::default());
-        let Settings { patience, silence, .. } = *self.service.settings();
+        let settings = self.service.settings();
+        let (patience, silence) = (settings.patience, settings.silence());
         // A slice, and what is to be sent, have their time: whoever dribbles holds up others that send the same.
         let (mut slice, mut slice_began) = (0, Instant::now());
         let (mut sent, mut sent_at) = (0, Instant::now());

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::link::wait::Interest;
 use crate::link::{Ready, Stream};
@@ -87,12 +87,20 @@ pub fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<(TcpStre
     Ok((stream, path))
 }
 
+/// A lane whose peer has acknowledged nothing for so long is gone: three of the default keepalives.
+const UNANSWERED: Duration = Duration::from_secs(30);
+
 /// Sets what every lane needs. A congestion control that is not allowed here leaves the default.
 ///
 /// # Errors
 /// The system's.
 pub fn tune(socket: &SockRef<'_>, path: Path) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    // A lane says nothing of itself while its connection's other lanes live: the kernel finds the one whose path is gone. The
+    // connection's own silence, which a server may set shorter, is found by its pings.
+    socket.set_tcp_user_timeout(Some(UNANSWERED))?;
+    let keepalive = TcpKeepalive::new().with_time(UNANSWERED / 3).with_interval(UNANSWERED / 6);
+    socket.set_tcp_keepalive(&keepalive)?;
     let chosen = path.wishes().iter().find(|name| set_congestion(socket, name));
     tracing::debug!(?path, chosen = chosen.copied().unwrap_or("the system's default"), "congestion control");
     Ok(())
