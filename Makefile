@@ -9,7 +9,7 @@ CARGO ?= cargo
 # Where rustup puts cargo: for a shell that has not been told, and before a distribution's older one.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help setup model build demo test lint bench figures golden clean
+.PHONY: help setup model build demo test lint bench figures peers golden clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -41,6 +41,9 @@ bench: build ## The criterion benches: codec, small round trip, put; floors besi
 
 figures: build model ## Prints every figure of docs/performance.md
 	@tools/figures
+
+peers: build ## Genie beside UCX, NIXL, Mooncake, gRPC and others: installs them, writes docs/performance.md's table. ONLY=ucx,raw prints these
+	@tools/peers/run $(if $(ONLY),--only $(ONLY),--page docs/performance.md --json docs/peers.json)
 
 golden: model ## Makes the golden files again with the transformers library (installs PyTorch into a scratch environment)
 	@tools/golden/make

@@ -34,6 +34,10 @@ class Missing(Exception):
     """The peer is not here, or lacks what the link needs: its row says so."""
 
 
+class NotReady(Exception):
+    """The other end ended before it was ready."""
+
+
 def echo(round_trip):
     """Calls `round_trip` for a while; its percentiles in microseconds."""
     clock = time.perf_counter_ns
@@ -144,7 +148,7 @@ def ready_line(process):
     for line in process.stdout:
         if line.startswith("{"):
             return json.loads(line)
-    raise RuntimeError(f"the other end ended with status {process.wait()} before it was ready")
+    raise NotReady(f"the other end ended with status {process.wait()} before it was ready")
 
 
 def own_end(driver, link, env=None):

@@ -36,8 +36,7 @@ struct OtherEnd {
 impl OtherEnd {
     fn start(arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        let mut child =
-            command.arg("serve").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command.arg("serve").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut ready = String::new();
         if let Some(out) = &mut child.stdout {
             let mut byte = [0];

@@ -33,12 +33,7 @@ pub(crate) fn echo(mut round_trip: impl FnMut() -> Result<()>) -> Result<String>
     }
     trips.sort_unstable();
     let us = |share: usize| trips[(trips.len() * share / 100).min(trips.len() - 1)].as_nanos() as f64 / 1e3;
-    Ok(format!(
-        r#"{{"bytes": {ECHO_BYTES}, "p50_us": {}, "p99_us": {}, "samples": {}}}"#,
-        us(50),
-        us(99),
-        trips.len()
-    ))
+    Ok(format!(r#"{{"bytes": {ECHO_BYTES}, "p50_us": {}, "p99_us": {}, "samples": {}}}"#, us(50), us(99), trips.len()))
 }
 
 /// Turns of `count` puts each, as the JSON of a report.
