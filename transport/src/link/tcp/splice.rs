@@ -11,7 +11,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::link::wait::Interest;
 use crate::link::{Ready, Stream};
-use crate::wire::SLICE_FRAME_BYTES;
 
 /// Bytes that a pipe must hold for this to pay.
 const PIPE_BYTES: libc::c_int = 1 << 20;
@@ -92,16 +91,17 @@ fn ignores_sigpipe() -> bool {
     }
 }
 
-/// A lane whose slices go out by reference. Only for frames whose payload (every buffer after the first) is held unchanged
-/// until the peer has answered the transfer: [`crate::connection::Client`] holds a put's payload until then.
+/// A lane whose slices go out by reference. Only for frames whose payload is held unchanged until the
+/// peer has answered the transfer: [`crate::connection::Client`] holds a put's payload until then.
 #[derive(Debug)]
 pub struct Spliced {
     socket: TcpStream,
     splice: Mutex<Splice>,
 }
 
-/// How many bytes of a frame are in front of the payload, and are copied: they lie in memory that is used again at once.
-const HEAD: usize = SLICE_FRAME_BYTES;
+/// Buffers of less than a page are copied: heads and greetings lie in memory that is used again at once, and a reference costs
+/// as much.
+const PAGE: usize = 4096;
 
 impl Spliced {
     /// A lane over this socket and this pipe.
@@ -126,7 +126,7 @@ impl Stream for Spliced {
         }
         let mut taken = 0;
         for buf in bufs {
-            let loaded = if buf.len() <= HEAD { (&splice.write).write(buf) } else { splice.load(buf) };
+            let loaded = if buf.len() < PAGE { (&splice.write).write(buf) } else { splice.load(buf) };
             match loaded {
                 Ok(n) => {
                     splice.loaded += n;
