@@ -2,7 +2,10 @@
 //! that breaks the protocol, and one that sees whether others are harmed by it.
 
 pub mod answer;
+pub mod child;
+pub mod churn;
 pub mod graphs;
+pub mod holdings;
 pub mod proxy;
 pub mod raw;
 pub mod serve;

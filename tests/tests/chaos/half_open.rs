@@ -1,0 +1,82 @@
+//! A peer that is there no more and does not say so: a process that is stopped answers no pings, and its sockets stay open.
+
+use std::time::{Duration, Instant};
+
+use genie_graph::DType;
+use genie_tests::child::{patience, signal};
+use genie_tests::churn::{Churn, content};
+use genie_transport::client::{ClientError, PutOptions, blocking};
+use genie_transport::wire::{Effect, TensorSpec};
+
+use crate::place::Place;
+use crate::roles::{MOST, options, server, victim};
+
+const KEEPALIVE: Duration = Duration::from_millis(400);
+/// Three keepalives, and time to notice and to tell.
+const FOUND: Duration = Duration::from_millis(3 * 400 + 1000);
+
+/// The client's requests end, with an error that says what was wrong; once the server goes on, so does the client.
+pub(crate) fn a_server_that_stops(scheme: &str) {
+    let place = Place::of(scheme);
+    let (server, uri) = server(&place.listen, 1, Some(KEEPALIVE));
+    let uri = uri.parse().expect("an address");
+    let mut options = options();
+    options.client.lease_ms = 60_000;
+    let mut patient = options.clone();
+    patient.client.reconnect_for = Duration::from_secs(20);
+    let mut session = blocking::Session::connect(&uri, patient).expect("a session");
+    let mut churn = Churn::new(1, MOST);
+    churn.burst(&mut session).expect("the server is there");
+    options.client.reconnect_for = KEEPALIVE;
+    for bytes in [100_u64, 8 << 20] {
+        let mut session = blocking::Session::connect(&uri, options.clone()).expect("a session");
+        session.ping().expect("the server is there");
+        server.signal("-STOP");
+        let spec = TensorSpec::new(DType::U8, &[bytes]).expect("a shape");
+        let began = Instant::now();
+        let end = session.put(&spec, content(bytes, bytes as usize), PutOptions::default());
+        let took = began.elapsed();
+        server.signal("-CONT");
+        match end {
+            Err(ClientError::Unreachable { reason, effect: Effect::Unknown }) => {
+                println!("{bytes} bytes: {reason}, after {took:?}");
+            }
+            other => panic!("the server was stopped, and yet: {other:?}"),
+        }
+        // Never sooner than the server may be silent.
+        assert!(took >= KEEPALIVE * 2, "given up after {took:?}");
+    }
+    // A pause shorter than that is none, and a longer one costs no more than the way there.
+    for pause in [KEEPALIVE, KEEPALIVE * 4] {
+        let pid = server.pid();
+        let stopped = std::thread::spawn(move || {
+            signal(pid, "-STOP");
+            std::thread::sleep(pause);
+            signal(pid, "-CONT");
+        });
+        while !stopped.is_finished() {
+            churn.burst(&mut session).expect("its requests are carried over the pause");
+        }
+        stopped.join().expect("the server went on");
+        churn.burst(&mut session).expect("its requests are carried over the pause");
+        assert_eq!(session.sessions_lost(), 0, "a pause of {pause:?}");
+    }
+}
+
+/// The server lets go of a client that stops, and of all that it held for it.
+pub(crate) fn a_client_that_stops(scheme: &str) {
+    let place = Place::of(scheme);
+    let (_server, uri) = server(&place.listen, 1, Some(KEEPALIVE));
+    let mut watch = blocking::Session::connect(&uri.parse().expect("an address"), options()).expect("a session");
+    let mut client = victim(&uri, 3);
+    client.hear("ready", Duration::from_secs(10));
+    let mut sessions = || {
+        let stats = watch.stats().expect("the server answers");
+        stats.iter().find(|(name, _)| name == "genie_sessions").map(|(_, count)| *count)
+    };
+    assert_eq!(sessions(), Some(2));
+    client.signal("-STOP");
+    let found = patience(FOUND, |_| (sessions() == Some(1)).then_some(()));
+    client.signal("-CONT");
+    assert!(found.is_some(), "three keepalives and the lease are over, and the session is still there");
+}

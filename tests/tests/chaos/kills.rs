@@ -1,0 +1,128 @@
+//! SIGKILL at any moment: the other side finds out, ends what was under way once, and gives back all that it held for it.
+
+use std::time::Duration;
+
+use genie_tests::child::patience;
+use genie_tests::churn::{Churn, NAMES, Rng, is_whole};
+use genie_tests::holdings::Holdings;
+use genie_transport::client::{ClientError, blocking};
+use genie_transport::wire::ErrorCode;
+
+use crate::place::Place;
+use crate::roles::{MOST, options, server, survivor, victim};
+
+/// Kills of each side.
+const KILLS: u64 = 100;
+/// After so many, what the other side holds is what it must hold after all of them.
+const WARM: u64 = 10;
+/// What must happen has happened within this time, or never will.
+const LONGEST: Duration = Duration::from_secs(2);
+/// A kill comes within this many microseconds of the beginning of the work.
+const SPREAD: u64 = 25_000;
+
+/// Where the moments come from; another number tries others.
+fn seed() -> u64 {
+    let seed = std::env::var("GENIE_CHAOS_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_261_121);
+    println!("GENIE_CHAOS_SEED={seed} tries the same moments again");
+    seed
+}
+
+fn pause(rng: &mut Rng) -> Duration {
+    Duration::from_micros(rng.below(SPREAD))
+}
+
+fn stat(session: &mut blocking::Session, name: &str) -> u64 {
+    let stats = session.stats().expect("the server answers");
+    stats.iter().find(|(n, _)| n == name).map_or_else(|| panic!("no {name}"), |(_, value)| *value)
+}
+
+/// The server is as it was before its clients came: everything is given back but what others may still find by name or content.
+fn settles(watch: &mut blocking::Session) {
+    let mut sessions = 0;
+    let alone = patience(LONGEST, |_| {
+        sessions = stat(watch, "genie_sessions");
+        (sessions == 1).then_some(())
+    });
+    assert!(alone.is_some(), "{sessions} sessions are still there: their clients are dead, and their leases over");
+    assert_eq!(stat(watch, "genie_handles"), 0);
+    assert_eq!(stat(watch, "genie_session_bytes"), 0);
+    let weights = stat(watch, "genie_weight_bytes") + stat(watch, "genie_named_bytes");
+    let mut used = 0;
+    let returned = patience(LONGEST, |_| {
+        let device = &watch.devices().expect("the server answers")[0];
+        used = device.total_bytes - device.free_bytes;
+        // Blocks are rounded up.
+        (used <= weights + (64 << 10) * 16).then_some(())
+    });
+    assert!(returned.is_some(), "{used} bytes of the device are taken, for {weights} bytes of weights and names");
+}
+
+pub(crate) fn clients_are_killed(scheme: &str) {
+    let place = Place::of(scheme);
+    let (server, uri) = server(&place.listen, 1, None);
+    let mut watch = blocking::Session::connect(&uri.parse().expect("an address"), options()).expect("a session");
+    let mut churn = Churn::new(seed(), MOST);
+    let mut rng = Rng::new(seed());
+    let mut before = None;
+    for kill in 1..=KILLS {
+        let mut victim = victim(&uri, rng.draw());
+        victim.hear("ready", LONGEST * 5);
+        let pause = pause(&mut rng);
+        std::thread::sleep(pause);
+        victim.kill();
+        // Nobody else is disturbed, and nothing half of it can be seen.
+        churn.burst(&mut watch).unwrap_or_else(|error| panic!("kill {kill}, {pause:?} into the work: {error}"));
+        for name in NAMES {
+            match watch.lookup(name) {
+                Ok(tensor) => {
+                    is_whole(&watch.get(&tensor).expect("it was found"));
+                    watch.free(tensor.handle).expect("it was found");
+                }
+                Err(ClientError::Remote(error)) if error.code == ErrorCode::NoSuchName => {}
+                Err(error) => panic!("kill {kill}, {pause:?} into the work: {error}"),
+            }
+        }
+        if kill == WARM || kill == KILLS {
+            churn.let_go(&mut watch).expect("the server is there");
+            settles(&mut watch);
+            let now = || Holdings::of(server.pid());
+            let Some(before) = &before else {
+                before = Some(now());
+                continue;
+            };
+            let mut more = None;
+            let returned = patience(LONGEST, |_| {
+                more = now().more_than(before);
+                more.is_none().then_some(())
+            });
+            assert!(returned.is_some(), "after {KILLS} kills the server holds more than after {WARM}: {more:?}");
+        }
+    }
+    assert_eq!(watch.sessions_lost(), 0);
+}
+
+pub(crate) fn servers_are_killed(scheme: &str) {
+    let place = Place::of(scheme);
+    let (mut alive, uri) = server(&place.listen, 1, None);
+    let mut client = survivor(&uri, seed());
+    client.hear("ready", LONGEST * 5);
+    let mut rng = Rng::new(seed());
+    let mut before = None;
+    let mut failures = 0;
+    for kill in 1..=KILLS {
+        client.tell("work");
+        let pause = pause(&mut rng);
+        std::thread::sleep(pause);
+        alive.kill();
+        (alive, _) = server(&uri, 1 + kill, None);
+        let said = client.hear("recovered after", LONGEST);
+        println!("kill {kill}, {pause:?} into the work: {said}");
+        failures += u64::from(!said.starts_with('0'));
+        if kill == WARM {
+            before = Some(Holdings::of(client.pid()));
+        }
+    }
+    let more = before.and_then(|before| Holdings::of(client.pid()).more_than(&before));
+    assert_eq!(more, None, "after {KILLS} servers the client holds more than after {WARM}");
+    assert!(failures > KILLS / 4, "most of the servers died when nothing was under way: {failures}");
+}

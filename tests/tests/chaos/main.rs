@@ -1,0 +1,22 @@
+//! Processes that are killed, stopped, and cut off in the middle of what they do, over every link. A link joins by one line at the
+//! end.
+
+mod half_open;
+mod kills;
+mod place;
+mod roles;
+
+/// The tests of one link.
+macro_rules! over {
+    ($name:ident, $scheme:literal: $($part:ident::$test:ident),+ $(,)?) => {
+        mod $name {
+            $(#[test]
+            fn $test() {
+                crate::$part::$test($scheme);
+            })+
+        }
+    };
+}
+
+over!(tcp, "tcp": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
+    half_open::a_client_that_stops);

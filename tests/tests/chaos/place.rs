@@ -1,0 +1,22 @@
+//! Where a server of a link listens.
+
+use tempfile::TempDir;
+
+/// A place for a server, as long as this value lives.
+pub(crate) struct Place {
+    /// What to listen on.
+    pub(crate) listen: String,
+    _folder: TempDir,
+}
+
+impl Place {
+    /// A fresh one.
+    pub(crate) fn of(scheme: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let listen = match scheme {
+            "shm" => format!("shm://{}/genie", folder.path().display()),
+            _ => format!("{scheme}://127.0.0.1:0"),
+        };
+        Self { listen, _folder: folder }
+    }
+}
