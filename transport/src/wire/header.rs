@@ -101,6 +101,16 @@ kinds! {
     CacheFork = 0x35,
     /// Shortens a KV cache.
     CacheTruncate = 0x36,
+    /// Where the heads of written slices go; RDMA bulk lanes only, as all below.
+    Heads = 0x40,
+    /// A slice may be written.
+    Grant = 0x41,
+    /// A slice that was granted is not wanted any more.
+    Recall = 0x42,
+    /// A slice may be read.
+    Readable = 0x43,
+    /// A slice that was granted, or could be read, will not be touched again.
+    Release = 0x44,
 }
 
 /// Bits of a header.

@@ -109,6 +109,20 @@ wire_structs! {
     struct CacheCreate = 24 { program: HandleField, input: U32, reserve: U32 }
     /// Shortens a KV cache.
     struct CacheTruncate = 24 { cache: HandleField, length: U32, zero: U32 }
+    /// What either side of an RDMA lane says of its queue pair, in the private data of the connection manager.
+    struct Private = 28 {
+        magic: U16, version: u8, zero: [u8; 1], messages: U16, zero2: [u8; 2], message_bytes: U32, domain: [u8; 16],
+    }
+    /// Where the heads of written slices go.
+    struct Heads = 16 { address: U64, rkey: U32, count: U32 }
+    /// A piece of memory that the peer may write or read.
+    struct PieceField = 16 { address: U64, rkey: U32, len: U32 }
+    /// A slice that may be written; `PieceField`s follow.
+    struct Grant = 24 { offset: U64, total: U64, len: U32, window: u8, pieces: u8, zero: [u8; 2] }
+    /// A slice that may be read; `PieceField`s follow.
+    struct Readable = 32 { offset: U64, total: U64, len: U32, crc: U32, window: u8, pieces: u8, zero: [u8; 6] }
+    /// Names a window: in a recall, in a release.
+    struct WindowField = 4 { window: u8, way: u8, zero: [u8; 2] }
     /// How many entries follow in the payload (devices, counters, offers).
     struct Count = 8 { count: U32, zero: U32 }
     /// One device; name, model and capability follow as text.

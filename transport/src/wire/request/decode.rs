@@ -101,7 +101,12 @@ impl<'a> Request<'a> {
             | Kind::Goodbye
             | Kind::Cancel
             | Kind::Slice
-            | Kind::SliceAgain => Err(DecodeError::Misplaced(kind as u8)),
+            | Kind::SliceAgain
+            | Kind::Heads
+            | Kind::Grant
+            | Kind::Recall
+            | Kind::Readable
+            | Kind::Release => Err(DecodeError::Misplaced(kind as u8)),
         }
     }
 }
