@@ -1,4 +1,4 @@
-//! Where a server is: `tcp://host:port`.
+//! Where a server is: `tcp://host:port`, `rdma://host:port`.
 
 use std::str::FromStr;
 
@@ -11,6 +11,14 @@ pub enum Uri {
         /// Name or address.
         host: String,
         /// Port.
+        port: u16,
+    },
+    /// `rdma://host:port`: the address of an RDMA device. What it carries is not encrypted.
+    #[cfg(feature = "rdma")]
+    Rdma {
+        /// Name or address.
+        host: String,
+        /// Port, of the connection manager's TCP port space.
         port: u16,
     },
 }
@@ -34,7 +42,7 @@ impl FromStr for Uri {
 
     fn from_str(text: &str) -> Result<Self, UriError> {
         let (scheme, rest) = text.split_once("://").ok_or_else(|| UriError::NoScheme(text.into()))?;
-        if scheme != "tcp" {
+        if !SCHEMES.contains(&scheme) {
             return Err(UriError::Scheme(scheme.into()));
         }
         let bad = || UriError::HostPort(text.into());
@@ -49,17 +57,33 @@ impl FromStr for Uri {
         if host.is_empty() || host.contains(['/', '@', '?', '[', ']']) {
             return Err(bad());
         }
-        Ok(Self::Tcp { host: host.into(), port })
+        Ok(match scheme {
+            #[cfg(feature = "rdma")]
+            "rdma" => Self::Rdma { host: host.into(), port },
+            _ => Self::Tcp { host: host.into(), port },
+        })
     }
 }
 
 impl std::fmt::Display for Uri {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+            Self::Tcp { host, port } => at(f, "tcp", host, *port),
+            #[cfg(feature = "rdma")]
+            Self::Rdma { host, port } => at(f, "rdma", host, *port),
         }
     }
+}
+
+/// The schemes that this build has.
+const SCHEMES: &[&str] = &[
+    "tcp",
+    #[cfg(feature = "rdma")]
+    "rdma",
+];
+
+fn at(f: &mut std::fmt::Formatter<'_>, scheme: &str, host: &str, port: u16) -> std::fmt::Result {
+    if host.contains(':') { write!(f, "{scheme}://[{host}]:{port}") } else { write!(f, "{scheme}://{host}:{port}") }
 }
 
 #[cfg(test)]

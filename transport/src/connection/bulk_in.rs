@@ -1,6 +1,7 @@
 //! A bulk lane's receiving half: slices straight into the memory they are for.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ const REMEMBERED: usize = 1024;
 #[derive(Debug, Default)]
 pub struct Landings {
     places: Mutex<Places>,
+    /// Counts what was opened and ended.
+    changes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -28,9 +31,14 @@ struct Places {
     ended: VecDeque<u64>,
 }
 
-enum Place {
+/// What is known of a transfer.
+#[derive(Debug)]
+pub enum Place {
+    /// Its slices land here.
     Here(Arc<Landing>),
+    /// Its slices are not wanted any more.
     Ended,
+    /// Nothing: it may come to be known.
     Unknown,
 }
 
@@ -40,6 +48,7 @@ impl Landings {
         let mut places = self.lock();
         places.ended.retain(|&t| t != transfer);
         places.open.insert(transfer, landing);
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// Slices of this transfer are drained from now on.
@@ -52,14 +61,30 @@ impl Landings {
         if places.ended.len() > REMEMBERED {
             places.ended.pop_front();
         }
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// Every transfer is forgotten.
     pub fn clear(&self) {
         *self.lock() = Places::default();
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
-    fn find(&self, transfer: u64) -> Place {
+    /// Changes whenever a transfer is opened or ended.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Every transfer that lands somewhere now, for links whose receiving side asks for slices.
+    pub fn list(&self, out: &mut Vec<(u64, Arc<Landing>)>) {
+        out.clear();
+        out.extend(self.lock().open.iter().map(|(&id, landing)| (id, landing.clone())));
+        // In the order in which they were asked for.
+        out.sort_unstable_by_key(|(id, _)| *id);
+    }
+
+    /// Where slices of this transfer go.
+    pub fn find(&self, transfer: u64) -> Place {
         let places = self.lock();
         match places.open.get(&transfer) {
             Some(landing) => Place::Here(landing.clone()),

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -48,6 +49,21 @@ impl Outgoing {
         u32::try_from(self.total.div_ceil(u64::from(self.slice_bytes))).unwrap_or(u32::MAX)
     }
 
+    /// The bytes of one slice, wherever it lies.
+    fn taken(&self, offset: u64, len: u64) -> Taken {
+        let mut start = 0u64;
+        let mut pieces = Vec::with_capacity(1);
+        for piece in &self.pieces {
+            let end = start + piece.len() as u64;
+            let (from, to) = (offset.max(start), (offset + len).min(end));
+            if from < to {
+                pieces.push((piece.clone(), (from - start) as usize..(to - start) as usize));
+            }
+            start = end;
+        }
+        Taken { transfer: self.transfer, offset, total: self.total, pieces }
+    }
+
     fn next_slice(&mut self) -> Option<Sending> {
         let index = match self.again.pop() {
             Some(index) => index,
@@ -71,6 +87,31 @@ impl Outgoing {
             start = end;
         }
         Some(Sending { transfer: self.transfer, offset, total: self.total, pieces, head: None, sent: 0 })
+    }
+}
+
+/// A slice for a link that takes slices whole: its bytes in their allocations.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// Of this transfer.
+    pub transfer: u64,
+    /// First byte within it.
+    pub offset: u64,
+    /// Bytes of the whole transfer.
+    pub total: u64,
+    /// The sender's memory, each with the part of it that belongs to the slice.
+    pub pieces: Vec<(Bytes, Range<usize>)>,
+}
+
+impl Taken {
+    /// The slice's bytes, piece by piece.
+    pub fn bytes(&self) -> impl Iterator<Item = &[u8]> {
+        self.pieces.iter().map(|(piece, part)| piece.get(part.clone()).unwrap_or_default())
+    }
+
+    /// The head in front of it, checksum included.
+    pub fn head(&self) -> [u8; SLICE_FRAME_BYTES] {
+        SliceHead::encode_pieces(self.transfer, self.offset, self.total, self.bytes())
     }
 }
 
@@ -146,6 +187,33 @@ impl BulkOut {
     /// Whether nothing waits to begin.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
+    }
+
+    /// A slice that the receiver asks for. `None`: no such transfer is on its way out, or not with these bytes.
+    pub fn slice(&self, transfer: u64, offset: u64, len: u32, total: u64) -> Option<Taken> {
+        let queue = self.lock();
+        let outgoing = queue.iter().find(|o| o.transfer == transfer)?;
+        let end = offset.checked_add(u64::from(len))?;
+        (outgoing.total == total && end <= total).then(|| outgoing.taken(offset, u64::from(len)))
+    }
+
+    /// Whether this transfer is on its way out.
+    pub fn has(&self, transfer: u64) -> bool {
+        self.lock().iter().any(|o| o.transfer == transfer)
+    }
+
+    /// The next slice to offer; transfers take turns.
+    pub fn take(&self) -> Option<Taken> {
+        let mut queue = self.lock();
+        while let Some(mut outgoing) = queue.pop_front() {
+            if let Some(slice) = outgoing.next_slice() {
+                let len = slice.pieces.as_slice().iter().map(|p| p.len() as u64).sum();
+                let taken = outgoing.taken(slice.offset, len);
+                queue.push_back(outgoing);
+                return Some(taken);
+            }
+        }
+        None
     }
 
     /// The next slice; transfers take turns.

@@ -44,6 +44,7 @@ pub struct ControlLane<S: Service> {
     frame_began: Option<Instant>,
     /// Whole frames may wait in the framer until the client has read its replies.
     pending: bool,
+    eager_most: u32,
 }
 
 enum State {
@@ -70,7 +71,12 @@ impl<S: Service> ControlLane<S> {
         // Greetings have no payload: who has not greeted takes no memory for one.
         let framer = Framer::new(0);
         let state = State::Greeting(sink, driver);
-        Some(Self { service, directory, framer, state, heard: now, frame_began: None, pending: false })
+        Some(Self { service, directory, framer, state, heard: now, frame_began: None, pending: false, eager_most: u32::MAX })
+    }
+
+    /// Payloads above this many bytes are better sent in slices over this link: what the client is told is lowered to it.
+    pub fn set_eager_most(&mut self, bytes: u32) {
+        self.eager_most = bytes.max(1);
     }
 
     /// Where to read to.
@@ -233,7 +239,7 @@ impl<S: Service> ControlLane<S> {
                 lane_key,
                 epoch: s.epoch,
                 credits: s.credits,
-                eager_bytes: s.eager_bytes,
+                eager_bytes: s.eager_bytes.min(self.eager_most),
                 slice_bytes: s.slice_bytes,
                 keepalive_ms: millis(s.keepalive),
                 silence_ms: millis(s.silence()),

@@ -21,8 +21,8 @@ mod peer;
 mod requests;
 mod service;
 
-pub use bulk_in::{BulkEvent, BulkIn, Landings, Want};
-pub use bulk_out::{BulkLane, BulkOut, Outgoing};
+pub use bulk_in::{BulkEvent, BulkIn, Landings, Place, Want};
+pub use bulk_out::{BulkLane, BulkOut, Outgoing, Taken};
 pub use client::{Answer, Client, ClientError, ClientOptions, Counters};
 pub use control_lane::{ControlLane, LaneEnd, Step};
 pub use framer::{Frame, Framer};

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::wait::Interest;
+#[cfg(feature = "rdma")]
+use super::rdma;
 use super::{Stream, tcp};
 use crate::connection::{Client, ClientError};
 use crate::uri::Uri;
@@ -49,5 +51,7 @@ pub trait Bulk: Send {
 pub fn dialer(uri: &Uri) -> Box<dyn Dial> {
     match uri {
         Uri::Tcp { .. } => Box::new(tcp::Dialer::new(uri.clone())),
+        #[cfg(feature = "rdma")]
+        Uri::Rdma { host, port } => Box::new(rdma::Dialer::new(host.clone(), *port)),
     }
 }

@@ -4,6 +4,8 @@
 //! the same for all: [`Server`] on one side, the client's sessions on the other.
 
 mod dial;
+#[cfg(feature = "rdma")]
+pub mod rdma;
 mod server;
 pub mod sim;
 mod stream;
@@ -13,5 +15,5 @@ pub mod wait;
 
 pub use dial::{Bulk, Dial, dialer};
 pub use server::{Listener, Refusal, Server};
-pub use stream::{Ready, Stream, StreamSink};
+pub use stream::{Ready, RemoteBulk, Stream, StreamSink};
 pub use stream_bulk::StreamBulk;

@@ -2,9 +2,10 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::wait::Interest;
-use crate::connection::Sink;
+use crate::connection::{BulkEvent, Peer, Sink};
 
 /// One end of a lane that carries bytes in order, and never blocks. One thread at a time receives; any thread may send, one at
 /// a time.
@@ -52,8 +53,35 @@ pub trait Stream: Send + Sync {
     /// What its descriptor is still ready for: a reactor that hears of changes alone is told so.
     fn ready(&self) -> Ready;
 
+    /// Payloads up to this many bytes are better sent inline than in slices: the server's own threshold is lowered to it.
+    fn eager_bytes(&self) -> u32 {
+        u32::MAX
+    }
+
+    /// The server's side of a bulk lane whose slices are not bytes of this stream; it takes the lane over once that is welcomed.
+    /// `patience`: how long a slice may take.
+    ///
+    /// # Errors
+    /// The lane cannot be used.
+    fn remote(self: Arc<Self>, patience: Duration, now: Instant) -> io::Result<Option<Box<dyn RemoteBulk>>> {
+        let _ = (patience, now);
+        Ok(None)
+    }
+
     /// Nothing will be sent any more: the other side receives what was, and then the end.
     fn finish(&self);
+}
+
+/// The server's side of a bulk lane whose slices devices move. Waiting is the stream's, as for any lane.
+pub trait RemoteBulk: Send {
+    /// Moves what can be moved without waiting, and tells what happened to transfers. Whether anything moved.
+    ///
+    /// # Errors
+    /// The lane is gone, or cannot be trusted any further.
+    fn turn(&mut self, peer: &Peer, events: &mut Vec<BulkEvent>, now: Instant) -> io::Result<bool>;
+
+    /// When to turn even if nothing is ready.
+    fn deadline(&self) -> Option<Instant>;
 }
 
 /// What a descriptor is ready for.

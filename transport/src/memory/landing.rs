@@ -146,6 +146,28 @@ impl Landing {
         })
     }
 
+    /// A lease to write some slice that is missing, the first from slice `from` on or else from the front; where there is none,
+    /// `None`. For links whose receiving side asks for slices: their checksum is announced later.
+    pub fn claim_missing(self: &Arc<Self>, transfer: u64, from: u32) -> Option<SliceLease> {
+        let mut state = self.lock();
+        let taken = state.landed as usize + state.leased as usize;
+        if taken >= state.slices.len() || state.slabs.is_none() {
+            return None;
+        }
+        let from = (from as usize).min(state.slices.len());
+        let missing = |slices: &[Slice]| slices.iter().position(|s| *s == Slice::Missing);
+        let index =
+            missing(&state.slices[from..]).map(|i| from + i).or_else(|| missing(&state.slices[..from]))?;
+        state.slices[index] = Slice::Leased;
+        state.leased += 1;
+        let round = state.round;
+        drop(state);
+        let offset = index as u64 * u64::from(self.slice_bytes);
+        let len = u64::from(self.slice_bytes).min(self.total - offset) as u32;
+        let head = SliceHead { transfer, offset, total: self.total, len, crc: 0 };
+        Some(SliceLease { landing: self.clone(), index, head, filled: 0, round, given_back: false })
+    }
+
     /// Every slice is missing again, those too that are being written: what they were part of is asked for anew.
     pub fn reset(&self) {
         let mut state = self.lock();
@@ -198,6 +220,22 @@ impl SliceLease {
     /// What was announced.
     pub fn head(&self) -> &SliceHead {
         &self.head
+    }
+
+    /// The slice was written by somebody who says that it has this checksum.
+    pub fn announce(&mut self, crc: u32) {
+        self.head.crc = crc;
+    }
+
+    /// Where all of the slice goes, piece by piece, for a device that writes there. The memory stays in place for as long as the
+    /// lease lives, and is nobody else's; what the device has written is told by [`Self::advance`].
+    pub fn places(&mut self) -> impl Iterator<Item = (NonNull<u8>, usize)> + '_ {
+        let (mut from, to) = (self.head.offset, self.head.offset + u64::from(self.head.len));
+        std::iter::from_fn(move || {
+            let piece = self.landing.piece(from, to).filter(|p| p.1 > 0 && from < to)?;
+            from += piece.1 as u64;
+            Some(piece)
+        })
     }
 
     /// The landing it belongs to.
@@ -311,6 +349,20 @@ mod tests {
         let slabs = landing.finish().unwrap();
         assert_eq!(slabs.iter().flat_map(|s| s.to_vec()).collect::<Vec<_>>(), bytes);
         assert!(landing.finish().is_none());
+    }
+
+    #[test]
+    fn missing_slices_are_claimed_in_turn() {
+        let landing = Landing::new(vec![Slab::zeroed(10), Slab::zeroed(15)], 8);
+        let mut leases: Vec<_> = [2, 0, 3, 1].iter().map(|&from| landing.claim_missing(7, from).expect("a slice")).collect();
+        let offsets: Vec<_> = leases.iter().map(|l| l.head().offset / 8).collect();
+        assert_eq!(offsets, [2, 0, 3, 1]);
+        assert!(landing.claim_missing(7, 0).is_none());
+        let places: Vec<_> = leases[3].places().map(|p| p.1).collect();
+        assert_eq!(places, [2, 6], "it crosses from one slab into the next");
+        leases.remove(1);
+        let again = landing.claim_missing(7, 3).expect("it was given back");
+        assert_eq!((again.head().offset, again.head().len), (0, 8));
     }
 
     #[test]

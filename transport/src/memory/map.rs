@@ -22,5 +22,29 @@ pub fn map_file(path: &Path) -> io::Result<Region> {
     // itself, not on a second read. What remains is another process that truncates or rewrites the file while it is mapped:
     // the user, who owns both, must not; the file is opened for reading only, so nothing here does.
     let map = unsafe { Mmap::map(&file) }?;
-    Ok(Region::from_owner(map))
+    Ok(Region::from_owner(Mapped::new(map)))
+}
+
+/// A mapped file. Devices that register memory are told of it as one allocation.
+struct Mapped(Mmap);
+
+impl Mapped {
+    fn new(map: Mmap) -> Self {
+        #[cfg(feature = "rdma")]
+        super::extents::add(map.as_ptr(), map.len(), false);
+        Self(map)
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(feature = "rdma")]
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        super::extents::remove(self.0.as_ptr());
+    }
 }

@@ -6,12 +6,16 @@
 //! network owns until it completes.
 
 mod copy;
+#[cfg(feature = "rdma")]
+mod extents;
 mod landing;
 mod map;
 mod pool;
 mod slab;
 
 pub use copy::{copied_bytes, copy_counted, extend_counted};
+#[cfg(feature = "rdma")]
+pub use extents::{Extent, extent_of, extents_gone, is_live};
 pub use landing::{Claim, Landing, SliceLease};
 pub use map::map_file;
 pub use pool::{OutOfMemory, Pool};

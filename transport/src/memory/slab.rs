@@ -179,13 +179,19 @@ impl Block {
             let capacity = capacity.max(1);
             // SAFETY: the layout's size is not zero.
             let ptr = unsafe { alloc_zeroed(Self::layout(capacity)) };
-            return Some(Self { ptr: NonNull::new(ptr)?, capacity, shelf: Weak::new(), map: None });
+            return Some(Self::known(NonNull::new(ptr)?, capacity, None));
         }
         let mut map = MmapMut::map_anon(capacity).ok()?;
         // Streaming through weights is a little faster in large pages. A kernel that has none says so, and need not have.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        Some(Self { ptr: NonNull::new(map.as_mut_ptr())?, capacity, shelf: Weak::new(), map: Some(map) })
+        Some(Self::known(NonNull::new(map.as_mut_ptr())?, capacity, Some(map)))
+    }
+
+    fn known(ptr: NonNull<u8>, capacity: usize, map: Option<MmapMut>) -> Self {
+        #[cfg(feature = "rdma")]
+        super::extents::add(ptr.as_ptr(), capacity, true);
+        Self { ptr, capacity, shelf: Weak::new(), map }
     }
 
     fn layout(capacity: usize) -> Layout {
@@ -204,6 +210,10 @@ impl Drop for Slab {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        #[cfg(feature = "rdma")]
+        if self.capacity != 0 {
+            super::extents::remove(self.ptr.as_ptr());
+        }
         if self.capacity != 0 && self.map.is_none() {
             // SAFETY: allocated by `Block::new` with this very layout, and owned by nobody else.
             unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.capacity)) }

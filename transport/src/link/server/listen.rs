@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+#[cfg(feature = "rdma")]
+use crate::link::rdma;
 use crate::link::{Stream, tcp};
 use crate::uri::Uri;
 
@@ -38,6 +40,8 @@ pub struct Listener {
 #[derive(Debug)]
 enum Kind {
     Tcp(tokio::net::TcpListener),
+    #[cfg(feature = "rdma")]
+    Rdma(rdma::Listener),
 }
 
 impl Listener {
@@ -48,6 +52,8 @@ impl Listener {
     pub fn bind(uri: &Uri) -> Result<Self, Refusal> {
         let kind = match uri {
             Uri::Tcp { host, port } => Kind::Tcp(bind_tcp(uri, host, *port)?),
+            #[cfg(feature = "rdma")]
+            Uri::Rdma { host, port } => Kind::Rdma(bind_rdma(uri, host, *port)?),
         };
         Ok(Self { kind })
     }
@@ -62,6 +68,11 @@ impl Listener {
                 let address = listener.local_addr()?;
                 Ok(Uri::Tcp { host: address.ip().to_string(), port: address.port() })
             }
+            #[cfg(feature = "rdma")]
+            Kind::Rdma(listener) => {
+                let address = listener.address();
+                Ok(Uri::Rdma { host: address.ip().to_string(), port: address.port() })
+            }
         }
     }
 
@@ -69,8 +80,20 @@ impl Listener {
     pub(super) async fn accept(&mut self) -> io::Result<Arc<dyn Stream>> {
         match &mut self.kind {
             Kind::Tcp(listener) => Ok(Arc::new(tcp::accepted(listener.accept().await?.0.into_std()?)?)),
+            #[cfg(feature = "rdma")]
+            Kind::Rdma(listener) => listener.accept().await,
         }
     }
+}
+
+/// An address of an RDMA device is never a loopback one.
+#[cfg(feature = "rdma")]
+fn bind_rdma(uri: &Uri, host: &str, port: u16) -> Result<rdma::Listener, Refusal> {
+    let failed = |source| Refusal::Io { uri: uri.clone(), source };
+    let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut addresses = (host, port).to_socket_addrs().map_err(failed)?;
+    let address = addresses.next().ok_or_else(|| failed(none()))?;
+    rdma::Listener::bind(address).map_err(failed)
 }
 
 fn bind_tcp(uri: &Uri, host: &str, port: u16) -> Result<tokio::net::TcpListener, Refusal> {

@@ -4,6 +4,7 @@ mod bulk;
 mod control;
 mod listen;
 mod pace;
+mod remote;
 mod watched;
 
 use std::sync::Arc;
@@ -100,6 +101,7 @@ impl<S: Service> Lane<S> {
         let Some(mut control) = ControlLane::new(service, directory, sink, wake.clone(), Instant::now()) else {
             return Ok(LaneEnd::Left);
         };
+        control.set_eager_most(self.stream.io().eager_bytes());
         match self.control(&mut control, &wake).await {
             Ok(Step::Bulk(peer, lane)) => {
                 // It counts as part of its connection from here on.
@@ -108,7 +110,11 @@ impl<S: Service> Lane<S> {
                 if !peer.add_lane(lane, wake.clone(), self.service.settings().max_lanes as usize) {
                     return Ok(LaneEnd::Left);
                 }
-                let end = self.bulk(&peer, &wake).await;
+                let patience = self.service.settings().patience * 3;
+                let end = match self.stream.io().clone().remote(patience, Instant::now())? {
+                    Some(remote) => self.remote(&peer, remote, &wake).await,
+                    None => self.bulk(&peer, &wake).await,
+                };
                 peer.remove_lane(lane);
                 // A lane that breaks takes its connection down: the client resumes the session and sends what is missing.
                 peer.close();

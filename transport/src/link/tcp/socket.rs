@@ -55,7 +55,11 @@ impl Path {
 /// # Errors
 /// The last address's, if none can be reached.
 pub fn connect(uri: &Uri, timeout: Duration) -> io::Result<(TcpStream, Path)> {
-    let Uri::Tcp { host, port } = uri;
+    let (host, port) = match uri {
+        Uri::Tcp { host, port } => (host, port),
+        #[cfg(feature = "rdma")]
+        other => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{other} is not TCP"))),
+    };
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
     let until = Instant::now() + timeout;
     for address in (host.as_str(), *port).to_socket_addrs()? {

@@ -1,0 +1,225 @@
+//! Registered memory, each allocation once.
+//!
+//! Registering pins pages and tells the device of them, which takes as long as sending a few slices. So an allocation of Genie's (a
+//! slab, a mapped file) is registered whole when any view of it is first sent or received, and stays registered until it is
+//! freed. Of other memory no more is known than the bytes at hand: these are registered as they are, and are held while they are.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::verbs::{Domain, Registration, access};
+use crate::memory::{Extent, Pool, Slab, extent_of, extents_gone, is_live};
+
+/// Foreign memory that stays registered while nothing of it is on its way: as much as this together.
+const HELD: usize = 64 << 20;
+
+/// Slabs of the lane's own, for slices that cannot be reached where they lie.
+const STAGING: u64 = 256 << 20;
+
+/// What registers memory: a device, or a test's.
+pub(super) trait Registrar {
+    /// A registration.
+    type Registered;
+
+    /// Registers memory for this side's own requests, and, if `shared`, for windows that the peer is given.
+    ///
+    /// # Safety
+    /// The memory stays in place until the registration is dropped, or is only ever named again once it is another's.
+    unsafe fn register(&self, at: *const u8, len: usize, shared: bool) -> io::Result<Self::Registered>;
+}
+
+impl Registrar for Arc<Domain> {
+    type Registered = Registration;
+
+    unsafe fn register(&self, at: *const u8, len: usize, shared: bool) -> io::Result<Registration> {
+        let windows = if self.facts().windows { access::WINDOWS } else { 0 };
+        let access = if shared { access::LOCAL_WRITE | windows } else { 0 };
+        // SAFETY: this function's contract. Without windows the peer reaches nothing of it; who posts a request or binds a
+        // window answers for the memory's use meanwhile.
+        unsafe { Domain::register(self, at.cast_mut(), len, access) }
+    }
+}
+
+/// The registrations of one protection domain.
+pub(super) struct Cache<R: Registrar = Arc<Domain>> {
+    registrar: R,
+    state: Mutex<State<R::Registered>>,
+    staging: Pool,
+}
+
+struct State<T> {
+    known: HashMap<u64, (Extent, Arc<T>)>,
+    /// Foreign memory, oldest first.
+    foreign: VecDeque<(Bytes, Arc<T>)>,
+    /// As far as freed allocations were followed.
+    gone: u64,
+    /// How often memory was registered.
+    registered: u64,
+}
+
+impl<R: Registrar> Cache<R> {
+    pub(super) fn new(registrar: R) -> Self {
+        let state = State { known: HashMap::new(), foreign: VecDeque::new(), gone: 0, registered: 0 };
+        Self { registrar, state: Mutex::new(state), staging: Pool::new(STAGING) }
+    }
+
+    /// The registration of the allocation that these bytes lie in. `None`: it is none of Genie's, or, if `shared`, may not be
+    /// written.
+    pub(super) fn of(&self, at: *const u8, len: usize, shared: bool) -> io::Result<Option<Arc<R::Registered>>> {
+        let mut state = self.lock();
+        state.follow();
+        let Some(extent) = extent_of(at, len).filter(|e| e.writable || !shared) else { return Ok(None) };
+        if let Some((_, found)) = state.known.get(&extent.id) {
+            return Ok(Some(found.clone()));
+        }
+        // SAFETY: the allocation is there, since the caller holds bytes of it. When it is freed, `follow` drops the registration
+        // before any later allocation at the same place is looked up; until then it names pages that are nobody's.
+        let fresh = unsafe { self.registrar.register(extent.start as *const u8, extent.len, extent.writable) }?;
+        let fresh = Arc::new(fresh);
+        state.registered += 1;
+        state.known.insert(extent.id, (extent, fresh.clone()));
+        Ok(Some(fresh))
+    }
+
+    /// The registration for a part of these bytes, to be read by this side's requests.
+    pub(super) fn to_send(&self, bytes: &Bytes, part: &Range<usize>) -> io::Result<Arc<R::Registered>> {
+        let view = bytes.get(part.clone()).unwrap_or_default();
+        if let Some(found) = self.of(view.as_ptr(), view.len(), false)? {
+            return Ok(found);
+        }
+        let mut state = self.lock();
+        let holds = |held: &Bytes| {
+            let (start, at) = (held.as_ptr() as usize, view.as_ptr() as usize);
+            start <= at && at + view.len() <= start + held.len()
+        };
+        if let Some((_, found)) = state.foreign.iter().rev().find(|(held, _)| holds(held)) {
+            return Ok(found.clone());
+        }
+        // SAFETY: `foreign` holds the bytes for as long as the cache holds the registration; a request that uses it longer holds
+        // them, too.
+        let fresh = Arc::new(unsafe { self.registrar.register(bytes.as_ptr(), bytes.len(), false) }?);
+        state.registered += 1;
+        state.foreign.push_back((bytes.clone(), fresh.clone()));
+        Ok(fresh)
+    }
+
+    /// Nothing is on its way: foreign memory beyond what may be held is let go, the oldest first.
+    pub(super) fn idle(&self) {
+        let mut state = self.lock();
+        let mut held: usize = state.foreign.iter().map(|(bytes, _)| bytes.len()).sum();
+        while held > HELD {
+            let Some((bytes, _)) = state.foreign.pop_front() else { break };
+            held -= bytes.len();
+        }
+    }
+
+    /// A slab to copy a slice through.
+    pub(super) fn staging(&self, len: usize) -> io::Result<Slab> {
+        self.staging.take(len).map_err(|e| io::Error::new(io::ErrorKind::OutOfMemory, e))
+    }
+
+    /// How often memory was registered.
+    #[cfg(test)]
+    pub(super) fn registered(&self) -> u64 {
+        self.lock().registered
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<R::Registered>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> State<T> {
+    /// Allocations that were freed are deregistered.
+    fn follow(&mut self) {
+        let gone = extents_gone();
+        if gone != self.gone {
+            self.gone = gone;
+            self.known.retain(|_, (extent, _)| is_live(extent));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Counts its registrations that are alive.
+    #[derive(Clone, Default)]
+    struct Counting(Arc<AtomicUsize>);
+
+    struct One(Arc<AtomicUsize>);
+
+    impl Drop for One {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    impl Registrar for Counting {
+        type Registered = One;
+
+        unsafe fn register(&self, _: *const u8, _: usize, _: bool) -> io::Result<One> {
+            self.0.fetch_add(1, Ordering::AcqRel);
+            Ok(One(self.0.clone()))
+        }
+    }
+
+    #[test]
+    fn ten_thousand_views_of_one_allocation_register_once() {
+        let cache = Cache::new(Counting::default());
+        let region = Slab::zeroed(10_000 * 64).freeze();
+        for i in 0..10_000 {
+            let view = Bytes::from_owner(region.slice(i * 64..(i + 1) * 64).expect("a view"));
+            cache.to_send(&view, &(0..64)).expect("registered");
+        }
+        assert_eq!(cache.registered(), 1);
+        // Foreign bytes: as many views of one buffer.
+        let foreign = Bytes::from(vec![7_u8; 10_000 * 64]);
+        for i in 0..10_000 {
+            cache.to_send(&foreign, &(i * 64..(i + 1) * 64)).expect("registered");
+        }
+        for i in 0..10_000 {
+            let view = foreign.slice(i * 64..(i + 1) * 64);
+            cache.to_send(&view, &(0..64)).expect("registered");
+        }
+        assert_eq!(cache.registered(), 2);
+    }
+
+    #[test]
+    fn freed_memory_is_deregistered_and_its_place_registered_anew() {
+        let counting = Counting::default();
+        let cache = Cache::new(counting.clone());
+        for round in 1..=50 {
+            let slab = Slab::zeroed(2 << 20);
+            cache.of(slab.as_ptr(), slab.len(), true).expect("registered").expect("known");
+            assert_eq!(cache.registered(), round);
+            assert_eq!(counting.0.load(Ordering::Acquire), 1, "the one before was let go");
+        }
+    }
+
+    #[test]
+    fn foreign_memory_is_held_while_it_is_registered_and_not_for_ever() {
+        let counting = Counting::default();
+        let cache = Cache::new(counting.clone());
+        for _ in 0..5 {
+            let foreign = Bytes::from(vec![0_u8; 20 << 20]);
+            cache.to_send(&foreign, &(0..1)).expect("registered");
+        }
+        assert_eq!(counting.0.load(Ordering::Acquire), 5, "held: another's bytes cannot come to lie there");
+        cache.idle();
+        assert_eq!(counting.0.load(Ordering::Acquire), 3);
+    }
+
+    #[test]
+    fn what_may_not_be_written_is_not_shared() {
+        let cache = Cache::new(Counting::default());
+        let foreign = Bytes::from(vec![0_u8; 4096]);
+        assert!(cache.of(foreign.as_ptr(), foreign.len(), true).expect("looked up").is_none());
+    }
+}

@@ -1,0 +1,485 @@
+//! The server's side of a bulk lane: rights are given slice by slice, and revoked before the slice is looked at.
+//!
+//! A slice that a client uploads: *granted* (its lease is claimed, its memory's window bound, the client told), then *written* (the
+//! client's immediate has come) or *released* (the client will not write it), then *revoked* (the window is invalid, and the queue
+//! pair has said so). Only then is the slice's memory this side's again: its checksum is taken, and the lease lands or is dropped.
+//! A slice that a client downloads takes the same way with a right to read, and ends when the client releases it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::endpoint::Endpoint;
+use super::lane::Lane;
+use super::verbs::{Registration, Window, access};
+use crate::connection::{BulkEvent, Framer, Outbox, Peer, Taken};
+use crate::link::{RemoteBulk, Stream};
+use crate::memory::{Landing, Slab, SliceLease, copy_counted};
+use crate::wire::{
+    DecodeError, Flags, Heads, OneSided, PIECES, Piece, Pieces, SLICE_FRAME_BYTES, SliceHead, body_crc, encode_header,
+};
+
+/// Slices of each direction that are granted at a time.
+const GRANTS: usize = 32;
+
+/// Bytes that a head's place has.
+const HEAD_PLACE: usize = 64;
+
+/// Tokens: which direction, and the window.
+const WRITES: u64 = 1 << 8;
+const READS: u64 = 2 << 8;
+
+pub(super) struct Granting {
+    lane: Arc<Lane>,
+    // Rights go before what they are rights on; see `drop`.
+    writes: Vec<Write>,
+    reads: Vec<Read>,
+    spare: Vec<Window>,
+    heads: Arc<Registration>,
+    heads_at: *const u8,
+    _heads: Slab,
+    framer: Framer,
+    out: Outbox,
+    open: Vec<(u64, Arc<Landing>)>,
+    changes: Option<u64>,
+    /// Where the search for the next slice begins: which of `open`, and which of its slices.
+    next: usize,
+    slices: Vec<(u64, u32)>,
+    /// When a slice last moved on.
+    moved: Instant,
+    patience: Duration,
+}
+
+// SAFETY: `heads_at` leads into `_heads`, which moves with it, and only ever names it for volatile reads.
+unsafe impl Send for Granting {}
+
+enum Write {
+    Free,
+    Granted(Grant),
+    /// The client was asked to release it.
+    Recalled(Grant),
+    /// With the head, if the slice was written.
+    Revoking(Grant, Option<SliceHead>),
+}
+
+struct Grant {
+    rights: Vec<Right>,
+    staged: Option<Slab>,
+    lease: SliceLease,
+}
+
+enum Read {
+    Free,
+    Offered(Offer),
+    Revoking(Offer),
+}
+
+struct Offer {
+    rights: Vec<Right>,
+    _staged: Option<Slab>,
+    _slice: Taken,
+}
+
+/// A right of the peer's on a piece of memory.
+enum Right {
+    Window { window: Window, key: u32, _memory: Arc<Registration> },
+    /// Where the device has no windows: the piece, registered for this one slice. Dropping it revokes it.
+    Registered(#[expect(dead_code, reason = "held for its drop")] Registration),
+}
+
+impl Granting {
+    pub(super) fn new(lane: Arc<Lane>, patience: Duration, now: Instant) -> io::Result<Self> {
+        let mut heads = Slab::try_zeroed(GRANTS * HEAD_PLACE).ok_or(io::ErrorKind::OutOfMemory)?;
+        let at = heads.as_mut_ptr();
+        let allowed = access::LOCAL_WRITE | access::REMOTE_WRITE;
+        // SAFETY: the slab is read by volatile reads alone from here on (`head_of`), and is dropped after its registration.
+        let registered = unsafe { lane.membership().domain.register(at, heads.len(), allowed) }?;
+        let mut all = Self {
+            lane,
+            writes: std::iter::repeat_with(|| Write::Free).take(GRANTS).collect(),
+            reads: std::iter::repeat_with(|| Read::Free).take(GRANTS).collect(),
+            spare: Vec::new(),
+            heads: Arc::new(registered),
+            heads_at: at,
+            _heads: heads,
+            framer: Framer::new(0),
+            out: Outbox::default(),
+            open: Vec::new(),
+            changes: None,
+            next: 0,
+            slices: Vec::new(),
+            moved: now,
+            patience,
+        };
+        all.say(&OneSided::Heads(Heads { address: at as u64, rkey: all.heads.remote(), count: GRANTS as u32 }));
+        Ok(all)
+    }
+
+    /// What the client says in frames.
+    fn hear(&mut self, now: Instant) -> io::Result<bool> {
+        let mut any = false;
+        loop {
+            match self.lane.recv(self.framer.space(), &mut []) {
+                Ok(0) => return Err(io::ErrorKind::ConnectionAborted.into()),
+                Ok(n) => self.framer.filled(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(any),
+                Err(e) => return Err(e),
+            }
+            any = true;
+            let mut framer = std::mem::replace(&mut self.framer, Framer::new(0));
+            let heard = self.frames(&mut framer, now);
+            self.framer = framer;
+            heard?;
+        }
+    }
+
+    fn frames(&mut self, framer: &mut Framer, now: Instant) -> io::Result<()> {
+        while let Some(frame) = framer.next_frame().map_err(refuse)? {
+            frame.intact.map_err(refuse)?;
+            let OneSided::Release { window, read } = OneSided::decode(&frame.header, frame.meta).map_err(refuse)? else {
+                return Err(refuse(DecodeError::Range("a message that only a server sends")));
+            };
+            let place = usize::from(window);
+            self.moved = now;
+            if read {
+                let Some(at @ Read::Offered(_)) = self.reads.get_mut(place) else {
+                    return Err(refuse(DecodeError::Range("a slice is released that was not offered")));
+                };
+                if let Read::Offered(offer) = std::mem::replace(at, Read::Free) {
+                    self.reads[place] = Read::Revoking(offer);
+                    self.revoke_read(place)?;
+                }
+            } else {
+                self.take_back(place, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the client's immediates say: slices were written.
+    fn written(&mut self, now: Instant) -> io::Result<bool> {
+        let mut any = false;
+        loop {
+            let Some(window) = self.lane.endpoint().next_written() else { return Ok(any) };
+            any = true;
+            self.moved = now;
+            let place = usize::from(window);
+            let (Some(Write::Granted(grant)) | Some(Write::Recalled(grant))) = self.writes.get(place) else {
+                return Err(refuse(DecodeError::Range("a slice was written that was not granted")));
+            };
+            let head = SliceHead::decode(&self.head_of(place)).map_err(refuse)?;
+            if (SliceHead { crc: 0, ..head }) != (SliceHead { crc: 0, ..*grant.lease.head() }) {
+                return Err(refuse(DecodeError::Range("a slice's head is not that of its grant")));
+            }
+            self.take_back(place, Some(head))?;
+        }
+    }
+
+    /// A copy of the head in a window's place. The client may go on writing there: nothing is looked at twice.
+    fn head_of(&self, place: usize) -> [u8; SLICE_FRAME_BYTES] {
+        let mut head = [0; SLICE_FRAME_BYTES];
+        for (i, byte) in head.iter_mut().enumerate() {
+            // SAFETY: `place` is below `GRANTS`, so that this lies within the slab; volatile, since the client's device may write it.
+            *byte = unsafe { self.heads_at.add(place * HEAD_PLACE + i).read_volatile() };
+        }
+        head
+    }
+
+    /// Begins to revoke the rights on a slice that was written (with its head) or released.
+    fn take_back(&mut self, place: usize, head: Option<SliceHead>) -> io::Result<()> {
+        match self.writes.get_mut(place).map(|w| std::mem::replace(w, Write::Free)) {
+            Some(Write::Granted(grant) | Write::Recalled(grant)) => {
+                self.writes[place] = Write::Revoking(grant, head);
+            }
+            // Released, and then written all the same, or the other way round.
+            _ => return Err(refuse(DecodeError::Range("a grant ends that there is not"))),
+        }
+        let Write::Revoking(grant, _) = &mut self.writes[place] else { return Ok(()) };
+        revoke(&mut self.lane.endpoint(), &mut grant.rights, WRITES | place as u64)
+    }
+
+    fn revoke_read(&mut self, place: usize) -> io::Result<()> {
+        let Some(Read::Revoking(offer)) = self.reads.get_mut(place) else { return Ok(()) };
+        revoke(&mut self.lane.endpoint(), &mut offer.rights, READS | place as u64)
+    }
+
+    /// Rights that are revoked: their memory is this side's again.
+    fn revoked(&mut self, peer: &Peer, events: &mut Vec<BulkEvent>) -> bool {
+        let mut any = false;
+        loop {
+            let Some(token) = self.lane.endpoint().next_done() else { return any };
+            any = true;
+            let place = (token & 0xff) as usize;
+            if token & READS != 0 {
+                if let Some(at) = self.reads.get_mut(place)
+                    && let Read::Revoking(offer) = std::mem::replace(at, Read::Free)
+                {
+                    self.spare.extend(offer.rights.into_iter().filter_map(Right::window));
+                    peer.moved_on();
+                }
+                continue;
+            }
+            let Some(at) = self.writes.get_mut(place) else { continue };
+            if let Write::Revoking(Grant { rights, staged, lease }, head) = std::mem::replace(at, Write::Free) {
+                self.spare.extend(rights.into_iter().filter_map(Right::window));
+                if let Some(head) = head {
+                    events.extend(land(lease, staged, &head));
+                }
+            }
+        }
+    }
+
+    /// Slices that nobody wants any more are asked back.
+    fn recall(&mut self, peer: &Peer) {
+        let changes = peer.landings().changes();
+        if self.changes.replace(changes) == Some(changes) {
+            return;
+        }
+        peer.landings().list(&mut self.open);
+        self.slices.retain(|(id, _)| self.open.iter().any(|(open, _)| open == id));
+        for place in 0..self.writes.len() {
+            let Write::Granted(grant) = &self.writes[place] else { continue };
+            let (transfer, landing) = (grant.lease.head().transfer, grant.lease.landing());
+            if self.open.iter().any(|(id, open)| *id == transfer && Arc::ptr_eq(open, landing)) {
+                continue;
+            }
+            if let Write::Granted(grant) = std::mem::replace(&mut self.writes[place], Write::Free) {
+                self.writes[place] = Write::Recalled(grant);
+                self.say(&OneSided::Recall(place as u8));
+            }
+        }
+    }
+
+    /// Grants slices that are missing, transfers in turn, for as long as there are windows.
+    fn grant(&mut self, now: Instant) -> io::Result<bool> {
+        let mut any = false;
+        let mut idle = 0;
+        while idle < self.open.len() && self.out.waiting() < 64 << 10 {
+            let Some(place) = self.writes.iter().position(|w| matches!(w, Write::Free)) else { break };
+            if self.lane.endpoint().room() < 2 * PIECES {
+                break;
+            }
+            self.next = (self.next + 1) % self.open.len();
+            let (transfer, landing) = &self.open[self.next];
+            let transfer = *transfer;
+            let from = self.slices.iter().find(|(id, _)| *id == transfer).map_or(0, |s| s.1);
+            let Some(lease) = landing.claim_missing(transfer, from) else {
+                idle += 1;
+                continue;
+            };
+            idle = 0;
+            let head = *lease.head();
+            let after = (head.offset / u64::from(landing.slice_bytes()).max(1)) as u32 + 1;
+            match self.slices.iter_mut().find(|(id, _)| *id == transfer) {
+                Some(slice) => slice.1 = after,
+                None => self.slices.push((transfer, after)),
+            }
+            let (grant, pieces) = self.bind_write(lease)?;
+            if !self.outstanding() {
+                self.moved = now;
+            }
+            self.writes[place] = Write::Granted(grant);
+            let SliceHead { offset, total, len, .. } = head;
+            self.say(&OneSided::Grant { transfer, offset, total, len, window: place as u8, pieces });
+            any = true;
+        }
+        Ok(any)
+    }
+
+    fn bind_write(&mut self, mut lease: SliceLease) -> io::Result<(Grant, Pieces)> {
+        let len = lease.left();
+        let mut places: Vec<(*mut u8, usize)> = lease.places().map(|(at, len)| (at.as_ptr(), len)).collect();
+        let mut staged = None;
+        if places.len() > PIECES {
+            let mut slab = self.lane.membership().cache.staging(len)?;
+            places = vec![(slab.as_mut_ptr(), len)];
+            staged = Some(slab);
+        }
+        // SAFETY: the lease (or the staging slab) is held by the grant until the rights are revoked, and nobody else uses its
+        // memory: a lease is exclusive, and a slab has one owner.
+        let (rights, pieces) = unsafe { self.bind(&places, access::REMOTE_WRITE) }?;
+        Ok((Grant { rights, staged, lease }, pieces))
+    }
+
+    /// Offers slices that are to be sent, for as long as there are windows.
+    fn offer(&mut self, peer: &Peer, now: Instant) -> io::Result<bool> {
+        let mut any = false;
+        while self.out.waiting() < 64 << 10 {
+            let Some(place) = self.reads.iter().position(|r| matches!(r, Read::Free)) else { break };
+            if self.lane.endpoint().room() < 2 * PIECES {
+                break;
+            }
+            let Some(slice) = peer.bulk().take() else { break };
+            let head = slice.head();
+            let head = SliceHead::decode(&head).map_err(refuse)?;
+            let (rights, pieces, staged) = self.bind_read(&slice)?;
+            if !self.outstanding() {
+                self.moved = now;
+            }
+            self.reads[place] = Read::Offered(Offer { rights, _staged: staged, _slice: slice });
+            self.say(&OneSided::Readable { head, window: place as u8, pieces });
+            any = true;
+        }
+        Ok(any)
+    }
+
+    fn bind_read(&mut self, slice: &Taken) -> io::Result<(Vec<Right>, Pieces, Option<Slab>)> {
+        let cache = &self.lane.membership().cache;
+        let mut places: Vec<(*mut u8, usize)> =
+            slice.bytes().map(|view| (view.as_ptr().cast_mut(), view.len())).collect();
+        let mut reachable = places.len() <= PIECES;
+        for &(at, len) in &places {
+            reachable = reachable && cache.of(at, len, true)?.is_some();
+        }
+        let mut staged = None;
+        if !reachable {
+            let mut slab = cache.staging(places.iter().map(|p| p.1).sum())?;
+            let mut filled = 0;
+            for view in slice.bytes() {
+                copy_counted(&mut slab[filled..filled + view.len()], view);
+                filled += view.len();
+            }
+            places = vec![(slab.as_mut_ptr(), slab.len())];
+            staged = Some(slab);
+        }
+        // SAFETY: a right to read; the offer holds the bytes, which nobody writes, until the rights are revoked.
+        let (rights, pieces) = unsafe { self.bind(&places, access::REMOTE_READ) }?;
+        Ok((rights, pieces, staged))
+    }
+
+    /// Gives the peer rights on these pieces.
+    ///
+    /// # Safety
+    /// As for [`Endpoint::post_bind`].
+    unsafe fn bind(&mut self, places: &[(*mut u8, usize)], allowed: u32) -> io::Result<(Vec<Right>, Pieces)> {
+        let membership = self.lane.membership().clone();
+        let mut rights = Vec::with_capacity(places.len());
+        let mut pieces = Pieces::default();
+        for &(at, len) in places {
+            let bytes = u32::try_from(len).map_err(io::Error::other)?;
+            let key = if self.lane.has_windows() {
+                let memory = membership.cache.of(at, len, true)?.ok_or_else(|| io::Error::other("memory without owner"))?;
+                let mut window = match self.spare.pop() {
+                    Some(window) => window,
+                    None => Window::new(&membership.domain)?,
+                };
+                // SAFETY: this function's contract.
+                let key =
+                    unsafe { self.lane.endpoint().post_bind(&mut window, &memory, (at as u64, len as u64), allowed) }?;
+                rights.push(Right::Window { window, key, _memory: memory });
+                key
+            } else {
+                // SAFETY: this function's contract.
+                let registration = unsafe { membership.domain.register(at, len, access::LOCAL_WRITE | allowed) }?;
+                let key = registration.remote();
+                rights.push(Right::Registered(registration));
+                key
+            };
+            if !pieces.push(Piece { address: at as u64, rkey: key, len: bytes }) {
+                return Err(io::Error::other("more pieces than a slice may have"));
+            }
+        }
+        Ok((rights, pieces))
+    }
+
+    fn say(&mut self, message: &OneSided) {
+        let mut meta = Vec::with_capacity(64);
+        let (kind, id) = message.encode(&mut meta);
+        let head = encode_header(kind, Flags::default(), id, meta.len() as u32, 0, body_crc(&meta, &[]));
+        self.out.push(&head, &meta, &[]);
+    }
+
+    /// Whether the client has something to do.
+    fn outstanding(&self) -> bool {
+        self.writes.iter().any(|w| matches!(w, Write::Granted(_) | Write::Recalled(_)))
+            || self.reads.iter().any(|r| matches!(r, Read::Offered(_)))
+    }
+}
+
+impl RemoteBulk for Granting {
+    fn turn(&mut self, peer: &Peer, events: &mut Vec<BulkEvent>, now: Instant) -> io::Result<bool> {
+        self.lane.endpoint().poll()?;
+        let mut moved = self.hear(now)?;
+        moved |= self.written(now)?;
+        moved |= self.revoked(peer, events);
+        self.recall(peer);
+        moved |= self.grant(now)?;
+        moved |= self.offer(peer, now)?;
+        let mut sink: &dyn Stream = &*self.lane;
+        self.out.flush(&mut sink)?;
+        self.lane.endpoint().failure()?;
+        if self.outstanding() && now >= self.moved + self.patience {
+            let message = format!("no slice that was granted moved within {} s", self.patience.as_secs_f32());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+        }
+        Ok(moved)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.outstanding().then(|| self.moved + self.patience)
+    }
+}
+
+impl Drop for Granting {
+    fn drop(&mut self) {
+        // From here on the client's device is refused whatever it asks for; only then do rights, leases and memory go.
+        self.lane.endpoint().shut();
+    }
+}
+
+impl Right {
+    fn window(self) -> Option<Window> {
+        match self {
+            Self::Window { window, .. } => Some(window),
+            Self::Registered(_) => None,
+        }
+    }
+}
+
+/// Revokes rights; `token` is done when none of them holds.
+fn revoke(endpoint: &mut Endpoint, rights: &mut Vec<Right>, token: u64) -> io::Result<()> {
+    let windows = rights.iter().filter(|r| matches!(r, Right::Window { .. })).count();
+    if windows == 0 {
+        rights.clear();
+        endpoint.finish(token);
+        return Ok(());
+    }
+    for (i, right) in rights.iter().enumerate() {
+        if let Right::Window { key, .. } = right {
+            endpoint.post_revoke(*key, (i + 1 == windows).then_some(token))?;
+        }
+    }
+    Ok(())
+}
+
+/// A slice was written, and nobody can write it any more.
+fn land(mut lease: SliceLease, staged: Option<Slab>, head: &SliceHead) -> Option<BulkEvent> {
+    lease.announce(head.crc);
+    let mut rest = staged.as_deref();
+    while lease.left() > 0 {
+        let left = lease.left();
+        let n = match &mut rest {
+            None => left,
+            Some(bytes) => {
+                let spare = lease.spare();
+                let n = spare.len().min(bytes.len());
+                copy_counted(&mut spare[..n], &bytes[..n]);
+                *bytes = &bytes[n..];
+                n
+            }
+        };
+        if n == 0 {
+            break;
+        }
+        lease.advance(n);
+    }
+    let SliceHead { transfer, offset, .. } = *head;
+    if !lease.is_intact() {
+        return Some(BulkEvent::Corrupt { transfer, offset });
+    }
+    lease.landed().then_some(BulkEvent::Complete(transfer))
+}
+
+fn refuse(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
