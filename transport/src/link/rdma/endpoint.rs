@@ -383,6 +383,7 @@ impl Endpoint {
         // SAFETY: this function's contract; the window and the registration outlive the queue pair's use of them: they are
         // held by the grant, and that by the lane, which the queue pair goes down before.
         unsafe { self.post(request, None) }?;
+        window.bound(key);
         Ok(key)
     }
 

@@ -166,14 +166,16 @@ impl Window {
         self.mw.as_ptr()
     }
 
-    /// A key that differs from the last one: what the peer learnt of that one is worth nothing.
-    pub(super) fn next_key(&mut self) -> u32 {
+    /// A key for the next bind that differs from the last one: what the peer learnt of that one is worth nothing.
+    pub(super) fn next_key(&self) -> u32 {
+        // SAFETY: the object lives until `drop`; the function only computes.
+        unsafe { sys::ibv_inc_rkey(self.mw.as_ref().rkey) }
+    }
+
+    /// A bind with this key was posted. Not before: drivers name the window by its last key until then.
+    pub(super) fn bound(&mut self, key: u32) {
         // SAFETY: the object lives until `drop`, and `&mut self` is the only way to it.
-        unsafe {
-            let mw = self.mw.as_mut();
-            mw.rkey = sys::ibv_inc_rkey(mw.rkey);
-            mw.rkey
-        }
+        unsafe { self.mw.as_mut() }.rkey = key;
     }
 }
 
