@@ -71,7 +71,16 @@ impl<S: Service> ControlLane<S> {
         // Greetings have no payload: who has not greeted takes no memory for one.
         let framer = Framer::new(0);
         let state = State::Greeting(sink, driver);
-        Some(Self { service, directory, framer, state, heard: now, frame_began: None, pending: false, eager_most: u32::MAX })
+        Some(Self {
+            service,
+            directory,
+            framer,
+            state,
+            heard: now,
+            frame_began: None,
+            pending: false,
+            eager_most: u32::MAX,
+        })
     }
 
     /// Payloads above this many bytes are better sent in slices over this link: what the client is told is lowered to it.

@@ -4,9 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::wait::Interest;
 #[cfg(feature = "rdma")]
 use super::rdma;
+use super::wait::Interest;
 use super::{Stream, tcp};
 use crate::connection::{Client, ClientError};
 use crate::uri::Uri;

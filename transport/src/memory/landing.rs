@@ -156,8 +156,7 @@ impl Landing {
         }
         let from = (from as usize).min(state.slices.len());
         let missing = |slices: &[Slice]| slices.iter().position(|s| *s == Slice::Missing);
-        let index =
-            missing(&state.slices[from..]).map(|i| from + i).or_else(|| missing(&state.slices[..from]))?;
+        let index = missing(&state.slices[from..]).map(|i| from + i).or_else(|| missing(&state.slices[..from]))?;
         state.slices[index] = Slice::Leased;
         state.leased += 1;
         let round = state.round;
@@ -354,7 +353,8 @@ mod tests {
     #[test]
     fn missing_slices_are_claimed_in_turn() {
         let landing = Landing::new(vec![Slab::zeroed(10), Slab::zeroed(15)], 8);
-        let mut leases: Vec<_> = [2, 0, 3, 1].iter().map(|&from| landing.claim_missing(7, from).expect("a slice")).collect();
+        let mut leases: Vec<_> =
+            [2, 0, 3, 1].iter().map(|&from| landing.claim_missing(7, from).expect("a slice")).collect();
         let offsets: Vec<_> = leases.iter().map(|l| l.head().offset / 8).collect();
         assert_eq!(offsets, [2, 0, 3, 1]);
         assert!(landing.claim_missing(7, 0).is_none());

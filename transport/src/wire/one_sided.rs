@@ -205,8 +205,7 @@ impl OneSided {
 
 fn write_pieces(pieces: &Pieces, out: &mut Vec<u8>) {
     for piece in pieces.as_slice() {
-        let raw =
-            layout::PieceField { address: piece.address.into(), rkey: piece.rkey.into(), len: piece.len.into() };
+        let raw = layout::PieceField { address: piece.address.into(), rkey: piece.rkey.into(), len: piece.len.into() };
         out.extend_from_slice(raw.as_bytes());
     }
 }
@@ -289,7 +288,8 @@ mod tests {
         one.push(Piece { address: 0, rkey: 0, len: 64 });
         let mut wraps = Pieces::default();
         wraps.push(Piece { address: u64::MAX - 10, rkey: 0, len: 64 });
-        let grant = |offset, total, len, window, pieces| OneSided::Grant { transfer: 1, offset, total, len, window, pieces };
+        let grant =
+            |offset, total, len, window, pieces| OneSided::Grant { transfer: 1, offset, total, len, window, pieces };
         let bad = [
             OneSided::Heads(Heads { address: 0, rkey: 0, count: 0 }),
             OneSided::Heads(Heads { address: 0, rkey: 0, count: WINDOWS + 1 }),

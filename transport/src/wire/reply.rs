@@ -194,7 +194,9 @@ impl<'a> Reply<'a> {
             }
             Kind::Generate => generated(meta, payload, more),
             Kind::Hello | Kind::LaneHello | Kind::Ping | Kind::Goodbye => Err(DecodeError::Misplaced(kind as u8)),
-            Kind::Cancel | Kind::Slice | Kind::SliceAgain
+            Kind::Cancel
+            | Kind::Slice
+            | Kind::SliceAgain
             | Kind::Heads
             | Kind::Grant
             | Kind::Recall

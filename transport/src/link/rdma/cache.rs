@@ -52,7 +52,7 @@ pub(super) struct Cache<R: Registrar = Arc<Domain>> {
 }
 
 struct State<T> {
-    known: HashMap<u64, (Extent, Arc<T>)>,
+    known: HashMap<u64, (Extent, Result<Arc<T>, io::ErrorKind>)>,
     /// Foreign memory, oldest first.
     foreign: VecDeque<(Bytes, Arc<T>)>,
     /// As far as freed allocations were followed.
@@ -73,16 +73,20 @@ impl<R: Registrar> Cache<R> {
         let mut state = self.lock();
         state.follow();
         let Some(extent) = extent_of(at, len).filter(|e| e.writable || !shared) else { return Ok(None) };
-        if let Some((_, found)) = state.known.get(&extent.id) {
-            return Ok(Some(found.clone()));
+        match state.known.get(&extent.id) {
+            Some((_, Ok(found))) => return Ok(Some(found.clone())),
+            Some((_, Err(sort))) => return Err((*sort).into()),
+            None => {}
         }
         // SAFETY: the allocation is there, since the caller holds bytes of it. When it is freed, `follow` drops the registration
         // before any later allocation at the same place is looked up; until then it names pages that are nobody's.
-        let fresh = unsafe { self.registrar.register(extent.start as *const u8, extent.len, extent.writable) }?;
-        let fresh = Arc::new(fresh);
-        state.registered += 1;
-        state.known.insert(extent.id, (extent, fresh.clone()));
-        Ok(Some(fresh))
+        let fresh = unsafe { self.registrar.register(extent.start as *const u8, extent.len, extent.writable) };
+        let fresh = fresh.map(Arc::new);
+        state.registered += u64::from(fresh.is_ok());
+        // What cannot be registered (a file that is mapped, before Linux 6.3) is not tried again with every slice.
+        let kept = fresh.as_ref().map(Arc::clone).map_err(io::Error::kind);
+        state.known.insert(extent.id, (extent, kept));
+        fresh.map(Some)
     }
 
     /// The registration for a part of these bytes, to be read by this side's requests.

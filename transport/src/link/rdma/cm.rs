@@ -135,7 +135,6 @@ impl Drop for Event {
     }
 }
 
-
 /// How long finding the way may take.
 const RESOLVE: Duration = Duration::from_secs(2);
 

@@ -107,7 +107,13 @@ struct Broken {
 
 impl Endpoint {
     /// Connects to whoever listens where the route leads.
-    pub(super) fn connect(id: Id, domain: &Arc<Domain>, key: [u8; 16], options: &Options, until: Instant) -> io::Result<Self> {
+    pub(super) fn connect(
+        id: Id,
+        domain: &Arc<Domain>,
+        key: [u8; 16],
+        options: &Options,
+        until: Instant,
+    ) -> io::Result<Self> {
         let Parts { qp, ring, at, registered } = Self::parts(domain)?;
         let ours = Private { messages: MESSAGES as u16, message_bytes: MESSAGE as u32, domain: key };
         let theirs = id.connect(&qp, &ours, options, until, || post_all(&qp, at, registered.local()))?;
@@ -215,7 +221,8 @@ impl Endpoint {
                 }
             }
             if let Some(code) = bad {
-                let (sort, why) = (io::ErrorKind::ConnectionAborted, format!("the RDMA connection failed: {}", status(code)));
+                let (sort, why) =
+                    (io::ErrorKind::ConnectionAborted, format!("the RDMA connection failed: {}", status(code)));
                 self.broken.get_or_insert(Broken { sort, why });
             }
             while self.tokens.front().is_some_and(|&(at, _)| at < self.retired) {
@@ -355,7 +362,12 @@ impl Endpoint {
     ///
     /// # Safety
     /// Nobody else reads or writes the memory behind `to` until `token`, or that of a later operation, is done.
-    pub(super) unsafe fn post_read(&mut self, to: &[sys::ibv_sge], from: (u64, u32), token: Option<Token>) -> io::Result<()> {
+    pub(super) unsafe fn post_read(
+        &mut self,
+        to: &[sys::ibv_sge],
+        from: (u64, u32),
+        token: Option<Token>,
+    ) -> io::Result<()> {
         let mut request = request(wr::IBV_WR_RDMA_READ, to);
         request.wr.rdma = sys::rdma_t { remote_addr: from.0, rkey: from.1 };
         // SAFETY: this function's contract.
@@ -456,7 +468,10 @@ impl Endpoint {
     }
 
     fn may_send(&self, credits: u32) -> bool {
-        self.broken.is_none() && self.credits >= credits && self.is_free(self.sent) && self.posted - self.retired < SENDS as u64
+        self.broken.is_none()
+            && self.credits >= credits
+            && self.is_free(self.sent)
+            && self.posted - self.retired < SENDS as u64
     }
 
     /// Whether the next place of the ring is this side's.
@@ -544,7 +559,12 @@ impl Endpoint {
         let Some(got) = self.inbox.pop_front() else { return Ok(()) };
         // SAFETY: the buffer is in the ring, and nothing refers to it any more.
         let posted = unsafe {
-            self.qp.post_receive(RECEIVED | got.place as u64, self.ring.add(got.place * MESSAGE), MESSAGE as u32, self.key.local())
+            self.qp.post_receive(
+                RECEIVED | got.place as u64,
+                self.ring.add(got.place * MESSAGE),
+                MESSAGE as u32,
+                self.key.local(),
+            )
         };
         match posted {
             Ok(()) => {
@@ -576,7 +596,10 @@ fn received(
     got: Got,
     immediate: Option<(u32, bool)>,
 ) -> Result<(), Broken> {
-    let refuse = |why: &str| Broken { sort: io::ErrorKind::InvalidData, why: format!("the peer does not follow the protocol: {why}") };
+    let refuse = |why: &str| Broken {
+        sort: io::ErrorKind::InvalidData,
+        why: format!("the peer does not follow the protocol: {why}"),
+    };
     if got.place >= MESSAGES || got.len > MESSAGE {
         return Err(refuse("a message outside the ring"));
     }

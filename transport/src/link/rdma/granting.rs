@@ -82,7 +82,11 @@ struct Offer {
 
 /// A right of the peer's on a piece of memory.
 enum Right {
-    Window { window: Window, key: u32, _memory: Arc<Registration> },
+    Window {
+        window: Window,
+        key: u32,
+        _memory: Arc<Registration>,
+    },
     /// Where the device has no windows: the piece, registered for this one slice. Dropping it revokes it.
     Registered(#[expect(dead_code, reason = "held for its drop")] Registration),
 }
@@ -136,7 +140,8 @@ impl Granting {
     fn frames(&mut self, framer: &mut Framer, now: Instant) -> io::Result<()> {
         while let Some(frame) = framer.next_frame().map_err(refuse)? {
             frame.intact.map_err(refuse)?;
-            let OneSided::Release { window, read } = OneSided::decode(&frame.header, frame.meta).map_err(refuse)? else {
+            let OneSided::Release { window, read } = OneSided::decode(&frame.header, frame.meta).map_err(refuse)?
+            else {
                 return Err(refuse(DecodeError::Range("a message that only a server sends")));
             };
             let place = usize::from(window);
@@ -358,7 +363,8 @@ impl Granting {
         for &(at, len) in places {
             let bytes = u32::try_from(len).map_err(io::Error::other)?;
             let key = if self.lane.has_windows() {
-                let memory = membership.cache.of(at, len, true)?.ok_or_else(|| io::Error::other("memory without owner"))?;
+                let memory =
+                    membership.cache.of(at, len, true)?.ok_or_else(|| io::Error::other("memory without owner"))?;
                 let mut window = match self.spare.pop() {
                     Some(window) => window,
                     None => Window::new(&membership.domain)?,

@@ -63,8 +63,7 @@ impl Listener {
             match self.id.knock() {
                 Ok(None) => ready.clear_ready(),
                 Ok(Some(knock)) => {
-                    let context =
-                        knock.id.context().ok_or_else(|| io::Error::other("a client without a device"))?;
+                    let context = knock.id.context().ok_or_else(|| io::Error::other("a client without a device"))?;
                     let membership = self.domains.of(knock.said.domain, context)?;
                     let endpoint = Endpoint::accept(knock, &membership.domain, &self.options)?;
                     return Ok(Arc::new(Lane::new(endpoint, membership, self.options)?));

@@ -39,12 +39,13 @@ impl Options {
     }
 
     fn from_names(named: impl Fn(&str) -> Option<String>) -> io::Result<Self> {
-        let number = |name: &str, usual: u32, allowed: &dyn Fn(u32) -> bool, what: &str| match named(name) {
-            None => Ok(usual),
-            Some(text) => text.parse().ok().filter(|&n| allowed(n)).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidInput, format!("{name}={text}: it may be {what}"))
-            }),
-        };
+        let number =
+            |name: &str, usual: u32, allowed: &dyn Fn(u32) -> bool, what: &str| match named(name) {
+                None => Ok(usual),
+                Some(text) => text.parse().ok().filter(|&n| allowed(n)).ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::InvalidInput, format!("{name}={text}: it may be {what}"))
+                }),
+            };
         let usual = Self::default();
         let small = |n: u32| u8::try_from(n).unwrap_or(u8::MAX);
         Ok(Self {

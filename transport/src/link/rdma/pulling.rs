@@ -35,7 +35,10 @@ pub(super) struct Pulling {
 
 enum State {
     /// Hello is sent, the welcome has not come.
-    Opening { framer: Framer, until: Instant },
+    Opening {
+        framer: Framer,
+        until: Instant,
+    },
     Open(Box<Work>),
 }
 
@@ -350,9 +353,8 @@ impl Work {
         let mut list = Vec::with_capacity(1);
         let mut registrations = Vec::with_capacity(1);
         for (at, len) in lease.places() {
-            let registration = cache
-                .of(at.as_ptr(), len, true)?
-                .ok_or_else(|| io::Error::other("memory to land in without owner"))?;
+            let registration =
+                cache.of(at.as_ptr(), len, true)?.ok_or_else(|| io::Error::other("memory to land in without owner"))?;
             list.push(ibv_sge { addr: at.as_ptr() as u64, length: len as u32, lkey: registration.local() });
             registrations.push(registration);
         }
@@ -411,7 +413,10 @@ fn matched(ours: &[ibv_sge], theirs: &[Piece]) -> Vec<(Piece, Vec<ibv_sge>)> {
             let Some(sge) = &mut current else { break };
             if list.len() == GATHERED {
                 let done: u32 = list.iter().map(|s: &ibv_sge| s.length).sum();
-                out.push((Piece { len: done, address: rest.address - u64::from(done), ..rest }, std::mem::take(&mut list)));
+                out.push((
+                    Piece { len: done, address: rest.address - u64::from(done), ..rest },
+                    std::mem::take(&mut list),
+                ));
             }
             let n = sge.length.min(rest.len);
             list.push(ibv_sge { addr: sge.addr, length: n, lkey: sge.lkey });

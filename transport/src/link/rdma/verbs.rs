@@ -82,7 +82,13 @@ impl Domain {
     }
 
     /// Registers a part of device memory that a dmabuf descriptor stands for.
-    pub(super) fn register_dmabuf(self: &Arc<Self>, fd: RawFd, offset: u64, len: usize, access: u32) -> io::Result<Registration> {
+    pub(super) fn register_dmabuf(
+        self: &Arc<Self>,
+        fd: RawFd,
+        offset: u64,
+        len: usize,
+        access: u32,
+    ) -> io::Result<Registration> {
         // SAFETY: no pointer is passed; the kernel holds the buffer that the descriptor names for as long as it is registered.
         let mr = made(unsafe { sys::ibv_reg_dmabuf_mr(self.pd(), offset, len, 0, fd, access as i32) })?;
         Ok(Registration { mr, _domain: self.clone() })
@@ -204,9 +210,7 @@ impl Completions {
         // SAFETY: the context is open while the domain lives.
         let channel = made(unsafe { sys::ibv_create_comp_channel(domain.context()) })?;
         // SAFETY: the channel was just made; its descriptor is open.
-        let cq = made(unsafe {
-            sys::ibv_create_cq(domain.context(), entries as i32, null_mut(), channel.as_ptr(), 0)
-        });
+        let cq = made(unsafe { sys::ibv_create_cq(domain.context(), entries as i32, null_mut(), channel.as_ptr(), 0) });
         let cq = match cq {
             Ok(cq) => cq,
             Err(error) => {
