@@ -1,4 +1,4 @@
-//! Where a server is: `tcp://host:port`, `rdma://host:port`.
+//! Where a server is: `tcp://host:port`, `rdma://host:port`, `shm:///path/to/socket`.
 
 use std::str::FromStr;
 
@@ -21,20 +21,28 @@ pub enum Uri {
         /// Port, of the connection manager's TCP port space.
         port: u16,
     },
+    /// `shm:///path/to/socket`: shared memory on this host.
+    Shm {
+        /// Of the socket; absolute.
+        path: String,
+    },
 }
 
 /// Why an address is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
     /// No `scheme://`.
-    #[error("'{0}' is no address: write tcp://HOST:PORT, for example tcp://127.0.0.1:7070")]
+    #[error("'{0}' is no address: write tcp://HOST:PORT, for example tcp://127.0.0.1:7070, or shm:///PATH")]
     NoScheme(String),
     /// A scheme that this build does not have.
-    #[error("this build has no link for '{0}://': use tcp://HOST:PORT")]
+    #[error("this build has no link for '{0}://': use tcp://HOST:PORT or shm:///PATH")]
     Scheme(String),
     /// Host or port is missing or wrong.
     #[error("'{0}' needs a host and a port from 0 to 65535: tcp://HOST:PORT, an IPv6 address in brackets")]
     HostPort(String),
+    /// The path is missing, relative, or longer than a socket's may be.
+    #[error("'{0}' needs the absolute path of a socket, of at most 107 bytes: shm:///tmp/genie.sock")]
+    Path(String),
 }
 
 impl FromStr for Uri {
@@ -42,6 +50,11 @@ impl FromStr for Uri {
 
     fn from_str(text: &str) -> Result<Self, UriError> {
         let (scheme, rest) = text.split_once("://").ok_or_else(|| UriError::NoScheme(text.into()))?;
+        if scheme == "shm" {
+            // The system keeps a socket's path in 108 bytes, the last of them 0.
+            let good = rest.starts_with('/') && rest.len() < 108 && !rest.ends_with('/') && !rest.contains('\0');
+            return if good { Ok(Self::Shm { path: rest.into() }) } else { Err(UriError::Path(text.into())) };
+        }
         if !SCHEMES.contains(&scheme) {
             return Err(UriError::Scheme(scheme.into()));
         }
@@ -71,6 +84,7 @@ impl std::fmt::Display for Uri {
             Self::Tcp { host, port } => at(f, "tcp", host, *port),
             #[cfg(feature = "rdma")]
             Self::Rdma { host, port } => at(f, "rdma", host, *port),
+            Self::Shm { path } => write!(f, "shm://{path}"),
         }
     }
 }
@@ -92,7 +106,7 @@ mod tests {
 
     #[test]
     fn addresses_come_back_as_they_were_written() {
-        for good in ["tcp://127.0.0.1:7070", "tcp://[::1]:1", "tcp://gpu-host.lan:65535"] {
+        for good in ["tcp://127.0.0.1:7070", "tcp://[::1]:1", "tcp://gpu-host.lan:65535", "shm:///tmp/genie.sock"] {
             assert_eq!(good.parse::<Uri>().unwrap().to_string(), good);
         }
         for bad in [
@@ -107,6 +121,9 @@ mod tests {
             "tcp://[::1",
             "tcp://[a]:1",
             "tcp://::1",
+            "shm://tmp/genie.sock",
+            "shm:///",
+            "shm://",
         ] {
             assert!(bad.parse::<Uri>().is_err(), "{bad}");
         }

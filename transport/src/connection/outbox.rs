@@ -1,8 +1,9 @@
 //! Frames of a control lane on their way out.
 
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 
-use crate::memory::extend_counted;
+use crate::memory::{Regions, extend_counted};
 
 /// Where bytes leave: a socket, or a simulated one.
 pub trait Sink: Send {
@@ -11,6 +12,11 @@ pub trait Sink: Send {
     /// # Errors
     /// Any other error means that the lane is gone.
     fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Memory that the other side shares, where the link can share any.
+    fn regions(&self) -> Option<Arc<Regions>> {
+        None
+    }
 }
 
 /// Bytes that wait until the sink takes them. In steady state a frame goes from the caller's memory to the sink in one call

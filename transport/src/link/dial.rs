@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "rdma")]
 use super::rdma;
 use super::wait::Interest;
-use super::{Stream, tcp};
+use super::{Stream, shm, tcp};
 use crate::connection::{Client, ClientError};
 use crate::uri::Uri;
 
@@ -53,5 +53,6 @@ pub fn dialer(uri: &Uri) -> Box<dyn Dial> {
         Uri::Tcp { .. } => Box::new(tcp::Dialer::new(uri.clone())),
         #[cfg(feature = "rdma")]
         Uri::Rdma { host, port } => Box::new(rdma::Dialer::new(host.clone(), *port)),
+        Uri::Shm { path } => Box::new(shm::Dialer::new(path)),
     }
 }

@@ -7,6 +7,7 @@ mod dial;
 #[cfg(feature = "rdma")]
 pub mod rdma;
 mod server;
+pub mod shm;
 pub mod sim;
 mod stream;
 mod stream_bulk;

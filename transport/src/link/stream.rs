@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::wait::Interest;
 use crate::connection::{BulkEvent, Peer, Sink};
+use crate::memory::{Regions, SharedBytes};
 
 /// One end of a lane that carries bytes in order, and never blocks. One thread at a time receives; any thread may send, one at
 /// a time.
@@ -70,6 +71,35 @@ pub trait Stream: Send + Sync {
 
     /// Nothing will be sent any more: the other side receives what was, and then the end.
     fn finish(&self);
+
+    /// Memory that the other side shares over this lane, where it can share any.
+    fn regions(&self) -> Option<Arc<Regions>> {
+        None
+    }
+
+    /// Whether this side can share memory with the other.
+    fn can_share(&self) -> bool {
+        false
+    }
+
+    /// Shares memory with the other side, under a number that was never used on this lane. The other side knows it before it
+    /// sees any byte that is sent later.
+    ///
+    /// # Errors
+    /// `Unsupported`: this link cannot. `WouldBlock`: not now. Any other: the lane is gone.
+    fn share(&self, number: u64, bytes: &SharedBytes) -> io::Result<()> {
+        let _ = (number, bytes);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Shares it no more. What the other side still uses, stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::share`].
+    fn unshare(&self, number: u64) -> io::Result<()> {
+        let _ = number;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// The server's side of a bulk lane whose slices devices move. Waiting is the stream's, as for any lane.
@@ -106,5 +136,9 @@ pub struct StreamSink(pub Arc<dyn Stream>);
 impl Sink for StreamSink {
     fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         self.0.send(bufs)
+    }
+
+    fn regions(&self) -> Option<Arc<Regions>> {
+        self.0.regions()
     }
 }

@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::time::Duration;
 
+use super::Ready;
+
 /// A descriptor to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interest {
@@ -14,6 +16,15 @@ pub struct Interest {
     pub read: bool,
     /// Until it can be written.
     pub write: bool,
+}
+
+/// What a descriptor is ready for now.
+pub fn ready(fd: RawFd) -> Ready {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN | libc::POLLOUT, revents: 0 };
+    // SAFETY: `poll` is one valid entry, and a timeout of 0 returns at once; a closed descriptor is reported, not followed.
+    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    let any = |events| poll.revents & (events | libc::POLLERR | libc::POLLHUP) != 0;
+    Ready { read: any(libc::POLLIN), write: any(libc::POLLOUT) }
 }
 
 /// Waits until one of several descriptors is ready.

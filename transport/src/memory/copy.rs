@@ -19,6 +19,11 @@ pub fn extend_counted(to: &mut Vec<u8>, from: &[u8]) {
     to.extend_from_slice(from);
 }
 
+/// Counts payload bytes that are copied in some other way.
+pub(super) fn count_copied(bytes: usize) {
+    COPIED.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
 /// Payload bytes that this process has copied in user space.
 pub fn copied_bytes() -> u64 {
     COPIED.load(Ordering::Relaxed)

@@ -11,6 +11,8 @@ mod extents;
 mod landing;
 mod map;
 mod pool;
+mod regions;
+mod shared;
 mod slab;
 
 pub use copy::{copied_bytes, copy_counted, extend_counted};
@@ -19,4 +21,6 @@ pub use extents::{Extent, extent_of, extents_gone, is_live};
 pub use landing::{Claim, Landing, SliceLease};
 pub use map::map_file;
 pub use pool::{OutOfMemory, Pool};
+pub use regions::{NoRegion, PeerTarget, Regions};
+pub use shared::{NotShared, SharedBytes, SharedMemory};
 pub use slab::{Region, Slab};

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use memmap2::MmapMut;
 
 use super::pool::Shelf;
+use super::regions::PeerBytes;
 
 /// Alignment of every slab: a page, so that any element type, any vector width and any registration fits.
 pub(super) const ALIGN: usize = 4096;
@@ -84,6 +85,8 @@ enum Holder {
     Slab(Arc<Slab>),
     /// Memory that somebody else made: a mapped file.
     Foreign(Arc<dyn AsRef<[u8]> + Send + Sync>),
+    /// Memory that a client shares, and may write.
+    Peer(Arc<PeerBytes>),
 }
 
 impl Region {
@@ -101,6 +104,18 @@ impl Region {
         Self { holder: Holder::Foreign(Arc::new(owner)), range }
     }
 
+    /// A region over memory that a client shares.
+    pub(super) fn of_peer(bytes: PeerBytes) -> Self {
+        let range = 0..bytes.as_ref().len();
+        Self { holder: Holder::Peer(Arc::new(bytes)), range }
+    }
+
+    /// Whether its bytes lie in memory that another process can write. What is checked there may be something else a moment
+    /// later: indices, hashes and whatever is shown to others are taken from a copy.
+    pub fn is_peer_writable(&self) -> bool {
+        matches!(self.holder, Holder::Peer(_))
+    }
+
     /// A part of it. `None` if the range does not lie within it.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         (range.start <= range.end && range.end <= self.len()).then(|| Self {
@@ -114,7 +129,7 @@ impl Region {
         let Self { holder, range } = self;
         match holder {
             Holder::Slab(slab) => Arc::try_unwrap(slab).map_err(|slab| Self { holder: Holder::Slab(slab), range }),
-            Holder::Foreign(_) => Err(Self { holder, range }),
+            Holder::Foreign(_) | Holder::Peer(_) => Err(Self { holder, range }),
         }
     }
 
@@ -123,6 +138,7 @@ impl Region {
         match &self.holder {
             Holder::Slab(slab) => Arc::strong_count(slab),
             Holder::Foreign(owner) => Arc::strong_count(owner),
+            Holder::Peer(bytes) => Arc::strong_count(bytes),
         }
     }
 }
@@ -133,6 +149,7 @@ impl Deref for Region {
         let bytes = match &self.holder {
             Holder::Slab(slab) => &**slab,
             Holder::Foreign(owner) => (**owner).as_ref(),
+            Holder::Peer(bytes) => (**bytes).as_ref(),
         };
         // The range lies within the bytes: `freeze`, `from_owner` and `slice` see to it.
         bytes.get(self.range.clone()).unwrap_or_default()
@@ -144,6 +161,7 @@ impl std::fmt::Debug for Holder {
         match self {
             Self::Slab(slab) => slab.fmt(f),
             Self::Foreign(_) => f.write_str("Foreign"),
+            Self::Peer(_) => f.write_str("Peer"),
         }
     }
 }

@@ -51,6 +51,10 @@ wire_structs! {
     struct SliceAgain = 8 { offset: U64 }
     /// An error; the text follows.
     struct Error = 8 { code: U16, effect: u8, zero: u8, length: U32 }
+    /// A message on the Unix socket beside shared memory.
+    struct Local = 32 { magic: U32, kind: u8, zero: [u8; 3], first: U64, second: U64, third: U64 }
+    /// Where bytes lie in memory that the client shares.
+    struct Shared = 16 { region: U64, offset: U64 }
     /// Opens a session.
     struct Open = 16 { quota: U64, lease_ms: U32, zero: U32 }
     /// Takes a session up again.

@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 #[cfg(feature = "rdma")]
 use crate::link::rdma;
-use crate::link::{Stream, tcp};
+use crate::link::{Stream, shm, tcp};
 use crate::uri::Uri;
 
 /// Why a server does not listen.
@@ -42,6 +42,7 @@ enum Kind {
     Tcp(tokio::net::TcpListener),
     #[cfg(feature = "rdma")]
     Rdma(rdma::Listener),
+    Shm(tokio::net::UnixListener, shm::Bound),
 }
 
 impl Listener {
@@ -54,6 +55,13 @@ impl Listener {
             Uri::Tcp { host, port } => Kind::Tcp(bind_tcp(uri, host, *port)?),
             #[cfg(feature = "rdma")]
             Uri::Rdma { host, port } => Kind::Rdma(bind_rdma(uri, host, *port)?),
+            Uri::Shm { path } => {
+                let bind = || {
+                    let (listener, bound) = shm::bind(path.as_ref())?;
+                    Ok(Kind::Shm(tokio::net::UnixListener::from_std(listener)?, bound))
+                };
+                bind().map_err(|source| Refusal::Io { uri: uri.clone(), source })?
+            }
         };
         Ok(Self { kind })
     }
@@ -73,6 +81,7 @@ impl Listener {
                 let address = listener.address();
                 Ok(Uri::Rdma { host: address.ip().to_string(), port: address.port() })
             }
+            Kind::Shm(_, bound) => Ok(Uri::Shm { path: bound.path().display().to_string() }),
         }
     }
 
@@ -82,6 +91,12 @@ impl Listener {
             Kind::Tcp(listener) => Ok(Arc::new(tcp::accepted(listener.accept().await?.0.into_std()?)?)),
             #[cfg(feature = "rdma")]
             Kind::Rdma(listener) => listener.accept().await,
+            Kind::Shm(listener, _) => loop {
+                let stream = listener.accept().await?.0.into_std()?;
+                if let Some(stream) = shm::accepted(stream)? {
+                    return Ok(stream);
+                }
+            },
         }
     }
 }

@@ -8,4 +8,5 @@ mod splice;
 
 pub use dial::Dialer;
 pub use socket::{Path, accepted, connect, connect_to, recv, recv_two, tune};
+pub(super) use socket::send;
 pub use splice::{Splice, Spliced};

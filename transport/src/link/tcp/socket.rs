@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::link::wait::Interest;
+use crate::link::wait::{self, Interest};
 use crate::link::{Ready, Stream};
 use crate::uri::Uri;
 
@@ -55,10 +55,8 @@ impl Path {
 /// # Errors
 /// The last address's, if none can be reached.
 pub fn connect(uri: &Uri, timeout: Duration) -> io::Result<(TcpStream, Path)> {
-    let (host, port) = match uri {
-        Uri::Tcp { host, port } => (host, port),
-        #[cfg(feature = "rdma")]
-        other => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{other} is not TCP"))),
+    let Uri::Tcp { host, port } = uri else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{uri} is no address of TCP")));
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
     let until = Instant::now() + timeout;
@@ -146,11 +144,7 @@ impl Stream for TcpStream {
     }
 
     fn ready(&self) -> Ready {
-        let mut poll = libc::pollfd { fd: self.as_raw_fd(), events: libc::POLLIN | libc::POLLOUT, revents: 0 };
-        // SAFETY: `poll` is one valid entry, and a timeout of 0 returns at once.
-        unsafe { libc::poll(&raw mut poll, 1, 0) };
-        let any = |events| poll.revents & (events | libc::POLLERR | libc::POLLHUP) != 0;
-        Ready { read: any(libc::POLLIN), write: any(libc::POLLOUT) }
+        wait::ready(self.as_raw_fd())
     }
 
     fn finish(&self) {
@@ -162,7 +156,11 @@ impl Stream for TcpStream {
 /// A frame up to this size is put together before it is sent: walking a list of buffers costs the kernel more.
 const SMALL: usize = 512;
 
-fn send(socket: &SockRef<'_>, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+/// Sends without waiting, and without a signal where the other side is gone.
+///
+/// # Errors
+/// `WouldBlock`: nothing fits now. Any other: the socket is gone.
+pub(in crate::link) fn send(socket: &SockRef<'_>, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let whole: usize = bufs.iter().map(|b| b.len()).sum();
     let mut together = [0; SMALL];

@@ -5,7 +5,6 @@
 //! read them, the pages must not change. So this is for memory that its owner holds until the peer has answered the transfer.
 
 use std::io::{self, IoSlice, Write};
-use std::net::TcpStream;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -45,7 +44,7 @@ impl Splice {
     }
 
     /// Moves what is in the pipe on into the socket. Whether all of it went.
-    fn drain(&mut self, socket: &TcpStream) -> io::Result<bool> {
+    fn drain(&mut self, socket: &impl AsRawFd) -> io::Result<bool> {
         while self.loaded > 0 {
             // SAFETY: both descriptors are open, and the offsets are null, as pipes and sockets demand.
             let n = unsafe {
@@ -94,8 +93,8 @@ fn ignores_sigpipe() -> bool {
 /// A lane whose slices go out by reference. Only for frames whose payload is held unchanged until the
 /// peer has answered the transfer: [`crate::connection::Client`] holds a put's payload until then.
 #[derive(Debug)]
-pub struct Spliced {
-    socket: TcpStream,
+pub struct Spliced<S> {
+    socket: S,
     splice: Mutex<Splice>,
 }
 
@@ -103,9 +102,9 @@ pub struct Spliced {
 /// as much.
 const PAGE: usize = 4096;
 
-impl Spliced {
+impl<S> Spliced<S> {
     /// A lane over this socket and this pipe.
-    pub fn new(socket: TcpStream, splice: Splice) -> Self {
+    pub fn new(socket: S, splice: Splice) -> Self {
         Self { socket, splice: Mutex::new(splice) }
     }
 
@@ -114,7 +113,7 @@ impl Spliced {
     }
 }
 
-impl Stream for Spliced {
+impl<S: Stream + AsRawFd> Stream for Spliced<S> {
     fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
         self.socket.recv(first, then)
     }
@@ -156,7 +155,7 @@ impl Stream for Spliced {
     }
 
     fn ready(&self) -> Ready {
-        Stream::ready(&self.socket)
+        self.socket.ready()
     }
 
     fn finish(&self) {

@@ -1,0 +1,225 @@
+//! A control lane: two rings, and the socket that wakes who sleeps.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::ring::{CAPACITY, HEADER, Nonsense, Reader, Writer};
+use super::socket::Socket;
+use crate::link::wait::Interest;
+use crate::link::{Ready, Stream};
+use crate::memory::{NotShared, Regions, SharedBytes, SharedMemory};
+use crate::wire::Local;
+
+/// Bytes of the memory that holds both rings: their headers, a page; then the client's bytes, then the server's.
+pub(super) const BYTES: usize = HEADERS + 2 * CAPACITY;
+const HEADERS: usize = 4096;
+
+/// One end of a control lane.
+///
+/// While both ends poll, no system call is made. Who is about to sleep says so in the ring, and is sent one message over the
+/// socket when there is something. The socket also brings memory that the client shares, and its end is the lane's.
+#[derive(Debug)]
+pub struct ControlStream {
+    socket: Arc<Socket>,
+    writer: Writer,
+    reader: Reader,
+    mail: Mail,
+    closed: AtomicBool,
+    /// What the client shares; a server's end.
+    regions: Option<Arc<Regions>>,
+}
+
+/// Counts what was sent over the socket, so that who polls the ring looks there when, and only when, there is something.
+#[derive(Debug)]
+struct Mail {
+    memory: Arc<SharedMemory>,
+    sent: AtomicU64,
+    seen: AtomicU64,
+}
+
+/// Where the client's count lies: beside its ring's position, in the line that the server polls.
+const MAIL: usize = 8;
+
+impl Mail {
+    fn count(&self) -> Option<&std::sync::atomic::AtomicU32> {
+        self.memory.counter(MAIL)
+    }
+}
+
+impl ControlStream {
+    /// The server's end, and the memory for the client's.
+    pub(super) fn server(socket: Arc<Socket>) -> io::Result<(Self, Arc<SharedMemory>)> {
+        let memory = Arc::new(SharedMemory::new(BYTES)?);
+        let mut stream = Self::new(socket, &memory, false).ok_or(io::ErrorKind::OutOfMemory)?;
+        stream.regions = Some(Arc::default());
+        Ok((stream, memory))
+    }
+
+    /// The client's end, over the memory that the server passed.
+    pub(super) fn client(socket: Arc<Socket>, memory: OwnedFd, bytes: u64) -> Result<Self, NotShared> {
+        let memory = Arc::new(SharedMemory::adopt(memory, bytes)?);
+        let found = memory.len() as u64;
+        Self::new(socket, &memory, true).ok_or(NotShared::Size { found, said: BYTES as u64 })
+    }
+
+    fn new(socket: Arc<Socket>, memory: &Arc<SharedMemory>, is_client: bool) -> Option<Self> {
+        let (up, down) = ((0, HEADERS), (HEADER, HEADERS + CAPACITY));
+        let (write, read) = if is_client { (up, down) } else { (down, up) };
+        Some(Self {
+            socket,
+            writer: Writer::new(memory, write.0, write.1)?,
+            reader: Reader::new(memory, read.0, read.1)?,
+            mail: Mail { memory: memory.clone(), sent: AtomicU64::new(0), seen: AtomicU64::new(0) },
+            closed: AtomicBool::new(false),
+            regions: None,
+        })
+    }
+
+    fn post(&self, message: Local, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        self.socket.send(message, file)?;
+        let sent = self.mail.sent.fetch_add(1, Ordering::AcqRel) + 1;
+        if let Some(count) = self.mail.count() {
+            // Before any byte that is written to the ring from now on.
+            count.store(sent as u32, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Takes what has come over the socket.
+    fn drain(&self) -> io::Result<()> {
+        loop {
+            match self.socket.receive() {
+                Ok(Some((Local::Wake, None))) => {}
+                Ok(Some((Local::Share { region, bytes }, Some(file)))) if self.regions.is_some() => {
+                    if let Some(regions) = &self.regions {
+                        regions.share(region, file, bytes);
+                    }
+                }
+                Ok(Some((Local::Unshare { region }, None))) if self.regions.is_some() => {
+                    if let Some(regions) = &self.regions {
+                        regions.unshare(region);
+                    }
+                }
+                Ok(Some(_)) => {
+                    self.closed.store(true, Ordering::Release);
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a message that has no place on this socket"));
+                }
+                Ok(None) => {
+                    self.closed.store(true, Ordering::Release);
+                    return Ok(());
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => {
+                    self.closed.store(true, Ordering::Release);
+                    return Err(e);
+                }
+            }
+        }
+    }
+
+    /// Looks at the socket if the other side says that there is something.
+    fn look_for_mail(&self) -> io::Result<()> {
+        if self.regions.is_none() {
+            return Ok(());
+        }
+        let Some(count) = self.mail.count() else { return Ok(()) };
+        let count = u64::from(count.load(Ordering::Acquire));
+        if self.mail.seen.load(Ordering::Relaxed) == count {
+            return Ok(());
+        }
+        self.mail.seen.store(count, Ordering::Relaxed);
+        self.drain()
+    }
+
+    fn wake_other(&self) -> io::Result<()> {
+        match self.socket.send(Local::Wake, None) {
+            // It has enough to wake it.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn broken(nonsense: Nonsense) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, nonsense)
+}
+
+impl Stream for ControlStream {
+    fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
+        let n = self.reader.read(first, then).map_err(broken)?;
+        if n > 0 {
+            // What the client shared before it wrote these bytes is known before they are looked at.
+            self.look_for_mail()?;
+            if self.reader.tell() {
+                self.wake_other()?;
+            }
+            return Ok(n);
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(0);
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let n = self.writer.write(bufs).map_err(broken)?;
+        if n == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if self.writer.is_to_wake() {
+            self.wake_other()?;
+        }
+        Ok(n)
+    }
+
+    fn interest(&self, _: bool, _: bool) -> Interest {
+        // Whatever a side waits for, it is woken by a message; that the socket could take more wakes nobody.
+        self.socket.interest(true, false)
+    }
+
+    fn arm(&self, read: bool, write: bool) -> bool {
+        // On an error the driver looks, and finds it.
+        (read && self.reader.arm().unwrap_or(true))
+            || (write && self.writer.arm().unwrap_or(true))
+            || (read && self.closed.load(Ordering::Acquire))
+    }
+
+    fn disarm(&self) {
+        self.reader.disarm();
+        self.writer.disarm();
+        if let Err(error) = self.drain() {
+            tracing::debug!(%error, "the socket beside the rings ended");
+        }
+    }
+
+    fn ready(&self) -> Ready {
+        // `disarm` has read what was there; what has come since wakes again.
+        Ready::default()
+    }
+
+    fn finish(&self) {
+        self.socket.finish();
+    }
+
+    fn regions(&self) -> Option<Arc<Regions>> {
+        self.regions.clone()
+    }
+
+    fn can_share(&self) -> bool {
+        self.regions.is_none()
+    }
+
+    fn share(&self, number: u64, bytes: &SharedBytes) -> io::Result<()> {
+        let message = Local::Share { region: number, bytes: bytes.memory().len() as u64 };
+        self.post(message, Some(bytes.memory().fd()))
+    }
+
+    fn unshare(&self, number: u64) -> io::Result<()> {
+        self.post(Local::Unshare { region: number }, None)
+    }
+}

@@ -1,0 +1,289 @@
+//! Memory that two processes map.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use super::slab::ALIGN;
+
+/// A file in memory, mapped. It can neither shrink nor grow, so that no access to the mapping can fault: its seals say so, and
+/// are checked on a file that came from somebody else.
+///
+/// Both sides may write it at any time. So nothing here gives a reference to its bytes: they are copied out, or read through
+/// pointers by those who can live with bytes that change.
+#[derive(Debug)]
+pub struct SharedMemory {
+    file: File,
+    map: MmapRaw,
+    len: usize,
+}
+
+/// Why a descriptor from the other side is not taken as shared memory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotShared {
+    /// Another kind of file could fault, block, or be cut short under the mapping.
+    #[error("the descriptor is no file in memory: pass one made by memfd_create, without huge pages of its own")]
+    Kind,
+    /// It could be cut short under the mapping.
+    #[error("the memory is not sealed against shrinking and growing: add F_SEAL_SHRINK and F_SEAL_GROW before it is passed")]
+    Unsealed,
+    /// Its size is not what was said.
+    #[error("the memory has {found} bytes, {said} were said")]
+    Size {
+        /// What it has.
+        found: u64,
+        /// What the other side said.
+        said: u64,
+    },
+    /// The system refuses.
+    #[error("the memory cannot be mapped: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What [`rustix::fs::fstatfs`] calls files in memory; those in huge pages of their own have another number.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+/// From here on pages are asked for all at once.
+const LARGE: usize = 2 << 20;
+
+impl SharedMemory {
+    /// New memory of `len` bytes (a whole number of pages), zeroed.
+    ///
+    /// # Errors
+    /// The system has no memory or no descriptor left.
+    pub fn new(len: usize) -> io::Result<Self> {
+        let file = rustix::fs::memfd_create(c"genie", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::ftruncate(&file, len as u64)?;
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let file = File::from(file);
+        let map = MmapOptions::new().len(len).map_raw(&file)?;
+        // Streaming through large pages is faster. A kernel that has none says so, and need not have.
+        if len >= LARGE {
+            let _ = map.advise(Advice::HugePage);
+        }
+        Ok(Self { file, map, len })
+    }
+
+    /// Takes memory that the other side made, once everything that could make an access fault is ruled out.
+    ///
+    /// # Errors
+    /// [`NotShared`].
+    pub fn adopt(file: OwnedFd, len: u64) -> Result<Self, NotShared> {
+        let status = rustix::fs::fstat(&file).map_err(io::Error::from)?;
+        let regular = rustix::fs::FileType::from_raw_mode(status.st_mode) == rustix::fs::FileType::RegularFile;
+        let system = rustix::fs::fstatfs(&file).map_err(io::Error::from)?.f_type;
+        if !regular || i64::from(system) != TMPFS_MAGIC {
+            return Err(NotShared::Kind);
+        }
+        let seals = rustix::fs::fcntl_get_seals(&file).map_err(|_| NotShared::Unsealed)?;
+        if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) {
+            return Err(NotShared::Unsealed);
+        }
+        // Sealed, its size is what it will be.
+        let found = u64::try_from(status.st_size).unwrap_or(0);
+        let wanted = usize::try_from(len).ok().filter(|n| n.is_multiple_of(ALIGN) && *n > 0);
+        let Some(wanted) = wanted.filter(|_| found == len) else { return Err(NotShared::Size { found, said: len }) };
+        let file = File::from(file);
+        let map = MmapOptions::new().len(wanted).map_raw(&file)?;
+        Ok(Self { file, map, len: wanted })
+    }
+
+    /// Makes all of its pages present, and large ones where the system has them: slow, and then no access waits for a page.
+    pub fn populate(&self) {
+        #[cfg(target_os = "linux")]
+        {
+            // Neither is needed for anything but speed.
+            let _ = self.map.advise(Advice::PopulateWrite);
+            if self.len >= LARGE {
+                // Large pages of shared memory are off by default for all but those who ask for them this way.
+                // SAFETY: the range is this mapping, and collapsing changes no byte.
+                unsafe { libc::madvise(self.map.as_mut_ptr().cast(), self.len, libc::MADV_COLLAPSE) };
+            }
+        }
+    }
+
+    /// Bytes of it.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first byte; valid for [`Self::len`] bytes for as long as this lives. Page-aligned.
+    pub fn start(&self) -> NonNull<u8> {
+        // A mapping is never at address 0; should it be, nothing would be read there.
+        NonNull::new(self.map.as_mut_ptr()).unwrap_or(NonNull::dangling())
+    }
+
+    /// A number in it that both sides change. `None`: it does not lie within, on a multiple of 4.
+    pub fn counter(&self, offset: usize) -> Option<&AtomicU32> {
+        if !offset.is_multiple_of(4) || offset.checked_add(4).is_none_or(|end| end > self.len) {
+            return None;
+        }
+        // SAFETY: aligned and within the mapping, which lives as long as the reference; any bits are a number, and all who use
+        // it, use it atomically.
+        Some(unsafe { AtomicU32::from_ptr(self.start().as_ptr().add(offset).cast()) })
+    }
+
+    /// The descriptor, to be passed on.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Shared memory for tensors: the bytes, and behind them a page that counts who uses them.
+///
+/// A client takes a use for every request that passes some of the bytes to the server; the server gives it back when the
+/// resident they became is gone, or the request has failed. Until then the client does not write them. A server that counts
+/// wrongly, or a client that writes all the same, harms that client alone.
+#[derive(Debug)]
+pub struct SharedBytes {
+    memory: SharedMemory,
+    len: usize,
+}
+
+impl SharedBytes {
+    /// Memory for `len` bytes, and the page of the count.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::new`]; or so many bytes do not fit this machine.
+    pub fn new(len: usize) -> io::Result<Self> {
+        let whole = len.max(1).checked_next_multiple_of(ALIGN).and_then(|n| n.checked_add(ALIGN));
+        let whole = whole.filter(|&n| isize::try_from(n).is_ok()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { memory: SharedMemory::new(whole)?, len })
+    }
+
+    /// The other side's: `len` bytes of file, the last page of them the count.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::adopt`].
+    pub fn adopt(file: OwnedFd, len: u64) -> Result<Self, NotShared> {
+        let memory = SharedMemory::adopt(file, len)?;
+        let bytes = memory.len().checked_sub(ALIGN).filter(|&n| n > 0);
+        let len = bytes.ok_or(NotShared::Size { found: len, said: 0 })?;
+        Ok(Self { memory, len })
+    }
+
+    /// The memory that holds them.
+    pub fn memory(&self) -> &SharedMemory {
+        &self.memory
+    }
+
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first byte.
+    pub fn start(&self) -> NonNull<u8> {
+        self.memory.start()
+    }
+
+    /// One more use.
+    pub fn take_use(&self) {
+        if let Some(uses) = self.uses() {
+            uses.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// One use less.
+    pub fn give_use_back(&self) {
+        if let Some(uses) = self.uses() {
+            uses.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether the other side may read the bytes now.
+    pub fn is_used(&self) -> bool {
+        self.uses().is_none_or(|uses| uses.load(Ordering::Acquire) != 0)
+    }
+
+    fn uses(&self) -> Option<&AtomicU32> {
+        self.memory.counter(self.memory.len().checked_sub(ALIGN)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn duplicate(memory: &SharedMemory) -> OwnedFd {
+        memory.fd().try_clone_to_owned().unwrap()
+    }
+
+    #[test]
+    fn what_one_side_writes_the_other_reads() {
+        let ours = SharedMemory::new(2 * ALIGN).unwrap();
+        let theirs = SharedMemory::adopt(duplicate(&ours), 2 * ALIGN as u64).unwrap();
+        ours.counter(ALIGN).unwrap().store(7, Ordering::Release);
+        assert_eq!(theirs.counter(ALIGN).unwrap().load(Ordering::Acquire), 7);
+        assert!(ours.counter(2 * ALIGN).is_none() && ours.counter(1).is_none() && ours.counter(usize::MAX).is_none());
+    }
+
+    #[test]
+    fn only_sealed_memory_of_the_size_that_was_said_is_taken() {
+        let ours = SharedMemory::new(2 * ALIGN).unwrap();
+        for said in [0, 1, ALIGN as u64, 3 * ALIGN as u64, u64::MAX] {
+            assert!(matches!(SharedMemory::adopt(duplicate(&ours), said), Err(NotShared::Size { .. })), "{said}");
+        }
+        for seals in [SealFlags::empty(), SealFlags::SHRINK, SealFlags::GROW] {
+            let file = rustix::fs::memfd_create(c"test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+            rustix::fs::ftruncate(&file, ALIGN as u64).unwrap();
+            rustix::fs::fcntl_add_seals(&file, seals).unwrap();
+            assert!(matches!(SharedMemory::adopt(file, ALIGN as u64), Err(NotShared::Unsealed)));
+        }
+        // One that can never be sealed.
+        let file = rustix::fs::memfd_create(c"test", MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, ALIGN as u64).unwrap();
+        assert!(matches!(SharedMemory::adopt(file, ALIGN as u64), Err(NotShared::Unsealed)));
+    }
+
+    #[test]
+    fn other_files_are_not_taken() {
+        let mut file = tempfile();
+        file.write_all(&[0; ALIGN]).unwrap();
+        assert!(matches!(SharedMemory::adopt(file.into(), ALIGN as u64), Err(NotShared::Kind | NotShared::Unsealed)));
+        let (read, _write) = std::io::pipe().unwrap();
+        assert!(matches!(SharedMemory::adopt(read.into(), ALIGN as u64), Err(NotShared::Kind)));
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(matches!(SharedMemory::adopt(socket.into(), ALIGN as u64), Err(NotShared::Kind)));
+        let zero = File::open("/dev/zero").unwrap();
+        assert!(SharedMemory::adopt(zero.into(), ALIGN as u64).is_err());
+    }
+
+    fn tempfile() -> File {
+        let path = std::env::temp_dir().join(format!("genie-shared-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        file
+    }
+
+    #[test]
+    fn uses_are_counted_across_both_mappings() {
+        let ours = SharedBytes::new(5000).unwrap();
+        let whole = ours.memory().len() as u64;
+        let theirs = SharedBytes::adopt(duplicate(ours.memory()), whole).unwrap();
+        assert!(theirs.len() >= ours.len());
+        assert!(!ours.is_used());
+        ours.take_use();
+        assert!(theirs.is_used());
+        theirs.give_use_back();
+        assert!(!ours.is_used());
+    }
+}
