@@ -194,7 +194,12 @@ impl Binding {
             match (place, object) {
                 (Place::Weight(i), Object::Tensor(tensor)) => {
                     fits(&program, decl, &tensor)?;
-                    set(&mut weights[i], tensor.content(), decl)?;
+                    let content = match decl.ty.dtype {
+                        // Indices are checked, and then used: the client must not change them in between.
+                        DType::I32 | DType::I64 => tensor.own_content()?,
+                        _ => tensor.content(),
+                    };
+                    set(&mut weights[i], content, decl)?;
                 }
                 (Place::Cache(i), Object::Cache(cache)) => {
                     cache_fits(&program, decl, &cache)?;

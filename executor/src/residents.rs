@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use genie_transport::memory::{Region, copy_counted};
+use genie_transport::memory::{Region, Slab, copy_counted};
 use genie_transport::wire::{ContentHash, ErrorCode, RemoteError, TensorSpec};
 
 use crate::account::Charge;
@@ -52,6 +52,21 @@ impl Tensor {
         self.content.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Its bytes as they are now, in memory that no client can write: where they lie in a client's, it gets a copy of its own
+    /// for good.
+    pub(crate) fn own_content(&self) -> Result<Arc<Content>, RemoteError> {
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        if content.region.is_peer_writable() {
+            let bytes = content.region.len();
+            let charge = content.charge.account().charge(bytes as u64)?;
+            let message = || format!("no memory for a copy of {bytes} bytes: free tensors");
+            let mut slab = Slab::try_zeroed(bytes).ok_or_else(|| fail(ErrorCode::OutOfMemory, message()))?;
+            copy_counted(&mut slab, &content.region);
+            *content = Content::new(slab.freeze(), charge);
+        }
+        Ok(content.clone())
+    }
+
     /// Whether bytes `offset..offset + length` may be replaced.
     pub(crate) fn may_replace(&self, offset: u64, length: u64) -> Result<(), RemoteError> {
         if self.weight.is_some() {
@@ -76,7 +91,7 @@ impl Tensor {
         &self,
         offset: u64,
         bytes: &[u8],
-        allocate: impl FnOnce(u64) -> Result<genie_transport::memory::Slab, RemoteError>,
+        allocate: impl FnOnce(u64) -> Result<Slab, RemoteError>,
     ) -> Result<(), RemoteError> {
         let start = usize::try_from(offset).map_err(|_| out_of_range(offset, bytes.len() as u64, self.spec.bytes()))?;
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,11 +143,9 @@ fn out_of_range(offset: u64, length: u64, total: u64) -> RemoteError {
 
 #[cfg(test)]
 mod tests {
-    use genie_graph::DType;
-    use genie_transport::memory::Slab;
-
     use super::*;
     use crate::account::Account;
+    use genie_graph::DType;
 
     fn tensor(account: &Arc<Account>) -> Arc<Tensor> {
         let content = Content::new(Region::copy_of(&[1; 8]), account.charge(8).unwrap());

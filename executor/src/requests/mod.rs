@@ -81,6 +81,7 @@ impl Core {
     fn read(self: &Arc<Self>, from: &From<'_>, request: &Request<'_>) -> Result<(), RemoteError> {
         match request {
             Request::Get { handle, offset, length, sliced } => self.get(from, *handle, *offset, *length, *sliced),
+            Request::GetInto { handle, offset, length, into } => self.get_into(from, *handle, *offset, *length, *into),
             Request::LookupHandle(handle) => self.lookup_handle(from, *handle),
             _ => Err(fail(ErrorCode::UnknownKind, "this server does not know the request")),
         }
@@ -138,7 +139,7 @@ fn kind(request: &Request<'_>) -> Kind {
         Request::Close => Kind::Close,
         Request::Echo(_) => Kind::Echo,
         Request::Put(_) => Kind::Put,
-        Request::Get { .. } => Kind::Get,
+        Request::Get { .. } | Request::GetInto { .. } => Kind::Get,
         Request::Copy { .. } => Kind::Copy,
         Request::Free(_) => Kind::Free,
         Request::LookupName(_) | Request::LookupHandle(_) => Kind::Lookup,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use genie_transport::memory::{Region, Slab, copy_counted};
 use genie_transport::wire::{
-    ContentHash, ErrorCode, Handle, PutBody, PutRequest, PutTarget, RemoteError, ResidencyCode, TensorSpec,
+    ContentHash, ErrorCode, Handle, PutBody, PutRequest, PutTarget, RemoteError, ResidencyCode, TensorSpec, limits,
 };
 
 use super::{From, Outcome};
@@ -19,28 +19,76 @@ use crate::stats::add;
 use crate::uploads::{Target, Upload, Waiter, mismatch};
 use crate::weights::Found;
 
+/// How the bytes of a put come.
+#[derive(Clone, Copy)]
+enum Body<'a> {
+    /// They are here, to be copied.
+    Here(&'a [u8]),
+    Sliced {
+        slice_bytes: u32,
+        announce: bool,
+    },
+}
+
 /// Contents up to this size are hashed on the thread that received them.
 const HASHED_HERE: u64 = 256 << 10;
 
 impl Core {
     pub(super) fn put(self: &Arc<Self>, from: &From<'_>, put: &PutRequest<'_>) -> Outcome {
+        let body = match put.body {
+            PutBody::Inline(bytes) => Body::Here(bytes),
+            PutBody::Sliced { slice_bytes, announce } => Body::Sliced { slice_bytes, announce },
+            PutBody::Passed(place) => {
+                let region = from.peer.passed(place, put.spec.bytes())?;
+                return self.put_passed(from, put, region);
+            }
+        };
+        self.put_bytes(from, put, body)
+    }
+
+    /// Bytes that lie in memory that the client shares. A private tensor is there to stay: nothing is copied. What others see,
+    /// or what must not change once it was checked, is taken as a copy.
+    fn put_passed(self: &Arc<Self>, from: &From<'_>, put: &PutRequest<'_>, region: Region) -> Outcome {
+        match put.target {
+            PutTarget::New { device, residency: ResidencyCode::Private, hash: None, name: None } => {
+                self.device(device)?;
+                from.session.lock().objects.has_room()?;
+                let waiter = from.waiter(put, None)?;
+                self.install(waiter, device, None, region);
+                Ok(None)
+            }
+            // It is copied here, on the connection's thread.
+            _ if region.len() as u64 <= u64::from(limits::CONTROL_PAYLOAD_BYTES) => {
+                self.put_bytes(from, put, Body::Here(&region))
+            }
+            _ => {
+                let limit = limits::CONTROL_PAYLOAD_BYTES;
+                let message = format!(
+                    "over {limit} bytes only a new private tensor without name or hash is taken where it lies: send it in slices"
+                );
+                Err(fail(ErrorCode::BadArgument, message))
+            }
+        }
+    }
+
+    fn put_bytes(self: &Arc<Self>, from: &From<'_>, put: &PutRequest<'_>, body: Body<'_>) -> Outcome {
         match put.target {
             PutTarget::New { device, residency, hash, name } => {
                 self.device(device)?;
                 from.session.lock().objects.has_room()?;
                 match (residency, hash) {
-                    (ResidencyCode::Weight, Some(hash)) => self.put_weight(from, put, device, hash, name),
-                    _ => self.put_private(from, put, device, hash, name),
+                    (ResidencyCode::Weight, Some(hash)) => self.put_weight(from, (put, body), device, hash, name),
+                    _ => self.put_private(from, (put, body), device, hash, name),
                 }
             }
             PutTarget::Range { handle, offset } => {
                 let tensor = from.session.tensor(handle)?;
                 tensor.may_replace(offset, put.spec.bytes())?;
-                self.put_range(from, put, handle, tensor, offset)
+                self.put_range(from, (put, body), handle, tensor, offset)
             }
             PutTarget::Cache { handle, length } => {
                 let cache = from.session.cache(handle)?;
-                self.put_cache(from, put, handle, cache, length)
+                self.put_cache(from, (put, body), handle, cache, length)
             }
         }
     }
@@ -48,22 +96,22 @@ impl Core {
     fn put_private(
         self: &Arc<Self>,
         from: &From<'_>,
-        put: &PutRequest<'_>,
+        (put, body): (&PutRequest<'_>, Body<'_>),
         device: u16,
         hash: Option<ContentHash>,
         name: Option<&str>,
     ) -> Outcome {
         let waiter = from.waiter(put, name)?;
         let mut slab = self.allocate(device, put.spec.bytes())?;
-        match put.body {
-            PutBody::Inline(bytes) => {
+        match body {
+            Body::Here(bytes) => {
                 copy_counted(&mut slab, bytes);
                 self.verify(hash, slab.freeze(), move |core, region| match region {
                     Ok(region) => core.install(waiter, device, None, region),
                     Err(error) => waiter.fail(error),
                 });
             }
-            PutBody::Sliced { slice_bytes, announce } => {
+            Body::Sliced { slice_bytes, announce } => {
                 let upload = Upload::new(device, Target::Private(hash), vec![slab], slice_bytes, from.now);
                 self.begin_upload(from, &upload, waiter, announce);
             }
@@ -74,7 +122,7 @@ impl Core {
     fn put_weight(
         self: &Arc<Self>,
         from: &From<'_>,
-        put: &PutRequest<'_>,
+        (put, body): (&PutRequest<'_>, Body<'_>),
         device: u16,
         hash: ContentHash,
         name: Option<&str>,
@@ -88,7 +136,7 @@ impl Core {
                     return Ok(None);
                 }
                 Found::Partial(upload) => {
-                    let PutBody::Sliced { slice_bytes, announce } = put.body else { break };
+                    let Body::Sliced { slice_bytes, announce } = body else { break };
                     if !announce && slice_bytes != upload.landing.slice_bytes() {
                         break;
                     }
@@ -108,8 +156,8 @@ impl Core {
             }
         }
         let mut slab = self.allocate(device, put.spec.bytes())?;
-        match put.body {
-            PutBody::Inline(bytes) => {
+        match body {
+            Body::Here(bytes) => {
                 copy_counted(&mut slab, bytes);
                 self.verify(Some(hash), slab.freeze(), move |core, region| match region {
                     Ok(region) => {
@@ -119,7 +167,7 @@ impl Core {
                     Err(error) => waiter.fail(error),
                 });
             }
-            PutBody::Sliced { slice_bytes, announce } => {
+            Body::Sliced { slice_bytes, announce } => {
                 let upload = Upload::new(device, Target::Weight(hash), vec![slab], slice_bytes, from.now);
                 // Where somebody else was faster, this one is its own: whichever is whole first is kept.
                 self.weights(device).announce(hash, &upload);
@@ -132,18 +180,18 @@ impl Core {
     fn put_range(
         self: &Arc<Self>,
         from: &From<'_>,
-        put: &PutRequest<'_>,
+        (put, body): (&PutRequest<'_>, Body<'_>),
         handle: Handle,
         tensor: Arc<Tensor>,
         offset: u64,
     ) -> Outcome {
         let device = tensor.device;
-        match put.body {
-            PutBody::Inline(bytes) => {
+        match body {
+            Body::Here(bytes) => {
                 tensor.write(offset, bytes, |n| self.allocate(device, n))?;
                 Ok(Some(Answer::Tensor { handle, device, spec: tensor.spec.clone() }))
             }
-            PutBody::Sliced { slice_bytes, announce } => {
+            Body::Sliced { slice_bytes, announce } => {
                 let waiter = from.waiter(put, None)?;
                 let slab = self.allocate(device, put.spec.bytes())?;
                 let target = Target::Range { handle, tensor, offset };
@@ -157,7 +205,7 @@ impl Core {
     fn put_cache(
         self: &Arc<Self>,
         from: &From<'_>,
-        put: &PutRequest<'_>,
+        (put, body): (&PutRequest<'_>, Body<'_>),
         handle: Handle,
         cache: Arc<Cache>,
         length: u32,
@@ -181,14 +229,14 @@ impl Core {
             slabs.push(self.allocate(cache.device, block as u64)?);
         }
         let device = cache.device;
-        match put.body {
-            PutBody::Inline(bytes) => {
+        match body {
+            Body::Here(bytes) => {
                 for (slab, bytes) in slabs.iter_mut().zip(bytes.chunks(block)) {
                     copy_counted(slab, bytes);
                 }
                 self.import(waiter, handle, &cache, length, slabs);
             }
-            PutBody::Sliced { slice_bytes, announce } => {
+            Body::Sliced { slice_bytes, announce } => {
                 let target = Target::Cache { handle, cache, length };
                 let upload = Upload::new(device, target, slabs, slice_bytes, from.now);
                 self.begin_upload(from, &upload, waiter, announce);

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use genie_transport::connection::Peer;
 use genie_transport::memory::{Region, copy_counted, extend_counted};
-use genie_transport::wire::{ContentHash, ErrorCode, Handle, Kind, Offered, RemoteError, Reply, TensorSpec, limits};
+use genie_transport::wire::{
+    ContentHash, ErrorCode, Handle, Kind, Offered, RemoteError, Reply, Shared, TensorSpec, limits,
+};
 
 use super::{From, Outcome};
 use crate::account::{Account, Charge};
@@ -15,6 +17,9 @@ use crate::replies::Answer;
 use crate::residents::{Content, Tensor, range_within};
 use crate::session::Object;
 use crate::weights::Found;
+
+/// Up to this size bytes are copied for a client on the thread that received the request.
+const COPIED_HERE: u64 = 256 << 10;
 
 impl Core {
     pub(super) fn get(
@@ -43,6 +48,56 @@ impl Core {
                     let sent = paid.and_then(|segments| range.send(&peer, id, &segments));
                     if let Err(error) = sent {
                         peer.reply(id, Kind::Get, &Reply::Failed(error));
+                    }
+                };
+                cache.enter(self, Turn::Read(from.peer.clone(), Box::new(quick)));
+                Ok(())
+            }
+            _ => Err(fail(ErrorCode::WrongType, "the handle names neither a tensor nor a KV cache")),
+        }
+    }
+
+    /// Copies bytes into memory that the client shares: they are not sent.
+    pub(super) fn get_into(
+        self: &Arc<Self>,
+        from: &From<'_>,
+        handle: Handle,
+        offset: u64,
+        length: u64,
+        into: Shared,
+    ) -> Result<(), RemoteError> {
+        let range = Range { offset, length, sliced: None };
+        match from.session.object(handle)? {
+            Object::Tensor(tensor) => {
+                let content = tensor.content();
+                let length = range.length_of(content.region.len() as u64)?;
+                let (peer, id) = (from.peer.clone(), from.id);
+                let mut target = peer.target(into, length)?;
+                let mut work = move |_: &Arc<Self>| {
+                    cut(std::slice::from_ref(&content.region), offset, length)
+                        .iter()
+                        .for_each(|piece| target.write(piece));
+                    peer.reply(id, Kind::Get, &Reply::Got(&[]));
+                };
+                if length > COPIED_HERE {
+                    self.spawn(work)
+                } else {
+                    work(self)
+                }
+                Ok(())
+            }
+            Object::Cache(cache) => {
+                let (peer, id) = (from.peer.clone(), from.id);
+                let quick = move |_: &Arc<Self>, cache: &Arc<Cache>| {
+                    let copied = cache.with(|kv, _| Ok(kv.segments())).and_then(|segments| {
+                        let length = range.length_of(segments.iter().map(|s| s.len() as u64).sum())?;
+                        let mut target = peer.target(into, length)?;
+                        cut(&segments, offset, length).iter().for_each(|piece| target.write(piece));
+                        Ok(())
+                    });
+                    match copied {
+                        Ok(()) => peer.reply(id, Kind::Get, &Reply::Got(&[])),
+                        Err(error) => peer.reply(id, Kind::Get, &Reply::Failed(error)),
                     }
                 };
                 cache.enter(self, Turn::Read(from.peer.clone(), Box::new(quick)));

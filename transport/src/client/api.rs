@@ -18,11 +18,14 @@ pub struct ConnectOptions {
     pub client: ClientOptions,
     /// How long a call polls for its answer before it parks, while answers come fast. Zero: not at all.
     pub spin: Duration,
+    /// Bytes of shared memory that puts from ordinary memory are copied to, where the link shares memory: they are then passed,
+    /// and copied once. What does not fit travels in slices. Zero: everything does.
+    pub staging: u64,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { client: ClientOptions::default(), spin: Duration::from_micros(100) }
+        Self { client: ClientOptions::default(), spin: Duration::from_micros(100), staging: 1 << 30 }
     }
 }
 

@@ -9,16 +9,17 @@ use bytes::Bytes;
 use super::api::{self, Range};
 use super::engine::Engine;
 use super::lanes::Lanes;
+use super::staging::Staging;
 use super::{
     BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
     Program, PutOptions, RunOptions, Tensor,
 };
 use crate::connection::{Client, Counters, RequestId};
-use crate::memory::{Landing, Region, Slab, copy_counted};
+use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
     Arguments, ContentHash, DecodeError, Finish, Handle, Offered, OpenedSession, PutBody, PutRequest, PutTarget, Reply,
-    Request, TensorSpec,
+    Request, Shared, TensorSpec,
 };
 
 /// A session on a server. One owner; requests can still be in flight together: [`Self::start_put`], [`Self::start_run`].
@@ -27,6 +28,9 @@ pub struct Session {
     scratch: Vec<u8>,
     /// Slabs of earlier gets, to be filled again.
     slabs: Vec<Slab>,
+    staging: Staging,
+    /// Sessions lost when the staging memory was looked at last.
+    staged_for: u64,
 }
 
 /// A request in flight. Pass it to the matching `finish_` call; dropped, its answer is kept until the session ends.
@@ -36,7 +40,19 @@ pub struct Pending {
     id: RequestId,
     /// Where a sliced get lands.
     landing: Option<Arc<Landing>>,
+    /// Where a get over shared memory goes.
+    into: Option<Into>,
 }
+
+/// A get whose bytes the server writes to this side's memory.
+#[derive(Debug)]
+struct Into {
+    slab: Slab,
+    range: Range,
+}
+
+/// How often a get that was interrupted is begun again.
+const SECOND_CHANCES: u32 = 16;
 
 impl Session {
     /// Connects and opens a session (or takes up `options.client.resume`).
@@ -49,7 +65,10 @@ impl Session {
         engine.wait(|c| c.is_ready() || c.dead().is_some());
         match engine.client().dead() {
             Some(error) => Err(error.clone()),
-            None => Ok(Self { engine, scratch: Vec::new(), slabs: Vec::new() }),
+            None => {
+                let staging = Staging::new(options.staging);
+                Ok(Self { engine, scratch: Vec::new(), slabs: Vec::new(), staging, staged_for: 0 })
+            }
         }
     }
 
@@ -125,6 +144,54 @@ impl Session {
 
     // ---- tensors
 
+    /// Memory that the server can read and write, too, where the link shares memory (`shm://`): a put of it, or of a part, copies
+    /// nothing. Over other links it is ordinary memory. While a tensor lies in it, the memory cannot be written again.
+    ///
+    /// # Errors
+    /// [`ClientError::OutOfMemory`], or the server is gone.
+    pub fn shared(&mut self, len: usize) -> Result<Slab, ClientError> {
+        let slab = self.slab(len)?;
+        if slab.populate() {
+            // The server has mapped it when it answers.
+            self.ping()?;
+        }
+        Ok(slab)
+    }
+
+    fn slab(&mut self, len: usize) -> Result<Slab, ClientError> {
+        let full = || ClientError::OutOfMemory { bytes: len as u64 };
+        if !self.engine.lanes.can_share() {
+            return Slab::try_zeroed(len).ok_or_else(full);
+        }
+        let bytes = Arc::new(SharedBytes::new(len).map_err(|_| full())?);
+        self.engine.lanes.shares().add(bytes.clone());
+        self.engine.lanes.tell_shares(Instant::now());
+        Ok(Slab::shared(bytes))
+    }
+
+    /// Where the bytes of a put lie in memory that the server shares, or were copied to.
+    fn place(&mut self, data: &Bytes, options: &PutOptions<'_>) -> Option<Shared> {
+        // What others see, or what is checked, is the server's own.
+        if options.weight.is_some() || options.name.is_some() || !self.engine.lanes.can_share() {
+            return None;
+        }
+        if let Some((place, bytes)) = self.engine.lanes.shares().find(data) {
+            bytes.take_use();
+            return Some(place);
+        }
+        if data.len() as u64 <= self.eager_bytes() {
+            return None;
+        }
+        let lost = self.sessions_lost();
+        if std::mem::replace(&mut self.staged_for, lost) != lost {
+            self.staging.clear();
+        }
+        let shares = self.engine.lanes.shares().clone();
+        let place = self.staging.copy(data, &shares)?;
+        self.engine.lanes.tell_shares(Instant::now());
+        Some(place)
+    }
+
     /// Makes a tensor resident, and waits for it. `data` is sent from where it lies.
     ///
     /// # Errors
@@ -146,6 +213,9 @@ impl Session {
     ) -> Result<Pending, ClientError> {
         if data.len() as u64 != spec.bytes() {
             return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
+        }
+        if let Some(place) = self.place(&data, &options) {
+            return Ok(self.start(&api::put_new(spec, options, PutBody::Passed(place)), None));
         }
         if spec.bytes() <= self.eager_bytes() {
             let request = api::put_new(spec, options, PutBody::Inline(&data));
@@ -235,20 +305,39 @@ impl Session {
         let bytes = usize::try_from(length).map_err(|_| DecodeError::Overflow("length"))?;
         let slab = match self.slabs.iter().position(|s| s.len() == bytes) {
             Some(i) => self.slabs.swap_remove(i),
-            None => Slab::try_zeroed(bytes).ok_or(ClientError::OutOfMemory { bytes: length })?,
+            None => self.slab(bytes)?,
         };
+        if self.engine.lanes.can_share()
+            && let Some((into, _)) = self.engine.lanes.shares().find(&slab)
+        {
+            let mut pending = self.start(&Request::GetInto { handle, offset, length, into }, None);
+            pending.into = Some(Into { slab, range: Range { handle, offset, length } });
+            return Ok(pending);
+        }
         let slice_bytes = self.slice_bytes();
         let landing = Landing::new(vec![slab], slice_bytes);
         let request = Request::Get { handle, offset, length, sliced: Some(slice_bytes) };
         let id = self.engine.client().start_get(&request, landing.clone());
-        Ok(Pending { id, landing: Some(landing) })
+        Ok(Pending { id, landing: Some(landing), into: None })
     }
 
     /// Waits for a get.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn finish_get(&mut self, pending: Pending) -> Result<Region, ClientError> {
+    pub fn finish_get(&mut self, mut pending: Pending) -> Result<Region, ClientError> {
+        for _ in 0..SECOND_CHANCES {
+            let Some(Into { slab, range }) = pending.into.take() else { break };
+            match self.finish(pending.id, |reply| api::got(&reply).map(|_| ())) {
+                Ok(()) => return Ok(slab.freeze()),
+                // The connection was lost. The old one's server side may still write there: not here again.
+                Err(ClientError::Interrupted) => {
+                    drop(slab);
+                    pending = self.start_get(range.handle, range.offset, range.length)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let inline = self.finish(pending.id, |reply| {
             let bytes = api::got(&reply)?;
             let mut slab = Slab::zeroed(bytes.len());
@@ -492,13 +581,13 @@ impl Session {
         if let Err(error) = sent {
             self.engine.lanes.broken(&error, Instant::now());
         }
-        Pending { id, landing: None }
+        Pending { id, landing: None, into: None }
     }
 
     fn start_sliced(&mut self, request: &Request<'_>, data: Bytes, slice_bytes: u32) -> Pending {
         let id = self.engine.client().start_put(request, vec![data], slice_bytes);
         self.engine.lanes.turn(Instant::now());
-        Pending { id, landing: None }
+        Pending { id, landing: None, into: None }
     }
 
     fn call<T>(

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::shares::{Shares, Told};
 use crate::connection::{Client, ClientError};
 use crate::link::wait::Interest;
 use crate::link::{Bulk, Dial, Stream, dialer};
@@ -17,11 +18,22 @@ pub(super) struct Lanes {
     dial: Box<dyn Dial>,
     control: Option<Arc<dyn Stream>>,
     bulk: Vec<Box<dyn Bulk>>,
+    shares: Arc<Shares>,
+    /// What the control lane knows of them.
+    told: Told,
 }
 
 impl Lanes {
     pub(super) fn new(uri: Uri, client: Client) -> Self {
-        Self { client, dial: dialer(&uri), uri, control: None, bulk: Vec::new() }
+        Self {
+            client,
+            dial: dialer(&uri),
+            uri,
+            control: None,
+            bulk: Vec::new(),
+            shares: Arc::default(),
+            told: Told::default(),
+        }
     }
 
     /// Moves what can be moved without waiting. Whether anything was.
@@ -34,6 +46,7 @@ impl Lanes {
             match self.dial.control() {
                 Ok(stream) => {
                     self.control = Some(stream);
+                    self.told = Told::default();
                     self.client.connected(now);
                 }
                 Err(error) => self.client.lost(&format!("{}: {error}", self.uri), Instant::now()),
@@ -60,6 +73,25 @@ impl Lanes {
     /// The control lane, where frames may go out at once.
     pub(super) fn split(&mut self) -> (&mut Client, Option<&dyn Stream>) {
         (&mut self.client, self.control.as_deref())
+    }
+
+    /// What the session shares with its server.
+    pub(super) fn shares(&self) -> &Arc<Shares> {
+        &self.shares
+    }
+
+    /// Whether it can share anything, over the lane that it has now.
+    pub(super) fn can_share(&self) -> bool {
+        self.control.as_ref().is_some_and(|control| control.can_share())
+    }
+
+    /// Tells the server of what was shared since the last time, before any byte that is sent later.
+    pub(super) fn tell_shares(&mut self, now: Instant) {
+        if let Some(control) = &self.control
+            && let Err(error) = self.shares.tell(&**control, &mut self.told)
+        {
+            self.broken(&error, now);
+        }
     }
 
     /// A send on the control lane failed.
@@ -101,6 +133,7 @@ impl Lanes {
         let mut moved = false;
         self.client.timeout(now)?;
         let Some(control) = &self.control else { return Ok(false) };
+        self.shares.tell(&**control, &mut self.told).map_err(|e| gone(&e))?;
         if self.client.has_output() {
             let mut sink: &dyn Stream = &**control;
             self.client.flush(&mut sink).map_err(|e| gone(&e))?;

@@ -9,6 +9,8 @@ pub mod blocking;
 mod engine;
 mod lanes;
 mod session;
+mod shares;
+mod staging;
 
 pub use crate::connection::ClientError;
 pub use api::{

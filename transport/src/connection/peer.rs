@@ -11,8 +11,8 @@ use super::bulk_in::{BulkEvent, Landings};
 use super::bulk_out::{BulkOut, Outgoing};
 use super::outbox::{Outbox, Sink};
 use super::service::Service;
-use crate::memory::{Landing, Region};
-use crate::wire::{Control, ErrorCode, Flags, Kind, RemoteError, Reply, body_crc, encode_header};
+use crate::memory::{Landing, NoRegion, PeerTarget, Region, Regions};
+use crate::wire::{Control, ErrorCode, Flags, Kind, RemoteError, Reply, Shared, body_crc, encode_header};
 
 /// Wakes the driver of one lane, from whatever thread: there is something to send, a landing was registered, or the connection
 /// was closed. Must be cheap and must not block.
@@ -38,6 +38,8 @@ pub struct Peer {
     lane_key: [u8; 16],
     control: Mutex<ControlOut>,
     driver: Arc<dyn Driver>,
+    /// What the client shares, where the link can share any.
+    regions: Option<Arc<Regions>>,
     lanes: Mutex<Vec<(u32, Arc<dyn Driver>)>>,
     landings: Landings,
     bulk: BulkOut,
@@ -57,12 +59,14 @@ struct ControlOut {
 
 impl Peer {
     pub(super) fn new(id: u64, lane_key: [u8; 16], sink: Box<dyn Sink>, driver: Arc<dyn Driver>) -> Arc<Self> {
+        let regions = sink.regions();
         let out = ControlOut { outbox: Outbox::default(), sink, meta: Vec::new(), payload: Vec::new() };
         Arc::new(Self {
             id,
             lane_key,
             control: Mutex::new(out),
             driver,
+            regions,
             lanes: Mutex::default(),
             landings: Landings::default(),
             bulk: BulkOut::default(),
@@ -132,6 +136,27 @@ impl Peer {
     pub fn discard(&self, id: u64) {
         self.landings.end(id);
         self.wake_lanes();
+    }
+
+    /// Bytes in memory that the client shares, where they lie.
+    ///
+    /// # Errors
+    /// [`ErrorCode::OutOfRange`]: they are not there. [`ErrorCode::BadArgument`]: this link shares no memory, or not that.
+    pub fn passed(&self, place: Shared, length: u64) -> Result<Region, RemoteError> {
+        self.regions()?.passed(place.region, place.offset, length).map_err(|e| no_region(&e))
+    }
+
+    /// Memory that the client shares, to be filled for it.
+    ///
+    /// # Errors
+    /// As [`Self::passed`].
+    pub fn target(&self, place: Shared, length: u64) -> Result<PeerTarget, RemoteError> {
+        self.regions()?.target(place.region, place.offset, length).map_err(|e| no_region(&e))
+    }
+
+    fn regions(&self) -> Result<&Regions, RemoteError> {
+        let message = "this connection shares no memory: send the bytes, or connect by shm://";
+        self.regions.as_deref().ok_or_else(|| RemoteError::new(ErrorCode::BadArgument, message))
     }
 
     /// Ends the connection, and tells the client why.
@@ -293,6 +318,14 @@ impl std::fmt::Debug for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Peer").field("id", &self.id).field("closed", &self.is_closed()).finish_non_exhaustive()
     }
+}
+
+fn no_region(error: &NoRegion) -> RemoteError {
+    let code = match error {
+        NoRegion::Outside { .. } => ErrorCode::OutOfRange,
+        _ => ErrorCode::BadArgument,
+    };
+    RemoteError::new(code, error.to_string())
 }
 
 /// An error that a peer made before it had credits to be counted: not a reply to a counted request.

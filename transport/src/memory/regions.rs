@@ -88,14 +88,14 @@ impl Regions {
         Ok(Region::of_peer(PeerBytes { used, range }))
     }
 
-    /// Where to write bytes for the client, which has taken a use for them.
+    /// Where to write bytes for the client.
     ///
     /// # Errors
     /// As [`Self::passed`].
     pub fn target(&self, number: u64, offset: u64, length: u64) -> Result<PeerTarget, NoRegion> {
-        let used = Used(self.find(number)?);
-        let range = within(&used.0, offset, length)?;
-        Ok(PeerTarget { used, range, filled: 0 })
+        let bytes = self.find(number)?;
+        let range = within(&bytes, offset, length)?;
+        Ok(PeerTarget { bytes, range, filled: 0 })
     }
 
     fn find(&self, number: u64) -> Result<Arc<SharedBytes>, NoRegion> {
@@ -150,7 +150,7 @@ impl AsRef<[u8]> for PeerBytes {
 /// Memory of a client that this side fills for it.
 #[derive(Debug)]
 pub struct PeerTarget {
-    used: Used,
+    bytes: Arc<SharedBytes>,
     range: Range<usize>,
     filled: usize,
 }
@@ -160,11 +160,11 @@ impl PeerTarget {
     pub fn write(&mut self, bytes: &[u8]) {
         let n = bytes.len().min(self.range.len() - self.filled);
         count_copied(n);
-        // SAFETY: the range lies within the mapping, which `used` keeps; `filled + n` is at most its length. The client's bytes
+        // SAFETY: the range lies within the mapping, which `self` keeps; `filled + n` is at most its length. The client's bytes
         // and this side's do not overlap, unless the bytes are that client's own (it asks for what it passed): then `copy`
         // does what is right.
         unsafe {
-            std::ptr::copy(bytes.as_ptr(), self.used.0.start().as_ptr().add(self.range.start + self.filled), n);
+            std::ptr::copy(bytes.as_ptr(), self.bytes.start().as_ptr().add(self.range.start + self.filled), n);
         }
         self.filled += n;
     }
@@ -224,12 +224,10 @@ mod tests {
     fn a_target_takes_no_more_than_it_has() {
         let (regions, ours) = (Regions::default(), SharedBytes::new(4096).unwrap());
         share(&regions, 1, &ours);
-        ours.take_use();
         let mut target = regions.target(1, 10, 20).unwrap();
         target.write(&[1; 15]);
         target.write(&[2; 15]);
         drop(target);
-        assert!(!ours.is_used());
         // SAFETY: the mapping has 4096 bytes, and nobody writes them any more.
         let bytes = unsafe { std::slice::from_raw_parts(ours.start().as_ptr(), 40) };
         assert_eq!((bytes[9], &bytes[10..25], &bytes[25..30], bytes[30]), (0, &[1; 15][..], &[2; 5][..], 0));

@@ -31,7 +31,9 @@ pub enum NotShared {
     #[error("the descriptor is no file in memory: pass one made by memfd_create, without huge pages of its own")]
     Kind,
     /// It could be cut short under the mapping.
-    #[error("the memory is not sealed against shrinking and growing: add F_SEAL_SHRINK and F_SEAL_GROW before it is passed")]
+    #[error(
+        "the memory is not sealed against shrinking and growing: add F_SEAL_SHRINK and F_SEAL_GROW before it is passed"
+    )]
     Unsealed,
     /// Its size is not what was said.
     #[error("the memory has {found} bytes, {said} were said")]
@@ -96,15 +98,20 @@ impl SharedMemory {
 
     /// Makes all of its pages present, and large ones where the system has them: slow, and then no access waits for a page.
     pub fn populate(&self) {
+        // Neither is needed for anything but speed.
         #[cfg(target_os = "linux")]
-        {
-            // Neither is needed for anything but speed.
-            let _ = self.map.advise(Advice::PopulateWrite);
-            if self.len >= LARGE {
-                // Large pages of shared memory are off by default for all but those who ask for them this way.
-                // SAFETY: the range is this mapping, and collapsing changes no byte.
-                unsafe { libc::madvise(self.map.as_mut_ptr().cast(), self.len, libc::MADV_COLLAPSE) };
-            }
+        let _ = self.map.advise(Advice::PopulateWrite);
+        self.join(0, self.len);
+    }
+
+    /// Joins pages between these two offsets to large ones, where they are present and the system has large ones. Those of
+    /// shared memory are off by default for all but those who ask for them this way.
+    pub fn join(&self, from: usize, to: usize) {
+        let (from, to) = (from.next_multiple_of(LARGE), to.min(self.len) / LARGE * LARGE);
+        #[cfg(target_os = "linux")]
+        if from < to {
+            // SAFETY: the range is within this mapping, and joining pages changes no byte.
+            unsafe { libc::madvise(self.start().as_ptr().add(from).cast(), to - from, libc::MADV_COLLAPSE) };
         }
     }
 
@@ -259,7 +266,7 @@ mod tests {
         let mut file = tempfile();
         file.write_all(&[0; ALIGN]).unwrap();
         assert!(matches!(SharedMemory::adopt(file.into(), ALIGN as u64), Err(NotShared::Kind | NotShared::Unsealed)));
-        let (read, _write) = std::io::pipe().unwrap();
+        let (read, _write) = io::pipe().unwrap();
         assert!(matches!(SharedMemory::adopt(read.into(), ALIGN as u64), Err(NotShared::Kind)));
         let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(matches!(SharedMemory::adopt(socket.into(), ALIGN as u64), Err(NotShared::Kind)));

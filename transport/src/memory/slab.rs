@@ -9,6 +9,7 @@ use memmap2::MmapMut;
 
 use super::pool::Shelf;
 use super::regions::PeerBytes;
+use super::shared::SharedBytes;
 
 /// Alignment of every slab: a page, so that any element type, any vector width and any registration fits.
 pub(super) const ALIGN: usize = 4096;
@@ -33,9 +34,28 @@ impl Slab {
         Self { block, len }
     }
 
+    /// A slab over memory that a server maps, too. The caller has made it, and gives it to nobody else.
+    pub(crate) fn shared(bytes: Arc<SharedBytes>) -> Self {
+        let (ptr, len) = (bytes.start(), bytes.len());
+        let block = Block::known(ptr, len, Backing::Shared(bytes));
+        Self { block, len }
+    }
+
     /// Where its bytes are, for a [`super::Landing`], which owns the slab while it uses this.
     pub(super) fn start(&self) -> NonNull<u8> {
         self.block.ptr
+    }
+
+    /// Makes the pages of shared memory present. Whether it is shared.
+    pub(crate) fn populate(&self) -> bool {
+        let Backing::Shared(bytes) = &self.block.backing else { return false };
+        bytes.memory().populate();
+        true
+    }
+
+    /// Whether a server may read its bytes now.
+    pub(crate) fn is_used(&self) -> bool {
+        matches!(&self.block.backing, Backing::Shared(bytes) if bytes.is_used())
     }
 
     pub(super) fn from_block(block: Block, len: usize) -> Self {
@@ -128,6 +148,8 @@ impl Region {
     pub fn try_thaw(self) -> Result<Slab, Self> {
         let Self { holder, range } = self;
         match holder {
+            // A server still reads them.
+            Holder::Slab(slab) if slab.is_used() => Err(Self { holder: Holder::Slab(slab), range }),
             Holder::Slab(slab) => Arc::try_unwrap(slab).map_err(|slab| Self { holder: Holder::Slab(slab), range }),
             Holder::Foreign(_) | Holder::Peer(_) => Err(Self { holder, range }),
         }
@@ -172,13 +194,24 @@ impl AsRef<[u8]> for Region {
     }
 }
 
+/// What a block is.
+enum Backing {
+    Heap,
+    /// A large one.
+    /// Held for its end, which unmaps it.
+    Map {
+        _map: MmapMut,
+    },
+    /// One that a server maps, too.
+    Shared(Arc<SharedBytes>),
+}
+
 /// An allocation that knows the shelf it goes back to.
 pub(super) struct Block {
     pub(super) ptr: NonNull<u8>,
     pub(super) capacity: usize,
     pub(super) shelf: Weak<Shelf>,
-    /// What a large block is; small ones are on the heap.
-    map: Option<MmapMut>,
+    backing: Backing,
 }
 
 // SAFETY: a block is plain memory owned by exactly one `Slab` (or shelf) at a time.
@@ -197,19 +230,20 @@ impl Block {
             let capacity = capacity.max(1);
             // SAFETY: the layout's size is not zero.
             let ptr = unsafe { alloc_zeroed(Self::layout(capacity)) };
-            return Some(Self::known(NonNull::new(ptr)?, capacity, None));
+            return Some(Self::known(NonNull::new(ptr)?, capacity, Backing::Heap));
         }
         let mut map = MmapMut::map_anon(capacity).ok()?;
         // Streaming through weights is a little faster in large pages. A kernel that has none says so, and need not have.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        Some(Self::known(NonNull::new(map.as_mut_ptr())?, capacity, Some(map)))
+        let ptr = NonNull::new(map.as_mut_ptr())?;
+        Some(Self::known(ptr, capacity, Backing::Map { _map: map }))
     }
 
-    fn known(ptr: NonNull<u8>, capacity: usize, map: Option<MmapMut>) -> Self {
+    fn known(ptr: NonNull<u8>, capacity: usize, backing: Backing) -> Self {
         #[cfg(feature = "rdma")]
         super::extents::add(ptr.as_ptr(), capacity, true);
-        Self { ptr, capacity, shelf: Weak::new(), map }
+        Self { ptr, capacity, shelf: Weak::new(), backing }
     }
 
     fn layout(capacity: usize) -> Layout {
@@ -221,7 +255,7 @@ impl Block {
 impl Drop for Slab {
     fn drop(&mut self) {
         let Some(shelf) = self.block.shelf.upgrade() else { return };
-        let empty = Block { ptr: NonNull::dangling(), capacity: 0, shelf: Weak::new(), map: None };
+        let empty = Block { ptr: NonNull::dangling(), capacity: 0, shelf: Weak::new(), backing: Backing::Heap };
         shelf.put_back(std::mem::replace(&mut self.block, empty));
     }
 }
@@ -232,7 +266,7 @@ impl Drop for Block {
         if self.capacity != 0 {
             super::extents::remove(self.ptr.as_ptr());
         }
-        if self.capacity != 0 && self.map.is_none() {
+        if self.capacity != 0 && matches!(self.backing, Backing::Heap) {
             // SAFETY: allocated by `Block::new` with this very layout, and owned by nobody else.
             unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.capacity)) }
         }

@@ -30,7 +30,7 @@ pub use local::{LOCAL_BYTES, Local};
 pub use one_sided::{Heads, OneSided, PIECES, Piece, Pieces, WINDOWS};
 pub use rdma::{Immediate, PRIVATE_BYTES, Private};
 pub use reply::{DeviceEntry, Finish, Offered, OpenedSession, Reply, StatEntry};
-pub use request::{BindEntry, PutBody, PutRequest, PutTarget, Request, set_announce, set_id};
+pub use request::{BindEntry, PutBody, PutRequest, PutTarget, Request, Shared, set_announce, set_id};
 pub use slice::{SLICE_FRAME_BYTES, SliceChecker, SliceHead};
 pub use types::{ContentHash, Handle, ResidencyCode, SessionToken, TensorSpec};
 

@@ -453,10 +453,14 @@ impl Client {
             self.in_flight += 1;
         }
         // A large echo that went out is not worth a copy: it fails with its connection.
-        if !(flows && kind == Kind::Echo && body.len() > 4096) {
+        // Nor is what asks for bytes in shared memory: an answer to the first asking may still be on its way there.
+        let once = (flows && kind == Kind::Echo && body.len() > 4096) || matches!(request, Request::GetInto { .. });
+        if !once {
             match (slot.payload.is_empty(), kind) {
                 (false, _) => {}
-                (true, Kind::Echo | Kind::Put | Kind::Run) => crate::memory::extend_counted(&mut frame, body),
+                (true, Kind::Echo | Kind::Put | Kind::Run) if borrowed.is_some() => {
+                    crate::memory::extend_counted(&mut frame, body);
+                }
                 // Tables and graphs, not tensors.
                 (true, _) => frame.extend_from_slice(body),
             }

@@ -104,7 +104,10 @@ impl ControlStream {
                 }
                 Ok(Some(_)) => {
                     self.closed.store(true, Ordering::Release);
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a message that has no place on this socket"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "a message that has no place on this socket",
+                    ));
                 }
                 Ok(None) => {
                     self.closed.store(true, Ordering::Release);

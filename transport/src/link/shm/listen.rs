@@ -78,7 +78,10 @@ pub fn accepted(stream: UnixStream) -> io::Result<Option<Arc<dyn Stream>>> {
     let (own, peer) = (own_user(), peer_user(&stream)?);
     let socket = Socket::new(stream)?;
     if !may_share(own, peer) {
-        tracing::warn!(user = peer, "a client of another user is refused: shared memory is for this server's user, and root");
+        tracing::warn!(
+            user = peer,
+            "a client of another user is refused: shared memory is for this server's user, and root"
+        );
         // If the client does not hear it, it hears the end.
         let _ = socket.send(Local::Refused { server: own, client: peer }, None);
         return Ok(None);

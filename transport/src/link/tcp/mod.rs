@@ -7,6 +7,6 @@ mod socket;
 mod splice;
 
 pub use dial::Dialer;
-pub use socket::{Path, accepted, connect, connect_to, recv, recv_two, tune};
 pub(super) use socket::send;
+pub use socket::{Path, accepted, connect, connect_to, recv, recv_two, tune};
 pub use splice::{Splice, Spliced};

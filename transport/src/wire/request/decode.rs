@@ -5,7 +5,9 @@ use super::super::error::DecodeError;
 use super::super::header::{Flags, Header, Kind};
 use super::super::types::{ContentHash, Handle, ResidencyCode, SessionToken, TensorSpec};
 use super::super::{layout, limits};
-use super::{ANNOUNCE, ANY_POSITION, BindEntry, HASHED, PutBody, PutRequest, PutTarget, Request, SLICED};
+use super::{
+    ANNOUNCE, ANY_POSITION, BindEntry, HASHED, PASSED, PutBody, PutRequest, PutTarget, Request, SLICED, Shared,
+};
 
 impl<'a> Request<'a> {
     /// Checks a request whole. The caller has checked the header and the body's checksum.
@@ -21,6 +23,7 @@ impl<'a> Request<'a> {
             kind,
             Kind::Echo
                 | Kind::Put
+                | Kind::Get
                 | Kind::Lookup
                 | Kind::Offer
                 | Kind::Define
@@ -48,7 +51,7 @@ impl<'a> Request<'a> {
             Kind::Close => empty(meta, Self::Close),
             Kind::Echo => empty(meta, Self::Echo(payload)),
             Kind::Put => put(meta, payload).map(Self::Put),
-            Kind::Get => get(meta),
+            Kind::Get => get(meta, payload),
             Kind::Copy => {
                 let raw = layout::whole::<layout::Copy>(meta)?;
                 layout::zero(&raw.zero, "copy")?;
@@ -148,7 +151,7 @@ fn put<'a>(meta: &'a [u8], payload: &'a [u8]) -> Result<PutRequest<'a>, DecodeEr
     layout::zero(&raw.zero, "put")?;
     layout::zero(&raw.zero2, "put")?;
     layout::zero(&raw.zero3, "put")?;
-    if raw.flags & !(SLICED | ANNOUNCE | HASHED) != 0 {
+    if raw.flags & !(SLICED | ANNOUNCE | HASHED | PASSED) != 0 {
         return Err(DecodeError::Reserved("put flags"));
     }
     let (spec, rest) = TensorSpec::take(rest)?;
@@ -181,7 +184,12 @@ fn put<'a>(meta: &'a [u8], payload: &'a [u8]) -> Result<PutRequest<'a>, DecodeEr
     if let PutTarget::New { residency: ResidencyCode::Weight, hash: None, .. } = target {
         return Err(DecodeError::Range("a weight needs its content hash"));
     }
-    let body = if raw.flags & SLICED != 0 {
+    let body = if raw.flags & PASSED != 0 {
+        if raw.flags & (SLICED | ANNOUNCE) != 0 {
+            return Err(DecodeError::Reserved("put flags"));
+        }
+        PutBody::Passed(shared(payload, spec.bytes())?)
+    } else if raw.flags & SLICED != 0 {
         empty(payload, ())?;
         PutBody::Sliced { slice_bytes: slice_bytes(raw.slice_bytes.get())?, announce: raw.flags & ANNOUNCE != 0 }
     } else if payload.len() as u64 == spec.bytes() {
@@ -192,11 +200,24 @@ fn put<'a>(meta: &'a [u8], payload: &'a [u8]) -> Result<PutRequest<'a>, DecodeEr
     Ok(PutRequest { target, spec, body })
 }
 
-fn get(meta: &[u8]) -> Result<Request<'_>, DecodeError> {
+/// A place in shared memory with `length` bytes from it on.
+fn shared(payload: &[u8], length: u64) -> Result<Shared, DecodeError> {
+    let raw = layout::whole::<layout::Shared>(payload)?;
+    let (region, offset) = (raw.region.get(), raw.offset.get());
+    offset.checked_add(length).ok_or(DecodeError::Overflow("offset and length in shared memory"))?;
+    Ok(Shared { region, offset })
+}
+
+fn get<'a>(meta: &[u8], payload: &[u8]) -> Result<Request<'a>, DecodeError> {
     let raw = layout::whole::<layout::Get>(meta)?;
     layout::zero(&raw.zero, "get")?;
     let (offset, length) = (raw.offset.get(), raw.length.get());
     offset.checked_add(length).ok_or(DecodeError::Overflow("offset and length"))?;
+    if raw.sliced == 2 {
+        let into = shared(payload, length)?;
+        return Ok(Request::GetInto { handle: Handle::from_field(&raw.handle), offset, length, into });
+    }
+    empty(payload, ())?;
     let sliced = match raw.sliced {
         0 => None,
         1 => Some(slice_bytes(raw.slice_bytes.get())?),

@@ -5,7 +5,7 @@ use zerocopy::IntoBytes;
 use super::super::header::{HEADER_BYTES, Kind, body_crc, decode_header, encode_header};
 use super::super::types::{Handle, ResidencyCode};
 use super::super::{layout, limits};
-use super::{ANNOUNCE, ANY_POSITION, HASHED, PutBody, PutRequest, PutTarget, Request, SLICED};
+use super::{ANNOUNCE, ANY_POSITION, HASHED, PASSED, PutBody, PutRequest, PutTarget, Request, SLICED, Shared};
 
 impl Request<'_> {
     /// The kind of the frame. Metadata is appended to `meta`; the payload is `self.payload()` if that is `Some`, else what
@@ -26,6 +26,9 @@ impl Request<'_> {
             Self::Echo(_) => Kind::Echo,
             Self::Put(put) => {
                 put.encode(meta);
+                if let PutBody::Passed(shared) = &put.body {
+                    payload.extend_from_slice(shared.to_field().as_bytes());
+                }
                 Kind::Put
             }
             Self::Get { handle, offset, length, sliced } => {
@@ -38,6 +41,19 @@ impl Request<'_> {
                     zero: [0; 3],
                 };
                 meta.extend_from_slice(raw.as_bytes());
+                Kind::Get
+            }
+            Self::GetInto { handle, offset, length, into } => {
+                let raw = layout::Get {
+                    handle: handle.to_field(),
+                    offset: (*offset).into(),
+                    length: (*length).into(),
+                    slice_bytes: 0.into(),
+                    sliced: 2,
+                    zero: [0; 3],
+                };
+                meta.extend_from_slice(raw.as_bytes());
+                payload.extend_from_slice(into.to_field().as_bytes());
                 Kind::Get
             }
             Self::Copy { handle, device } => {
@@ -152,11 +168,18 @@ impl Request<'_> {
     }
 }
 
+impl Shared {
+    fn to_field(self) -> layout::Shared {
+        layout::Shared { region: self.region.into(), offset: self.offset.into() }
+    }
+}
+
 impl PutRequest<'_> {
     fn encode(&self, meta: &mut Vec<u8>) {
         let none = Handle { index: 0, generation: 0, epoch: 0 };
         let (mut flags, slice_bytes) = match self.body {
             PutBody::Inline(_) => (0, 0),
+            PutBody::Passed(_) => (PASSED, 0),
             PutBody::Sliced { slice_bytes, announce } => (SLICED | if announce { ANNOUNCE } else { 0 }, slice_bytes),
         };
         let (target, handle, offset) = match self.target {

@@ -45,6 +45,18 @@ pub enum Request<'a> {
         /// `Some(slice size)`: send it in slices over the bulk lanes; `None`: inline.
         sliced: Option<u32>,
     },
+    /// Reads a range of bytes of a tensor into memory that the client shares. A client that asks again, after a reconnect, asks
+    /// for other memory: the first answer may still be on its way to this.
+    GetInto {
+        /// Which.
+        handle: Handle,
+        /// First byte.
+        offset: u64,
+        /// Bytes; 0: to the end.
+        length: u64,
+        /// Where to.
+        into: Shared,
+    },
     /// Copies a tensor on the server.
     Copy {
         /// Which.
@@ -195,6 +207,17 @@ pub enum PutBody<'a> {
         /// The client wants to hear which slices landed earlier before it sends any.
         announce: bool,
     },
+    /// They are there: in memory that the client shares. It does not change them until the server says that it may.
+    Passed(Shared),
+}
+
+/// A place in memory that the client shares over this connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// The number that the client gave the memory.
+    pub region: u64,
+    /// First byte.
+    pub offset: u64,
 }
 
 /// One resident of a bind.
@@ -210,6 +233,7 @@ pub struct BindEntry {
 const SLICED: u8 = 1;
 const ANNOUNCE: u8 = 2;
 const HASHED: u8 = 4;
+const PASSED: u8 = 8;
 /// "Any position": a cache never gets this long.
 const ANY_POSITION: u32 = u32::MAX;
 
@@ -233,6 +257,7 @@ impl<'a> Request<'a> {
                 | Self::Resume { .. }
                 | Self::Echo(_)
                 | Self::Get { .. }
+                | Self::GetInto { .. }
                 | Self::LookupHandle(_)
                 | Self::Devices
                 | Self::Stats
