@@ -81,7 +81,7 @@ impl Shares {
 
 impl All {
     fn drop_unused(&mut self) {
-        let All { pieces, gone, .. } = self;
+        let Self { pieces, gone, .. } = self;
         // Only this list has it. The server keeps what it still reads mapped by itself.
         gone.extend(pieces.extract_if(.., |(_, piece)| Arc::strong_count(piece) == 1).map(|(number, _)| number));
     }

@@ -49,7 +49,7 @@ pub enum NotShared {
 }
 
 /// What [`rustix::fs::fstatfs`] calls files in memory; those in huge pages of their own have another number.
-const TMPFS_MAGIC: i64 = 0x0102_1994;
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 /// From here on pages are asked for all at once.
 const LARGE: usize = 2 << 20;
@@ -80,7 +80,7 @@ impl SharedMemory {
         let status = rustix::fs::fstat(&file).map_err(io::Error::from)?;
         let regular = rustix::fs::FileType::from_raw_mode(status.st_mode) == rustix::fs::FileType::RegularFile;
         let system = rustix::fs::fstatfs(&file).map_err(io::Error::from)?.f_type;
-        if !regular || i64::from(system) != TMPFS_MAGIC {
+        if !regular || system != TMPFS_MAGIC {
             return Err(NotShared::Kind);
         }
         let seals = rustix::fs::fcntl_get_seals(&file).map_err(|_| NotShared::Unsealed)?;
