@@ -10,3 +10,5 @@ pub mod proxy;
 pub mod raw;
 pub mod serve;
 pub mod witness;
+#[cfg(feature = "rdma")]
+pub mod rdma;

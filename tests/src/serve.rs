@@ -43,12 +43,20 @@ impl Live {
     /// # Panics
     /// If it cannot start: the test cannot go on.
     pub fn start_at(config: Config, uri: &Uri) -> Self {
+        Self::start_on(config, || Listener::bind(uri).expect("a port"))
+    }
+
+    /// Starts it on a listener of this making, which is called within a tokio runtime.
+    ///
+    /// # Panics
+    /// If it cannot start: the test cannot go on.
+    pub fn start_on(config: Config, listener: impl FnOnce() -> Listener) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let executor = Arc::new(Executor::new(config).expect("a server"));
         let server = Server::new(executor.clone());
         let within = runtime.enter();
-        let listener = Listener::bind(uri).expect("a port");
+        let listener = listener();
         let uri = listener.uri().expect("an address");
         drop(within);
         runtime.spawn(async move { server.run(listener).await });

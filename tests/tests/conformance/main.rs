@@ -2,6 +2,8 @@
 //! [`link::Link`].
 
 mod link;
+#[cfg(feature = "rdma")]
+mod rdma;
 mod sim;
 mod suite;
 mod tcp;
@@ -26,3 +28,5 @@ macro_rules! conforms {
 
 conforms!(over_tcp, crate::tcp::Tcp);
 conforms!(simulated, crate::sim::Simulated);
+#[cfg(feature = "rdma")]
+conforms!(over_rdma, crate::rdma::Rdma);

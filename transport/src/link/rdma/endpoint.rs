@@ -425,6 +425,14 @@ impl Endpoint {
         }
     }
 
+    /// The connection breaks, as if the network had.
+    pub(super) fn give_up(&mut self) {
+        let why = "the connection was made to break".to_owned();
+        self.broken.get_or_insert(Broken { sort: io::ErrorKind::ConnectionAborted, why });
+        // It breaks for the peer, too, who is told when the lane goes.
+        let _ = self.qp.fail();
+    }
+
     /// Marks an operation as done that needed no request.
     pub(super) fn finish(&mut self, token: Token) {
         self.done.push_back(token);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::domains::Membership;
 use super::endpoint::Endpoint;
+use super::faults::Faults;
 use super::granting::Granting;
 use super::options::Options;
 use crate::link::wait::Interest;
@@ -22,6 +23,7 @@ pub struct Lane {
     poll: OwnedFd,
     membership: Arc<Membership>,
     options: Options,
+    faults: Option<Arc<Faults>>,
 }
 
 impl Lane {
@@ -40,7 +42,7 @@ impl Lane {
                 return Err(io::Error::last_os_error());
             }
         }
-        Ok(Self { endpoint: Mutex::new(endpoint), poll, membership, options })
+        Ok(Self { endpoint: Mutex::new(endpoint), poll, membership, options, faults: None })
     }
 
     pub(super) fn endpoint(&self) -> MutexGuard<'_, Endpoint> {
@@ -54,6 +56,26 @@ impl Lane {
     /// Whether rights are given by memory windows.
     pub(super) fn has_windows(&self) -> bool {
         self.options.windows && self.membership.domain.facts().windows
+    }
+
+    pub(super) fn suffering(mut self, faults: Option<Arc<Faults>>) -> Self {
+        self.faults = faults;
+        self
+    }
+
+    pub(super) fn faults(&self) -> Option<&Faults> {
+        self.faults.as_deref()
+    }
+
+    /// Bytes have passed, and the lane may be made to break by it.
+    pub(super) fn pass(&self, bytes: usize, inward: bool) -> io::Result<()> {
+        match self.faults() {
+            Some(faults) if faults.pass(bytes, inward) => {
+                self.endpoint().give_up();
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn fd(&self) -> RawFd {
@@ -71,7 +93,8 @@ impl Stream for Lane {
             }
             if n > 0 {
                 endpoint.settle()?;
-                return Ok(n);
+                drop(endpoint);
+                return self.pass(n, true).map(|()| n);
             }
             if endpoint.is_at_end() {
                 return Ok(0);
@@ -85,14 +108,16 @@ impl Stream for Lane {
 
     fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut endpoint = self.endpoint();
-        match endpoint.write(bufs) {
+        let sent = match endpoint.write(bufs) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 endpoint.poll()?;
                 endpoint.failure()?;
-                endpoint.write(bufs)
+                endpoint.write(bufs)?
             }
-            other => other,
-        }
+            other => other?,
+        };
+        drop(endpoint);
+        self.pass(sent, false).map(|()| sent)
     }
 
     fn interest(&self, _read: bool, _write: bool) -> Interest {

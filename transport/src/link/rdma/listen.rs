@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 use super::cm::Id;
 use super::domains::Domains;
 use super::endpoint::Endpoint;
+use super::faults::Faults;
 use super::lane::Lane;
 use super::options::Options;
 use crate::link::Stream;
@@ -23,6 +24,7 @@ pub struct Listener {
     address: SocketAddr,
     domains: Domains,
     options: Options,
+    faults: Option<Arc<Faults>>,
 }
 
 /// The event channel's; the id owns it.
@@ -45,7 +47,14 @@ impl Listener {
         // SAFETY: the id is dropped after this (the fields' order), and with it the descriptor.
         let events = unsafe { AsyncFd::register_with_interest(Descriptor(id.fd()), Interest::READABLE) }?;
         let address = SocketAddr::new(address.ip(), id.port());
-        Ok(Self { events, id, address, domains: Domains::default(), options })
+        Ok(Self { events, id, address, domains: Domains::default(), options, faults: None })
+    }
+
+    /// Lanes of this listener suffer these, for a test.
+    #[must_use]
+    pub fn suffering(mut self, faults: Arc<Faults>) -> Self {
+        self.faults = Some(faults);
+        self
     }
 
     /// Where it listens, with the port that the system chose for port 0.
@@ -66,7 +75,7 @@ impl Listener {
                     let context = knock.id.context().ok_or_else(|| io::Error::other("a client without a device"))?;
                     let membership = self.domains.of(knock.said.domain, context)?;
                     let endpoint = Endpoint::accept(knock, &membership.domain, &self.options)?;
-                    return Ok(Arc::new(Lane::new(endpoint, membership, self.options)?));
+                    return Ok(Arc::new(Lane::new(endpoint, membership, self.options)?.suffering(self.faults.clone())));
                 }
                 Err(error) => {
                     // One client's fault: the listener goes on.

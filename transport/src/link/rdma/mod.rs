@@ -18,6 +18,7 @@ mod cm;
 mod dial;
 mod domains;
 mod endpoint;
+pub mod faults;
 mod granting;
 mod lane;
 mod listen;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rdma_sys::ibv_sge;
 
+use super::faults::WRITE_AGAIN;
 use super::lane::Lane;
 use super::verbs::Registration;
 use crate::connection::{BulkEvent, Client, ClientError, Framer, Outbox, Place, Taken};
@@ -53,6 +54,8 @@ struct Work {
     /// Operations in flight, in the order in which they complete: what their memory needs to stay.
     flight: VecDeque<(u64, Flight)>,
     last: u64,
+    /// The last right that was used, for [`WRITE_AGAIN`].
+    used: Option<Piece>,
 }
 
 #[derive(Clone, Copy)]
@@ -153,12 +156,14 @@ impl Work {
             readable: Vec::new(),
             flight: VecDeque::new(),
             last: 0,
+            used: None,
         }
     }
 
     fn turn(&mut self, lane: &Lane, client: &mut Client, now: Instant) -> Result<bool, ClientError> {
         lane.endpoint().poll().map_err(|e| gone(&e))?;
         let mut moved = self.completed(lane, client);
+        self.write_again(lane).map_err(|e| gone(&e))?;
         moved |= self.hear(lane, client)?;
         moved |= self.write(lane, client)?;
         moved |= self.read(lane, client, now)?;
@@ -300,6 +305,7 @@ impl Work {
             _slice: staged.is_none().then_some(slice),
             _staged: staged,
         };
+        self.used = grant.pieces.as_slice().first().copied();
         // Before anything is posted: what is posted finds its memory held, come what may.
         self.flight.push_back((token, held));
         for (piece, list) in matched(&list, grant.pieces.as_slice()) {
@@ -391,6 +397,26 @@ impl Work {
                 }
             }
         }
+    }
+
+    fn write_again(&mut self, lane: &Lane) -> io::Result<()> {
+        if !self.flight.is_empty() || !WRITE_AGAIN.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let Some(piece) = self.used.take() else { return Ok(()) };
+        WRITE_AGAIN.store(false, Ordering::Release);
+        let cache = &lane.membership().cache;
+        let slab = cache.staging(1)?;
+        let registration =
+            cache.of(slab.as_ptr(), 1, true)?.ok_or_else(|| io::Error::other("staging memory without owner"))?;
+        let list = [ibv_sge { addr: slab.as_ptr() as u64, length: 1, lkey: registration.local() }];
+        let mut endpoint = lane.endpoint();
+        let token = self.last;
+        self.last += 1;
+        let held = Flight::Writing { _registrations: vec![registration], _staged: Some(slab), _slice: None };
+        self.flight.push_back((token, held));
+        // SAFETY: `flight` holds the byte that is read for as long as the lane lives, and nobody writes it.
+        unsafe { endpoint.post_write(&list, (piece.address, piece.rkey)) }
     }
 
     fn say(&mut self, message: &OneSided) {

@@ -101,6 +101,13 @@ impl Listener {
     }
 }
 
+#[cfg(feature = "rdma")]
+impl From<rdma::Listener> for Listener {
+    fn from(listener: rdma::Listener) -> Self {
+        Self { kind: Kind::Rdma(listener) }
+    }
+}
+
 /// An address of an RDMA device is never a loopback one.
 #[cfg(feature = "rdma")]
 fn bind_rdma(uri: &Uri, host: &str, port: u16) -> Result<rdma::Listener, Refusal> {
