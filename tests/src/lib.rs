@@ -8,7 +8,7 @@ pub mod graphs;
 pub mod holdings;
 pub mod proxy;
 pub mod raw;
-pub mod serve;
-pub mod witness;
 #[cfg(feature = "rdma")]
 pub mod rdma;
+pub mod serve;
+pub mod witness;

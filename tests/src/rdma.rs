@@ -14,7 +14,8 @@ use crate::serve::Live;
 /// # Panics
 /// If `GENIE_RDMA_ADDRESS` does not say which: these tests are for `make test-rdma`.
 pub fn address() -> SocketAddr {
-    let said = std::env::var("GENIE_RDMA_ADDRESS").expect("GENIE_RDMA_ADDRESS: the address of an RDMA device; see make test-rdma");
+    let said = std::env::var("GENIE_RDMA_ADDRESS")
+        .expect("GENIE_RDMA_ADDRESS: the address of an RDMA device; see make test-rdma");
     SocketAddr::new(said.parse().expect("an address"), 0)
 }
 
@@ -23,7 +24,5 @@ pub fn address() -> SocketAddr {
 /// # Panics
 /// If it cannot start: the test cannot go on.
 pub fn serve(config: Config, faults: Arc<Faults>) -> Live {
-    Live::start_on(config, || {
-        rdma::Listener::bind(address()).expect("an RDMA device").suffering(faults).into()
-    })
+    Live::start_on(config, || rdma::Listener::bind(address()).expect("an RDMA device").suffering(faults).into())
 }
