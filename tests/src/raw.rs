@@ -73,10 +73,18 @@ impl Raw {
     /// # Panics
     /// If it is not welcomed.
     pub fn bulk(server: SocketAddr, welcome: &Welcome) -> Self {
+        Self::bulk_lane(server, welcome, 1)
+    }
+
+    /// Adds a bulk lane with this number.
+    ///
+    /// # Panics
+    /// If it is not welcomed.
+    pub fn bulk_lane(server: SocketAddr, welcome: &Welcome, lane: u32) -> Self {
         let mut raw = Self::dial(server);
-        let hello = LaneHello { connection: welcome.connection, lane_key: welcome.lane_key, lane: 1 };
+        let hello = LaneHello { connection: welcome.connection, lane_key: welcome.lane_key, lane };
         raw.send(&control(&Control::LaneHello(hello)));
-        assert_eq!(raw.hear_control(), Some(Control::LaneWelcome(1)));
+        assert_eq!(raw.hear_control(), Some(Control::LaneWelcome(lane)));
         raw
     }
 

@@ -151,7 +151,10 @@ fn slice_corrupted_in_flight() {
     // It is asked for again, and nobody sees anything before it has come.
     let heard = raw.hear().expect("a word");
     assert_eq!((heard.header.id, heard.header.flags), (id, Flags::default()));
-    assert_eq!(Control::decode(&heard.header, &heard.meta), Ok(Control::SliceAgain(SLICE as u64)));
+    assert_eq!(
+        Control::decode(&heard.header, &heard.meta),
+        Ok(Control::SliceAgain { offset: SLICE as u64, late: false })
+    );
     lane.send(&good[1]);
     is_whole(&mut raw, id);
     scene.is_unharmed();

@@ -125,7 +125,7 @@ impl Lanes {
 
     /// When to turn even if no lane is ready.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let lanes = self.bulk.iter().filter_map(|lane| lane.deadline());
+        let lanes = self.bulk.iter().filter_map(|lane| lane.deadline(&self.client));
         self.client.deadline().into_iter().chain(lanes).min()
     }
 
@@ -150,14 +150,27 @@ impl Lanes {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(gone(&e)),
         }
-        while (self.bulk.len() as u32) < self.client.wants_lanes() {
-            let lane = self.dial.bulk(&self.client, self.bulk.len() as u32 + 1, now).map_err(|e| gone(&e))?;
-            self.bulk.push(lane);
+        while let Some(lane) = self.client.next_lane(now) {
+            match self.dial.bulk(&self.client, lane, now) {
+                Ok(lane) => self.bulk.push(lane),
+                Err(error) => self.client.lane_over(lane, 0, &error.to_string(), now),
+            }
             moved = true;
         }
-        for lane in &mut self.bulk {
-            moved |= lane.turn(&mut self.client, now)?;
-        }
+        let Self { client, bulk, .. } = self;
+        bulk.retain_mut(|lane| {
+            let over = match lane.turn(client, now) {
+                _ if client.is_lane_over(lane.lane()) => "it was taken out".to_owned(),
+                Ok(did) => {
+                    moved |= did;
+                    return true;
+                }
+                Err(error) => error.to_string(),
+            };
+            client.lane_over(lane.lane(), lane.came(), &over, now);
+            moved = true;
+            false
+        });
         Ok(moved)
     }
 

@@ -70,6 +70,11 @@ impl Landings {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
+    /// Where slices of this transfer go, if anywhere.
+    pub fn of(&self, transfer: u64) -> Option<Arc<Landing>> {
+        self.lock().open.get(&transfer).cloned()
+    }
+
     /// Changes whenever a transfer is opened or ended.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
@@ -124,8 +129,8 @@ pub enum BulkEvent {
         /// Its first byte.
         offset: u64,
     },
-    /// A slice was drained because another lane was writing the same one, which may yet fail, or because its request has not
-    /// come for long: it may be missing still.
+    /// A slice was drained because another lane was writing the same one, which has not landed it yet, or because its request
+    /// has not come for long: it may be missing still.
     Missed {
         /// Of this transfer.
         transfer: u64,
@@ -136,7 +141,8 @@ pub enum BulkEvent {
     OffGrid(u64),
 }
 
-/// Receives slices. Call `poll` until it gives nothing after every `filled`, and again when a landing was registered.
+/// Receives slices. Call `poll` until it gives nothing after every `filled`, and again when a landing was registered. If nothing
+/// was read into what `want` offered, call `idle`: until then no other lane can take the slice over.
 #[derive(Debug)]
 pub struct BulkIn {
     head: [u8; SLICE_FRAME_BYTES],
@@ -147,7 +153,10 @@ pub struct BulkIn {
     drain: Vec<u8>,
     /// When unknown transfers are drained at once: the receiver knows all of its own.
     patient: bool,
+    /// Whether payloads have checksums.
+    checked: bool,
     begun: u64,
+    finished: u64,
 }
 
 #[derive(Debug)]
@@ -156,7 +165,8 @@ enum State {
     /// A whole head, and the place is not known yet.
     Placing(SliceHead, Option<Instant>),
     Payload(SliceLease),
-    Drain(usize),
+    /// Bytes to drain; of a slice that another lane took over: which.
+    Drain(usize, Option<(Arc<Landing>, SliceHead)>),
 }
 
 impl BulkIn {
@@ -169,13 +179,27 @@ impl BulkIn {
             events: VecDeque::new(),
             drain: Vec::new(),
             patient,
+            checked: true,
             begun: 0,
+            finished: 0,
         }
+    }
+
+    /// Whether the payloads have checksums: they do unless the two sides said otherwise.
+    #[must_use]
+    pub fn checked(mut self, checked: bool) -> Self {
+        self.checked = checked;
+        self
     }
 
     /// What to read next.
     pub fn want(&mut self) -> Want<'_> {
         let Self { head, have, state, drain, .. } = self;
+        if let State::Payload(lease) = state
+            && !lease.hold()
+        {
+            *state = State::lost(lease);
+        }
         match state {
             State::Head => Want::Read { first: &mut head[*have..], then: &mut [] },
             State::Placing(..) => Want::Hold,
@@ -185,11 +209,18 @@ impl BulkIn {
                 let then = if first.len() == left { &mut head[..] } else { &mut [] };
                 Want::Read { first, then }
             }
-            State::Drain(left) => {
+            State::Drain(left, _) => {
                 drain.resize(64 << 10, 0);
                 let n = (*left).min(drain.len());
                 Want::Read { first: &mut drain[..n], then: &mut [] }
             }
+        }
+    }
+
+    /// Nothing was read into what [`Self::want`] offered.
+    pub fn idle(&mut self) {
+        if let State::Payload(lease) = &mut self.state {
+            lease.rest();
         }
     }
 
@@ -213,11 +244,17 @@ impl BulkIn {
                     self.end_slice();
                 }
             }
-            State::Drain(left) => {
+            State::Drain(left, lost) => {
                 *left -= n.min(*left);
                 if *left == 0 {
+                    if let Some((landing, head)) = lost
+                        && !landing.has(head.offset)
+                    {
+                        self.events.push_back(BulkEvent::Missed { transfer: head.transfer, offset: head.offset });
+                    }
                     self.state = State::Head;
                     self.drain = Vec::new();
+                    self.finished += 1;
                 }
             }
         }
@@ -232,7 +269,7 @@ impl BulkIn {
     pub fn poll(&mut self, landings: &Landings, now: Instant) -> Option<BulkEvent> {
         if let State::Placing(head, until) = &mut self.state {
             let head = *head;
-            let drain = State::Drain(head.len as usize);
+            let drain = State::Drain(head.len as usize, None);
             match landings.find(head.transfer) {
                 Place::Here(landing) => match landing.claim(&head) {
                     Claim::Lease(lease) => self.state = State::Payload(lease),
@@ -264,7 +301,7 @@ impl BulkIn {
             && matches!(landings.find(lease.head().transfer), Place::Ended)
         {
             // Nobody wants it any more: others may have the place, and the memory is not held for a slow sender.
-            self.state = State::Drain(lease.left());
+            self.state = State::Drain(lease.left(), None);
         }
         self.events.pop_front()
     }
@@ -272,6 +309,11 @@ impl BulkIn {
     /// Counts the slices that have begun to arrive.
     pub fn begun(&self) -> u64 {
         self.begun
+    }
+
+    /// Counts the slices that came from their first byte to their last, whatever became of them.
+    pub fn finished(&self) -> u64 {
+        self.finished
     }
 
     /// When a slice that waits for its landing is given up.
@@ -288,12 +330,24 @@ impl BulkIn {
     }
 
     fn end_slice(&mut self) {
-        let State::Payload(lease) = std::mem::replace(&mut self.state, State::Head) else { return };
+        let State::Payload(mut lease) = std::mem::replace(&mut self.state, State::Head) else { return };
+        self.finished += 1;
         let SliceHead { transfer, offset, .. } = *lease.head();
-        if !lease.is_intact() {
+        if !lease.hold() {
+            if !lease.landing().has(offset) {
+                self.events.push_back(BulkEvent::Missed { transfer, offset });
+            }
+        } else if self.checked && !lease.is_intact() {
             self.events.push_back(BulkEvent::Corrupt { transfer, offset });
         } else if lease.landed() {
             self.events.push_back(BulkEvent::Complete(transfer));
         }
+    }
+}
+
+impl State {
+    /// Another lane has taken the slice over.
+    fn lost(lease: &SliceLease) -> Self {
+        Self::Drain(lease.left(), Some((lease.landing().clone(), *lease.head())))
     }
 }

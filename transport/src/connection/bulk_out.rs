@@ -1,12 +1,14 @@
 //! A bulk lane's sending half: slices straight from the memory they lie in.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::lane_log::LaneLog;
 use super::outbox::Sink;
 use crate::wire::{SLICE_FRAME_BYTES, SliceHead};
 
@@ -21,7 +23,14 @@ pub struct Outgoing {
     /// Slices that the receiver has; bit i of byte i / 8.
     skip: Vec<u8>,
     /// Slices to send again, beside the ones from `next` on.
-    again: Vec<u32>,
+    again: Vec<Again>,
+}
+
+/// A slice to send again; not over the lane that carried it, if there is another.
+#[derive(Clone, Copy, Debug)]
+struct Again {
+    index: u32,
+    not_over: Option<u32>,
 }
 
 impl Outgoing {
@@ -37,16 +46,14 @@ impl Outgoing {
         self
     }
 
-    /// Only the slice at this offset.
-    pub fn only(mut self, offset: u64) -> Self {
-        let index = offset / u64::from(self.slice_bytes);
-        self.next = self.slices();
-        self.again = u32::try_from(index).ok().filter(|&i| i < self.next).into_iter().collect();
-        self
-    }
-
     fn slices(&self) -> u32 {
         u32::try_from(self.total.div_ceil(u64::from(self.slice_bytes))).unwrap_or(u32::MAX)
+    }
+
+    /// A slice's first byte and its bytes.
+    fn range(&self, index: u32) -> (u64, u64) {
+        let offset = u64::from(index) * u64::from(self.slice_bytes);
+        (offset, u64::from(self.slice_bytes).min(self.total.saturating_sub(offset)))
     }
 
     /// The bytes of one slice, wherever it lies.
@@ -64,18 +71,41 @@ impl Outgoing {
         Taken { transfer: self.transfer, offset, total: self.total, pieces }
     }
 
-    fn next_slice(&mut self) -> Option<Sending> {
-        let index = match self.again.pop() {
-            Some(index) => index,
-            None => {
-                let skipped = |i: &u32| self.skip.get(*i as usize / 8).is_some_and(|b| b & (1 << (i % 8)) != 0);
-                let index = (self.next..self.slices()).find(|i| !skipped(i))?;
-                self.next = index + 1;
-                index
-            }
-        };
-        let offset = u64::from(index) * u64::from(self.slice_bytes);
-        let len = u64::from(self.slice_bytes).min(self.total - offset);
+    fn skips(&self, index: u32) -> bool {
+        self.skip.get(index as usize / 8).is_some_and(|b| b & (1 << (index % 8)) != 0)
+    }
+
+    /// The slice that begins with this byte.
+    fn index_of(&self, offset: u64) -> Option<u32> {
+        u32::try_from(offset / u64::from(self.slice_bytes)).ok().filter(|&i| i < self.slices())
+    }
+
+    /// Whether a slice waits to be sent, for the first time or again.
+    fn has_waiting(&self, index: u32) -> bool {
+        (index >= self.next && !self.skips(index)) || self.again.iter().any(|a| a.index == index)
+    }
+
+    /// Whether there is a slice for this lane; if it is the only one, it gets any.
+    fn has_for(&self, lane: u32, alone: bool) -> bool {
+        self.again.iter().any(|a| alone || a.not_over != Some(lane))
+            || (self.next..self.slices()).any(|i| !self.skips(i))
+    }
+
+    fn is_sent(&self) -> bool {
+        self.again.is_empty() && !(self.next..self.slices()).any(|i| !self.skips(i))
+    }
+
+    fn next_index(&mut self, lane: u32, alone: bool) -> Option<u32> {
+        if let Some(at) = self.again.iter().rposition(|a| alone || a.not_over != Some(lane)) {
+            return Some(self.again.swap_remove(at).index);
+        }
+        let index = (self.next..self.slices()).find(|&i| !self.skips(i))?;
+        self.next = index + 1;
+        Some(index)
+    }
+
+    fn slice(&self, index: u32, checked: bool) -> Sending {
+        let (offset, len) = self.range(index);
         let mut start = 0u64;
         let mut pieces = Pieces::None;
         for piece in &self.pieces {
@@ -86,7 +116,7 @@ impl Outgoing {
             }
             start = end;
         }
-        Some(Sending { transfer: self.transfer, offset, total: self.total, pieces, head: None, sent: 0 })
+        Sending { transfer: self.transfer, offset, total: self.total, pieces, checked, head: None, sent: 0 }
     }
 }
 
@@ -122,6 +152,8 @@ struct Sending {
     offset: u64,
     total: u64,
     pieces: Pieces,
+    /// Whether its payload gets a checksum.
+    checked: bool,
     /// Made when the slice is first offered to a sink: the checksum's pass over the bytes then warms the cache for the
     /// kernel's.
     head: Option<[u8; SLICE_FRAME_BYTES]>,
@@ -157,102 +189,275 @@ impl Pieces {
     }
 }
 
-/// Transfers of a connection on their way out. Its lanes take slices from here, so that a fast lane carries more.
+/// Transfers of a connection on their way out. Its lanes take slices from here, so that a fast lane carries more; what a lane
+/// loses comes back here.
+///
+/// A transfer whose slices have all been handed out is kept until [`Self::end`]: any of them may be asked for again.
 #[derive(Debug, Default)]
 pub struct BulkOut {
-    queue: Mutex<VecDeque<Outgoing>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Transfers with slices to hand out.
+    waiting: VecDeque<Outgoing>,
+    /// Transfers of which every slice was handed out, oldest first.
+    sent: BTreeMap<u64, Outgoing>,
+    /// How many of those are kept.
+    keep: usize,
+    lanes: Vec<LaneLog>,
+    checked: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), sent: BTreeMap::new(), keep: usize::MAX, lanes: Vec::new(), checked: true }
+    }
+}
+
+/// What became of asking for a slice once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resent {
+    /// It goes out again, or is on its way.
+    Queued,
+    /// This lane was given it so long ago that the lane should be ended; all that it lost then goes out again.
+    Stuck(u32),
+    /// The transfer is not kept any more.
+    Unknown,
 }
 
 impl BulkOut {
-    /// Adds a transfer.
+    /// One that keeps so many transfers that are wholly sent.
+    pub fn keeping(keep: usize) -> Self {
+        Self { state: Mutex::new(State { keep, ..State::default() }) }
+    }
+
+    /// Whether the payloads of slices get checksums: they do unless the two sides said otherwise.
+    pub fn set_checked(&self, checked: bool) {
+        self.lock().checked = checked;
+    }
+
+    /// Adds a transfer, or begins it anew.
     pub fn push(&self, outgoing: Outgoing) {
-        self.lock().push_back(outgoing);
+        let mut state = self.lock();
+        state.forget(outgoing.transfer);
+        state.waiting.push_back(outgoing);
     }
 
     /// Forgets a transfer: no further slice of it begins.
-    pub fn cancel(&self, transfer: u64) {
-        self.lock().retain(|o| o.transfer != transfer);
+    pub fn end(&self, transfer: u64) {
+        let mut state = self.lock();
+        state.forget(transfer);
+        let State { waiting, sent, lanes, .. } = &mut *state;
+        let kept = |t: u64| sent.contains_key(&t) || waiting.iter().any(|o| o.transfer == t);
+        lanes.iter_mut().for_each(|log| log.trim(kept));
     }
 
-    /// Forgets every transfer.
+    /// Forgets every transfer and every lane.
     pub fn clear(&self) {
-        self.lock().clear();
+        let mut state = self.lock();
+        state.waiting.clear();
+        state.sent.clear();
+        state.lanes.clear();
     }
 
     /// Transfers that are not wholly sent.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().waiting.len()
     }
 
     /// Whether nothing waits to begin.
     pub fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.lock().waiting.is_empty()
     }
 
     /// A slice that the receiver asks for. `None`: no such transfer is on its way out, or not with these bytes.
     pub fn slice(&self, transfer: u64, offset: u64, len: u32, total: u64) -> Option<Taken> {
-        let queue = self.lock();
-        let outgoing = queue.iter().find(|o| o.transfer == transfer)?;
+        let state = self.lock();
+        let outgoing = state.find(transfer)?;
         let end = offset.checked_add(u64::from(len))?;
         (outgoing.total == total && end <= total).then(|| outgoing.taken(offset, u64::from(len)))
     }
 
     /// Whether this transfer is on its way out.
     pub fn has(&self, transfer: u64) -> bool {
-        self.lock().iter().any(|o| o.transfer == transfer)
+        self.lock().find(transfer).is_some()
     }
 
-    /// The next slice to offer; transfers take turns.
-    pub fn take(&self) -> Option<Taken> {
-        let mut queue = self.lock();
-        while let Some(mut outgoing) = queue.pop_front() {
-            if let Some(slice) = outgoing.next_slice() {
-                let len = slice.pieces.as_slice().iter().map(|p| p.len() as u64).sum();
-                let taken = outgoing.taken(slice.offset, len);
-                queue.push_back(outgoing);
-                return Some(taken);
+    /// The next slice for this lane to offer; transfers take turns.
+    pub fn take(&self, lane: u32, now: Instant) -> Option<Taken> {
+        self.next_of(lane, now, |outgoing, index, _| {
+            let (offset, len) = outgoing.range(index);
+            outgoing.taken(offset, len)
+        })
+    }
+
+    /// Whether something waits that this lane may carry.
+    pub fn has_for(&self, lane: u32) -> bool {
+        let state = self.lock();
+        let alone = state.is_alone(lane);
+        state.is_open(lane) && state.waiting.iter().any(|o| o.has_for(lane, alone))
+    }
+
+    /// Whether every slice of the transfer was handed out, and it is kept.
+    pub fn is_sent(&self, transfer: u64) -> bool {
+        self.lock().sent.contains_key(&transfer)
+    }
+
+    /// A slice is asked for again. `late`: it has not come, though other lanes lie idle; a lane that has had it for `stuck` is
+    /// no good, one that is alone for five times as long.
+    pub fn again(&self, transfer: u64, offset: u64, late: bool, stuck: Duration, now: Instant) -> Resent {
+        let mut state = self.lock();
+        let Some(index) = state.find(transfer).map(|o| o.index_of(offset)) else { return Resent::Unknown };
+        let Some(index) = index.filter(|&i| state.find(transfer).is_some_and(|o| !o.has_waiting(i))) else {
+            return Resent::Queued;
+        };
+        let carried: Vec<_> = state.lanes.iter().filter_map(|log| Some((log, log.find(transfer, index)?))).collect();
+        let open: Vec<_> = carried.iter().filter(|(log, _)| log.is_open()).map(|(log, at)| (log.lane, *at)).collect();
+        if late {
+            if open.len() < carried.len() && open.is_empty() {
+                // The other side is about to say what came over its last lane.
+                return Resent::Queued;
+            }
+            for &(lane, at) in &open {
+                let patience = if state.is_alone(lane) { stuck * 5 } else { stuck };
+                if at + patience <= now {
+                    return Resent::Stuck(lane);
+                }
+            }
+            if open.len() > 1 || open.iter().any(|(lane, _)| state.is_alone(*lane)) {
+                return Resent::Queued;
+            }
+        }
+        let not_over = open.last().map(|(lane, _)| *lane);
+        state.send_again(transfer, Again { index, not_over });
+        Resent::Queued
+    }
+
+    /// A lane is open: it takes slices from now on.
+    pub fn open_lane(&self, lane: u32) {
+        self.lock().lanes.push(LaneLog::new(lane));
+    }
+
+    /// A lane takes no more. Before the other side has said what came over it ([`Self::lost_lane`]), it is not known what it
+    /// lost.
+    pub fn close_lane(&self, lane: u32) {
+        self.lock().lanes.iter_mut().filter(|log| log.lane == lane).for_each(LaneLog::close);
+    }
+
+    /// The other side has ended a lane, and so many slices came over it: the others go out again. Gives the transfers that it
+    /// lost something of, and which are not kept any more.
+    pub fn lost_lane(&self, lane: u32, came: u64) -> Vec<u64> {
+        let mut state = self.lock();
+        let Some(at) = state.lanes.iter().position(|log| log.lane == lane) else { return Vec::new() };
+        let log = state.lanes.swap_remove(at);
+        let mut unknown = Vec::new();
+        for (transfer, index) in log.lost(came) {
+            if !state.send_again(transfer, Again { index, not_over: None }) && !unknown.contains(&transfer) {
+                unknown.push(transfer);
+            }
+        }
+        unknown
+    }
+
+    /// The next slice for this lane; transfers take turns.
+    fn next(&self, lane: u32, now: Instant) -> Option<Sending> {
+        self.next_of(lane, now, Outgoing::slice)
+    }
+
+    fn next_of<T>(&self, lane: u32, now: Instant, make: impl Fn(&Outgoing, u32, bool) -> T) -> Option<T> {
+        let mut state = self.lock();
+        let alone = state.is_alone(lane);
+        let State { waiting, sent, keep, lanes, checked } = &mut *state;
+        let log = lanes.iter_mut().find(|log| log.lane == lane && log.is_open())?;
+        for _ in 0..waiting.len() {
+            let mut outgoing = waiting.pop_front()?;
+            let index = outgoing.next_index(lane, alone);
+            let slice = index.map(|index| make(&outgoing, index, *checked));
+            if let Some(index) = index {
+                log.hand(outgoing.transfer, index, now);
+            }
+            if outgoing.is_sent() {
+                sent.insert(outgoing.transfer, outgoing);
+                if sent.len() > *keep {
+                    sent.pop_first();
+                }
+            } else {
+                waiting.push_back(outgoing);
+            }
+            if slice.is_some() {
+                return slice;
             }
         }
         None
     }
 
-    /// The next slice; transfers take turns.
-    fn next(&self) -> Option<Sending> {
-        let mut queue = self.lock();
-        while let Some(mut outgoing) = queue.pop_front() {
-            if let Some(slice) = outgoing.next_slice() {
-                queue.push_back(outgoing);
-                return Some(slice);
-            }
-        }
-        None
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_open(&self, lane: u32) -> bool {
+        self.lanes.iter().any(|log| log.lane == lane && log.is_open())
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Outgoing>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_alone(&self, lane: u32) -> bool {
+        !self.lanes.iter().any(|log| log.lane != lane && log.is_open())
+    }
+
+    fn find(&self, transfer: u64) -> Option<&Outgoing> {
+        self.sent.get(&transfer).or_else(|| self.waiting.iter().find(|o| o.transfer == transfer))
+    }
+
+    fn forget(&mut self, transfer: u64) {
+        self.waiting.retain(|o| o.transfer != transfer);
+        self.sent.remove(&transfer);
+    }
+
+    /// Whether the transfer is kept.
+    fn send_again(&mut self, transfer: u64, again: Again) -> bool {
+        if let Some(outgoing) = self.sent.remove(&transfer) {
+            self.waiting.push_back(outgoing);
+        }
+        let Some(outgoing) = self.waiting.iter_mut().rev().find(|o| o.transfer == transfer) else { return false };
+        // Begun anew on another grid, it may have fewer slices than before.
+        if again.index < outgoing.slices() && !outgoing.has_waiting(again.index) {
+            outgoing.again.push(again);
+        }
+        true
     }
 }
 
 /// The sending half of one bulk lane.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BulkLane {
+    lane: u32,
     current: Option<Sending>,
     /// Counts what the sink took, so that a standstill shows.
     sent: u64,
+    slices: u64,
 }
 
 impl BulkLane {
-    /// Sends slices until the sink is full (`false`) or nothing is left (`true`).
+    /// Of lane `lane`, which takes slices from when [`BulkOut::open_lane`] was told so.
+    pub fn new(lane: u32) -> Self {
+        Self { lane, current: None, sent: 0, slices: 0 }
+    }
+
+    /// Sends slices until the sink is full (`false`) or nothing is left for this lane (`true`).
     ///
     /// # Errors
     /// The sink's, if the lane is gone.
-    pub fn flush(&mut self, out: &BulkOut, sink: &mut dyn Sink) -> io::Result<bool> {
+    pub fn flush(&mut self, out: &BulkOut, sink: &mut dyn Sink, now: Instant) -> io::Result<bool> {
         loop {
-            let Some(slice) = self.current.take().or_else(|| out.next()) else { return Ok(true) };
+            let Some(slice) = self.current.take().or_else(|| out.next(self.lane, now)) else { return Ok(true) };
             let before = slice.sent;
             let whole = slice.whole() as u64;
             let (slice, full) = slice.send(sink)?;
             self.sent += slice.as_ref().map_or(whole, |s| s.sent as u64) - before as u64;
+            self.slices += u64::from(slice.is_none());
             if full {
                 self.current = slice;
                 return Ok(false);
@@ -265,9 +470,19 @@ impl BulkLane {
         self.sent
     }
 
+    /// Slices that went out whole.
+    pub fn slices(&self) -> u64 {
+        self.slices
+    }
+
     /// Whether a slice is half sent.
     pub fn is_sending(&self) -> bool {
         self.current.is_some()
+    }
+
+    /// Whether [`Self::flush`] has something to do.
+    pub fn wants_to_send(&self, out: &BulkOut) -> bool {
+        self.is_sending() || out.has_for(self.lane)
     }
 }
 
@@ -281,7 +496,11 @@ impl Sending {
         let whole = self.whole();
         let pieces = self.pieces.as_slice();
         let head = *self.head.get_or_insert_with(|| {
-            SliceHead::encode_pieces(self.transfer, self.offset, self.total, pieces.iter().map(|p| &p[..]))
+            let Self { transfer, offset, total, .. } = self;
+            if self.checked {
+                return SliceHead::encode_pieces(transfer, offset, total, pieces.iter().map(|p| &p[..]));
+            }
+            SliceHead::encode_unchecked(transfer, offset, total, (whole - SLICE_FRAME_BYTES) as u32)
         });
         while self.sent < whole {
             let mut bufs = [IoSlice::new(&[]); 4];

@@ -206,7 +206,10 @@ impl<S: Service> ControlLane<S> {
                     Control::Ping => peer.control(id, &Control::Pong),
                     Control::Cancel => self.service.cancel(peer, id, now),
                     Control::Goodbye(_) => return Ok(Some(Step::End(LaneEnd::Left))),
-                    Control::SliceAgain(_) | Control::Pong => {}
+                    Control::SliceAgain { offset, late } => peer.slice_again(id, offset, late, now),
+                    Control::LaneEnded { lane, slices } => peer.lane_ended(lane, slices),
+                    Control::Late => peer.name_late(id),
+                    Control::Pong => {}
                     _ => return Err(DecodeError::Misplaced(kind as u8).into()),
                 }
             }
@@ -236,14 +239,17 @@ impl<S: Service> ControlLane<S> {
             return Ok(Step::Continue);
         };
         self.framer.set_payload_cap(limits::CONTROL_PAYLOAD_BYTES);
-        let peer = Peer::new(self.directory.next_id(), lane_key, sink, driver);
+        let s = self.service.settings();
+        let ours = if s.unchecked { Caps::OURS.and(Caps::UNCHECKED) } else { Caps::OURS };
+        let caps = ours.common(caps);
+        let link = (s.stuck, !caps.has(Caps::UNCHECKED));
+        let peer = Peer::new(self.directory.next_id(), lane_key, sink, driver, link);
         // A bulk lane may come as soon as the welcome is out.
         self.directory.insert(&peer);
-        let s = self.service.settings();
         peer.control(
             0,
             &Control::Welcome(Welcome {
-                caps: Caps::OURS.common(caps),
+                caps,
                 connection: peer.id(),
                 lane_key,
                 epoch: s.epoch,

@@ -4,29 +4,38 @@
 //!
 //! | side | control lane | bulk lanes |
 //! |---|---|---|
-//! | server | [`ControlLane`] turns bytes into calls of a [`Service`]; a [`Peer`] takes the replies | [`BulkIn`] and [`BulkOut`] |
-//! | client | [`Client`] holds requests until they are answered, across reconnects | the same two |
+//! | server | [`ControlLane`] turns bytes into calls of a [`Service`]; a [`Peer`] takes the replies | [`BulkMachine`] |
+//! | client | [`Client`] holds requests until they are answered, across reconnects | [`ClientLane`] |
+//!
+//! Both halves of a bulk lane are alike on both sides: [`BulkIn`] and [`BulkLane`], which takes slices from [`BulkOut`].
 //!
 //! Received bytes go into a buffer that the machine offers (`space`, `want`), then `filled` tells how many came. Bytes to send
 //! go into a [`Sink`], which takes what it can. A transfer's payload is never in a buffer of the machine: [`BulkIn`] offers the
 //! memory of a [`crate::memory::SliceLease`], and [`BulkOut`] hands the sender's own memory to the sink.
 
 mod bulk_in;
+mod bulk_machine;
 mod bulk_out;
 mod client;
+mod client_lane;
 mod control_lane;
 mod framer;
+mod lane_log;
 mod outbox;
 mod peer;
 mod requests;
+mod seats;
 mod service;
 
 pub use bulk_in::{BulkEvent, BulkIn, Landings, Place, Want};
-pub use bulk_out::{BulkLane, BulkOut, Outgoing, Taken};
-pub use client::{Answer, Client, ClientError, ClientOptions, Counters};
+pub use bulk_machine::BulkMachine;
+pub use bulk_out::{BulkLane, BulkOut, Outgoing, Resent, Taken};
+pub use client::{Answer, Client, ClientError, ClientOptions, Counters, LaneCounts, LanePlan};
+pub use client_lane::ClientLane;
 pub use control_lane::{ControlLane, LaneEnd, Step};
 pub use framer::{Frame, Framer};
 pub use outbox::{Outbox, Sink};
 pub use peer::{Driver, Peer, Recorded, Recorder};
 pub use requests::RequestId;
-pub use service::{Directory, Service, Settings};
+pub use seats::LaneSeat;
+pub use service::{Directory, Noted, Service, Settings};

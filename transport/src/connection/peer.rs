@@ -3,14 +3,15 @@
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::bulk_in::{BulkEvent, Landings};
-use super::bulk_out::{BulkOut, Outgoing};
+use super::bulk_out::{BulkOut, Outgoing, Resent};
 use super::outbox::{Outbox, Sink};
-use super::service::Service;
+use super::seats::{Seat, Seats};
+use super::service::{Noted, Service};
 use crate::memory::{Landing, NoRegion, PeerTarget, Region, Regions};
 use crate::wire::{Control, ErrorCode, Flags, Kind, RemoteError, Reply, Shared, body_crc, encode_header};
 
@@ -28,6 +29,12 @@ const BACKLOG_BYTES: usize = 64 << 20;
 const ENOUGH_BACKLOG: usize = 8 << 20;
 const ENOUGH_TRANSFERS: usize = 1024;
 
+/// Sliced gets whose bytes are kept, in case a lane loses some, until the client has them.
+const KEPT_TRANSFERS: usize = 1024;
+
+/// Late slices that are named for each idle lane.
+pub(super) const LATE_A_LANE: usize = 4;
+
 /// Corrupted slices in a row that are asked for again: until a transfer is whole.
 const SECOND_CHANCES: u32 = 64;
 
@@ -40,12 +47,15 @@ pub struct Peer {
     driver: Arc<dyn Driver>,
     /// What the client shares, where the link can share any.
     regions: Option<Arc<Regions>>,
-    lanes: Mutex<Vec<(u32, Arc<dyn Driver>)>>,
+    seats: Mutex<Seats>,
     landings: Landings,
     bulk: BulkOut,
     closed: AtomicBool,
     in_flight: AtomicU32,
     chances: AtomicU32,
+    /// After how long a lane that holds up a transfer is ended.
+    stuck: Duration,
+    checked: bool,
     /// The control lane waits for the bulk lanes to send.
     held: AtomicBool,
 }
@@ -58,7 +68,15 @@ struct ControlOut {
 }
 
 impl Peer {
-    pub(super) fn new(id: u64, lane_key: [u8; 16], sink: Box<dyn Sink>, driver: Arc<dyn Driver>) -> Arc<Self> {
+    pub(super) fn new(
+        id: u64,
+        lane_key: [u8; 16],
+        sink: Box<dyn Sink>,
+        driver: Arc<dyn Driver>,
+        (stuck, checked): (Duration, bool),
+    ) -> Arc<Self> {
+        let bulk = BulkOut::keeping(KEPT_TRANSFERS);
+        bulk.set_checked(checked);
         let regions = sink.regions();
         let out = ControlOut { outbox: Outbox::default(), sink, meta: Vec::new(), payload: Vec::new() };
         Arc::new(Self {
@@ -67,12 +85,14 @@ impl Peer {
             control: Mutex::new(out),
             driver,
             regions,
-            lanes: Mutex::default(),
+            seats: Mutex::default(),
             landings: Landings::default(),
-            bulk: BulkOut::default(),
+            bulk,
             closed: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             chances: AtomicU32::new(SECOND_CHANCES),
+            stuck,
+            checked,
             held: AtomicBool::new(false),
         })
     }
@@ -80,7 +100,7 @@ impl Peer {
     /// A connection without a link, which records what it is told to send: for tests of services.
     pub fn detached() -> (Arc<Self>, Recorder) {
         let recorder = Recorder::default();
-        let peer = Self::new(0, [0; 16], Box::new(recorder.clone()), Arc::new(recorder.clone()));
+        let peer = Self::new(0, [0; 16], Box::new(recorder.clone()), Arc::new(recorder.clone()), (Duration::MAX, true));
         (peer, recorder)
     }
 
@@ -121,9 +141,9 @@ impl Peer {
         self.wake_lanes();
     }
 
-    /// Stops sending slices of transfer `id`.
+    /// Stops sending slices of transfer `id`, and lets go of its bytes: the client has them, or does not want them.
     pub fn cancel_sliced(&self, id: u64) {
-        self.bulk.cancel(id);
+        self.bulk.end(id);
     }
 
     /// Slices of transfer `id` land here from now on.
@@ -220,31 +240,67 @@ impl Peer {
         self.wake_lanes();
     }
 
-    /// A bulk lane joined: it is woken from now on. `false`: there are `most` already.
-    pub fn add_lane(&self, lane: u32, driver: Arc<dyn Driver>, most: usize) -> bool {
-        let mut lanes = self.lanes();
-        let room = lanes.len() < most;
-        if room {
-            lanes.push((lane, driver));
-        }
-        room
+    /// A bulk lane joins: it is woken from now on. `None`: there are `most` already, or there was one of this number.
+    pub(super) fn add_lane(&self, lane: u32, driver: Arc<dyn Driver>, most: usize) -> Option<Arc<Seat>> {
+        let mut seats = self.seats();
+        let seat = seats.take(lane, driver, most)?;
+        // Under the same lock: a client that ends the lane at once finds both or neither.
+        self.bulk.open_lane(lane);
+        Some(seat)
     }
 
-    /// A bulk lane is gone.
-    pub fn remove_lane(&self, lane: u32) {
-        self.lanes().retain(|l| l.0 != lane);
+    /// A bulk lane is gone, and takes no more; so many slices came over it.
+    pub(super) fn remove_lane(&self, lane: u32, came: u64) {
+        self.bulk.close_lane(lane);
+        self.seats().leave(lane);
+        self.control(0, &Control::LaneEnded { lane, slices: came });
+        self.wake_lanes();
     }
 
     pub(super) fn lane_count(&self) -> usize {
-        self.lanes().len()
+        self.seats().len()
+    }
+
+    /// Whether the payloads of slices have checksums.
+    pub fn is_checked(&self) -> bool {
+        self.checked
+    }
+
+    /// The client has ended a bulk lane; so many slices came to it.
+    pub(super) fn lane_ended(&self, lane: u32, came: u64) {
+        self.seats().end(lane);
+        for transfer in self.bulk.lost_lane(lane, came) {
+            self.control(transfer, &Control::Cancel);
+        }
+        self.wake_lanes();
+    }
+
+    /// The client wants a slice (again).
+    pub(super) fn slice_again(&self, transfer: u64, offset: u64, late: bool, now: Instant) {
+        match self.bulk.again(transfer, offset, late, self.stuck, now) {
+            Resent::Queued => {}
+            Resent::Stuck(lane) => self.seats().end(lane),
+            // It has to ask for all of it.
+            Resent::Unknown => self.control(transfer, &Control::Cancel),
+        }
+        self.wake_lanes();
+    }
+
+    /// The client has sent all of a transfer, and waits: names slices that idle lanes could bring.
+    pub(super) fn name_late(&self, transfer: u64) {
+        let Some(landing) = self.landings.of(transfer) else { return };
+        let idle = self.seats().idle();
+        for offset in landing.missing(idle * LATE_A_LANE) {
+            self.control(transfer, &Control::SliceAgain { offset, late: true });
+        }
     }
 
     fn wake_lanes(&self) {
-        self.lanes().iter().for_each(|(_, driver)| driver.wake());
+        self.seats().wake();
     }
 
-    fn lanes(&self) -> MutexGuard<'_, Vec<(u32, Arc<dyn Driver>)>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn lane_key(&self) -> &[u8; 16] {
@@ -265,12 +321,20 @@ impl Peer {
                 service.landed(self, transfer, now);
             }
             // Its sender asks again until the other lane has ended, one way or the other, or its request has come.
-            BulkEvent::Missed { transfer, offset } => self.control(transfer, &Control::SliceAgain(offset)),
-            BulkEvent::Corrupt { transfer, offset } if self.second_chance() => {
-                tracing::warn!(peer = self.id, transfer, offset, "a slice was corrupted: asking for it again");
-                self.control(transfer, &Control::SliceAgain(offset));
+            BulkEvent::Missed { transfer, offset } => {
+                self.control(transfer, &Control::SliceAgain { offset, late: false });
             }
-            BulkEvent::Corrupt { transfer, .. } | BulkEvent::OffGrid(transfer) => {
+            BulkEvent::Corrupt { transfer, offset } => {
+                service.noted(Noted::SliceCorrupted);
+                if self.second_chance() {
+                    tracing::warn!(peer = self.id, transfer, offset, "a slice was corrupted: asking for it again");
+                    self.control(transfer, &Control::SliceAgain { offset, late: false });
+                } else {
+                    self.landings.end(transfer);
+                    service.refused(self, transfer, now);
+                }
+            }
+            BulkEvent::OffGrid(transfer) => {
                 self.landings.end(transfer);
                 service.refused(self, transfer, now);
             }

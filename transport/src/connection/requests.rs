@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -40,6 +41,10 @@ pub(super) struct Slot {
     pub(super) asks: bool,
     /// The caller no longer wants it.
     pub(super) cancelled: bool,
+    /// Slices of a get that came corrupted while so many had landed.
+    pub(super) chances: (u32, u32),
+    /// Since when nothing more of its slices was seen.
+    pub(super) quiet: Option<Quiet>,
     answers: Vec<u8>,
     heads: VecDeque<(Header, usize)>,
     /// The terminal reply has come.
@@ -49,6 +54,16 @@ pub(super) struct Slot {
     given: usize,
     /// Of those, the ones that come once more: a generate that is asked for again is answered from its first token on.
     repeated: usize,
+}
+
+/// A transfer that does not go on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quiet {
+    /// What was seen of it.
+    pub(super) seen: u64,
+    /// When it counts as late, and how long that takes from then on.
+    pub(super) until: Instant,
+    pub(super) wait: Duration,
 }
 
 /// What a request moves over the bulk lanes.
@@ -117,6 +132,7 @@ impl Slot {
     /// It is to be sent once more, under its own id.
     pub(super) fn send_again(&mut self) {
         self.sent = false;
+        self.quiet = None;
         match &self.bulk {
             Bulk::None => {}
             // Some slices may have landed: it asks which before it sends any.
@@ -195,6 +211,8 @@ impl Requests {
             again: 0,
             asks: false,
             cancelled: false,
+            chances: (0, 0),
+            quiet: None,
             answers: Vec::new(),
             heads: VecDeque::new(),
             replied: false,
@@ -257,6 +275,7 @@ impl Requests {
         slot.again = 0;
         slot.asks = false;
         slot.cancelled = false;
+        (slot.chances, slot.quiet) = ((0, 0), None);
         slot.forget_replies();
         slot.failed = None;
         (slot.given, slot.repeated) = (0, 0);

@@ -29,6 +29,10 @@ pub struct Settings {
     pub patience: Duration,
     /// Connections at a time; one more is told that the server is busy.
     pub max_connections: usize,
+    /// How long a bulk lane may hold up a transfer while others lie idle, before it is ended; alone, five times as long.
+    pub stuck: Duration,
+    /// Whether a client may have its slices without checksums, if it asks. TCP's own sum lets one corrupted segment in 65,536 pass.
+    pub unchecked: bool,
     /// Bulk lanes a connection may have.
     pub max_lanes: u32,
     /// How long a lane polls for the next request before it parks, while traffic is dense. Zero: not at all.
@@ -46,6 +50,8 @@ impl Settings {
             keepalive: Duration::from_secs(10),
             patience: Duration::from_secs(10),
             max_connections: 16_384,
+            stuck: Duration::from_secs(1),
+            unchecked: false,
             max_lanes: 16,
             spin: Duration::from_micros(60),
         }
@@ -55,6 +61,16 @@ impl Settings {
     pub fn silence(&self) -> Duration {
         self.keepalive * SILENT_KEEPALIVES
     }
+}
+
+/// What a connection met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Noted {
+    /// A slice whose checksum is wrong.
+    SliceCorrupted,
+    /// A bulk lane that broke, stood still or made no sense, while its connection goes on.
+    LaneLost,
 }
 
 /// A server's side of the protocol above the connection. Calls come from whatever thread received the bytes, in the order
@@ -75,6 +91,9 @@ pub trait Service: Send + Sync + 'static {
 
     /// A slice of the transfer arrived that cannot belong to it, or one was corrupted too often.
     fn refused(&self, peer: &Arc<Peer>, transfer: u64, now: Instant);
+
+    /// Something was met that is worth counting.
+    fn noted(&self, _what: Noted) {}
 
     /// The connection is gone.
     fn closed(&self, peer: &Arc<Peer>, now: Instant);

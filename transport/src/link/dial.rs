@@ -22,7 +22,8 @@ pub trait Dial: Send {
     /// Why the server cannot be reached.
     fn control(&mut self) -> io::Result<Arc<dyn Stream>>;
 
-    /// Opens bulk lane `lane` of the connection that the last [`Self::control`] opened, to the same server.
+    /// Opens bulk lane `lane` of the connection that the last [`Self::control`] opened, to the same server. Does not wait until it is
+    /// open: small requests go on meanwhile.
     ///
     /// # Errors
     /// Why it cannot be opened.
@@ -34,8 +35,14 @@ pub trait Bulk: Send {
     /// Moves what can be moved without waiting. Whether anything was.
     ///
     /// # Errors
-    /// The lane is gone, or cannot be trusted any further.
+    /// The lane is gone, or cannot be trusted any further: it is dropped, and what it lost goes over others.
     fn turn(&mut self, client: &mut Client, now: Instant) -> Result<bool, ClientError>;
+
+    /// Its number.
+    fn lane(&self) -> u32;
+
+    /// Slices that came over it from their first byte to their last.
+    fn came(&self) -> u64;
 
     /// The driver is about to wait: adds what for. Whether there is no need to.
     fn arm(&mut self, client: &Client, out: &mut Vec<Interest>) -> bool;
@@ -44,7 +51,7 @@ pub trait Bulk: Send {
     fn disarm(&mut self);
 
     /// When to turn even if nothing is ready.
-    fn deadline(&self) -> Option<Instant>;
+    fn deadline(&self, client: &Client) -> Option<Instant>;
 }
 
 /// What opens lanes to this address.

@@ -60,12 +60,12 @@ pub trait Stream: Send + Sync {
     }
 
     /// The server's side of a bulk lane whose slices are not bytes of this stream; it takes the lane over once that is welcomed.
-    /// `patience`: how long a slice may take.
+    /// `lane`: its number. `patience`: how long a slice may take.
     ///
     /// # Errors
     /// The lane cannot be used.
-    fn remote(self: Arc<Self>, patience: Duration, now: Instant) -> io::Result<Option<Box<dyn RemoteBulk>>> {
-        let _ = (patience, now);
+    fn remote(self: Arc<Self>, lane: u32, patience: Duration, now: Instant) -> io::Result<Option<Box<dyn RemoteBulk>>> {
+        let _ = (lane, patience, now);
         Ok(None)
     }
 

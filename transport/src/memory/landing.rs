@@ -9,7 +9,8 @@ use crate::wire::SliceHead;
 /// Memory that a sliced transfer fills: slabs that together hold its bytes, and a state for each slice.
 ///
 /// Slices lie on a grid: slice i starts at `i * slice_bytes`, and only the last may be shorter. A slice may cross from one
-/// slab into the next. A slice is written by at most one lease at a time, and read by nobody before [`Landing::finish`].
+/// slab into the next. A slice is written by at most one lease at a time, and read by nobody before [`Landing::finish`]. Whoever
+/// claims it last has it: a lease that nobody is writing through at that moment is lost to the new one.
 pub struct Landing {
     /// Where each slab's bytes begin, in transfer order.
     segments: Vec<Segment>,
@@ -29,7 +30,10 @@ struct State {
     slabs: Option<Vec<Slab>>,
     slices: Vec<Slice>,
     landed: u32,
+    /// Leases that are out and not lost.
     leased: u32,
+    /// Numbers the leases.
+    last_lease: u64,
     /// Counts resets: a lease from before one lands nothing.
     round: u32,
 }
@@ -37,7 +41,11 @@ struct State {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Slice {
     Missing,
-    Leased,
+    /// By the lease with this number; `busy`: which is being written through.
+    Leased {
+        lease: u64,
+        busy: bool,
+    },
     Landed,
 }
 
@@ -52,7 +60,7 @@ pub enum Claim {
     Lease(SliceLease),
     /// It has landed already: drain the bytes.
     Duplicate,
-    /// Another lane is writing it, and may yet fail to.
+    /// Another lane is writing it at this moment, and may yet fail to.
     Busy,
     /// No slice of this transfer has this offset and length.
     OffGrid,
@@ -72,7 +80,14 @@ impl Landing {
             })
             .collect();
         let slices = usize::try_from(start.div_ceil(u64::from(slice_bytes))).unwrap_or(usize::MAX);
-        let state = State { slabs: Some(slabs), slices: vec![Slice::Missing; slices], landed: 0, leased: 0, round: 0 };
+        let state = State {
+            slabs: Some(slabs),
+            slices: vec![Slice::Missing; slices],
+            landed: 0,
+            leased: 0,
+            last_lease: 0,
+            round: 0,
+        };
         Arc::new(Self { segments, total: start, slice_bytes, state: Mutex::new(state) })
     }
 
@@ -115,6 +130,24 @@ impl Landing {
         state.landed as usize == state.slices.len()
     }
 
+    /// The first bytes of slices that have not landed: `most` at the most.
+    pub fn missing(&self, most: usize) -> Vec<u64> {
+        let state = self.lock();
+        let missing = state.slices.iter().zip(0_u64..).filter(|(s, _)| **s != Slice::Landed);
+        missing.take(most).map(|(_, i)| i * u64::from(self.slice_bytes)).collect()
+    }
+
+    /// Whether the slice that begins with this byte has landed.
+    pub fn has(&self, offset: u64) -> bool {
+        let index = usize::try_from(offset / u64::from(self.slice_bytes)).unwrap_or(usize::MAX);
+        self.lock().slices.get(index) == Some(&Slice::Landed)
+    }
+
+    /// How many slices have landed.
+    pub fn landed(&self) -> u32 {
+        self.lock().landed
+    }
+
     /// A lease to write the slice that `head` announces.
     pub fn claim(self: &Arc<Self>, head: &SliceHead) -> Claim {
         let size = u64::from(self.slice_bytes);
@@ -125,20 +158,26 @@ impl Landing {
         }
         let mut state = self.lock();
         let open = state.slabs.is_some();
+        let number = state.last_lease + 1;
         let Some(slice) = usize::try_from(index).ok().and_then(|i| state.slices.get_mut(i)) else {
             return Claim::OffGrid;
         };
         match *slice {
             Slice::Landed => return Claim::Duplicate,
             _ if !open => return Claim::Duplicate,
-            Slice::Leased => return Claim::Busy,
-            Slice::Missing => *slice = Slice::Leased,
+            Slice::Leased { busy: true, .. } => return Claim::Busy,
+            ref free => {
+                let more = u32::from(*free == Slice::Missing);
+                *slice = Slice::Leased { lease: number, busy: false };
+                state.leased += more;
+            }
         }
-        state.leased += 1;
+        state.last_lease = number;
         let round = state.round;
         Claim::Lease(SliceLease {
             landing: self.clone(),
             index: index as usize,
+            number,
             head: *head,
             filled: 0,
             round,
@@ -157,14 +196,17 @@ impl Landing {
         let from = (from as usize).min(state.slices.len());
         let missing = |slices: &[Slice]| slices.iter().position(|s| *s == Slice::Missing);
         let index = missing(&state.slices[from..]).map(|i| from + i).or_else(|| missing(&state.slices[..from]))?;
-        state.slices[index] = Slice::Leased;
+        state.last_lease += 1;
+        let number = state.last_lease;
+        // The device may write as soon as it is told where: nobody else gets the slice before it has done so.
+        state.slices[index] = Slice::Leased { lease: number, busy: true };
         state.leased += 1;
         let round = state.round;
         drop(state);
         let offset = index as u64 * u64::from(self.slice_bytes);
         let len = u64::from(self.slice_bytes).min(self.total - offset) as u32;
         let head = SliceHead { transfer, offset, total: self.total, len, crc: 0 };
-        Some(SliceLease { landing: self.clone(), index, head, filled: 0, round, given_back: false })
+        Some(SliceLease { landing: self.clone(), index, number, head, filled: 0, round, given_back: false })
     }
 
     /// Every slice is missing again, those too that are being written: what they were part of is asked for anew.
@@ -204,10 +246,13 @@ impl std::fmt::Debug for Landing {
 
 /// The right to write one slice, owned by the operation that reads it from the network. Dropped early, the slice counts as
 /// missing again.
+///
+/// From [`Self::hold`] to the next [`Self::advance`] or [`Self::rest`] nobody else gets the slice.
 #[derive(Debug)]
 pub struct SliceLease {
     landing: Arc<Landing>,
     index: usize,
+    number: u64,
     head: SliceHead,
     filled: u32,
     round: u32,
@@ -227,11 +272,13 @@ impl SliceLease {
     }
 
     /// Where all of the slice goes, piece by piece, for a device that writes there. The memory stays in place for as long as the
-    /// lease lives, and is nobody else's; what the device has written is told by [`Self::advance`].
+    /// lease lives, and is nobody else's until [`Self::advance`] tells what the device has written. Nowhere, if another lease has the
+    /// slice.
     pub fn places(&mut self) -> impl Iterator<Item = (NonNull<u8>, usize)> + '_ {
+        let held = self.hold();
         let (mut from, to) = (self.head.offset, self.head.offset + u64::from(self.head.len));
         std::iter::from_fn(move || {
-            let piece = self.landing.piece(from, to).filter(|p| p.1 > 0 && from < to)?;
+            let piece = self.landing.piece(from, to).filter(|p| held && p.1 > 0 && from < to)?;
             from += piece.1 as u64;
             Some(piece)
         })
@@ -242,18 +289,44 @@ impl SliceLease {
         &self.landing
     }
 
-    /// The next bytes to fill, contiguous; empty once all are.
+    /// Keeps the slice from others while it is written. `false`: another lease has it.
+    pub fn hold(&mut self) -> bool {
+        self.mark(true)
+    }
+
+    /// Nothing is written for now: another lease may have the slice.
+    pub fn rest(&mut self) {
+        self.mark(false);
+    }
+
+    /// Whether this lease still has its slice; if so, notes whether it is being written.
+    fn mark(&self, busy: bool) -> bool {
+        match self.landing.lock().slices.get_mut(self.index) {
+            Some(Slice::Leased { lease, busy: now }) if *lease == self.number => {
+                *now = busy;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The next bytes to fill, contiguous; empty once all are, or if another lease has the slice.
     pub fn spare(&mut self) -> &mut [u8] {
+        if !self.hold() {
+            return &mut [];
+        }
         let from = self.head.offset + u64::from(self.filled);
         let to = self.head.offset + u64::from(self.head.len);
         let Some((at, len)) = self.landing.piece(from, to) else { return &mut [] };
-        // SAFETY: the range lies in this lease's slice, which the state table gives to no other lease; the slabs live in the
-        // landing (which `self` holds) because `finish` waits until no lease is out; nobody else reads or writes them.
+        // SAFETY: the range lies in this lease's slice, which `claim` gives to no other lease while this one is marked busy: until
+        // `advance` or `rest`, whose callers have given this borrow back. The slabs live in the landing (which `self` holds) because
+        // `finish` waits until no lease is out; nobody else reads or writes them.
         unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) }
     }
 
     /// `n` bytes of [`Self::spare`] were filled.
     pub fn advance(&mut self, n: usize) {
+        self.rest();
         self.filled = self.filled.saturating_add(u32::try_from(n).unwrap_or(u32::MAX)).min(self.head.len);
     }
 
@@ -262,13 +335,16 @@ impl SliceLease {
         (self.head.len - self.filled) as usize
     }
 
-    /// Whether all bytes are there and have the checksum that was announced.
-    pub fn is_intact(&self) -> bool {
+    /// Whether all bytes are there and have the checksum that was announced. `false`, too, if another lease has the slice.
+    pub fn is_intact(&mut self) -> bool {
+        if !self.hold() {
+            return false;
+        }
         let mut check = self.head.checker();
         let (mut from, to) = (self.head.offset, self.head.offset + u64::from(self.head.len));
         while from < to {
             let Some((at, len)) = self.landing.piece(from, to).filter(|p| p.1 > 0) else { return false };
-            // SAFETY: as in `spare`; `&self` and `&mut self` never overlap, so nobody writes meanwhile.
+            // SAFETY: as in `spare`; nobody writes while this lease is marked busy but itself, and it is borrowed here.
             check.update(unsafe { std::slice::from_raw_parts(at.as_ptr(), len) });
             from += len as u64;
         }
@@ -282,8 +358,9 @@ impl SliceLease {
             // Dropped, it counts as missing.
             return false;
         }
-        if let Some(slice) = state.slices.get_mut(self.index) {
-            *slice = Slice::Landed;
+        match state.slices.get_mut(self.index) {
+            Some(slice @ Slice::Leased { .. }) if slice.is_of(self.number) => *slice = Slice::Landed,
+            _ => return false,
         }
         state.landed += 1;
         // In one step with the count: whoever lands the last slice must find no lease out, or nobody would finish.
@@ -301,12 +378,18 @@ impl Drop for SliceLease {
             return;
         }
         let mut state = self.landing.lock();
-        state.leased -= 1;
         if let Some(slice) = state.slices.get_mut(self.index)
-            && *slice == Slice::Leased
+            && slice.is_of(self.number)
         {
             *slice = Slice::Missing;
+            state.leased -= 1;
         }
+    }
+}
+
+impl Slice {
+    fn is_of(self, number: u64) -> bool {
+        matches!(self, Self::Leased { lease, .. } if lease == number)
     }
 }
 
@@ -337,6 +420,7 @@ mod tests {
             let at = chunk * 8;
             let payload = &bytes[at..(at + 8).min(25)];
             let Claim::Lease(mut lease) = landing.claim(&head(at as u64, 25, payload)) else { panic!("no lease") };
+            assert!(lease.hold());
             assert!(matches!(landing.claim(&head(at as u64, 25, payload)), Claim::Busy));
             fill(&mut lease, payload);
             assert!(lease.is_intact());
@@ -372,6 +456,38 @@ mod tests {
         drop(lease);
         assert_eq!(landing.landed_bits(), [0]);
         assert!(matches!(landing.claim(&head(8, 16, &[1; 8])), Claim::Lease(_)));
+    }
+
+    /// A slice that crawls over one lane comes over another as well: who claimed it last writes it, and nobody else.
+    #[test]
+    fn a_lease_is_lost_to_a_later_one_unless_it_is_busy() {
+        let landing = Landing::new(vec![Slab::zeroed(8)], 8);
+        let Claim::Lease(mut slow) = landing.claim(&head(0, 8, &[1; 8])) else { panic!("no lease") };
+        slow.spare()[..3].copy_from_slice(&[9; 3]);
+        assert!(matches!(landing.claim(&head(0, 8, &[1; 8])), Claim::Busy), "it is being written");
+        slow.advance(3);
+        let Claim::Lease(mut fast) = landing.claim(&head(0, 8, &[1; 8])) else { panic!("no lease") };
+        assert!(!slow.hold() && slow.spare().is_empty() && !slow.is_intact());
+        assert!(landing.finish().is_none(), "a lease is out");
+        fill(&mut fast, &[1; 8]);
+        drop(slow);
+        assert!(fast.is_intact());
+        assert_eq!((landing.missing(9), landing.has(0)), (vec![0], false));
+        assert!(fast.landed());
+        assert_eq!((landing.missing(9), landing.has(0)), (vec![], true));
+        assert_eq!(landing.finish().unwrap()[0][..], [1; 8]);
+    }
+
+    #[test]
+    fn a_lease_that_was_lost_lands_nothing() {
+        let landing = Landing::new(vec![Slab::zeroed(8)], 8);
+        let Claim::Lease(mut first) = landing.claim(&head(0, 8, &[1; 8])) else { panic!("no lease") };
+        fill(&mut first, &[1; 8]);
+        let Claim::Lease(second) = landing.claim(&head(0, 8, &[1; 8])) else { panic!("no lease") };
+        assert!(!first.landed());
+        assert!(landing.finish().is_none());
+        drop(second);
+        assert_eq!(landing.missing(9), [0]);
     }
 
     #[test]

@@ -19,12 +19,19 @@ impl Caps {
     pub const RESUME: Self = Self(4);
     /// `Generate` is served.
     pub const GENERATE: Self = Self(8);
-    /// Everything this version has.
+    /// Slices need no checksum of their bytes, as this side asks: only where both do are they sent without.
+    pub const UNCHECKED: Self = Self(16);
+    /// Everything this version has, and does without being asked.
     pub const OURS: Self = Self(0b1111);
 
     /// Whether all bits of `other` are set.
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// These, and those of `other`.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 
     /// What both sides have.
@@ -86,14 +93,29 @@ pub enum Control {
     Goodbye(RemoteError),
     /// The request with the frame's id is no longer wanted.
     Cancel,
-    /// The slice at this offset of the frame's transfer arrived corrupted.
-    SliceAgain(u64),
+    /// The slice of the frame's transfer is wanted (again).
+    SliceAgain {
+        /// Its first byte.
+        offset: u64,
+        /// It has not come, while lanes lie idle; else it came corrupted, or found no place.
+        late: bool,
+    },
+    /// A bulk lane is over for whoever says so: nothing more is taken from it.
+    LaneEnded {
+        /// As in [`LaneHello`].
+        lane: u32,
+        /// Slices that came whole over it, corrupted or not: those that were sent after them are missing.
+        slices: u64,
+    },
+    /// Which slices of the frame's transfer are late?
+    Late,
 }
 
 impl Control {
     /// Whether frames of this kind are messages of the connection.
     pub fn is(kind: Kind) -> bool {
-        matches!(kind, Kind::Hello | Kind::LaneHello | Kind::Ping | Kind::Goodbye | Kind::Cancel | Kind::SliceAgain)
+        let greeting = matches!(kind, Kind::Hello | Kind::LaneHello | Kind::Ping | Kind::Goodbye);
+        greeting || matches!(kind, Kind::Cancel | Kind::SliceAgain | Kind::LaneEnded | Kind::Late)
     }
 
     /// Checks a frame's metadata. The payload must be empty.
@@ -142,7 +164,20 @@ impl Control {
             }
             (Kind::Goodbye, false) => Self::Goodbye(RemoteError::decode(meta)?),
             (Kind::Cancel, false) if meta.is_empty() => Self::Cancel,
-            (Kind::SliceAgain, false) => Self::SliceAgain(layout::whole::<layout::SliceAgain>(meta)?.offset.get()),
+            (Kind::SliceAgain, false) => {
+                let raw = layout::whole::<layout::SliceAgain>(meta)?;
+                layout::zero(&raw.zero, "slice again")?;
+                if raw.late > 1 {
+                    return Err(DecodeError::Range("a slice is late or it is not"));
+                }
+                Self::SliceAgain { offset: raw.offset.get(), late: raw.late == 1 }
+            }
+            (Kind::LaneEnded, false) => {
+                let raw = layout::whole::<layout::LaneEnded>(meta)?;
+                layout::zero(&raw.zero, "lane ended")?;
+                Self::LaneEnded { lane: raw.lane.get(), slices: raw.slices.get() }
+            }
+            (Kind::Late, false) if meta.is_empty() => Self::Late,
             (kind, _) => return Err(DecodeError::Misplaced(kind as u8)),
         })
     }
@@ -198,10 +233,17 @@ impl Control {
                 (Kind::Goodbye, Flags::default())
             }
             Self::Cancel => (Kind::Cancel, Flags::default()),
-            Self::SliceAgain(offset) => {
-                out.extend_from_slice(layout::SliceAgain { offset: (*offset).into() }.as_bytes());
+            Self::SliceAgain { offset, late } => {
+                let raw = layout::SliceAgain { offset: (*offset).into(), late: u8::from(*late), zero: [0; 7] };
+                out.extend_from_slice(raw.as_bytes());
                 (Kind::SliceAgain, Flags::default())
             }
+            Self::LaneEnded { lane, slices } => {
+                let raw = layout::LaneEnded { slices: (*slices).into(), lane: (*lane).into(), zero: 0.into() };
+                out.extend_from_slice(raw.as_bytes());
+                (Kind::LaneEnded, Flags::default())
+            }
+            Self::Late => (Kind::Late, Flags::default()),
         }
     }
 }

@@ -61,8 +61,12 @@ kinds! {
     Cancel = 0x05,
     /// A piece of a tensor; bulk lanes only.
     Slice = 0x06,
-    /// A slice arrived corrupted: send it again.
+    /// A slice arrived corrupted, or is late: send it again.
     SliceAgain = 0x07,
+    /// A bulk lane is over, and how many slices came whole over it.
+    LaneEnded = 0x08,
+    /// Which slices are late? Each is answered by a `SliceAgain`.
+    Late = 0x09,
     /// Opens a session.
     Open = 0x10,
     /// Takes a session up again by its token.

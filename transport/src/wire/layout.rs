@@ -48,7 +48,9 @@ wire_structs! {
     /// claimed for the slice, before its payload has come.
     struct Slice = 24 { offset: U64, total: U64, head_crc: U32, zero: U32 }
     /// A slice that must be sent again.
-    struct SliceAgain = 8 { offset: U64 }
+    struct SliceAgain = 16 { offset: U64, late: u8, zero: [u8; 7] }
+    /// A bulk lane is over.
+    struct LaneEnded = 16 { slices: U64, lane: U32, zero: U32 }
     /// An error; the text follows.
     struct Error = 8 { code: U16, effect: u8, zero: u8, length: U32 }
     /// A message on the Unix socket beside shared memory.

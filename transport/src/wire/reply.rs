@@ -197,6 +197,8 @@ impl<'a> Reply<'a> {
             Kind::Cancel
             | Kind::Slice
             | Kind::SliceAgain
+            | Kind::LaneEnded
+            | Kind::Late
             | Kind::Heads
             | Kind::Grant
             | Kind::Recall

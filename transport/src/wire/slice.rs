@@ -20,7 +20,7 @@ pub struct SliceHead {
     pub total: u64,
     /// Bytes of this slice, at least 1.
     pub len: u32,
-    /// Checksum as sent.
+    /// Checksum as sent; 0 where both sides do without.
     pub crc: u32,
 }
 
@@ -62,6 +62,11 @@ impl SliceHead {
         Self::encode_pieces(transfer, offset, total, std::iter::once(payload))
     }
 
+    /// The bytes in front of a payload of `len` bytes whose checksum neither side wants.
+    pub fn encode_unchecked(transfer: u64, offset: u64, total: u64, len: u32) -> [u8; SLICE_FRAME_BYTES] {
+        frame(transfer, &head(offset, total), len, 0)
+    }
+
     /// The bytes in front of a payload that lies in several pieces, checksum included.
     pub fn encode_pieces<'a>(
         transfer: u64,
@@ -77,12 +82,7 @@ impl SliceHead {
             digest.update(piece);
             len += piece.len() as u32;
         }
-        let meta_len = size_of::<layout::Slice>() as u32;
-        let header = encode_header(Kind::Slice, Flags::default(), transfer, meta_len, len, digest.finalize() as u32);
-        let mut bytes = [0; SLICE_FRAME_BYTES];
-        bytes[..HEADER_BYTES].copy_from_slice(&header);
-        bytes[HEADER_BYTES..].copy_from_slice(meta.as_bytes());
-        bytes
+        frame(transfer, &meta, len, digest.finalize() as u32)
     }
 
     /// A running check of the payload's bytes.
@@ -92,6 +92,15 @@ impl SliceHead {
         digest.update(meta.as_bytes());
         SliceChecker { digest, expected: self.crc }
     }
+}
+
+fn frame(transfer: u64, meta: &layout::Slice, len: u32, crc: u32) -> [u8; SLICE_FRAME_BYTES] {
+    let meta_len = size_of::<layout::Slice>() as u32;
+    let header = encode_header(Kind::Slice, Flags::default(), transfer, meta_len, len, crc);
+    let mut bytes = [0; SLICE_FRAME_BYTES];
+    bytes[..HEADER_BYTES].copy_from_slice(&header);
+    bytes[HEADER_BYTES..].copy_from_slice(meta.as_bytes());
+    bytes
 }
 
 /// A slice's head with its checksum. Without one, a corrupted offset would claim the place of another slice: that one would be

@@ -62,21 +62,22 @@ impl Client {
         }
     }
 
-    /// A get's slice was corrupted: asks for all of it again, since the tensor may have changed meanwhile. Under an id of its
-    /// own, so that slices of the first answer that are still on their way are told from those of the second.
+    /// A get lacks slices that the server does not keep: asks for all of it again, since the tensor may have changed meanwhile. Under
+    /// an id of its own, so that slices of the first answer that are still on their way are told from those of the second.
     pub(super) fn begin_again(&mut self, transfer: u64) {
         let id = self.requests.of_wire(transfer);
         let Some(slot) = self.requests.get(id) else { return };
         let Bulk::In(landing) = &slot.bulk else { return };
+        if slot.is_over() || slot.is_awaited() {
+            return;
+        }
         slot.again += 1;
         if slot.again > SECOND_CHANCES {
             slot.fail(ClientError::Corrupt(SECOND_CHANCES));
             return;
         }
         landing.reset();
-        if slot.is_awaited() {
-            self.abandoned.push((transfer, Vec::new()));
-        }
+        slot.quiet = None;
         self.landings.end(transfer);
         self.requests.rename(id);
         self.push_control(transfer, &Control::Cancel);

@@ -1,6 +1,5 @@
 //! What the server says, frame by frame.
 
-use super::super::bulk_out::Outgoing;
 use super::super::requests::Bulk;
 use super::{Client, ClientError, State};
 use crate::wire::{Control, DecodeError, ErrorCode, Flags, Header, Kind, Reply, Request, body_crc, encode_header};
@@ -43,7 +42,7 @@ impl Client {
             if error && slot.came_corrupted() {
                 slot.again += 1;
                 slot.send_again();
-                self.bulk.cancel(header.id);
+                self.bulk.end(header.id);
                 // It is sent again under its id, since an attempt over an earlier connection may have taken effect all the
                 // same. If none did, the server has never seen the id, and would take it for one that it has forgotten once
                 // enough later ones have ended: those wait.
@@ -53,7 +52,7 @@ impl Client {
                 return Ok(());
             }
             if error || kind == Kind::Put {
-                self.bulk.cancel(header.id);
+                self.bulk.end(header.id);
             }
             self.credit_back();
         }
@@ -63,18 +62,18 @@ impl Client {
     fn control(&mut self, id: u64, message: Control) -> Result<(), ClientError> {
         match message {
             Control::Welcome(welcome) if matches!(self.state, State::Greeting) => {
+                self.rtt = self.heard.saturating_duration_since(self.connected);
                 self.welcome = Some(welcome);
+                self.bulk.set_checked(self.is_checked());
+                self.lane_count = self.lane_plan().lanes.max(1);
                 self.open();
             }
             Control::Ping => self.push_control(id, &Control::Pong),
             Control::Pong => self.progressed = true,
-            Control::SliceAgain(offset) => {
-                if let Some(slot) = self.requests.get(self.requests.of_wire(id))
-                    && let Bulk::Out { pieces, slice_bytes } = &slot.bulk
-                {
-                    self.bulk.push(Outgoing::new(id, pieces.clone(), *slice_bytes).only(offset));
-                }
-            }
+            Control::SliceAgain { offset, late } => self.slice_again(id, offset, late),
+            Control::LaneEnded { lane, slices } => self.lane_ended_there(lane, slices),
+            // The server does not keep what a get lacks: all of it is asked for again.
+            Control::Cancel => self.begin_again(id),
             Control::Goodbye(error) => {
                 // Another connection has taken the session up: taking it back would only end that one in turn, for ever.
                 if error.code == ErrorCode::SessionGone {

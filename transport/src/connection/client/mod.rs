@@ -1,12 +1,15 @@
 //! A client's end: requests that live until they are answered, across connections.
 
+mod bulk;
 mod flow;
 mod incoming;
+mod lane_book;
 mod options;
 #[cfg(test)]
 mod tests;
 
-pub use self::options::{ClientError, ClientOptions, Counters};
+use self::lane_book::LaneBook;
+pub use self::options::{ClientError, ClientOptions, Counters, LaneCounts, LanePlan};
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::bulk_in::{BulkEvent, Landings};
+use super::bulk_in::Landings;
 use super::bulk_out::BulkOut;
 use super::framer::Framer;
 use super::outbox::{Outbox, Sink};
@@ -23,8 +26,8 @@ use super::requests::{Bulk, RequestId, Requests};
 use super::service::SILENT_KEEPALIVES;
 use crate::memory::Landing;
 use crate::wire::{
-    Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Kind, LaneHello, OpenedSession, PutBody,
-    PutRequest, RemoteError, Reply, Request, Welcome, body_crc, encode_header, limits,
+    Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Kind, OpenedSession, PutBody, PutRequest,
+    RemoteError, Reply, Request, Welcome, body_crc, encode_header, limits,
 };
 
 /// A reply, or why there is none.
@@ -33,9 +36,9 @@ pub type Answer<'a> = Result<Reply<'a>, ClientError>;
 /// The machine. One owner; the owner's driver keeps it connected.
 ///
 /// The driver: while [`Self::wants_connection`], opens a control lane and calls [`Self::connected`] or [`Self::lost`]; moves
-/// bytes by [`Self::space`], [`Self::filled`] and [`Self::flush`]; keeps [`Self::wants_lanes`] bulk lanes open, each with a
-/// [`super::BulkIn`] (not patient) and a [`super::BulkLane`], and passes their events to [`Self::bulk_event`]; calls
-/// [`Self::timeout`] at [`Self::deadline`].
+/// bytes by [`Self::space`], [`Self::filled`] and [`Self::flush`]; opens a bulk lane whenever [`Self::next_lane`] names one, drives it
+/// by a [`super::ClientLane`], and says [`Self::lane_over`] when it breaks or [`Self::is_lane_over`]; calls [`Self::timeout`] at
+/// [`Self::deadline`].
 pub struct Client {
     options: ClientOptions,
     state: State,
@@ -48,6 +51,13 @@ pub struct Client {
     landings: Arc<Landings>,
     bulk: Arc<BulkOut>,
     bulk_used: bool,
+    /// Requests that move something over the bulk lanes, and when they are looked at next.
+    bulk_live: u32,
+    bulk_look: Instant,
+    lanes: LaneBook,
+    /// How long the server's greeting took.
+    rtt: Duration,
+    lane_count: u32,
     /// Requests that were given up before they were answered: each has its credit until its terminal reply comes, and holds
     /// a put's payload, whose pages a link may have passed on by reference.
     abandoned: Vec<(u64, Vec<Bytes>)>,
@@ -97,6 +107,11 @@ impl Client {
             landings: Arc::default(),
             bulk: Arc::default(),
             bulk_used: false,
+            bulk_live: 0,
+            bulk_look: now,
+            lanes: LaneBook::default(),
+            rtt: Duration::ZERO,
+            lane_count: 1,
             abandoned: Vec::new(),
             retry: (after(now, options.reconnect_for), options.backoff),
             counters: Arc::default(),
@@ -126,7 +141,10 @@ impl Client {
         (self.connected, self.heard, self.said) = (now, now, now);
         self.progressed = false;
         self.state = State::Greeting;
-        self.push_control(0, &Control::Hello(Caps::OURS));
+        self.lanes = LaneBook::default();
+        self.counters.forget_lanes();
+        let caps = if self.options.unchecked { Caps::OURS.and(Caps::UNCHECKED) } else { Caps::OURS };
+        self.push_control(0, &Control::Hello(caps));
     }
 
     /// The control lane is gone, or could not be opened. The driver has dropped the connection's bulk lanes, so that nothing
@@ -195,22 +213,6 @@ impl Client {
         !self.outbox.is_empty()
     }
 
-    /// How many bulk lanes should be open now.
-    pub fn wants_lanes(&self) -> u32 {
-        if self.bulk_used && self.is_ready() { self.options.lanes.max(1) } else { 0 }
-    }
-
-    /// The first frame of bulk lane `lane`. The lane is open once the server has answered with [`Control::LaneWelcome`].
-    pub fn lane_hello(&self, lane: u32) -> Option<Vec<u8>> {
-        let welcome = self.welcome.as_ref()?;
-        let hello = LaneHello { connection: welcome.connection, lane_key: welcome.lane_key, lane };
-        let mut meta = Vec::new();
-        let (kind, flags) = Control::LaneHello(hello).encode(&mut meta);
-        let mut frame = encode_header(kind, flags, 0, meta.len() as u32, 0, body_crc(&meta, &[])).to_vec();
-        frame.extend_from_slice(&meta);
-        Some(frame)
-    }
-
     /// Where transfers land; for the lanes' [`super::BulkIn`].
     pub fn landings(&self) -> &Arc<Landings> {
         &self.landings
@@ -226,20 +228,6 @@ impl Client {
         &self.counters
     }
 
-    /// A bulk lane has something to tell.
-    pub fn bulk_event(&mut self, event: &BulkEvent) {
-        match *event {
-            BulkEvent::Complete(_) => {}
-            BulkEvent::Corrupt { transfer, .. } | BulkEvent::Missed { transfer, .. } => self.begin_again(transfer),
-            BulkEvent::OffGrid(transfer) => {
-                let id = self.requests.of_wire(transfer);
-                if let Some(slot) = self.requests.get(id) {
-                    slot.fail(DecodeError::Range("a slice does not fit the get that it answers").into());
-                }
-            }
-        }
-    }
-
     /// When [`Self::timeout`] should be called next.
     pub fn deadline(&self) -> Option<Instant> {
         match (&self.state, &self.welcome) {
@@ -247,7 +235,8 @@ impl Client {
             (State::Down { next }, _) => Some(*next),
             (State::Ready, Some(w)) => {
                 let (keepalive, silence) = patience_with(w);
-                Some((self.said + keepalive).min(self.heard + silence))
+                let silence = (self.said + keepalive).min(self.heard + silence);
+                Some(self.bulk_deadline().map_or(silence, |at| at.min(silence)))
             }
             _ => Some(self.give_up(self.connected)),
         }
@@ -277,6 +266,7 @@ impl Client {
                     self.said = now;
                     self.push_control(0, &Control::Ping);
                 }
+                self.look_at_bulk(now);
             }
             // From the connection's begin: a server that sends byte after byte and never a welcome is silent, too.
             (State::Greeting | State::Opening(_), _) if self.give_up(self.connected) <= now => {
@@ -333,14 +323,19 @@ impl Client {
 
     /// Starts a put in slices. The request's body must be [`crate::wire::PutBody::Sliced`].
     pub fn start_put(&mut self, request: &Request<'_>, pieces: Vec<Bytes>, slice_bytes: u32) -> RequestId {
-        self.bulk_used = true;
+        self.bulk_begins();
         self.begin(request, None, Bulk::Out { pieces, slice_bytes }, None).0
     }
 
     /// Starts a get in slices, which land in `landing`.
     pub fn start_get(&mut self, request: &Request<'_>, landing: Arc<Landing>) -> RequestId {
-        self.bulk_used = true;
+        self.bulk_begins();
         self.begin(request, None, Bulk::In(landing), None).0
+    }
+
+    fn bulk_begins(&mut self) {
+        self.bulk_used = true;
+        self.bulk_live += 1;
     }
 
     /// Whether [`Self::answer`] has something.
@@ -358,13 +353,16 @@ impl Client {
         let Some(slot) = self.requests.get(id.0) else { return };
         let (wire, wanted, awaited) = (slot.wire, slot.sent && !slot.is_over(), slot.is_awaited());
         let orphaned = slot.ever_sent && !slot.sent && !slot.is_over();
+        // The server keeps the bytes of a get until it hears that they are here.
+        let kept = matches!(slot.bulk, Bulk::In(_)) && slot.sent && !slot.is_awaited();
         let bulk = std::mem::replace(&mut slot.bulk, Bulk::None);
         self.requests.end(id.0);
-        if wanted {
+        if wanted || kept {
             self.push_control(wire, &Control::Cancel);
-            self.bulk.cancel(wire);
         }
-        if let Bulk::In(_) = bulk {
+        if !matches!(bulk, Bulk::None) {
+            self.bulk_live = self.bulk_live.saturating_sub(1);
+            self.bulk.end(wire);
             self.landings.end(wire);
         }
         if orphaned {

@@ -1,6 +1,7 @@
 //! How a client behaves, and what it tells.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::wire::{DecodeError, Effect, ErrorCode, OpenedSession, RemoteError};
@@ -53,8 +54,14 @@ pub struct ClientOptions {
     pub reconnect_for: Duration,
     /// The first pause between attempts; doubles up to a second.
     pub backoff: Duration,
-    /// Bulk lanes to use.
+    /// Bulk lanes to use; 0: as many as suit what lies between, see [`LanePlan`].
     pub lanes: u32,
+    /// How long a bulk lane may hold up a transfer while others lie idle, before it is closed and opened again; one that is alone,
+    /// or stands still in the middle of a slice, five times as long.
+    pub stuck: Duration,
+    /// Asks the server to do without checksums over slices. If it grants that, a bit that flips on the way past TCP's own sum goes
+    /// unnoticed, unless the tensor is put by its hash.
+    pub unchecked: bool,
     /// A session to take up, instead of opening one.
     pub resume: Option<OpenedSession>,
 }
@@ -66,17 +73,120 @@ impl Default for ClientOptions {
             lease_ms: 600_000,
             reconnect_for: Duration::from_secs(15),
             backoff: Duration::from_millis(20),
-            lanes: 1,
+            lanes: 0,
+            stuck: Duration::from_secs(1),
+            unchecked: false,
             resume: None,
         }
     }
 }
 
-/// Bytes that went over the sockets, headers included.
+/// How many bulk lanes a client uses, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LanePlan {
+    /// As many.
+    pub lanes: u32,
+    /// In words, for whoever asks.
+    pub why: String,
+}
+
+/// What a lane's socket buffers hold at the most, as Linux sets them by default: no more than this is on its way over one lane.
+const WINDOW_BYTES: u128 = 4 << 20;
+
+/// What a connection should be able to carry, in bytes a second: 10 Gb/s.
+const WISHED_RATE: u128 = 1_250_000_000;
+
+/// Within such a round trip one lane carries as much as two.
+const NEAR: Duration = Duration::from_millis(1);
+
+/// The most lanes that are chosen unasked.
+const MOST_LANES: u128 = 8;
+
+impl LanePlan {
+    /// As many lanes as were asked for, or as suit a round trip of this length.
+    pub(super) fn new(asked: u32, rtt: Duration) -> Self {
+        if asked > 0 {
+            return Self { lanes: asked, why: "as asked for".into() };
+        }
+        let ms = rtt.as_secs_f64() * 1e3;
+        if rtt < NEAR {
+            let why = format!("the greeting took {ms:.2} ms: so near, a second lane only takes cores from the first");
+            return Self { lanes: 1, why };
+        }
+        let on_the_way = WISHED_RATE * rtt.as_nanos() / 1_000_000_000;
+        let lanes = on_the_way.div_ceil(WINDOW_BYTES).clamp(2, MOST_LANES) as u32;
+        let why = format!(
+            "the greeting took {ms:.2} ms: at 10 Gb/s {on_the_way} bytes are on their way, a lane holds {WINDOW_BYTES}; at least 2, \
+             so that one that breaks does not stop the rest"
+        );
+        Self { lanes, why }
+    }
+}
+
+/// What went over the lanes, and what happened to them.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Sent.
+    /// Bytes sent, headers included.
     pub up: AtomicU64,
-    /// Received.
+    /// Bytes received, headers included.
     pub down: AtomicU64,
+    /// Bulk lanes that broke, stood still or could not be opened while the connection went on.
+    pub lanes_lost: AtomicU64,
+    /// Bulk lanes that were opened in their place.
+    pub lanes_reopened: AtomicU64,
+    /// Slices of gets that came corrupted.
+    pub slices_corrupt: AtomicU64,
+    /// Slices of puts that the server asked for again, because they came corrupted or found no place.
+    pub slices_again: AtomicU64,
+    /// Slices that were late, and were asked for over another lane.
+    pub slices_late: AtomicU64,
+    lanes: Mutex<Vec<Arc<LaneCounts>>>,
+}
+
+/// What went over one bulk lane.
+#[derive(Debug, Default)]
+pub struct LaneCounts {
+    /// Its number in its connection: each lane that is opened has the next.
+    pub lane: u32,
+    /// Bytes sent, heads included.
+    pub up: AtomicU64,
+    /// Bytes received, heads included.
+    pub down: AtomicU64,
+    /// Slices sent whole.
+    pub slices_up: AtomicU64,
+    /// Slices received whole.
+    pub slices_down: AtomicU64,
+    /// Whether it is gone.
+    pub ended: AtomicBool,
+}
+
+/// Lanes whose counts are kept.
+const KEPT_COUNTS: usize = 64;
+
+impl Counters {
+    /// The lanes of the present connection, the last 64, those that are gone included.
+    pub fn lanes(&self) -> Vec<Arc<LaneCounts>> {
+        self.locked().clone()
+    }
+
+    pub(super) fn forget_lanes(&self) {
+        self.locked().clear();
+    }
+
+    pub(super) fn lane(&self, lane: u32) -> Arc<LaneCounts> {
+        let mut lanes = self.locked();
+        if let Some(counts) = lanes.iter().find(|l| l.lane == lane) {
+            return counts.clone();
+        }
+        let counts = Arc::new(LaneCounts { lane, ..LaneCounts::default() });
+        lanes.push(counts.clone());
+        if lanes.len() > KEPT_COUNTS {
+            lanes.remove(0);
+        }
+        counts
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Vec<Arc<LaneCounts>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -32,6 +32,8 @@ const READS: u64 = 2 << 8;
 
 pub(super) struct Granting {
     lane: Arc<Lane>,
+    /// The lane's, in its connection.
+    number: u32,
     // Rights go before what they are rights on; see `drop`.
     writes: Vec<Write>,
     reads: Vec<Read>,
@@ -93,7 +95,7 @@ enum Right {
 }
 
 impl Granting {
-    pub(super) fn new(lane: Arc<Lane>, patience: Duration, now: Instant) -> io::Result<Self> {
+    pub(super) fn new(lane: Arc<Lane>, number: u32, patience: Duration, now: Instant) -> io::Result<Self> {
         let mut heads = Slab::try_zeroed(GRANTS * HEAD_PLACE).ok_or(io::ErrorKind::OutOfMemory)?;
         let at = heads.as_mut_ptr();
         let allowed = access::LOCAL_WRITE | access::REMOTE_WRITE;
@@ -101,6 +103,7 @@ impl Granting {
         let registered = unsafe { lane.membership().domain.register(at, heads.len(), allowed) }?;
         let mut all = Self {
             lane,
+            number,
             writes: std::iter::repeat_with(|| Write::Free).take(GRANTS).collect(),
             reads: std::iter::repeat_with(|| Read::Free).take(GRANTS).collect(),
             spare: Vec::new(),
@@ -317,7 +320,7 @@ impl Granting {
             if self.lane.endpoint().room() < 2 * PIECES {
                 break;
             }
-            let Some(slice) = peer.bulk().take() else { break };
+            let Some(slice) = peer.bulk().take(self.number, now) else { break };
             let head = slice.head();
             let mut head = SliceHead::decode(&head).map_err(refuse)?;
             self.lane.pass(head.len as usize, false)?;

@@ -145,8 +145,8 @@ impl Stream for Lane {
         EAGER
     }
 
-    fn remote(self: Arc<Self>, patience: Duration, now: Instant) -> io::Result<Option<Box<dyn RemoteBulk>>> {
-        Ok(Some(Box::new(Granting::new(self, patience, now)?)))
+    fn remote(self: Arc<Self>, lane: u32, patience: Duration, now: Instant) -> io::Result<Option<Box<dyn RemoteBulk>>> {
+        Ok(Some(Box::new(Granting::new(self, lane, patience, now)?)))
     }
 
     fn finish(&self) {

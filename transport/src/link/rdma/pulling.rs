@@ -31,6 +31,8 @@ const GATHERED: usize = 8;
 
 pub(super) struct Pulling {
     lane: Arc<Lane>,
+    /// The lane's, in its connection.
+    number: u32,
     state: State,
 }
 
@@ -87,10 +89,14 @@ impl Pulling {
             let sent = stream.send(&[IoSlice::new(&hello)])?;
             client.counters().up.fetch_add(sent as u64, Ordering::Relaxed);
         }
-        Ok(Self { lane: stream, state: State::Opening { framer: Framer::new(0), until: now + GREETING_TIMEOUT } })
+        Ok(Self {
+            lane: stream,
+            number: lane,
+            state: State::Opening { framer: Framer::new(0), until: now + GREETING_TIMEOUT },
+        })
     }
 
-    fn welcomed(&mut self, client: &Client, now: Instant) -> Result<bool, ClientError> {
+    fn welcomed(&mut self, client: &mut Client, now: Instant) -> Result<bool, ClientError> {
         let State::Opening { framer, until } = &mut self.state else { return Ok(false) };
         // More frames may follow at once: they are not this framer's to take.
         match self.lane.recv(framer.space_of_frame(), &mut []) {
@@ -109,6 +115,7 @@ impl Pulling {
             Control::Goodbye(error) => return Err(error.into()),
             _ => return Err(DecodeError::Range("a bulk lane was not welcomed").into()),
         }
+        client.lane_opened(self.number);
         self.state = State::Open(Box::new(Work::new()));
         Ok(true)
     }
@@ -118,8 +125,21 @@ impl Bulk for Pulling {
     fn turn(&mut self, client: &mut Client, now: Instant) -> Result<bool, ClientError> {
         match &mut self.state {
             State::Opening { .. } => self.welcomed(client, now),
-            State::Open(work) => work.turn(&self.lane, client, now),
+            State::Open(work) => {
+                let moved = work.turn(&self.lane, client, now)?;
+                client.lane_idles(self.number, work.flight.is_empty() && work.readable.is_empty());
+                Ok(moved)
+            }
         }
+    }
+
+    fn lane(&self) -> u32 {
+        self.number
+    }
+
+    /// Slices land in any order: what a lane loses is all sent again, and what had landed is passed over.
+    fn came(&self) -> u64 {
+        0
     }
 
     fn arm(&mut self, _client: &Client, out: &mut Vec<Interest>) -> bool {
@@ -131,7 +151,7 @@ impl Bulk for Pulling {
         self.lane.disarm();
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self, _client: &Client) -> Option<Instant> {
         match &self.state {
             State::Opening { until, .. } => Some(*until),
             State::Open(work) => work.readable.iter().filter_map(|r| r.until).min(),

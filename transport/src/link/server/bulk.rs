@@ -1,91 +1,64 @@
 //! A bulk lane's task.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::Notify;
 
 use super::{Lane, TURN};
-use crate::connection::{BulkIn, BulkLane, Peer, Service, Want};
+use crate::connection::{BulkMachine, Service, Want};
 use crate::link::StreamSink;
-use crate::wire::{ErrorCode, RemoteError};
 
 impl<S: Service> Lane<S> {
-    pub(super) async fn bulk(&mut self, peer: &Arc<Peer>, wake: &Notify) -> io::Result<()> {
+    /// Drives the lane until it is over; why it is.
+    pub(super) async fn bulk(&mut self, lane: &mut BulkMachine, wake: &Notify) -> String {
+        match self.bulk_turns(lane, wake).await {
+            Ok(why) => why,
+            Err(error) => error.to_string(),
+        }
+    }
+
+    async fn bulk_turns(&mut self, lane: &mut BulkMachine, wake: &Notify) -> io::Result<String> {
         let io = self.stream.io().clone();
         let mut sink = StreamSink(io.clone());
-        let (mut input, mut output) = (BulkIn::new(true), BulkLane::default());
-        let settings = self.service.settings();
-        let (patience, silence) = (settings.patience, settings.silence());
-        // A slice, and what is to be sent, have their time: whoever dribbles holds up others that send the same.
-        let (mut slice, mut slice_began) = (0, Instant::now());
-        let (mut sent, mut sent_at) = (0, Instant::now());
         let mut pace = self.pace();
         let mut turn = 0;
         loop {
-            if peer.is_closed() {
-                return Ok(());
+            if lane.is_over() {
+                return Ok("it was taken out".into());
             }
             let now = Instant::now();
-            while let Some(event) = input.poll(peer.landings(), now) {
-                peer.bulk_event(&*self.service, &event, now);
-            }
+            lane.poll(&*self.service, now);
             let mut moved = false;
-            let mut held = false;
-            match input.want() {
-                Want::Hold => held = true,
-                Want::Read { first, then } => match io.recv(first, then) {
-                    Ok(0) => return Ok(()),
+            if let Want::Read { first, then } = lane.want() {
+                match io.recv(first, then) {
+                    Ok(0) => return Ok("the client closed it".into()),
                     Ok(n) => {
                         moved = true;
-                        input.filled(n).map_err(|e| {
-                            peer.goodbye(e.clone().into());
-                            io::Error::new(io::ErrorKind::InvalidData, e)
-                        })?;
+                        lane.filled(n).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
                     }
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => lane.idle(),
                     Err(e) => return Err(e),
-                },
-            }
-            let sending = output.is_sending() || !peer.bulk().is_empty();
-            let all_sent = (!sending || output.flush(peer.bulk(), &mut sink)?) && (!io.has_unsent() || io.push()?);
-            if all_sent || output.sent() != sent {
-                (sent, sent_at) = (output.sent(), now);
-                if sending {
-                    peer.moved_on();
                 }
             }
-            if held || input.begun() != slice {
-                (slice, slice_began) = (input.begun(), now);
+            let all_sent = lane.flush(&mut sink, now)? && (!io.has_unsent() || io.push()?);
+            if let Some(why) = lane.overdue(now) {
+                return Ok(why);
             }
-            turn += 1;
             if moved {
                 pace.arrived(now);
+                turn += 1;
                 if turn % TURN == 0 {
                     tokio::task::yield_now().await;
                 }
-            }
-            let slow = if input.in_slice() && slice_began + patience * 3 < now {
-                Some(("a slice took longer", patience * 3))
-            } else if !all_sent && sent_at + silence < now {
-                Some(("nothing was read of what was asked for for longer", silence))
-            } else {
-                None
-            };
-            if let Some((what, than)) = slow {
-                let message = format!("{what} than {} s: look at the network", than.as_secs_f32());
-                peer.goodbye(RemoteError::new(ErrorCode::TimedOut, message));
-                return Ok(());
-            }
-            if moved {
                 continue;
             }
+            let held = lane.is_held();
             if !held && all_sent && pace.poll_on() {
                 self.stream.unwatch();
                 continue;
             }
-            self.stream.wait(!held, !all_sent, wake, input.deadline().unwrap_or(now + patience)).await?;
+            self.stream.wait(!held, !all_sent, wake, lane.deadline(now)).await?;
         }
     }
 }

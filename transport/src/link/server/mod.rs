@@ -17,7 +17,7 @@ pub use self::listen::{Listener, Refusal};
 use self::pace::Pace;
 use self::watched::Watched;
 use super::{Stream, StreamSink};
-use crate::connection::{ControlLane, Directory, Driver, LaneEnd, Service, Step};
+use crate::connection::{BulkMachine, ControlLane, Directory, Driver, LaneEnd, LaneSeat, Service, Step};
 
 /// Serves a [`Service`] over any number of links.
 pub struct Server<S: Service> {
@@ -107,18 +107,20 @@ impl<S: Service> Lane<S> {
                 // It counts as part of its connection from here on.
                 drop(control);
                 let wake = Arc::new(Notify::new());
-                if !peer.add_lane(lane, wake.clone(), self.service.settings().max_lanes as usize) {
+                let (settings, now) = (self.service.settings(), Instant::now());
+                let patience = settings.patience * 3;
+                if let Some(remote) = self.stream.io().clone().remote(lane, patience, now)? {
+                    if let Some(seat) = LaneSeat::take(peer, lane, wake.clone(), settings) {
+                        self.remote(seat, remote, &wake).await;
+                    }
                     return Ok(LaneEnd::Left);
                 }
-                let patience = self.service.settings().patience * 3;
-                let end = match self.stream.io().clone().remote(patience, Instant::now())? {
-                    Some(remote) => self.remote(&peer, remote, &wake).await,
-                    None => self.bulk(&peer, &wake).await,
+                let Some(mut lane) = BulkMachine::new(peer, lane, wake.clone(), settings, now) else {
+                    return Ok(LaneEnd::Left);
                 };
-                peer.remove_lane(lane);
-                // A lane that breaks takes its connection down: the client resumes the session and sends what is missing.
-                peer.close();
-                end.map(|()| LaneEnd::Left)
+                let why = self.bulk(&mut lane, &wake).await;
+                lane.end(&*self.service, &why, Instant::now());
+                Ok(LaneEnd::Left)
             }
             Ok(Step::End(end)) => {
                 control.closed(Instant::now());

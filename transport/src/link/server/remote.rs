@@ -1,45 +1,56 @@
 //! The task of a bulk lane whose slices devices move.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::Notify;
 
 use super::{Lane, TURN};
-use crate::connection::{Peer, Service};
+use crate::connection::{LaneSeat, Service};
 use crate::link::RemoteBulk;
 use crate::wire::{ErrorCode, RemoteError};
 
 impl<S: Service> Lane<S> {
-    pub(super) async fn remote(
+    pub(super) async fn remote(&mut self, seat: LaneSeat, mut remote: Box<dyn RemoteBulk>, wake: &Notify) {
+        let why = match self.remote_turns(&seat, &mut *remote, wake).await {
+            Ok(why) => why.to_owned(),
+            Err(error) => error.to_string(),
+        };
+        // The device is done with all memory before the client hears that the lane is over.
+        drop(remote);
+        seat.ends(&*self.service, &why);
+    }
+
+    async fn remote_turns(
         &mut self,
-        peer: &Arc<Peer>,
-        mut remote: Box<dyn RemoteBulk>,
+        seat: &LaneSeat,
+        remote: &mut dyn RemoteBulk,
         wake: &Notify,
-    ) -> io::Result<()> {
+    ) -> io::Result<&'static str> {
         let patience = self.service.settings().patience;
+        let peer = seat.peer();
         let mut events = Vec::new();
         let mut pace = self.pace();
         let mut turn = 0;
         loop {
-            if peer.is_closed() {
-                return Ok(());
+            if seat.is_over() {
+                return Ok("it was taken out");
             }
             let now = Instant::now();
-            let moved = remote.turn(peer, &mut events, now).inspect_err(|error| {
-                // Broken by the peer's own doing, or by its network: who can still hear is told.
+            let moved = remote.turn(peer, &mut events, now);
+            // What came before the lane broke counts.
+            for event in events.drain(..) {
+                peer.bulk_event(&*self.service, &event, now);
+            }
+            let moved = moved.inspect_err(|error| {
+                // Broken by the peer's own doing: it is told.
                 let code = match error.kind() {
-                    io::ErrorKind::TimedOut => ErrorCode::TimedOut,
                     io::ErrorKind::InvalidData => ErrorCode::Malformed,
                     io::ErrorKind::OutOfMemory => ErrorCode::OutOfMemory,
                     _ => return,
                 };
                 peer.goodbye(RemoteError::new(code, error.to_string()));
             })?;
-            for event in events.drain(..) {
-                peer.bulk_event(&*self.service, &event, now);
-            }
             if moved {
                 pace.arrived(now);
                 turn += 1;

@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::connection::{
-    BulkIn, BulkLane, Client, ClientError, ClientOptions, ControlLane, Directory, Driver, Framer, Peer, RequestId,
-    Service, Sink, Step, Want,
+    BulkMachine, Client, ClientError, ClientLane, ClientOptions, ControlLane, Directory, Driver, RequestId, Service,
+    Step, Want,
 };
-use crate::wire::{Control, DecodeError, Effect, Request, limits};
+use crate::wire::{Effect, Request};
 use lane::{Clock, LaneEnd, lane};
 pub use network::{Faults, Network};
 pub use rng::Rng;
@@ -201,8 +201,8 @@ impl<S: Service> Sim<S> {
         let soon = now + Duration::from_millis(1);
         let arrivals = self.lanes.iter().flat_map(|lane| lane.end.arrivals());
         let inbound = self.clients.iter().flat_map(ClientEnd::ends).flat_map(LaneEnd::arrivals);
-        let deadlines = self.clients.iter().filter_map(|end| end.client.deadline());
-        let timeouts = self.lanes.iter().filter_map(|lane| lane.deadline());
+        let deadlines = self.clients.iter().flat_map(ClientEnd::deadlines);
+        let timeouts = self.lanes.iter().filter_map(|lane| lane.deadline(now));
         // A deadline that has come and changed nothing is looked at again a little later.
         let later = deadlines.chain(timeouts).map(|at| if at <= now { soon } else { at });
         arrivals.chain(inbound).filter(|&at| at > now).chain(later).min()
@@ -228,7 +228,7 @@ struct ServerLane<S: Service> {
 
 enum LaneState<S: Service> {
     Control(Box<ControlLane<S>>),
-    Bulk { peer: Arc<Peer>, number: u32, input: Box<BulkIn>, output: BulkLane },
+    Bulk(Box<BulkMachine>),
     Over,
 }
 
@@ -245,21 +245,27 @@ impl<S: Service> ServerLane<S> {
     fn turn(&mut self, service: &Arc<S>, rng: &mut Rng, now: Instant) -> bool {
         let moved = match &mut self.state {
             LaneState::Control(control) => control_turn(control, &self.end, rng, now),
-            LaneState::Bulk { peer, input, output, .. } => {
-                bulk_turn(peer, input, output, &mut self.end, &**service, rng, now).map(|moved| (moved, None))
+            LaneState::Bulk(lane) => {
+                let moved = bulk_turn(lane, &mut self.end, &**service, rng, now);
+                match moved {
+                    Ok(moved) => return moved,
+                    Err(error) => {
+                        if let LaneState::Bulk(lane) = std::mem::replace(&mut self.state, LaneState::Over) {
+                            lane.end(&**service, &error.to_string(), now);
+                        }
+                        Err(error)
+                    }
+                }
             }
             LaneState::Over => return false,
         };
         match moved {
             Ok((moved, None)) => moved,
             Ok((_, Some(Step::Bulk(peer, number)))) => {
-                let most = service.settings().max_lanes as usize;
-                if !peer.add_lane(number, Arc::new(Always), most) {
-                    self.end(now);
-                    return true;
+                match BulkMachine::new(peer, number, Arc::new(Always), service.settings(), now) {
+                    Some(lane) => self.state = LaneState::Bulk(Box::new(lane)),
+                    None => self.end(now),
                 }
-                let (input, output) = (Box::new(BulkIn::new(true)), BulkLane::default());
-                self.state = LaneState::Bulk { peer, number, input, output };
                 true
             }
             Ok((_, Some(_))) | Err(_) => {
@@ -278,19 +284,15 @@ impl<S: Service> ServerLane<S> {
                 }
                 control.closed(now);
             }
-            LaneState::Bulk { peer, number, .. } => {
-                peer.remove_lane(number);
-                peer.close();
-            }
-            LaneState::Over => {}
+            LaneState::Bulk(_) | LaneState::Over => {}
         }
         self.end.close();
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self, now: Instant) -> Option<Instant> {
         match &self.state {
             LaneState::Control(control) => Some(control.deadline()),
-            LaneState::Bulk { input, .. } => input.deadline(),
+            LaneState::Bulk(lane) => Some(lane.deadline(now)),
             LaneState::Over => None,
         }
     }
@@ -333,63 +335,57 @@ fn control_turn<S: Service>(
 }
 
 fn bulk_turn<S: Service>(
-    peer: &Arc<Peer>,
-    input: &mut BulkIn,
-    output: &mut BulkLane,
+    lane: &mut BulkMachine,
     end: &mut LaneEnd,
     service: &S,
     rng: &mut Rng,
     now: Instant,
 ) -> io::Result<bool> {
-    if peer.is_closed() {
-        return Err(io::ErrorKind::ConnectionAborted.into());
+    if lane.is_over() {
+        return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "it was taken out"));
     }
-    let mut moved = false;
-    while let Some(event) = input.poll(peer.landings(), now) {
-        moved = true;
-        peer.bulk_event(service, &event, now);
-    }
-    if output.is_sending() || !peer.bulk().is_empty() {
-        let before = end.sent();
-        output.flush(peer.bulk(), end)?;
-        moved |= end.sent() > before;
-    }
-    match read_bulk(input, end, rng)? {
-        Read::Nothing => Ok(moved),
-        Read::Closed => Err(io::ErrorKind::UnexpectedEof.into()),
-        Read::Bytes(n) => {
-            input.filled(n).map_err(|error| {
-                peer.goodbye(error.clone().into());
-                io::Error::new(io::ErrorKind::InvalidData, error)
-            })?;
-            while let Some(event) = input.poll(peer.landings(), now) {
-                peer.bulk_event(service, &event, now);
-            }
-            Ok(true)
+    lane.poll(service, now);
+    let read = read_bulk(lane.want(), end, rng)?;
+    let mut moved = match read {
+        Read::Nothing => {
+            lane.idle();
+            false
         }
+        Read::Bytes(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Read::Bytes(n) => {
+            lane.filled(n).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            lane.poll(service, now);
+            true
+        }
+    };
+    let before = end.sent();
+    lane.flush(end, now)?;
+    moved |= end.sent() > before;
+    match lane.overdue(now) {
+        Some(why) => Err(io::Error::new(io::ErrorKind::TimedOut, why)),
+        None => Ok(moved),
     }
 }
 
 enum Read {
     Nothing,
-    Closed,
+    /// 0: the other side has closed.
     Bytes(usize),
 }
 
 /// Reads into what a bulk lane wants: the first buffer, and once that is full the second.
-fn read_bulk(input: &mut BulkIn, end: &LaneEnd, rng: &mut Rng) -> io::Result<Read> {
-    let Want::Read { first, then } = input.want() else {
+fn read_bulk(want: Want<'_>, end: &LaneEnd, rng: &mut Rng) -> io::Result<Read> {
+    let Want::Read { first, then } = want else {
         end.count(|f| f.overtakings += 1);
         return Ok(Read::Nothing);
     };
     let whole = first.len();
     let n = match receive(end, rng, first) {
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Read::Nothing),
-        Ok(0) => return Ok(Read::Closed),
         n => n?,
     };
     // An end that comes after these bytes is seen with the next call.
-    let more = if n == whole && !then.is_empty() { receive(end, rng, then).unwrap_or(0) } else { 0 };
+    let more = if n > 0 && n == whole && !then.is_empty() { receive(end, rng, then).unwrap_or(0) } else { 0 };
     Ok(Read::Bytes(n + more))
 }
 
@@ -404,25 +400,17 @@ fn receive(end: &LaneEnd, rng: &mut Rng, buf: &mut [u8]) -> io::Result<usize> {
     Ok(n)
 }
 
-/// How long a bulk lane may take to be welcomed.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// A client with its ends of the lanes.
 struct ClientEnd {
     client: Client,
     control: Option<LaneEnd>,
-    bulk: Vec<ClientLane>,
+    bulk: Vec<BulkEnd>,
 }
 
-struct ClientLane {
+/// A client's end of a bulk lane.
+struct BulkEnd {
     end: LaneEnd,
-    state: ClientLaneState,
-}
-
-enum ClientLaneState {
-    /// Hello is sent, the welcome has not come; until when it is waited for.
-    Opening(Framer, Instant),
-    Open(Box<BulkIn>, BulkLane),
+    lane: ClientLane,
 }
 
 impl ClientEnd {
@@ -441,19 +429,13 @@ impl ClientEnd {
             }
             opened = true;
         }
-        while (self.bulk.len() as u32) < self.client.wants_lanes() {
-            let mut end = dial().ok_or_else(|| unreachable("a bulk lane was refused"))?;
-            if let Some(hello) = self.client.lane_hello(self.bulk.len() as u32 + 1) {
-                let mut rest = &hello[..];
-                while !rest.is_empty() {
-                    // A fresh lane's window takes a hello whole.
-                    let n = end.send(&[io::IoSlice::new(rest)]).map_err(|e| unreachable(&e.to_string()))?;
-                    rest = &rest[n..];
-                }
+        while self.control.is_some()
+            && let Some(number) = self.client.next_lane(now)
+        {
+            match dial() {
+                Some(end) => self.bulk.push(BulkEnd { end, lane: ClientLane::new(&self.client, number, now) }),
+                None => self.client.lane_over(number, 0, "connection refused", now),
             }
-            let framer = Framer::new(limits::CONTROL_PAYLOAD_BYTES);
-            let state = ClientLaneState::Opening(framer, now + GREETING_TIMEOUT);
-            self.bulk.push(ClientLane { end, state });
             opened = true;
         }
         Ok(opened)
@@ -478,10 +460,26 @@ impl ClientEnd {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(unreachable(&e.to_string())),
         }
-        for lane in bulk {
-            moved |= lane.turn(client, rng, now)?;
-        }
+        bulk.retain_mut(|lane| {
+            let over = match lane.turn(client, rng, now) {
+                _ if lane.lane.is_over(client) => "it was taken out".to_owned(),
+                Ok(did) => {
+                    moved |= did;
+                    return true;
+                }
+                Err(error) => error.to_string(),
+            };
+            lane.end.close();
+            client.lane_over(lane.lane.lane(), lane.lane.came(), &over, now);
+            moved = true;
+            false
+        });
         Ok(moved)
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        let lanes = self.bulk.iter().filter_map(|lane| lane.lane.deadline(&self.client));
+        self.client.deadline().into_iter().chain(lanes)
     }
 
     /// The connection is gone.
@@ -504,50 +502,16 @@ impl ClientEnd {
     }
 }
 
-impl ClientLane {
+impl BulkEnd {
     fn turn(&mut self, client: &mut Client, rng: &mut Rng, now: Instant) -> Result<bool, ClientError> {
-        let (input, output) = match &mut self.state {
-            ClientLaneState::Open(input, output) => (input, output),
-            ClientLaneState::Opening(framer, until) => {
-                // Slices may follow the welcome at once.
-                match receive(&self.end, rng, framer.space_of_frame()) {
-                    Ok(0) => return Err(unreachable("the server closed a bulk lane")),
-                    Ok(n) => framer.filled(n),
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock && now < *until => return Ok(false),
-                    Err(e) => return Err(unreachable(&e.to_string())),
-                }
-                let Some(frame) = framer.next_frame()? else { return Ok(true) };
-                frame.intact?;
-                match Control::decode(&frame.header, frame.meta)? {
-                    Control::LaneWelcome(_) => {}
-                    Control::Goodbye(error) => return Err(error.into()),
-                    _ => return Err(DecodeError::Range("a bulk lane was not welcomed").into()),
-                }
-                self.state = ClientLaneState::Open(Box::new(BulkIn::new(false)), BulkLane::default());
-                return Ok(true);
-            }
-        };
-        let mut moved = false;
-        let bulk = client.bulk().clone();
-        if output.is_sending() || !bulk.is_empty() {
-            let before = self.end.sent();
-            output.flush(&bulk, &mut self.end).map_err(|e| unreachable(&e.to_string()))?;
-            moved = self.end.sent() > before;
-        }
-        let read = read_bulk(input, &self.end, rng).map_err(|e| unreachable(&e.to_string()))?;
+        self.lane.timeout(client, now)?;
+        let moved = self.lane.flush(client, &mut self.end, now).map_err(|e| unreachable(&e.to_string()))?;
+        let read = read_bulk(self.lane.want(client, now), &self.end, rng).map_err(|e| unreachable(&e.to_string()))?;
         match read {
-            Read::Nothing => {}
-            Read::Closed => return Err(unreachable("the server closed a bulk lane")),
-            Read::Bytes(n) => {
-                moved = true;
-                input.filled(n)?;
-            }
+            Read::Nothing => self.lane.idle(),
+            Read::Bytes(n) => self.lane.filled(n, client, now)?,
         }
-        while let Some(event) = input.poll(client.landings(), now) {
-            moved = true;
-            client.bulk_event(&event);
-        }
-        Ok(moved)
+        Ok(moved || matches!(read, Read::Bytes(_)))
     }
 }
 

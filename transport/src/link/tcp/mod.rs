@@ -8,5 +8,5 @@ mod splice;
 
 pub use dial::Dialer;
 pub(super) use socket::send;
-pub use socket::{Path, accepted, connect, connect_to, recv, recv_two, tune};
+pub use socket::{Path, accepted, begin_connect, connect, connect_to, recv, recv_two, tune};
 pub use splice::{Splice, Spliced};

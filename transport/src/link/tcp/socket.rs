@@ -92,6 +92,20 @@ pub fn connect_to(address: SocketAddr, timeout: Duration) -> io::Result<(TcpStre
 /// A lane whose peer has acknowledged nothing for so long is gone: three of the default keepalives.
 const UNANSWERED: Duration = Duration::from_secs(30);
 
+/// Begins to open another lane to an address that has one: non-blocking, and what is sent before it is connected `WouldBlock`.
+///
+/// # Errors
+/// The system's.
+pub fn begin_connect(address: SocketAddr, path: Path) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    tune(&SockRef::from(&socket), path)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
+        _ => Ok(socket.into()),
+    }
+}
+
 /// Sets what every lane needs. A congestion control that is not allowed here leaves the default.
 ///
 /// # Errors

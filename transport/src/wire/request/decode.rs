@@ -105,6 +105,8 @@ impl<'a> Request<'a> {
             | Kind::Cancel
             | Kind::Slice
             | Kind::SliceAgain
+            | Kind::LaneEnded
+            | Kind::Late
             | Kind::Heads
             | Kind::Grant
             | Kind::Recall

@@ -269,7 +269,9 @@ impl Parts {
             Control::Pong,
             Control::Goodbye(self.error()),
             Control::Cancel,
-            Control::SliceAgain(a),
+            Control::SliceAgain { offset: a, late: b & 1 == 1 },
+            Control::LaneEnded { lane: self.word[0], slices: a },
+            Control::Late,
         ]
     }
 

@@ -1,0 +1,144 @@
+//! A server's bulk lane, from its welcome on.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::bulk_in::{BulkIn, Want};
+use super::bulk_out::BulkLane;
+use super::outbox::Sink;
+use super::peer::{Driver, Peer};
+use super::seats::LaneSeat;
+use super::service::{Service, Settings};
+use crate::wire::DecodeError;
+
+/// The machine. Its driver, again and again: ends it if [`Self::is_over`], calls [`Self::poll`], reads into [`Self::want`] (then
+/// [`Self::filled`], or [`Self::idle`]), calls [`Self::flush`] and [`Self::overdue`], and waits until [`Self::deadline`] or until
+/// its [`Driver`] is woken. Dropped or [`Self::end`]ed, the lane alone is over: what it lost goes over the others.
+pub struct BulkMachine {
+    input: BulkIn,
+    output: BulkLane,
+    patience: Duration,
+    silence: Duration,
+    /// Slices that have begun to come, and since when the last one does.
+    slice: (u64, Instant),
+    /// Bytes that were sent, and since when all were or more are.
+    sent: (u64, Instant),
+    all_sent: bool,
+    held: bool,
+    /// Dropped last: a slice that has come in part is given up before the client hears of it, and may send it another way.
+    seat: LaneSeat,
+}
+
+impl BulkMachine {
+    /// Lane `lane` of a connection. `None`: it has as many as it may, or had one of this number; close it.
+    pub fn new(peer: Arc<Peer>, lane: u32, driver: Arc<dyn Driver>, settings: &Settings, now: Instant) -> Option<Self> {
+        let seat = LaneSeat::take(peer, lane, driver, settings)?;
+        Some(Self {
+            input: BulkIn::new(true).checked(seat.peer().is_checked()),
+            output: BulkLane::new(lane),
+            patience: settings.patience,
+            silence: settings.silence(),
+            slice: (0, now),
+            sent: (0, now),
+            all_sent: true,
+            held: false,
+            seat,
+        })
+    }
+
+    /// Its connection.
+    pub fn peer(&self) -> &Arc<Peer> {
+        self.seat.peer()
+    }
+
+    /// Whether the lane, or its connection, is to end.
+    pub fn is_over(&self) -> bool {
+        self.seat.is_over()
+    }
+
+    /// Finds places for what has come, and passes on what happened.
+    pub fn poll<S: Service>(&mut self, service: &S, now: Instant) {
+        let peer = self.seat.peer();
+        while let Some(event) = self.input.poll(peer.landings(), now) {
+            peer.bulk_event(service, &event, now);
+        }
+    }
+
+    /// What to read next.
+    pub fn want(&mut self) -> Want<'_> {
+        let want = self.input.want();
+        self.held = matches!(want, Want::Hold);
+        want
+    }
+
+    /// Whether nothing is to be read for now: a slice waits for its request.
+    pub fn is_held(&self) -> bool {
+        self.held
+    }
+
+    /// Nothing was there to be read.
+    pub fn idle(&mut self) {
+        self.input.idle();
+    }
+
+    /// `n` bytes were read. Call [`Self::poll`] before the next [`Self::want`].
+    ///
+    /// # Errors
+    /// What came makes no sense: the lane must be ended. If it came as it was sent, the client is wrong, not the network: its
+    /// connection ends with the lane.
+    pub fn filled(&mut self, n: usize) -> Result<(), DecodeError> {
+        let result = self.input.filled(n);
+        self.seat.set_idle(!self.input.in_slice());
+        self.seat.set_came(self.input.finished());
+        match &result {
+            Ok(()) | Err(DecodeError::Magic(_) | DecodeError::HeaderChecksum { .. }) => {}
+            Err(error) => self.seat.peer().goodbye(error.clone().into()),
+        }
+        result
+    }
+
+    /// Sends slices until the sink is full (`false`) or none is left for this lane (`true`).
+    ///
+    /// # Errors
+    /// The sink's, if the lane is gone.
+    pub fn flush(&mut self, sink: &mut dyn Sink, now: Instant) -> io::Result<bool> {
+        let peer = self.seat.peer();
+        let sending = self.output.wants_to_send(peer.bulk());
+        self.all_sent = !sending || self.output.flush(peer.bulk(), sink, now)?;
+        if self.all_sent || self.output.sent() != self.sent.0 {
+            self.sent = (self.output.sent(), now);
+            if sending {
+                peer.moved_on();
+            }
+        }
+        Ok(self.all_sent)
+    }
+
+    /// Why the lane must be ended, if it must: a slice, and what is to be sent, have their time, since whoever dribbles holds up
+    /// others that send the same.
+    pub fn overdue(&mut self, now: Instant) -> Option<String> {
+        if self.held || self.input.begun() != self.slice.0 {
+            self.slice = (self.input.begun(), now);
+        }
+        let (what, than) = if self.input.in_slice() && self.slice.1 + self.patience * 3 < now {
+            ("a slice took longer", self.patience * 3)
+        } else if !self.all_sent && self.sent.1 + self.silence < now {
+            ("nothing was read of what was asked for for longer", self.silence)
+        } else {
+            return None;
+        };
+        Some(format!("{what} than {} s", than.as_secs_f32()))
+    }
+
+    /// When to look again even if nothing has come.
+    pub fn deadline(&self, now: Instant) -> Instant {
+        self.input.deadline().unwrap_or(now + self.patience)
+    }
+
+    /// The lane is over, and why. What came before counts.
+    pub fn end<S: Service>(mut self, service: &S, reason: &str, now: Instant) {
+        self.poll(service, now);
+        self.seat.ends(service, reason);
+    }
+}
