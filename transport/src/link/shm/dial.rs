@@ -41,7 +41,7 @@ impl Dial for Dialer {
             Some(splice) => Box::new(Spliced::new(socket, splice)),
             None => Box::new(socket),
         };
-        Ok(Box::new(StreamBulk::greet(stream, client, lane, now)?))
+        Ok(Box::new(StreamBulk::greet(stream, client, lane, now)))
     }
 }
 
