@@ -41,8 +41,9 @@ fn settles(watch: &mut blocking::Session) {
     let mut sessions = 0;
     let alone = patience(LONGEST, |_| {
         sessions = stat(watch, "genie_sessions");
-        (sessions == 1).then_some(())
+        (sessions == 2).then_some(())
     });
+    // This one, and one that has nothing.
     assert!(alone.is_some(), "{sessions} sessions are still there: their clients are dead, and their leases over");
     assert_eq!(stat(watch, "genie_handles"), 0);
     assert_eq!(stat(watch, "genie_session_bytes"), 0);
@@ -60,7 +61,8 @@ fn settles(watch: &mut blocking::Session) {
 pub(crate) fn clients_are_killed(scheme: &str) {
     let place = Place::of(scheme);
     let (server, uri) = server(&place.listen, 1, None);
-    let mut watch = blocking::Session::connect(&uri.parse().expect("an address"), options()).expect("a session");
+    let connect = || blocking::Session::connect(&uri.parse().expect("an address"), options()).expect("a session");
+    let (mut watch, mut other) = (connect(), connect());
     let mut churn = Churn::new(seed(), MOST);
     let mut rng = Rng::new(seed());
     let mut before = None;
@@ -71,19 +73,23 @@ pub(crate) fn clients_are_killed(scheme: &str) {
         std::thread::sleep(pause);
         victim.kill();
         // Nobody else is disturbed, and nothing half of it can be seen.
-        churn.burst(&mut watch).unwrap_or_else(|error| panic!("kill {kill}, {pause:?} into the work: {error}"));
+        churn.burst(&mut other).unwrap_or_else(|error| panic!("kill {kill}, {pause:?} into the work: {error}"));
         for name in NAMES {
-            match watch.lookup(name) {
+            match other.lookup(name) {
                 Ok(tensor) => {
-                    is_whole(&watch.get(&tensor).expect("it was found"));
-                    watch.free(tensor.handle).expect("it was found");
+                    is_whole(&other.get(&tensor).expect("it was found"));
+                    other.free(tensor.handle).expect("it was found");
                 }
                 Err(ClientError::Remote(error)) if error.code == ErrorCode::NoSuchName => {}
                 Err(error) => panic!("kill {kill}, {pause:?} into the work: {error}"),
             }
         }
         if kill == WARM || kill == KILLS {
-            churn.let_go(&mut watch).expect("the server is there");
+            churn.let_go(&mut other).expect("the server is there");
+            assert_eq!(other.sessions_lost(), 0);
+            // What it shares with the server goes with it.
+            other.close().expect("the server is there");
+            other = connect();
             settles(&mut watch);
             let now = || Holdings::of(server.pid());
             let Some(before) = &before else {
