@@ -13,6 +13,7 @@ mod error;
 mod header;
 pub mod layout;
 mod local;
+mod links;
 mod one_sided;
 mod rdma;
 mod reply;
@@ -27,6 +28,7 @@ pub use control::{Caps, Control, LaneHello, Welcome};
 pub use error::{DecodeError, Effect, ErrorCode, RemoteError};
 pub use header::{Flags, HEADER_BYTES, Header, Kind, body_crc, decode_header, encode_header};
 pub use local::{LOCAL_BYTES, Local};
+pub use links::{AskLinks, LinkOffer, LinkScheme, Links, UnknownScheme};
 pub use one_sided::{Heads, OneSided, PIECES, Piece, Pieces, WINDOWS};
 pub use rdma::{Immediate, PRIVATE_BYTES, Private};
 pub use reply::{DeviceEntry, Finish, Offered, OpenedSession, Reply, StatEntry};
@@ -59,4 +61,10 @@ pub mod limits {
     pub const BOUND: usize = 4096;
     /// Stop tokens in one generate.
     pub const STOP_TOKENS: usize = 64;
+    /// Links in one answer.
+    pub const LINKS: usize = 16;
+    /// Times that links may be asked for on one lane.
+    pub const LINKS_ASKED: u32 = 16;
+    /// Bytes of the path of a socket.
+    pub const SOCKET_PATH_BYTES: usize = 107;
 }
