@@ -57,7 +57,9 @@ pub enum UriError {
     #[error("'{0}' needs the absolute path of a socket, of at most 107 bytes: shm:///tmp/genie.sock")]
     Path(String),
     /// After `?link=` stands something else.
-    #[error("'{0}' asks for a link that there is not: write genie://HOST:PORT, or add ?link= and one of tcp, tcps, shm, rdma")]
+    #[error(
+        "'{0}' asks for a link that there is not: write genie://HOST:PORT, or add ?link= and one of tcp, tcps, shm, rdma"
+    )]
     Link(String),
 }
 

@@ -19,7 +19,7 @@ use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
     Arguments, ContentHash, DecodeError, Finish, Handle, Offered, OpenedSession, PutBody, PutRequest, PutTarget, Reply,
-    Request, Shared, TensorSpec,
+    Request, Shared, TensorSpec, Welcome,
 };
 
 /// A session on a server. One owner; requests can still be in flight together: [`Self::start_put`], [`Self::start_run`].
@@ -96,6 +96,11 @@ impl Session {
     /// Payloads up to this many bytes travel inline.
     pub fn eager_bytes(&mut self) -> u64 {
         self.engine.client().welcome().map_or(0, |w| u64::from(w.eager_bytes))
+    }
+
+    /// What the server said when the connection began; `None` while there is none.
+    pub fn welcome(&mut self) -> Option<Welcome> {
+        self.engine.client().welcome().copied()
     }
 
     fn slice_bytes(&mut self) -> u32 {

@@ -184,8 +184,11 @@ mod tests {
 
     #[test]
     fn what_was_offered_is_read() {
-        let offers =
-            [offer(LinkScheme::Tcp, 7070, None), offer(LinkScheme::Shm, 0, Some("/run/genie.sock")), offer(LinkScheme::Rdma, 1, None)];
+        let offers = [
+            offer(LinkScheme::Tcp, 7070, None),
+            offer(LinkScheme::Shm, 0, Some("/run/genie.sock")),
+            offer(LinkScheme::Rdma, 1, None),
+        ];
         assert_eq!(Links::decode(&links(&offers)).unwrap().offers, offers);
         assert_eq!(Links::decode(&links(&[])).unwrap().offers, []);
     }

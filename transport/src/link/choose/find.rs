@@ -155,10 +155,11 @@ fn entry(scheme: LinkScheme, outcome: Outcome) -> Tried {
 
 fn none(forced: Option<LinkScheme>, tried: &[Tried]) -> io::Error {
     let wanted = forced.map_or("any link", LinkScheme::name);
-    let why = tried.iter().find(|t| Some(t.scheme) == forced).map_or("the server does not offer it", |t| match &t.outcome {
-        Outcome::LeftOut(why) | Outcome::Failed(why) => why,
-        Outcome::Chosen | Outcome::Spare => "it was not tried",
-    });
+    let why =
+        tried.iter().find(|t| Some(t.scheme) == forced).map_or("the server does not offer it", |t| match &t.outcome {
+            Outcome::LeftOut(why) | Outcome::Failed(why) => why,
+            Outcome::Chosen | Outcome::Spare => "it was not tried",
+        });
     io::Error::new(io::ErrorKind::NotConnected, format!("no {wanted} to this server: {why}"))
 }
 

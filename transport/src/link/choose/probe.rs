@@ -86,7 +86,9 @@ impl Lane<'_> {
                 return match Control::decode(&frame.header, frame.meta).map_err(io::Error::other)? {
                     Control::Links(links) => Ok(links),
                     Control::Goodbye(error) => Err(io::Error::other(error)),
-                    _ => Err(io::Error::other(format!("a {:?} is no answer", frame.header.kind.unwrap_or(Kind::Links)))),
+                    _ => {
+                        Err(io::Error::other(format!("a {:?} is no answer", frame.header.kind.unwrap_or(Kind::Links))))
+                    }
                 };
             }
             match self.stream.recv(self.framer.space_of_frame(), &mut []) {

@@ -23,7 +23,9 @@ pub enum Refusal {
     )]
     NotLoopback(SocketAddr),
     /// It names no link.
-    #[error("cannot listen on {0}: genie:// is what clients write; listen on tcp:// and on the links that they may choose")]
+    #[error(
+        "cannot listen on {0}: genie:// is what clients write; listen on tcp:// and on the links that they may choose"
+    )]
     NotALink(Uri),
     /// The system refuses.
     #[error("cannot listen on {uri}: {source}; is another server running there?")]
