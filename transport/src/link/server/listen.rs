@@ -99,6 +99,8 @@ impl Listener {
     pub fn offer(&self) -> io::Result<Option<LinkOffer>> {
         Ok(match self.uri()? {
             Uri::Tcp { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcp, port, path: None }),
+            #[cfg(feature = "rdma")]
+            Uri::Rdma { port, .. } => Some(LinkOffer { scheme: LinkScheme::Rdma, port, path: None }),
             _ => None,
         })
     }
