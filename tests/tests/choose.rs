@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use genie_tests::raw::{Raw, control};
 use genie_tests::serve::{Live, config};
@@ -27,7 +28,7 @@ fn find(address: SocketAddr) -> choose::Report {
 fn session(address: SocketAddr, link: &str) -> Result<blocking::Session, ClientError> {
     let uri: Uri = format!("genie://127.0.0.1:{}{link}", address.port()).parse().expect("an address");
     let mut options = ConnectOptions::default();
-    options.client.reconnect_for = std::time::Duration::ZERO;
+    options.client.reconnect_for = Duration::from_millis(500);
     blocking::Session::connect(&uri, options)
 }
 
