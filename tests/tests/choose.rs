@@ -61,6 +61,37 @@ fn a_better_link_that_does_not_work_is_done_without() {
 }
 
 #[test]
+fn on_one_host_it_is_shared_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("genie.sock").display().to_string();
+    let shm: Uri = format!("shm://{path}").parse().expect("an address");
+    let server = offering(6, choose::boot_id(), &[&path]);
+    server.listen(&shm);
+    let report = find(server.address());
+    assert_eq!(report.chosen, shm);
+    assert!(report.same_host && report.tried[0].outcome == Outcome::Chosen, "{report:?}");
+    assert_eq!(report.tried[1].outcome, Outcome::Spare);
+    echoes(session(server.address(), "").expect("a session"));
+    echoes(session(server.address(), "?link=shm").expect("a session"));
+    let choose::Report { chosen, .. } =
+        choose::find("127.0.0.1", server.address().port(), Some(LinkScheme::Tcp)).expect("the server is there").report;
+    assert_eq!(chosen, server.uri);
+}
+
+#[test]
+fn another_server_at_the_path_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("genie.sock").display().to_string();
+    let other = Live::start_at(config(7), &format!("shm://{path}").parse().expect("an address"));
+    let server = offering(8, choose::boot_id(), &[&path]);
+    let report = find(server.address());
+    assert_eq!(report.chosen, server.uri);
+    let why = Outcome::Failed("another server answers there".to_owned());
+    assert_eq!(report.tried.iter().find(|t| t.scheme == LinkScheme::Shm).map(|t| &t.outcome), Some(&why));
+    drop(other);
+}
+
+#[test]
 fn a_link_that_is_asked_for_is_not_done_without() {
     let server = offering(3, choose::boot_id(), &["/nonexistent/genie.sock"]);
     assert!(matches!(session(server.address(), "?link=shm"), Err(ClientError::Unreachable { .. })));

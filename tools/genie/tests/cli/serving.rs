@@ -202,9 +202,20 @@ fn a_link_is_chosen_and_explained() {
     assert!(told["same_host"].is_null() && told["candidates"] == serde_json::json!([]), "{told}");
     assert!(good(&["explain", &genie]).contains("bottleneck"));
 
+    let folder = tempfile::tempdir().unwrap();
+    let path = format!("shm://{}", folder.path().join("genie.sock").display());
+    let both = Server::at("tcp://127.0.0.1:0", &["--listen", &path, "--device", "cpu", "--threads", "2"]);
+    let genie = both.uri.split(", ").next().unwrap().replace("tcp://", "genie://");
+    let told = json(&good(&["explain", &genie, "--json"]));
+    assert_eq!((told["link"].as_str(), told["uri"].as_str()), (Some("shm"), Some(path.as_str())));
+    assert_eq!(told["candidates"][1]["outcome"], "spare");
+    good(&["ping", &genie, "--link", "shm"]);
+    let told = json(&good(&["explain", &genie, "--link", "tcp", "--json"]));
+    assert_eq!(told["link"], "tcp");
+
     let (_, error) = bad(&["ping", &server.uri, "--link", "tcp"]);
     assert!(error.contains("names a link already"), "{error}");
-    let (code, error) = bad(&["ping", &genie, "--link", "rdma", "--reconnect", "0"]);
+    let (code, error) = bad(&["ping", &genie, "--link", "rdma", "--reconnect", "0.1"]);
     assert!(code == 3 && error.contains("no rdma to this server"), "{error}");
     let (_, error) = bad(&["serve", "--listen", "genie://127.0.0.1:0"]);
     assert!(error.contains("genie:// is what clients write"), "{error}");

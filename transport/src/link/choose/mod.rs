@@ -7,7 +7,7 @@ mod dial;
 mod find;
 mod probe;
 
-use crate::uri::Uri;
+use crate::uri::{Uri, UriError};
 use crate::wire::{LinkOffer, LinkScheme};
 
 pub(super) use self::dial::Dialer;
@@ -112,7 +112,7 @@ fn judge(facts: &Facts, asked: LinkScheme, offer: &LinkOffer) -> Result<Candidat
         Some(path) => format!("{}://{path}", scheme.name()),
         None => format!("{}://{host}:{}", scheme.name(), offer.port),
     };
-    let uri = text.parse().map_err(|_| format!("this build has no link for {}://", scheme.name()))?;
+    let uri = text.parse().map_err(|e: UriError| e.to_string())?;
     let why = match scheme {
         _ if facts.forced.is_some() => "it was asked for",
         LinkScheme::Shm => "both ends are on one host: bytes need not pass the kernel",

@@ -101,7 +101,8 @@ impl Listener {
             Uri::Tcp { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcp, port, path: None }),
             #[cfg(feature = "rdma")]
             Uri::Rdma { port, .. } => Some(LinkOffer { scheme: LinkScheme::Rdma, port, path: None }),
-            _ => None,
+            Uri::Shm { path } => Some(LinkOffer { scheme: LinkScheme::Shm, port: 0, path: Some(path) }),
+            Uri::Genie { .. } => None,
         })
     }
 
