@@ -7,8 +7,8 @@ use bytes::Bytes;
 use clap::Args;
 use genie_graph::DType;
 use genie_transport::Uri;
+use genie_transport::client::PutOptions;
 use genie_transport::client::blocking::Session;
-use genie_transport::client::{ConnectOptions, PutOptions};
 use genie_transport::link::choose::{self, Outcome, Report};
 use genie_transport::link::tcp::{self, Path, Splice};
 use genie_transport::memory::copied_bytes;
@@ -24,7 +24,7 @@ use crate::say::{self, Say};
 ///
 /// Measures for about a second: round trips, puts of 16 MiB, and what one thread of this machine copies.
 ///
-/// With --json: asked, uri, link, why, same_host and candidates (of genie:// alone; else null and empty), lanes, eager_bytes,
+/// With --json: asked, uri, link, why, same_host and candidates (of genie:// alone; else null and empty), lanes, lanes_why, eager_bytes,
 /// slice_bytes, credits, zero_copy, zero_copy_why, congestion_control, copies_per_byte, round_trip_us, put_gb_s, memcpy_gb_s,
 /// bottleneck, bottleneck_why.
 ///
@@ -46,6 +46,7 @@ struct Explained {
     same_host: Option<bool>,
     candidates: Vec<Candidate>,
     lanes: u32,
+    lanes_why: String,
     eager_bytes: u64,
     slice_bytes: u64,
     credits: u32,
@@ -89,6 +90,7 @@ fn settled(asked: &Uri, link: LinkArgs) -> Result<(Uri, Option<Report>)> {
 
 fn explain(session: &mut Session, asked: &Uri, uri: &Uri, report: Option<&Report>) -> Result<Explained> {
     let welcome = session.welcome().context("the connection broke: try again")?;
+    let plan = session.lane_plan();
     let mechanism = Mechanism::of(uri)?;
     let round_trip = round_trip(session)?;
     let (put_gb_s, copies_per_byte) = puts(session)?;
@@ -105,7 +107,8 @@ fn explain(session: &mut Session, asked: &Uri, uri: &Uri, report: Option<&Report
         why,
         same_host: report.map(|r| r.same_host),
         candidates: report.map(candidates).unwrap_or_default(),
-        lanes: ConnectOptions::default().client.lanes,
+        lanes: plan.lanes,
+        lanes_why: plan.why,
         eager_bytes: u64::from(welcome.eager_bytes),
         slice_bytes: u64::from(welcome.slice_bytes),
         credits: welcome.credits,
@@ -279,7 +282,7 @@ fn text(e: &Explained) -> String {
         [
             ["link", &e.uri, &e.why],
             ["round trip", &format!("{:.1} us", e.round_trip_us), "the median of empty requests"],
-            ["lanes", &format!("1 + {}", e.lanes), "small requests never wait behind tensors"],
+            ["lanes", &format!("1 + {}", e.lanes), &e.lanes_why],
             [
                 "inline up to",
                 &say::bytes(e.eager_bytes),

@@ -14,7 +14,7 @@ use super::{
     BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
     Program, PutOptions, RunOptions, Tensor,
 };
-use crate::connection::{Client, Counters, RequestId};
+use crate::connection::{Client, Counters, LanePlan, RequestId};
 use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
@@ -96,6 +96,11 @@ impl Session {
     /// Payloads up to this many bytes travel inline.
     pub fn eager_bytes(&mut self) -> u64 {
         self.engine.client().welcome().map_or(0, |w| u64::from(w.eager_bytes))
+    }
+
+    /// How many bulk lanes it uses, and why.
+    pub fn lane_plan(&mut self) -> LanePlan {
+        self.engine.client().lane_plan()
     }
 
     /// What the server said when the connection began; `None` while there is none.
