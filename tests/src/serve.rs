@@ -25,6 +25,7 @@ pub struct Live {
     /// Where it listens.
     pub uri: Uri,
     executor: Arc<Executor>,
+    server: Arc<Server<Executor>>,
     // Dropped last: lanes that are still open end with it.
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -54,12 +55,13 @@ impl Live {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let executor = Arc::new(Executor::new(config).expect("a server"));
-        let server = Server::new(executor.clone());
+        let server = Arc::new(Server::new(executor.clone()));
         let within = runtime.enter();
         let listener = listener();
         let uri = listener.uri().expect("an address");
         drop(within);
-        runtime.spawn(async move { server.run(listener).await });
+        let running = server.clone();
+        runtime.spawn(async move { running.run(listener).await });
         let ticking = Arc::downgrade(&executor);
         runtime.spawn(async move {
             while let Some(executor) = ticking.upgrade() {
@@ -68,7 +70,20 @@ impl Live {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
-        Self { uri, executor, runtime: Some(runtime) }
+        Self { uri, executor, server, runtime: Some(runtime) }
+    }
+
+    /// Listens at this address as well.
+    ///
+    /// # Panics
+    /// If it cannot.
+    pub fn listen(&self, uri: &Uri) {
+        let runtime = self.runtime.as_ref().expect("it runs");
+        let within = runtime.enter();
+        let listener = Listener::bind(uri).expect("a place to listen");
+        drop(within);
+        let server = self.server.clone();
+        runtime.spawn(async move { server.run(listener).await });
     }
 
     /// Its address as a socket's.

@@ -1,6 +1,9 @@
-//! Where a server is: `tcp://host:port`, `rdma://host:port`, `shm:///path/to/socket`.
+//! Where a server is: `tcp://host:port`, `rdma://host:port`, `shm:///path/to/socket`, or `genie://host:port` for whichever
+//! link is best.
 
 use std::str::FromStr;
+
+use crate::wire::LinkScheme;
 
 /// A server's address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +29,16 @@ pub enum Uri {
         /// Of the socket; absolute.
         path: String,
     },
+    /// `genie://host:port`, or `genie://host:port?link=shm`: a server that listens there over TCP, reached over the best of the
+    /// links that it offers, or over that one.
+    Genie {
+        /// Name or address.
+        host: String,
+        /// Port.
+        port: u16,
+        /// This link or none.
+        link: Option<LinkScheme>,
+    },
 }
 
 /// Why an address is not one.
@@ -43,6 +56,11 @@ pub enum UriError {
     /// The path is missing, relative, or longer than a socket's may be.
     #[error("'{0}' needs the absolute path of a socket, of at most 107 bytes: shm:///tmp/genie.sock")]
     Path(String),
+    /// After `?link=` stands something else.
+    #[error(
+        "'{0}' asks for a link that there is not: write genie://HOST:PORT, or add ?link= and one of tcp, tcps, shm, rdma"
+    )]
+    Link(String),
 }
 
 impl FromStr for Uri {
@@ -58,6 +76,10 @@ impl FromStr for Uri {
         if !SCHEMES.contains(&scheme) {
             return Err(UriError::Scheme(scheme.into()));
         }
+        let (rest, link) = match rest.split_once("?link=").filter(|_| scheme == "genie") {
+            Some((rest, link)) => (rest, Some(link.parse().map_err(|_| UriError::Link(text.into()))?)),
+            None => (rest, None),
+        };
         let bad = || UriError::HostPort(text.into());
         let (host, port) = rest.rsplit_once(':').ok_or_else(bad)?;
         // Without brackets nobody could tell an IPv6 address's last group from a port.
@@ -70,10 +92,12 @@ impl FromStr for Uri {
         if host.is_empty() || host.contains(['/', '@', '?', '[', ']']) {
             return Err(bad());
         }
+        let host = host.into();
         Ok(match scheme {
             #[cfg(feature = "rdma")]
-            "rdma" => Self::Rdma { host: host.into(), port },
-            _ => Self::Tcp { host: host.into(), port },
+            "rdma" => Self::Rdma { host, port },
+            "genie" => Self::Genie { host, port, link },
+            _ => Self::Tcp { host, port },
         })
     }
 }
@@ -85,6 +109,10 @@ impl std::fmt::Display for Uri {
             #[cfg(feature = "rdma")]
             Self::Rdma { host, port } => at(f, "rdma", host, *port),
             Self::Shm { path } => write!(f, "shm://{path}"),
+            Self::Genie { host, port, link } => {
+                at(f, "genie", host, *port)?;
+                link.map_or(Ok(()), |link| write!(f, "?link={}", link.name()))
+            }
         }
     }
 }
@@ -92,6 +120,7 @@ impl std::fmt::Display for Uri {
 /// The schemes that this build has.
 const SCHEMES: &[&str] = &[
     "tcp",
+    "genie",
     #[cfg(feature = "rdma")]
     "rdma",
 ];
@@ -106,7 +135,14 @@ mod tests {
 
     #[test]
     fn addresses_come_back_as_they_were_written() {
-        for good in ["tcp://127.0.0.1:7070", "tcp://[::1]:1", "tcp://gpu-host.lan:65535", "shm:///tmp/genie.sock"] {
+        for good in [
+            "tcp://127.0.0.1:7070",
+            "tcp://[::1]:1",
+            "tcp://gpu-host.lan:65535",
+            "shm:///tmp/genie.sock",
+            "genie://[::1]:7070",
+            "genie://a:1?link=shm",
+        ] {
             assert_eq!(good.parse::<Uri>().unwrap().to_string(), good);
         }
         for bad in [
@@ -124,6 +160,11 @@ mod tests {
             "shm://tmp/genie.sock",
             "shm:///",
             "shm://",
+            "tcp://a:1?link=shm",
+            "genie://a",
+            "genie://a:1?link=",
+            "genie://a:1?link=pigeon",
+            "genie://a:1?lane=shm",
         ] {
             assert!(bad.parse::<Uri>().is_err(), "{bad}");
         }

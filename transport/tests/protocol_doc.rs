@@ -91,6 +91,9 @@ fn limits_are_what_they_are() {
         ("ARGUMENTS", limits::ARGUMENTS as u64),
         ("BOUND", limits::BOUND as u64),
         ("STOP_TOKENS", limits::STOP_TOKENS as u64),
+        ("LINKS", limits::LINKS as u64),
+        ("LINKS_ASKED", u64::from(limits::LINKS_ASKED)),
+        ("SOCKET_PATH_BYTES", limits::SOCKET_PATH_BYTES as u64),
     ];
     assert_eq!(drawn, real);
     assert_eq!(SLICE_FRAME_BYTES, 32 + 24);

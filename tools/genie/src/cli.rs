@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{bench, devices, floor, gap, generate, get, ping, put, serve};
+use crate::{bench, devices, explain, floor, gap, generate, get, ping, put, serve};
 
 /// Use a GPU, or any other device, across the network as if it were local.
 #[derive(Debug, Parser)]
@@ -24,6 +24,7 @@ Examples:
   genie doctor                                                    what this machine offers
   genie serve --listen tcp://127.0.0.1:7070 --device cpu          serve this machine's CPU
   genie ping tcp://127.0.0.1:7070 --count 10                      is it there, and how far?
+  genie explain genie://127.0.0.1:7070                            which link it would be, and why
   genie generate --connect tcp://127.0.0.1:7070 --model model.gguf --prompt 'The capital of France is'
   genie gap --model model.gguf --out gap.csv                      what knowing the meaning of bytes is worth
 
@@ -40,6 +41,7 @@ pub(crate) enum Command {
     Generate(generate::GenerateArgs),
     Gap(gap::GapArgs),
     Bench(BenchArgs),
+    Explain(explain::ExplainArgs),
     /// Say what this machine offers, and how to get what it lacks.
     Doctor,
     #[command(hide = true)]
@@ -87,6 +89,8 @@ mod tests {
             "genie bench latency --connect tcp://127.0.0.1:7070 --sizes 64,4096,65536,1048576 --floor --json --spin 0",
             "genie bench put --connect tcp://127.0.0.1:7070 --sizes 65536,1048576,4194304,67108864 --floor --json",
             "genie doctor --json",
+            "genie explain genie://127.0.0.1:7070 --json",
+            "genie ping genie://127.0.0.1:7070 --link shm",
         ] {
             if let Err(error) = Cli::try_parse_from(line.split_whitespace()) {
                 panic!("{line}: {error}");
@@ -94,6 +98,7 @@ mod tests {
         }
         for line in [
             "genie ping 127.0.0.1:7070",
+            "genie ping genie://127.0.0.1:7070 --link pigeon",
             "genie bench put --connect tcp://a:1 --sizes 0",
             "genie gap --model m --modes x",
         ] {

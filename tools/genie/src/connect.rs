@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use genie_transport::Uri;
 use genie_transport::client::{ConnectOptions, blocking};
 use genie_transport::link;
+use genie_transport::wire::LinkScheme;
 
 use crate::fail::Unreachable;
 
@@ -16,6 +17,9 @@ pub(crate) struct LinkArgs {
     /// Microseconds to poll for an answer before the thread sleeps, while answers come fast; 0: sleep at once.
     #[arg(long, value_name = "US", default_value_t = 100)]
     pub(crate) spin: u64,
+    /// Of genie://HOST:PORT, use this link or none: tcp, tcps, shm, rdma.
+    #[arg(long, value_name = "LINK")]
+    pub(crate) link: Option<LinkScheme>,
     /// Seconds to wait for a server that is not there yet.
     #[arg(long, value_name = "S", default_value_t = 0.0, value_parser = seconds)]
     pub(crate) wait: f64,
@@ -26,7 +30,7 @@ pub(crate) struct LinkArgs {
 
 impl Default for LinkArgs {
     fn default() -> Self {
-        Self { spin: 100, wait: 0.0, reconnect: RECONNECT }
+        Self { spin: 100, link: None, wait: 0.0, reconnect: RECONNECT }
     }
 }
 
@@ -36,6 +40,7 @@ const RECONNECT: f64 = 15.0;
 /// A session on the server. One that is not there is an error at once (or after `--wait`); one that goes away later is waited
 /// for.
 pub(crate) fn session(uri: &Uri, link: LinkArgs) -> Result<blocking::Session> {
+    let uri = &wanted(uri, link)?;
     reach(uri, link)?;
     let mut options = ConnectOptions { spin: Duration::from_micros(link.spin), ..ConnectOptions::default() };
     // Whoever stops a command in the middle leaves its session behind: the server says for how long.
@@ -59,14 +64,28 @@ pub(crate) fn within<T>(
     Ok(done)
 }
 
+/// The address with what `--link` adds to it.
+pub(crate) fn wanted(uri: &Uri, args: LinkArgs) -> Result<Uri> {
+    let Some(link) = args.link else { return Ok(uri.clone()) };
+    match uri {
+        Uri::Genie { host, port, link: None } => Ok(Uri::Genie { host: host.clone(), port: *port, link: Some(link) }),
+        _ => bail!("--link {} is for genie://HOST:PORT, but {uri} names a link already: leave it out", link.name()),
+    }
+}
+
 /// Whether anybody listens.
 ///
 /// # Errors
 /// [`Unreachable`], after `--wait`.
 pub(crate) fn reach(uri: &Uri, link: LinkArgs) -> Result<()> {
     let until = Instant::now() + Duration::from_secs_f64(link.wait);
+    // Which link it will be is chosen later: whether the server is there shows without.
+    let there = match uri {
+        Uri::Genie { host, port, .. } => &Uri::Tcp { host: host.clone(), port: *port },
+        uri => uri,
+    };
     loop {
-        match link::dialer(uri).control() {
+        match link::dialer(there).control() {
             Ok(_) => return Ok(()),
             Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
             Err(error) => return Err(Unreachable { uri: uri.to_string(), reason: error.to_string() }.into()),

@@ -15,7 +15,7 @@ use crate::say::{self, Say};
 /// Example: genie devices tcp://127.0.0.1:7070 --json
 #[derive(Debug, Args)]
 pub(crate) struct DevicesArgs {
-    /// The server: tcp://HOST:PORT.
+    /// The server: genie://HOST:PORT, or a link's own address: tcp://HOST:PORT.
     uri: Uri,
     #[command(flatten)]
     link: LinkArgs,

@@ -28,7 +28,7 @@ use crate::say::{self, Say};
 /// --max-new-tokens 20
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// The server: tcp://HOST:PORT.
+    /// The server: genie://HOST:PORT, or a link's own address: tcp://HOST:PORT.
     #[arg(long)]
     connect: Uri,
     #[command(flatten)]

@@ -20,7 +20,7 @@ use crate::say::{self, Say};
 /// Example: genie get tcp://127.0.0.1:7070 embeddings table.bin
 #[derive(Debug, Args)]
 pub(crate) struct GetArgs {
-    /// The server: tcp://HOST:PORT.
+    /// The server: genie://HOST:PORT, or a link's own address: tcp://HOST:PORT.
     uri: Uri,
     /// The tensor's name.
     name: String,

@@ -7,6 +7,7 @@ mod cli;
 mod connect;
 mod devices;
 mod doctor;
+mod explain;
 mod fail;
 mod floor;
 mod gap;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
             BenchCommand::Put(args) => bench::put::run(&args, say),
             BenchCommand::Decode(args) => bench::decode::run(&args, say),
         },
+        Command::Explain(args) => explain::run(&args, say),
         Command::Doctor => doctor::run(say),
         Command::Floor(args) => floor::serve(&args),
     };

@@ -16,7 +16,7 @@ use crate::say::Say;
 /// Example: genie ping tcp://127.0.0.1:7070 --count 10
 #[derive(Debug, Args)]
 pub(crate) struct PingArgs {
-    /// The server: tcp://HOST:PORT.
+    /// The server: genie://HOST:PORT, or a link's own address: tcp://HOST:PORT.
     uri: Uri,
     /// Round trips to measure.
     #[arg(long, short, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]

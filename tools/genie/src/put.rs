@@ -25,7 +25,7 @@ use crate::say::{self, Say};
 /// Example: genie put tcp://127.0.0.1:7070 embeddings table.bin --dtype f32 --shape 1000,64
 #[derive(Debug, Args)]
 pub(crate) struct PutArgs {
-    /// The server: tcp://HOST:PORT.
+    /// The server: genie://HOST:PORT, or a link's own address: tcp://HOST:PORT.
     uri: Uri,
     /// The name; a tensor that has it already is replaced.
     #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]

@@ -9,7 +9,8 @@ use clap::Args;
 use genie_executor::device::cpu;
 use genie_executor::{Config, Executor};
 use genie_transport::Uri;
-use genie_transport::link::{Listener, Server};
+use genie_transport::connection::Offers;
+use genie_transport::link::{Listener, Server, choose};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -90,6 +91,8 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     runtime.block_on(async {
         let listeners = args.listen.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?;
         let uris = listeners.iter().map(|l| Ok(l.uri()?.to_string())).collect::<Result<Vec<_>>>()?;
+        let offers = listeners.iter().filter_map(|l| l.offer().transpose()).collect::<Result<Vec<_>, _>>()?;
+        config.settings.offers = Arc::new(Offers { boot: choose::boot_id(), offers });
         let uri = uris.first().cloned().unwrap_or_default();
         // Handlers stand before anybody can know that there is a server to be stopped.
         let stop = Stop::new(args.with_parent)?;

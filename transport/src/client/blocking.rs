@@ -14,12 +14,12 @@ use super::{
     BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
     Program, PutOptions, RunOptions, Tensor,
 };
-use crate::connection::{Client, Counters, RequestId};
+use crate::connection::{Client, Counters, LanePlan, RequestId};
 use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
     Arguments, ContentHash, DecodeError, Finish, Handle, Offered, OpenedSession, PutBody, PutRequest, PutTarget, Reply,
-    Request, Shared, TensorSpec,
+    Request, Shared, TensorSpec, Welcome,
 };
 
 /// A session on a server. One owner; requests can still be in flight together: [`Self::start_put`], [`Self::start_run`].
@@ -96,6 +96,16 @@ impl Session {
     /// Payloads up to this many bytes travel inline.
     pub fn eager_bytes(&mut self) -> u64 {
         self.engine.client().welcome().map_or(0, |w| u64::from(w.eager_bytes))
+    }
+
+    /// How many bulk lanes it uses, and why.
+    pub fn lane_plan(&mut self) -> LanePlan {
+        self.engine.client().lane_plan()
+    }
+
+    /// What the server said when the connection began; `None` while there is none.
+    pub fn welcome(&mut self) -> Option<Welcome> {
+        self.engine.client().welcome().copied()
     }
 
     fn slice_bytes(&mut self) -> u32 {

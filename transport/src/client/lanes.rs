@@ -47,7 +47,8 @@ impl Lanes {
                 Ok(stream) => {
                     self.control = Some(stream);
                     self.told = Told::default();
-                    self.client.connected(now);
+                    // Opening it may have taken seconds.
+                    self.client.connected(Instant::now());
                 }
                 Err(error) => self.client.lost(&format!("{}: {error}", self.uri), Instant::now()),
             }

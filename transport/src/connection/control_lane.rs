@@ -9,7 +9,7 @@ use super::outbox::Sink;
 use super::peer::{Driver, Peer, no_credit};
 use super::service::{Directory, Service};
 use crate::wire::{
-    Caps, Control, DecodeError, ErrorCode, Kind, LaneHello, RemoteError, Reply, Request, Welcome, body_crc,
+    AskLinks, Caps, Control, DecodeError, ErrorCode, Kind, LaneHello, RemoteError, Reply, Request, Welcome, body_crc,
     encode_header, limits,
 };
 
@@ -42,6 +42,8 @@ pub struct ControlLane<S: Service> {
     heard: Instant,
     /// When the frame that is arriving began to.
     frame_began: Option<Instant>,
+    /// Times that links were asked for.
+    asked: u32,
     /// Whole frames may wait in the framer until the client has read its replies.
     pending: bool,
     eager_most: u32,
@@ -78,6 +80,7 @@ impl<S: Service> ControlLane<S> {
             state,
             heard: now,
             frame_began: None,
+            asked: 0,
             pending: false,
             eager_most: u32::MAX,
         })
@@ -196,6 +199,7 @@ impl<S: Service> ControlLane<S> {
             return match Control::decode(&frame.header, frame.meta)? {
                 Control::Hello(caps) => self.greet(caps).map(Some),
                 Control::LaneHello(hello) => self.attach(&hello).map(Some),
+                Control::AskLinks(ask) => self.links(&ask).map(Some),
                 _ => Err(DecodeError::Misplaced(frame.header.kind.map_or_else(|k| k, |k| k as u8)).into()),
             };
         };
@@ -281,6 +285,19 @@ impl<S: Service> ControlLane<S> {
             write(&mut **sink, &Control::LaneWelcome(hello.lane));
         }
         Ok(Step::Bulk(peer, hello.lane))
+    }
+
+    /// It may still be this lane that the client chooses.
+    fn links(&mut self, ask: &AskLinks) -> Result<Step, RemoteError> {
+        self.asked += 1;
+        if self.asked > limits::LINKS_ASKED {
+            return Err(RemoteError::new(ErrorCode::Busy, "links were asked for too often: send a greeting"));
+        }
+        let settings = self.service.settings();
+        if let State::Greeting(sink, _) = &mut self.state {
+            write(&mut **sink, &Control::Links(settings.offers.answer(ask, settings.epoch)));
+        }
+        Ok(Step::Continue)
     }
 
     fn refuse(&mut self, error: RemoteError) -> Step {

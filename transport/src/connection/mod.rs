@@ -21,6 +21,7 @@ mod client_lane;
 mod control_lane;
 mod framer;
 mod lane_log;
+mod links;
 mod outbox;
 mod peer;
 mod requests;
@@ -34,6 +35,7 @@ pub use client::{Answer, Client, ClientError, ClientOptions, Counters, LaneCount
 pub use client_lane::ClientLane;
 pub use control_lane::{ControlLane, LaneEnd, Step};
 pub use framer::{Frame, Framer};
+pub use links::{Offers, Side, same_host};
 pub use outbox::{Outbox, Sink};
 pub use peer::{Driver, Peer, Recorded, Recorder};
 pub use requests::RequestId;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::links::Offers;
 use super::peer::Peer;
 use crate::wire::{LaneHello, Request};
 
@@ -35,6 +36,8 @@ pub struct Settings {
     pub unchecked: bool,
     /// Bulk lanes a connection may have.
     pub max_lanes: u32,
+    /// Where the server listens, for clients that choose a link.
+    pub offers: Arc<Offers>,
     /// How long a lane polls for the next request before it parks, while traffic is dense. Zero: not at all.
     pub spin: Duration,
 }
@@ -53,6 +56,7 @@ impl Settings {
             stuck: Duration::from_secs(1),
             unchecked: false,
             max_lanes: 16,
+            offers: Arc::default(),
             spin: Duration::from_micros(60),
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "rdma")]
 use super::rdma;
 use super::wait::Interest;
-use super::{Stream, shm, tcp};
+use super::{Stream, choose, shm, tcp};
 use crate::connection::{Client, ClientError};
 use crate::uri::Uri;
 
@@ -57,6 +57,7 @@ pub trait Bulk: Send {
 /// What opens lanes to this address.
 pub fn dialer(uri: &Uri) -> Box<dyn Dial> {
     match uri {
+        Uri::Genie { host, port, link } => Box::new(choose::Dialer::new(host.clone(), *port, *link)),
         Uri::Tcp { .. } => Box::new(tcp::Dialer::new(uri.clone())),
         #[cfg(feature = "rdma")]
         Uri::Rdma { host, port } => Box::new(rdma::Dialer::new(host.clone(), *port)),

@@ -3,6 +3,7 @@
 //! A link is a [`Stream`] for each lane, a way to open lanes ([`Dial`]) and a way to accept them ([`Listener`]). The drivers are
 //! the same for all: [`Server`] on one side, the client's sessions on the other.
 
+pub mod choose;
 mod dial;
 #[cfg(feature = "rdma")]
 pub mod rdma;

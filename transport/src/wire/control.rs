@@ -5,6 +5,7 @@ use zerocopy::IntoBytes;
 use super::error::{DecodeError, RemoteError};
 use super::header::{Flags, Header, Kind};
 use super::layout;
+use super::links::{AskLinks, Links};
 
 /// What a side can do, as bits. Unknown bits are ignored: both sides use the intersection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -109,13 +110,17 @@ pub enum Control {
     },
     /// Which slices of the frame's transfer are late?
     Late,
+    /// Which links does the server offer?
+    AskLinks(AskLinks),
+    /// These.
+    Links(Links),
 }
 
 impl Control {
     /// Whether frames of this kind are messages of the connection.
     pub fn is(kind: Kind) -> bool {
         let greeting = matches!(kind, Kind::Hello | Kind::LaneHello | Kind::Ping | Kind::Goodbye);
-        greeting || matches!(kind, Kind::Cancel | Kind::SliceAgain | Kind::LaneEnded | Kind::Late)
+        greeting || matches!(kind, Kind::Cancel | Kind::SliceAgain | Kind::LaneEnded | Kind::Late | Kind::Links)
     }
 
     /// Checks a frame's metadata. The payload must be empty.
@@ -178,6 +183,8 @@ impl Control {
                 Self::LaneEnded { lane: raw.lane.get(), slices: raw.slices.get() }
             }
             (Kind::Late, false) if meta.is_empty() => Self::Late,
+            (Kind::Links, false) => Self::AskLinks(AskLinks::decode(meta)?),
+            (Kind::Links, true) => Self::Links(Links::decode(meta)?),
             (kind, _) => return Err(DecodeError::Misplaced(kind as u8)),
         })
     }
@@ -244,6 +251,14 @@ impl Control {
                 (Kind::LaneEnded, Flags::default())
             }
             Self::Late => (Kind::Late, Flags::default()),
+            Self::AskLinks(ask) => {
+                ask.write(out);
+                (Kind::Links, Flags::default())
+            }
+            Self::Links(links) => {
+                links.write(out);
+                (Kind::Links, Flags::REPLY)
+            }
         }
     }
 }

@@ -51,6 +51,12 @@ wire_structs! {
     struct SliceAgain = 16 { offset: U64, late: u8, zero: [u8; 7] }
     /// A bulk lane is over.
     struct LaneEnded = 16 { slices: U64, lane: U32, zero: U32 }
+    /// Asks which links a server offers.
+    struct AskLinks = 32 { nonce: [u8; 16], host: [u8; 16] }
+    /// The answer; `count` links follow.
+    struct Links = 40 { host: [u8; 16], server: [u8; 16], count: U32, zero: U32 }
+    /// One of them; its path follows.
+    struct LinkField = 8 { scheme: u8, zero: u8, port: U16, path_len: U16, zero2: U16 }
     /// An error; the text follows.
     struct Error = 8 { code: U16, effect: u8, zero: u8, length: U32 }
     /// A message on the Unix socket beside shared memory.

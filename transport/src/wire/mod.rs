@@ -12,6 +12,7 @@ mod control;
 mod error;
 mod header;
 pub mod layout;
+mod links;
 mod local;
 mod one_sided;
 mod rdma;
@@ -26,6 +27,7 @@ pub use argument::{Argument, Arguments, Dims, write_argument, write_resident};
 pub use control::{Caps, Control, LaneHello, Welcome};
 pub use error::{DecodeError, Effect, ErrorCode, RemoteError};
 pub use header::{Flags, HEADER_BYTES, Header, Kind, body_crc, decode_header, encode_header};
+pub use links::{AskLinks, LinkOffer, LinkScheme, Links, UnknownScheme};
 pub use local::{LOCAL_BYTES, Local};
 pub use one_sided::{Heads, OneSided, PIECES, Piece, Pieces, WINDOWS};
 pub use rdma::{Immediate, PRIVATE_BYTES, Private};
@@ -59,4 +61,10 @@ pub mod limits {
     pub const BOUND: usize = 4096;
     /// Stop tokens in one generate.
     pub const STOP_TOKENS: usize = 64;
+    /// Links in one answer.
+    pub const LINKS: usize = 16;
+    /// Times that links may be asked for on one lane.
+    pub const LINKS_ASKED: u32 = 16;
+    /// Bytes of the path of a socket.
+    pub const SOCKET_PATH_BYTES: usize = 107;
 }

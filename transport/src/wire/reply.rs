@@ -199,6 +199,7 @@ impl<'a> Reply<'a> {
             | Kind::SliceAgain
             | Kind::LaneEnded
             | Kind::Late
+            | Kind::Links
             | Kind::Heads
             | Kind::Grant
             | Kind::Recall

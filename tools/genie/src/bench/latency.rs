@@ -26,7 +26,7 @@ use crate::say::{self, Say};
 /// Example: genie bench latency --connect tcp://127.0.0.1:7070 --sizes 64,4096 --floor --json
 #[derive(Debug, Args)]
 pub(crate) struct LatencyArgs {
-    /// The server: tcp://HOST:PORT.
+    /// The server: genie://HOST:PORT, or a link's own address: tcp://HOST:PORT.
     #[arg(long)]
     connect: Uri,
     /// Bytes of a message; up to 4M each.

@@ -45,7 +45,7 @@ pub(crate) fn record(times: &mut Histogram<u64>, time: Duration) {
 }
 
 /// Three digits after the point are more than any of these numbers is good for.
-fn rounded(value: f64) -> f64 {
+pub(crate) fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }
 

@@ -31,7 +31,7 @@ use crate::say::{self, Say};
 /// Example: genie bench put --connect tcp://127.0.0.1:7070 --sizes 1M,4M,64M --floor --json
 #[derive(Debug, Args)]
 pub(crate) struct PutArgs {
-    /// The server: tcp://HOST:PORT.
+    /// The server: genie://HOST:PORT, or a link's own address: tcp://HOST:PORT.
     #[arg(long)]
     connect: Uri,
     /// Bytes of a tensor.

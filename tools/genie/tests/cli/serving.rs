@@ -181,3 +181,42 @@ fn a_server_listens_in_several_places() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn a_link_is_chosen_and_explained() {
+    let server = Server::start();
+    let genie = server.uri.replace("tcp://", "genie://");
+    good(&["ping", &genie, "--count", "3"]);
+    good(&["ping", &genie, "--count", "3", "--link", "tcp"]);
+    let told = json(&good(&["explain", &genie, "--json"]));
+    assert_eq!((told["link"].as_str(), told["uri"].as_str()), (Some("tcp"), Some(server.uri.as_str())));
+    assert_eq!((told["same_host"].as_bool(), told["candidates"][0]["outcome"].as_str()), (Some(true), Some("chosen")));
+    assert_eq!(told["copies_per_byte"], 0.0);
+    for number in ["lanes", "eager_bytes", "slice_bytes", "credits", "round_trip_us", "put_gb_s", "memcpy_gb_s"] {
+        assert!(told[number].as_f64().is_some_and(|n| n > 0.0), "{number}: {told}");
+    }
+    for text in ["why", "zero_copy_why", "congestion_control", "bottleneck", "bottleneck_why"] {
+        assert!(told[text].as_str().is_some_and(|t| !t.is_empty()), "{text}: {told}");
+    }
+    let told = json(&good(&["explain", &server.uri, "--json"]));
+    assert!(told["same_host"].is_null() && told["candidates"] == serde_json::json!([]), "{told}");
+    assert!(good(&["explain", &genie]).contains("bottleneck"));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = format!("shm://{}", folder.path().join("genie.sock").display());
+    let both = Server::at("tcp://127.0.0.1:0", &["--listen", &path, "--device", "cpu", "--threads", "2"]);
+    let genie = both.uri.split(", ").next().unwrap().replace("tcp://", "genie://");
+    let told = json(&good(&["explain", &genie, "--json"]));
+    assert_eq!((told["link"].as_str(), told["uri"].as_str()), (Some("shm"), Some(path.as_str())));
+    assert_eq!(told["candidates"][1]["outcome"], "spare");
+    good(&["ping", &genie, "--link", "shm"]);
+    let told = json(&good(&["explain", &genie, "--link", "tcp", "--json"]));
+    assert_eq!(told["link"], "tcp");
+
+    let (_, error) = bad(&["ping", &server.uri, "--link", "tcp"]);
+    assert!(error.contains("names a link already"), "{error}");
+    let (code, error) = bad(&["ping", &genie, "--link", "rdma", "--reconnect", "0.1"]);
+    assert!(code == 3 && error.contains("no rdma to this server"), "{error}");
+    let (_, error) = bad(&["serve", "--listen", "genie://127.0.0.1:0"]);
+    assert!(error.contains("genie:// is what clients write"), "{error}");
+}

@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::link::rdma;
 use crate::link::{Stream, shm, tcp};
 use crate::uri::Uri;
+use crate::wire::{LinkOffer, LinkScheme};
 
 /// Why a server does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,11 @@ pub enum Refusal {
          or reach it through an SSH tunnel (tokens and certificates are not in this version)"
     )]
     NotLoopback(SocketAddr),
+    /// It names no link.
+    #[error(
+        "cannot listen on {0}: genie:// is what clients write; listen on tcp:// and on the links that they may choose"
+    )]
+    NotALink(Uri),
     /// The system refuses.
     #[error("cannot listen on {uri}: {source}; is another server running there?")]
     Io {
@@ -62,6 +68,7 @@ impl Listener {
                 };
                 bind().map_err(|source| Refusal::Io { uri: uri.clone(), source })?
             }
+            Uri::Genie { .. } => return Err(Refusal::NotALink(uri.clone())),
         };
         Ok(Self { kind })
     }
@@ -83,6 +90,20 @@ impl Listener {
             }
             Kind::Shm(_, bound) => Ok(Uri::Shm { path: bound.path().display().to_string() }),
         }
+    }
+
+    /// As clients that choose a link are told of it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn offer(&self) -> io::Result<Option<LinkOffer>> {
+        Ok(match self.uri()? {
+            Uri::Tcp { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcp, port, path: None }),
+            #[cfg(feature = "rdma")]
+            Uri::Rdma { port, .. } => Some(LinkOffer { scheme: LinkScheme::Rdma, port, path: None }),
+            Uri::Shm { path } => Some(LinkOffer { scheme: LinkScheme::Shm, port: 0, path: Some(path) }),
+            Uri::Genie { .. } => None,
+        })
     }
 
     /// The next lane.

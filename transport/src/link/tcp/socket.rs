@@ -56,7 +56,7 @@ impl Path {
 /// The last address's, if none can be reached.
 pub fn connect(uri: &Uri, timeout: Duration) -> io::Result<(TcpStream, Path)> {
     let Uri::Tcp { host, port } = uri else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{uri} is no address of TCP")));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{uri} is no address of a TCP server")));
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
     let until = Instant::now() + timeout;

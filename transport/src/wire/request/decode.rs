@@ -107,6 +107,7 @@ impl<'a> Request<'a> {
             | Kind::SliceAgain
             | Kind::LaneEnded
             | Kind::Late
+            | Kind::Links
             | Kind::Heads
             | Kind::Grant
             | Kind::Recall

@@ -272,7 +272,19 @@ impl Parts {
             Control::SliceAgain { offset: a, late: b & 1 == 1 },
             Control::LaneEnded { lane: self.word[0], slices: a },
             Control::Late,
+            Control::AskLinks(AskLinks { nonce: lane_key, host: lane_key }),
+            Control::Links(Links { host: lane_key, server: lane_key, offers: self.offers() }),
         ]
+    }
+
+    fn offers(&self) -> Vec<LinkOffer> {
+        let port = (self.word[0] % 65_535) as u16 + 1;
+        let path = Some(format!("/{}", "s".repeat(self.word[1] as usize % 100)));
+        let offer = |&scheme: &LinkScheme| match scheme {
+            LinkScheme::Shm => LinkOffer { scheme, port: 0, path: path.clone() },
+            _ => LinkOffer { scheme, port, path: None },
+        };
+        LinkScheme::ALL.iter().map(offer).collect()
     }
 
     /// Every message as a frame's kind, flags, metadata and payload.

@@ -1,0 +1,90 @@
+//! The choice, from all that can be known.
+
+use super::*;
+
+fn offer(scheme: LinkScheme) -> LinkOffer {
+    match scheme {
+        LinkScheme::Shm => LinkOffer { scheme, port: 0, path: Some("/run/genie.sock".into()) },
+        _ => LinkOffer { scheme, port: 7000 + scheme as u16, path: None },
+    }
+}
+
+fn facts(offers: &[LinkScheme]) -> Facts {
+    Facts {
+        host: "gpu-host".into(),
+        asked: "tcp://gpu-host:7070".parse().unwrap(),
+        same_host: false,
+        offers: offers.iter().map(|&s| offer(s)).collect(),
+        forced: None,
+    }
+}
+
+/// Whether this build has a link for it.
+fn has(scheme: LinkScheme) -> bool {
+    let text = match scheme {
+        LinkScheme::Shm => "shm:///run/genie.sock".to_owned(),
+        _ => format!("{}://gpu-host:1", scheme.name()),
+    };
+    text.parse::<Uri>().is_ok()
+}
+
+fn order(choice: &Choice) -> Vec<LinkScheme> {
+    choice.order.iter().map(|c| c.scheme).collect()
+}
+
+/// Every subset of what can be offered, on one host and on two, forced and not.
+fn all() -> impl Iterator<Item = Facts> {
+    let forced = || [None].into_iter().chain(LinkScheme::ALL.iter().map(|&s| Some(s)));
+    (0..1 << LinkScheme::ALL.len()).flat_map(move |subset: usize| {
+        let offers: Vec<_> =
+            LinkScheme::ALL.iter().enumerate().filter(|(i, _)| subset >> i & 1 == 1).map(|(_, &s)| s).collect();
+        [false, true].into_iter().flat_map(move |same_host| {
+            let offers = offers.clone();
+            forced().map(move |forced| Facts { same_host, forced, ..facts(&offers) })
+        })
+    })
+}
+
+#[test]
+fn what_holds_whatever_is_offered() {
+    for facts in all() {
+        let choice = choose(&facts);
+        let schemes = order(&choice);
+        let offered = |scheme| facts.offers.iter().any(|o| o.scheme == scheme);
+        // The best first, nothing twice.
+        assert!(schemes.windows(2).all(|w| rank(w[0]) < rank(w[1])), "{facts:?}: {schemes:?}");
+        for candidate in &choice.order {
+            assert!(candidate.scheme == LinkScheme::Tcp || offered(candidate.scheme), "{facts:?}: {candidate:?}");
+            assert!(facts.forced.is_none_or(|f| f == candidate.scheme), "{facts:?}: {candidate:?}");
+            let text = candidate.uri.to_string();
+            assert!(text.contains("://gpu-host:") || facts.same_host && text == "shm:///run/genie.sock", "{text}");
+        }
+        // What was asked over is there unless something else is wanted; what could be used is tried.
+        assert_eq!(schemes.contains(&LinkScheme::Tcp), facts.forced.is_none_or(|f| f == LinkScheme::Tcp));
+        let free = |scheme| facts.forced.is_none_or(|f| f == scheme) && offered(scheme) && has(scheme);
+        assert_eq!(schemes.contains(&LinkScheme::Shm), free(LinkScheme::Shm) && facts.same_host, "{facts:?}");
+        assert_eq!(schemes.contains(&LinkScheme::Rdma), free(LinkScheme::Rdma), "{facts:?}");
+        // Whatever is offered is accounted for.
+        for scheme in LinkScheme::ALL.iter().copied().filter(|&s| s != LinkScheme::Tcp && offered(s)) {
+            let left_out = choice.left_out.iter().any(|l| l.scheme == scheme && !l.why.is_empty());
+            assert_ne!(schemes.contains(&scheme), left_out, "{facts:?}: {scheme:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_offered_leaves_what_was_asked_over() {
+    let choice = choose(&facts(&[]));
+    assert_eq!(choice.order.len(), 1);
+    assert_eq!(choice.order[0].uri.to_string(), "tcp://gpu-host:7070");
+}
+
+#[test]
+fn an_ipv6_host_keeps_its_brackets() {
+    let mut facts = facts(&[LinkScheme::Tcps, LinkScheme::Rdma]);
+    facts.host = "::1".into();
+    facts.asked = "tcp://[::1]:7070".parse().unwrap();
+    for candidate in choose(&facts).order {
+        assert!(candidate.uri.to_string().contains("[::1]"), "{candidate:?}");
+    }
+}
