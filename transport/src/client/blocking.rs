@@ -136,11 +136,7 @@ impl Session {
     }
 
     /// Moves bytes until one of these requests is answered, or until a time has come. Whether one is answered.
-    pub fn wait_any<'a>(
-        &mut self,
-        pending: impl Iterator<Item = &'a Pending> + Clone,
-        until: Option<Instant>,
-    ) -> bool {
+    pub fn wait_any<'a>(&mut self, pending: impl Iterator<Item = &'a Pending> + Clone, until: Option<Instant>) -> bool {
         self.engine.wait_until(until, |client| pending.clone().any(|p| client.has_answer(p.id)))
     }
 

@@ -72,7 +72,9 @@ impl Floors {
                 let fit = rate * 1e9 * time.as_secs_f64() / message.len() as f64 / f64::from(streams);
                 let count = (fit as u64).clamp(2, 1 << 20);
                 let took = floor.streams(message, count, streams)?;
-                beside.rates.push((message.len() as u64 * count * u64::from(streams)) as f64 / took.as_secs_f64() / 1e9);
+                beside
+                    .rates
+                    .push((message.len() as u64 * count * u64::from(streams)) as f64 / took.as_secs_f64() / 1e9);
                 Ok(())
             }
             (Self::Memory, Op::Echo) => {

@@ -211,7 +211,13 @@ mod tests {
 
     impl Fake {
         fn new(each: Duration) -> Self {
-            Self { now: Duration::ZERO, each, stall: (Duration::MAX, Duration::MAX), free_at: Duration::ZERO, most_flying: 0 }
+            Self {
+                now: Duration::ZERO,
+                each,
+                stall: (Duration::MAX, Duration::MAX),
+                free_at: Duration::ZERO,
+                most_flying: 0,
+            }
         }
     }
 

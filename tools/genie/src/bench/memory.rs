@@ -37,10 +37,14 @@ impl Memory {
         match self {
             Self::Heap | Self::Pinned => Ok(()),
             Self::Shared if scheme(uri) != "shm" => {
-                bail!("--memory shared is what a shm:// link shares with its server: {uri} cannot see it; use heap or pinned")
+                bail!(
+                    "--memory shared is what a shm:// link shares with its server: {uri} cannot see it; use heap or pinned"
+                )
             }
             Self::Shared => bail!("this program cannot allocate in the region of a shm:// link yet: use --memory heap"),
-            Self::Device => bail!("--memory device needs CUDA, and this program is built without it: use heap or pinned"),
+            Self::Device => {
+                bail!("--memory device needs CUDA, and this program is built without it: use heap or pinned")
+            }
         }
     }
 

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::rounded;
 use super::load::Outcome;
+use super::rounded;
 use super::usage::Spent;
 use crate::say;
 
@@ -113,7 +113,7 @@ fn legend(rows: &[Row]) -> String {
         "depth {}, batch {}, lanes {}, threads {}, {} memory, integrity {}, polling {} us",
         row.depth, row.batch, row.lanes, row.threads, row.memory, row.integrity, row.spin_us
     )];
-    if let Some(rate) = row.rate {
+    if let Some(rate) = rows.iter().find_map(|r| r.rate) {
         let unstarted: u64 = rows.iter().map(|r| r.unstarted).sum();
         lines.push(format!(
             "open loop: {rate} requests/s, latency from when each was meant to begin; {unstarted} could not begin in time"
@@ -123,7 +123,8 @@ fn legend(rows: &[Row]) -> String {
     links.dedup();
     let connects: Vec<_> = links.iter().map(|(link, us)| format!("{link} {} us", digits(*us))).collect();
     lines.push(format!("first use: connect {}; the first request of a size is in the table", connects.join(", ")));
-    let mut floors: Vec<_> = rows.iter().filter_map(|r| Some(format!("{} {}: {}", r.link, r.op, r.floor.as_ref()?))).collect();
+    let mut floors: Vec<_> =
+        rows.iter().filter_map(|r| Some(format!("{} {}: {}", r.link, r.op, r.floor.as_ref()?))).collect();
     floors.dedup();
     if !floors.is_empty() {
         lines.push(format!("floors, in turns with it: {}", floors.join("; ")));
@@ -173,8 +174,11 @@ mod tests {
 
     fn row() -> Row {
         let mut row = Row { op: "put", link: "tcp".into(), bytes: 1_000_000, batch: 2, ..Row::default() };
-        let spent =
-            Spent { client_cpu: Duration::from_secs(1), server_cpu: Some(Duration::from_secs(3)), copied: Some(4_000_000_000) };
+        let spent = Spent {
+            client_cpu: Duration::from_secs(1),
+            server_cpu: Some(Duration::from_secs(3)),
+            copied: Some(4_000_000_000),
+        };
         row.measured(&outcome(), &spent);
         row
     }
@@ -202,7 +206,10 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!([0.0, 0.1234, 1.234, 12.34, 123.4, 12_345.6].map(digits), ["0", "0.123", "1.23", "12.3", "123", "12346"]);
+        assert_eq!(
+            [0.0, 0.1234, 1.234, 12.34, 123.4, 12_345.6].map(digits),
+            ["0", "0.123", "1.23", "12.3", "123", "12346"]
+        );
         assert_eq!([64, 4096, 1 << 20, 3 << 30, 1000].map(size), ["64", "4K", "1M", "3G", "1000"]);
     }
 }

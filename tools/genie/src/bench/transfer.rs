@@ -133,7 +133,9 @@ pub(crate) fn run(args: &TransferArgs, say: Say) -> Result<()> {
 impl TransferArgs {
     fn check(&self, sizes: &[u64]) -> Result<()> {
         if let Some(big) = sizes.iter().find(|&&n| n > LARGEST_ECHO).filter(|_| self.op.contains(&Op::Echo)) {
-            bail!("{big} bytes are too many for an echo: up to {LARGEST_ECHO}; --op put and --op get have no such limit");
+            bail!(
+                "{big} bytes are too many for an echo: up to {LARGEST_ECHO}; --op put and --op get have no such limit"
+            );
         }
         if self.memory != Memory::Heap && self.op.contains(&Op::Get) {
             bail!("a get lands in memory that its session has: --memory is for puts and echoes");
@@ -319,7 +321,14 @@ struct Thread {
 }
 
 /// A thread's part of a row. It comes to the barrier once when it is warm, and before and after each turn, whatever fails.
-fn thread(args: &TransferArgs, session: &mut Session, op: Op, depth: u32, bytes: u64, barrier: &Barrier) -> Result<Thread> {
+fn thread(
+    args: &TransferArgs,
+    session: &mut Session,
+    op: Op,
+    depth: u32,
+    bytes: u64,
+    barrier: &Barrier,
+) -> Result<Thread> {
     let ready = move |session| {
         let data = args.memory.bytes(usize::try_from(bytes)?)?;
         let mut work = Work::new(session, op, data, args.device, args.batch)?;
