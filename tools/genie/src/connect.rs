@@ -46,6 +46,11 @@ pub(crate) fn session_with(
     more: impl FnOnce(&mut ConnectOptions),
 ) -> Result<blocking::Session> {
     reach(uri, link)?;
+    another(uri, link, more)
+}
+
+/// The same on a server that is known to be there.
+pub(crate) fn another(uri: &Uri, link: LinkArgs, more: impl FnOnce(&mut ConnectOptions)) -> Result<blocking::Session> {
     let mut options = ConnectOptions { spin: Duration::from_micros(link.spin), ..ConnectOptions::default() };
     // Whoever stops a command in the middle leaves its session behind: the server says for how long.
     options.client.lease_ms = 0;

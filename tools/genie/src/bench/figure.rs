@@ -50,8 +50,8 @@ pub(super) fn svg(rows: &[Row]) -> Result<String> {
         let note = ("sans-serif", 13).into_font().color(&BLACK.mix(0.6)).pos(centre);
         root.draw(&Text::new(subtitle(rows), ((WIDTH / 2) as i32, 38), note)).map_err(drawing)?;
         let (left, right) = root.margin(58, 8, 8, 8).split_horizontally((WIDTH - 16) / 2);
-        panel(&left, "latency: p50, and p99 (thin)", &latency, |us| si(us / 1e6, "s"))?;
-        panel(&right, "throughput", &throughput, |gb| si(gb * 1e9, "B/s"))?;
+        panel(&left, "latency: p50, and p99 (thin)", &latency, |us| si(us / 1e6, "s"), SeriesLabelPosition::UpperLeft)?;
+        panel(&right, "throughput", &throughput, |gb| si(gb * 1e9, "B/s"), SeriesLabelPosition::LowerRight)?;
         root.present().map_err(drawing)?;
     }
     Ok(text)
@@ -111,6 +111,7 @@ fn panel<DB: DrawingBackend>(
     title: &str,
     lines: &[Line],
     label: impl Fn(f64) -> String,
+    legend: SeriesLabelPosition,
 ) -> Result<()>
 where
     DB::ErrorType: 'static,
@@ -124,7 +125,7 @@ where
     if x_low > x_high {
         return Ok(());
     }
-    // Room at the sides for single points, and above for the legend.
+    // Room at the sides for single points. The legend lies where curves that rise are not.
     let (x_range, y_range) = (x_low / 1.6..x_high * 1.6, y_low / 2.0..y_high * 2.5);
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 16))
@@ -176,7 +177,7 @@ where
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(legend)
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.2))
         .label_font(("sans-serif", 13))

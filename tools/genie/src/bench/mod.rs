@@ -4,6 +4,8 @@
 pub(crate) mod decode;
 mod figure;
 mod floors;
+pub(crate) mod growth;
+pub(crate) mod interference;
 pub(crate) mod latency;
 mod load;
 mod memory;

@@ -65,11 +65,6 @@ impl Servers {
     pub(super) fn uris(&self) -> &[Uri] {
         &self.uris
     }
-
-    /// The first: for what measures one.
-    pub(super) fn first(&self) -> Result<&Uri> {
-        self.uris.first().context("there is no server")
-    }
 }
 
 /// The name of an address's link: `tcp`.

@@ -89,6 +89,11 @@ impl<'a> Work<'a> {
         Ok(Self { session, op, data, spec, device, batch, resident, freeing, back, began, started: 0 })
     }
 
+    /// The session, for what else happens on it.
+    pub(super) fn session(&mut self) -> &mut Session {
+        self.session
+    }
+
     /// Checks what came back, frees what is left, and gives the session back.
     pub(super) fn end(mut self) -> Result<()> {
         while let Some(pending) = self.freeing.pop_front() {
