@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clap::ValueEnum;
 use genie_transport::Uri;
+use genie_transport::client::blocking::Session;
 use memmap2::MmapMut;
 
 use super::server::scheme;
@@ -36,20 +37,31 @@ impl Memory {
     pub(super) fn check(self, uri: &Uri) -> Result<()> {
         match self {
             Self::Heap | Self::Pinned => Ok(()),
-            Self::Shared if scheme(uri) != "shm" => {
+            Self::Shared if scheme(uri) == "shm" => Ok(()),
+            Self::Shared => {
                 bail!(
                     "--memory shared is what a shm:// link shares with its server: {uri} cannot see it; use heap or pinned"
                 )
             }
-            Self::Shared => bail!("this program cannot allocate in the region of a shm:// link yet: use --memory heap"),
             Self::Device => {
                 bail!("--memory device needs CUDA, and this program is built without it: use heap or pinned")
             }
         }
     }
 
-    /// So many bytes of it, none of them zero.
-    pub(super) fn bytes(self, length: usize) -> Result<Bytes> {
+    /// So many bytes of it, none of them zero, for a session to send.
+    pub(super) fn bytes(self, session: &mut Session, length: usize) -> Result<Bytes> {
+        match self {
+            Self::Shared => {
+                let mut slab = session.shared(length)?;
+                fill(&mut slab);
+                Ok(Bytes::from_owner(slab.freeze()))
+            }
+            _ => self.own_bytes(length),
+        }
+    }
+
+    fn own_bytes(self, length: usize) -> Result<Bytes> {
         match self {
             Self::Pinned => {
                 let mut pages = MmapMut::map_anon(length).context("mapping memory")?;
@@ -59,13 +71,16 @@ impl Memory {
                 fill(&mut pages);
                 Ok(Bytes::from_owner(pages))
             }
-            Self::Heap | Self::Shared | Self::Device => {
-                let mut bytes = vec![0; length];
-                fill(&mut bytes);
-                Ok(bytes.into())
-            }
+            _ => Ok(ordinary(length)),
         }
     }
+}
+
+/// So many bytes of ordinary memory, none of them zero.
+pub(super) fn ordinary(length: usize) -> Bytes {
+    let mut bytes = vec![0; length];
+    fill(&mut bytes);
+    bytes.into()
 }
 
 /// A pattern that shows whether something moved to another place.
@@ -84,12 +99,13 @@ mod tests {
         assert!(refused(Memory::Shared).contains("shm://"));
         assert!(refused(Memory::Device).contains("CUDA"));
         assert!(Memory::Heap.check(&uri).is_ok());
+        assert!(Memory::Shared.check(&"shm:///tmp/s".parse().unwrap()).is_ok());
     }
 
     #[test]
     fn pinned_memory_holds_the_same_bytes() {
-        let heap = Memory::Heap.bytes(10_000).unwrap();
-        assert_eq!(heap, Memory::Pinned.bytes(10_000).unwrap());
+        let heap = Memory::Heap.own_bytes(10_000).unwrap();
+        assert_eq!(heap, Memory::Pinned.own_bytes(10_000).unwrap());
         assert!(heap.iter().all(|b| *b != 0));
     }
 }

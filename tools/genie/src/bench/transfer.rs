@@ -11,7 +11,7 @@ use genie_transport::client::blocking::Session;
 
 use super::floors::{Beside, Floors};
 use super::load::{self, Outcome, Plan, Until};
-use super::memory::Memory;
+use super::memory::{Memory, ordinary};
 use super::row::{self, Row};
 use super::server::{ServerArgs, scheme};
 use super::sizes::{Sizes, flatten, sizes};
@@ -140,9 +140,6 @@ impl TransferArgs {
         if self.memory != Memory::Heap && self.op.contains(&Op::Get) {
             bail!("a get lands in memory that its session has: --memory is for puts and echoes");
         }
-        if self.integrity == Switch::Off {
-            bail!("this client checksums every slice: --integrity off is not to be had");
-        }
         if self.time <= 0.0 && self.iterations.is_none() {
             bail!("--time 0 measures nothing: give a time, or --iterations");
         }
@@ -222,7 +219,10 @@ struct Bench<'a> {
 
 impl TransferArgs {
     fn session(&self, uri: &Uri) -> Result<Session> {
-        connect::session_with(uri, self.link, |options| options.client.lanes = self.lanes)
+        connect::session_with(uri, self.link, |options| {
+            options.client.lanes = self.lanes;
+            options.client.unchecked = self.integrity == Switch::Off;
+        })
     }
 }
 
@@ -230,7 +230,7 @@ impl Bench<'_> {
     fn row(&mut self, op: Op, bytes: u64) -> Result<Row> {
         let args = self.args;
         let depth = args.depth_for(op);
-        let message = args.memory.bytes(usize::try_from(bytes)?)?;
+        let message = ordinary(usize::try_from(bytes)?);
         let streams = if op == Op::Echo { 1 } else { args.lanes.max(1) * args.threads };
         let mut beside = self.floors.map(|floors| floors.beside(op, streams)).transpose()?;
         let barrier = Barrier::new(self.sessions.len() + 1);
@@ -329,15 +329,7 @@ fn thread(
     bytes: u64,
     barrier: &Barrier,
 ) -> Result<Thread> {
-    let ready = move |session| {
-        let data = args.memory.bytes(usize::try_from(bytes)?)?;
-        let mut work = Work::new(session, op, data, args.device, args.batch)?;
-        let one = load::run(&mut work, Plan { depth: 1, rate: None, until: Until::Count(1) })?;
-        let warm = Until::Time(Duration::from_secs_f64(args.warmup));
-        load::run(&mut work, Plan { depth: depth as usize, rate: None, until: warm })?;
-        Ok::<_, anyhow::Error>((work, one.took))
-    };
-    let mut work = ready(session);
+    let mut work = warm(args, session, op, depth, bytes);
     barrier.wait();
     let mut turns = Vec::new();
     let mut failed = Ok(());
@@ -352,6 +344,22 @@ fn thread(
     failed?;
     work.end()?;
     Ok(Thread { first, turns })
+}
+
+/// The requests, ready and warm, and how long the first took.
+fn warm<'a>(
+    args: &TransferArgs,
+    session: &'a mut Session,
+    op: Op,
+    depth: u32,
+    bytes: u64,
+) -> Result<(Work<'a>, Duration)> {
+    let data = args.memory.bytes(session, usize::try_from(bytes)?)?;
+    let mut work = Work::new(session, op, data, args.device, args.batch)?;
+    let first = load::run(&mut work, Plan { depth: 1, rate: None, until: Until::Count(1) })?;
+    let until = Until::Time(Duration::from_secs_f64(args.warmup));
+    load::run(&mut work, Plan { depth: depth as usize, rate: None, until })?;
+    Ok((work, first.took))
 }
 
 fn rate(text: &str) -> Result<f64, String> {
