@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::panic))]
 
 pub mod device;
+pub mod process;
 
 mod account;
 mod buffers;

@@ -10,6 +10,7 @@ use genie_transport::wire::{DeviceEntry, ErrorCode, Kind, OpenedSession, RemoteE
 use crate::core::Core;
 use crate::error::fail;
 use crate::handles::HandleTable;
+use crate::process;
 use crate::replies::Window;
 use crate::scheduler::shutting_down;
 use crate::session::{Session, Work};
@@ -224,10 +225,16 @@ impl Core {
             ("genie_tokens_total", read(&stats.tokens)),
             ("genie_evictions_total", read(&stats.evictions)),
             ("genie_copied_bytes_total", copied_bytes()),
+            ("genie_process_cpu_microseconds_total", micros(process::cpu_time())),
+            ("genie_process_resident_bytes", process::resident_bytes().unwrap_or(0)),
         ];
         let entries = entries.map(|(name, value)| StatEntry { name, value }).to_vec();
         peer.reply(id, Kind::Stats, &Reply::Stats(entries));
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn session_gone() -> RemoteError {

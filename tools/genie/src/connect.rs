@@ -40,12 +40,27 @@ const RECONNECT: f64 = 15.0;
 /// A session on the server. One that is not there is an error at once (or after `--wait`); one that goes away later is waited
 /// for.
 pub(crate) fn session(uri: &Uri, link: LinkArgs) -> Result<blocking::Session> {
+    session_with(uri, link, |_| {})
+}
+
+/// The same with further options.
+pub(crate) fn session_with(
+    uri: &Uri,
+    link: LinkArgs,
+    more: impl FnOnce(&mut ConnectOptions),
+) -> Result<blocking::Session> {
     let uri = &wanted(uri, link)?;
     reach(uri, link)?;
+    another(uri, link, more)
+}
+
+/// The same on a server that is known to be there.
+pub(crate) fn another(uri: &Uri, link: LinkArgs, more: impl FnOnce(&mut ConnectOptions)) -> Result<blocking::Session> {
     let mut options = ConnectOptions { spin: Duration::from_micros(link.spin), ..ConnectOptions::default() };
     // Whoever stops a command in the middle leaves its session behind: the server says for how long.
     options.client.lease_ms = 0;
     options.client.reconnect_for = Duration::from_secs_f64(link.reconnect);
+    more(&mut options);
     blocking::Session::connect(uri, options).with_context(|| format!("connecting to {uri}"))
 }
 

@@ -1,15 +1,15 @@
 //! The floor that measurements stand on: plain sockets between two processes, set up as the link sets up its own.
 //!
-//! The other process is this program again, with the hidden subcommand `floor`. It serves one connection at a time, so that
-//! nothing of it runs while something else is measured. A connection begins with three numbers: what to do, the bytes of a
-//! message, how many there are.
+//! The other process is this program again, with the hidden subcommand `floor`. A connection lasts as long as its measurement, so
+//! that nothing of it runs while something else is measured. It begins with three numbers: what to do, the bytes of a message,
+//! how many there are.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use genie_transport::Uri;
 use genie_transport::link::tcp::{self, Path};
@@ -89,16 +89,34 @@ impl Floor {
 
     /// Sends `count` messages to a receiver that reads each into a buffer of its size; the time until all are there.
     pub(crate) fn stream(&self, message: &[u8], count: u64) -> Result<Duration> {
-        let mut stream = self.connect(SINK, message.len(), count)?;
-        stream.set_nonblocking(false)?;
-        let mut word = [0];
-        stream.read_exact(&mut word)?;
-        let began = Instant::now();
-        for _ in 0..count {
-            stream.write_all(message)?;
+        self.streams(message, count, 1)
+    }
+
+    /// Sends `count` messages over each of several connections at once; the time until all are there.
+    pub(crate) fn streams(&self, message: &[u8], count: u64, streams: u32) -> Result<Duration> {
+        let mut sockets = Vec::new();
+        for _ in 0..streams {
+            let mut stream = self.connect(SINK, message.len(), count)?;
+            stream.set_nonblocking(false)?;
+            stream.read_exact(&mut [0])?;
+            sockets.push(stream);
         }
-        stream.read_exact(&mut word)?;
-        Ok(began.elapsed())
+        let send = |mut stream: TcpStream| {
+            for _ in 0..count {
+                stream.write_all(message)?;
+            }
+            stream.read_exact(&mut [0])
+        };
+        let began = Instant::now();
+        let last = sockets.pop();
+        std::thread::scope(|scope| {
+            let others: Vec<_> = sockets.into_iter().map(|stream| scope.spawn(move || send(stream))).collect();
+            last.map(send).transpose()?;
+            for other in others {
+                other.join().map_err(|_| anyhow!("a sender of the floor failed"))??;
+            }
+            Ok(began.elapsed())
+        })
     }
 
     fn connect(&self, mode: u64, size: usize, count: u64) -> Result<TcpStream> {
@@ -129,9 +147,11 @@ pub(crate) fn serve(_: &FloorArgs) -> Result<()> {
     });
     loop {
         let (stream, _) = listener.accept()?;
-        if let Err(error) = answer(stream) {
-            tracing::debug!(%error, "a connection to the floor ended");
-        }
+        std::thread::spawn(|| {
+            if let Err(error) = answer(stream) {
+                tracing::debug!(%error, "a connection to the floor ended");
+            }
+        });
     }
 }
 

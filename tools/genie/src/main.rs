@@ -46,6 +46,9 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args, say),
         Command::Gap(args) => gap::run(&args, say),
         Command::Bench(bench) => match bench.command {
+            BenchCommand::Transfer(args) => bench::transfer::run(&args, say),
+            BenchCommand::Interference(args) => bench::interference::run(&args, say),
+            BenchCommand::Growth(args) => bench::growth::run(&args, say),
             BenchCommand::Latency(args) => bench::latency::run(&args, say),
             BenchCommand::Put(args) => bench::put::run(&args, say),
             BenchCommand::Decode(args) => bench::decode::run(&args, say),

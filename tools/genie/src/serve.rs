@@ -178,7 +178,7 @@ impl Stop {
 }
 
 /// Each connection takes descriptors: as many as the system allows.
-fn more_descriptors() {
+pub(crate) fn more_descriptors() {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!(limit, "descriptors"),
         Err(error) => tracing::warn!(%error, "the limit of open files stays as it is: few clients may connect"),

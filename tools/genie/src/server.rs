@@ -11,19 +11,27 @@ use genie_transport::Uri;
 #[derive(Debug)]
 pub(crate) struct OwnServer {
     child: Child,
-    uri: Uri,
+    uris: Vec<Uri>,
 }
 
 impl OwnServer {
     /// Starts it on a port that is free, and waits until it is ready.
     pub(crate) fn start(device: &str) -> Result<Self> {
+        Self::start_at(&["tcp://127.0.0.1:0".parse()?], device, &[])
+    }
+
+    /// Starts it at these addresses, with further arguments.
+    pub(crate) fn start_at(listen: &[Uri], device: &str, more: &[&str]) -> Result<Self> {
         let me = std::env::current_exe().context("finding this program")?;
         let mut command = Command::new(me);
-        command.args(["serve", "--listen", "tcp://127.0.0.1:0", "--device", device, "--with-parent", "--json"]);
+        command.args(["serve", "--device", device, "--with-parent", "--json"]).args(more);
+        for uri in listen {
+            command.args(["--listen", &uri.to_string()]);
+        }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting a server")?;
-        let ready = child.stdout.take().map(ready_uri);
+        let ready = child.stdout.take().map(ready_uris);
         match ready {
-            Some(Ok(uri)) => Ok(Self { child, uri }),
+            Some(Ok(uris)) => Ok(Self { child, uris }),
             Some(Err(error)) => {
                 // It says on standard error why.
                 let _ = child.wait();
@@ -33,9 +41,14 @@ impl OwnServer {
         }
     }
 
-    /// Where it listens.
+    /// Where it listens: there is always a first address.
     pub(crate) fn uri(&self) -> &Uri {
-        &self.uri
+        &self.uris[0]
+    }
+
+    /// All addresses where it listens.
+    pub(crate) fn uris(&self) -> &[Uri] {
+        &self.uris
     }
 }
 
@@ -59,13 +72,13 @@ impl Drop for OwnServer {
     }
 }
 
-fn ready_uri(out: impl Read) -> Result<Uri> {
+fn ready_uris(out: impl Read) -> Result<Vec<Uri>> {
     let mut line = String::new();
     BufReader::new(out).read_line(&mut line)?;
     let ready: serde_json::Value = serde_json::from_str(&line).context("the server did not start")?;
-    let uri =
-        ready.get("uri").and_then(serde_json::Value::as_str).context("the server did not say where it listens")?;
-    Ok(uri.parse()?)
+    let uris = ready.get("uris").and_then(serde_json::Value::as_array).filter(|uris| !uris.is_empty());
+    let uris = uris.context("the server did not say where it listens")?;
+    uris.iter().map(|uri| Ok(uri.as_str().unwrap_or_default().parse()?)).collect()
 }
 
 #[cfg(test)]
@@ -74,8 +87,11 @@ mod tests {
 
     #[test]
     fn the_ready_line_is_read() {
-        let uri = ready_uri(&b"{\"uri\": \"tcp://127.0.0.1:9\", \"devices\": []}\n"[..]).unwrap();
-        assert_eq!(uri.to_string(), "tcp://127.0.0.1:9");
-        assert!(ready_uri(&b""[..]).is_err());
+        let line = b"{\"uri\": \"tcp://127.0.0.1:9\", \"uris\": [\"tcp://127.0.0.1:9\", \"tcp://[::1]:9\"], \"devices\": []}\n";
+        let uris = ready_uris(&line[..]).unwrap();
+        assert_eq!(uris.iter().map(Uri::to_string).collect::<Vec<_>>(), ["tcp://127.0.0.1:9", "tcp://[::1]:9"]);
+        for bad in [&b""[..], b"{\"uris\": []}\n"] {
+            assert!(ready_uris(bad).is_err());
+        }
     }
 }

@@ -119,11 +119,35 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn echo(&mut self, bytes: &[u8], into: &mut Vec<u8>) -> Result<(), ClientError> {
-        self.call(&Request::Echo(bytes), |reply| {
+        let pending = self.start_echo(bytes);
+        self.finish_echo(pending, into)
+    }
+
+    /// Begins to send bytes there and back.
+    pub fn start_echo(&mut self, bytes: &[u8]) -> Pending {
+        self.start(&Request::Echo(bytes), None)
+    }
+
+    /// Waits for an echo; what came back is in `into`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_echo(&mut self, pending: Pending, into: &mut Vec<u8>) -> Result<(), ClientError> {
+        self.finish(pending.id, |reply| {
             into.clear();
             into.extend_from_slice(api::got(&reply)?);
             Ok(())
         })
+    }
+
+    /// Whether a request is answered: its `finish_` call will not wait. Moves nothing; [`Self::wait_any`] does.
+    pub fn is_done(&mut self, pending: &Pending) -> bool {
+        self.engine.client().has_answer(pending.id)
+    }
+
+    /// Moves bytes until one of these requests is answered, or until a time has come. Whether one is answered.
+    pub fn wait_any<'a>(&mut self, pending: impl Iterator<Item = &'a Pending> + Clone, until: Option<Instant>) -> bool {
+        self.engine.wait_until(until, |client| pending.clone().any(|p| client.has_answer(p.id)))
     }
 
     /// The time of an empty round trip.
@@ -384,7 +408,21 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn free(&mut self, handle: Handle) -> Result<(), ClientError> {
-        self.call(&Request::Free(handle), |reply| api::done(&reply))
+        let pending = self.start_free(handle);
+        self.finish_free(pending)
+    }
+
+    /// Begins to free a tensor, cache, program or binding.
+    pub fn start_free(&mut self, handle: Handle) -> Pending {
+        self.start(&Request::Free(handle), None)
+    }
+
+    /// Waits for what [`Self::start_free`] began.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_free(&mut self, pending: Pending) -> Result<(), ClientError> {
+        self.finish(pending.id, |reply| api::done(&reply))
     }
 
     /// Finds a tensor by name.

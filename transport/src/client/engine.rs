@@ -19,6 +19,9 @@ pub(super) struct Engine {
 /// The longest sleep without looking at the clock.
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// A sleep may end so much later than asked for.
+const SHORTEST: Duration = Duration::from_millis(2);
+
 impl Engine {
     pub(super) fn new(lanes: Lanes, spin: Duration) -> Self {
         // Two processes that poll on one core only take time from each other.
@@ -32,9 +35,14 @@ impl Engine {
     }
 
     /// Moves bytes until `ready` says so.
-    pub(super) fn wait(&mut self, mut ready: impl FnMut(&mut Client) -> bool) {
+    pub(super) fn wait(&mut self, ready: impl FnMut(&mut Client) -> bool) {
+        self.wait_until(None, ready);
+    }
+
+    /// Moves bytes until `ready` says so, or that time has come. Whether it said so.
+    pub(super) fn wait_until(&mut self, until: Option<Instant>, mut ready: impl FnMut(&mut Client) -> bool) -> bool {
         if ready(&mut self.lanes.client) {
-            return;
+            return true;
         }
         let began = Instant::now();
         let mut now = began;
@@ -47,6 +55,9 @@ impl Engine {
                     break;
                 }
                 now = Instant::now();
+                if until.is_some_and(|until| now >= until) {
+                    return false;
+                }
                 continue;
             }
             if self.lanes.client.dead().is_some() && ready(&mut self.lanes.client) {
@@ -56,8 +67,13 @@ impl Engine {
             // The clock costs a tenth of a look at the socket: it is read now and then.
             if budget.is_zero() || looks.is_multiple_of(16) {
                 now = Instant::now();
-                if now - began >= budget {
-                    self.park(None, now);
+                let left = until.map_or(LONGEST, |until| until.saturating_duration_since(now));
+                if left.is_zero() {
+                    return false;
+                }
+                // Sleeps are rounded up to milliseconds: one that would last longer than is left is no sleep.
+                if now - began >= budget && left > SHORTEST {
+                    self.park_for(left - SHORTEST, None, now);
                     now = Instant::now();
                 }
             }
@@ -65,11 +81,16 @@ impl Engine {
         }
         let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX / 8).min(u64::MAX / 8);
         self.usual = self.usual - self.usual / 8 + took / 8;
+        true
     }
 
     /// Sleeps until a socket (or `also`) is ready, or a deadline has come.
     pub(super) fn park(&mut self, also: Option<Interest>, now: Instant) {
-        let wait = self.lanes.deadline().map_or(LONGEST, |d| d.saturating_duration_since(now)).min(LONGEST);
+        self.park_for(LONGEST, also, now);
+    }
+
+    fn park_for(&mut self, longest: Duration, also: Option<Interest>, now: Instant) {
+        let wait = self.lanes.deadline().map_or(longest, |d| d.saturating_duration_since(now)).min(longest);
         if !self.lanes.arm(&mut self.interests) {
             self.waiter.wait(self.interests.iter().copied().chain(also), wait);
         }

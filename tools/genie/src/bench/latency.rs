@@ -9,7 +9,7 @@ use genie_transport::client::blocking::Session;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::{record, rounded, same_host, times};
+use super::{LARGEST_ECHO, record, rounded, same_host, times};
 use crate::connect::{self, LinkArgs, seconds, size};
 use crate::floor::{Floor, Waiting};
 use crate::progress::Progress;
@@ -56,13 +56,10 @@ struct Row {
 /// Turns that Genie and the floor take.
 const TURNS: u32 = 10;
 
-/// The control lane takes no larger message.
-const LARGEST: u64 = 4 << 20;
-
 /// Runs the command.
 pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
-    if let Some(big) = args.sizes.iter().find(|&&n| n > LARGEST) {
-        bail!("{big} bytes are too many for an echo: up to {LARGEST} (see `genie bench put` for more)");
+    if let Some(big) = args.sizes.iter().find(|&&n| n > LARGEST_ECHO) {
+        bail!("{big} bytes are too many for an echo: up to {LARGEST_ECHO} (see `genie bench put` for more)");
     }
     let rows = connect::within(&args.connect, args.link, |session| measure(args, session))?;
     say.result(&rows, |rows| {

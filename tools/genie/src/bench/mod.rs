@@ -2,8 +2,20 @@
 //! meanwhile changes both.
 
 pub(crate) mod decode;
+mod figure;
+mod floors;
+pub(crate) mod growth;
+pub(crate) mod interference;
 pub(crate) mod latency;
+mod load;
+mod memory;
 pub(crate) mod put;
+mod row;
+mod server;
+mod sizes;
+pub(crate) mod transfer;
+mod usage;
+mod work;
 
 use std::net::{IpAddr, ToSocketAddrs};
 use std::time::Duration;
@@ -12,11 +24,16 @@ use anyhow::{Context, Result, bail};
 use genie_transport::Uri;
 use hdrhistogram::Histogram;
 
+/// An echo travels in one frame on the control lane, which takes no larger one.
+const LARGEST_ECHO: u64 = 4 << 20;
+
 /// The floor is measured on this machine: the server has to be on it, too.
 fn same_host(uri: &Uri) -> Result<()> {
     let is_here = |ip: IpAddr| ip.is_loopback();
-    let Uri::Tcp { host, port } = uri else { return Ok(()) };
-    let here = (host.as_str(), *port).to_socket_addrs()?.all(|a| is_here(a.ip()));
+    let text = uri.to_string();
+    let (_, host_port) = text.split_once("://").unwrap_or_default();
+    // A path is on this machine.
+    let here = host_port.starts_with('/') || host_port.to_socket_addrs()?.all(|a| is_here(a.ip()));
     if !here {
         bail!("the floor is measured over loopback, but {uri} is another machine: leave out --floor, or measure there");
     }

@@ -1,5 +1,6 @@
 //! The real program: servers and clients in processes of their own.
 
+mod benches;
 mod killed;
 mod limits;
 mod measuring;

@@ -1,0 +1,225 @@
+//! `genie bench growth`: what another connection, or another resident, costs the server.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use clap::Args;
+use genie_graph::DType;
+use genie_transport::Uri;
+use genie_transport::client::PutOptions;
+use genie_transport::client::blocking::Session;
+use genie_transport::wire::TensorSpec;
+use serde::Serialize;
+
+use super::load::{self, Outcome, Plan, Until};
+use super::rounded;
+use super::row::digits;
+use super::server::{ServerArgs, scheme};
+use super::usage::Usage;
+use super::work::{Op, Work};
+use crate::connect::{self, LinkArgs, seconds, size};
+use crate::progress::Progress;
+use crate::say::{self, Say};
+use crate::serve::more_descriptors;
+
+/// Measure latency, memory and idle CPU time while connections, or residents, grow in number.
+///
+/// Each connection has a session of its own and is silent but for the one that is measured by echoes. Residents are small tensors
+/// of one session, and what is measured is a get of another. Memory is what the processes have in place, more than before the
+/// first, for each.
+///
+/// With --json a list with a row for each number: what, count, p50_us, p99_us, each_us (to add one), server_bytes_each,
+/// client_bytes_each, idle_cpu_percent (of one core, by the server, with all of them silent).
+///
+/// Example: genie bench growth --serve --connections 1,10,100,1000,10000 --residents 1,10,100,1000,10000,100000
+#[derive(Debug, Args)]
+pub(crate) struct GrowthArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Numbers of connections; 0 alone: leave them out.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,10,100,1000,10000")]
+    connections: Vec<u32>,
+    /// Numbers of residents; 0 alone: leave them out.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,10,100,1000,10000,100000")]
+    residents: Vec<u32>,
+    /// Bytes of a resident.
+    #[arg(long, default_value = "64", value_parser = size)]
+    bytes: u64,
+    /// Seconds to measure at each number, and to be silent.
+    #[arg(long, value_name = "S", default_value_t = 0.5, value_parser = seconds)]
+    time: f64,
+    #[command(flatten)]
+    link: LinkArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    what: &'static str,
+    link: String,
+    count: u32,
+    p50_us: f64,
+    p99_us: f64,
+    each_us: f64,
+    server_bytes_each: Option<f64>,
+    client_bytes_each: Option<f64>,
+    idle_cpu_percent: Option<f64>,
+}
+
+/// Bytes of the echo, and of the get.
+const SMALL: usize = 64;
+
+/// Puts of residents that are in flight.
+const FLYING: usize = 32;
+
+/// Runs the command.
+pub(crate) fn run(args: &GrowthArgs, say: Say) -> Result<()> {
+    more_descriptors();
+    let servers = args.server.ready(&args.link)?;
+    let (connections, residents) = (ascending(&args.connections), ascending(&args.residents));
+    let mut progress = Progress::steps("growth", (servers.uris().len() * (connections.len() + residents.len())) as u64);
+    let mut rows = Vec::new();
+    for uri in servers.uris() {
+        let mut observer = connect::session(uri, LinkArgs { spin: 0, ..args.link })?;
+        let mut growth = Growth { args, uri, observer: &mut observer, progress: &mut progress };
+        let grown = growth.connections(&connections, &mut rows).and_then(|()| growth.residents(&residents, &mut rows));
+        let closed = observer.close();
+        grown?;
+        closed?;
+    }
+    drop(progress);
+    say.result(&rows, |rows| {
+        let some = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), digits);
+        let header =
+            ["link", "what", "count", "p50 us", "p99", "us to add", "server B each", "client B each", "idle CPU %"];
+        say::table(
+            header,
+            rows.iter().map(|r| {
+                let [p50, p99, each] = [r.p50_us, r.p99_us, r.each_us].map(digits);
+                let [server, client, idle] = [r.server_bytes_each, r.client_bytes_each, r.idle_cpu_percent].map(some);
+                [r.link.clone(), r.what.to_owned(), r.count.to_string(), p50, p99, each, server, client, idle]
+            }),
+        )
+    })
+}
+
+/// The numbers above 0, each once.
+fn ascending(counts: &[u32]) -> Vec<u32> {
+    let mut counts: Vec<u32> = counts.iter().copied().filter(|n| *n > 0).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    counts
+}
+
+struct Growth<'a> {
+    args: &'a GrowthArgs,
+    uri: &'a Uri,
+    observer: &'a mut Session,
+    progress: &'a mut Progress,
+}
+
+impl Growth<'_> {
+    fn connections(&mut self, counts: &[u32], rows: &mut Vec<Row>) -> Result<()> {
+        let mut sessions: Vec<Session> = Vec::new();
+        let before = Usage::look(self.observer)?;
+        for &count in counts {
+            let (began, had) = (Instant::now(), sessions.len());
+            while sessions.len() < count as usize {
+                let session = connect::another(self.uri, self.args.link, |_| {})
+                    .with_context(|| format!("after {} connections", sessions.len()))?;
+                sessions.push(session);
+            }
+            let each = began.elapsed().as_secs_f64() / (sessions.len() - had).max(1) as f64;
+            // All of them are there: who says nothing for long is taken for dead.
+            sessions.iter_mut().try_for_each(|session| session.ping().map(|_| ()))?;
+            let Some(first) = sessions.first_mut() else { continue };
+            let row = self.row("connections", count, each, before, first, Op::Echo)?;
+            rows.push(row);
+        }
+        sessions.into_iter().try_for_each(Session::close)?;
+        Ok(())
+    }
+
+    fn residents(&mut self, counts: &[u32], rows: &mut Vec<Row>) -> Result<()> {
+        let mut session = connect::another(self.uri, self.args.link, |_| {})?;
+        let (data, spec) =
+            (vec![9; usize::try_from(self.args.bytes)?], TensorSpec::new(DType::U8, &[self.args.bytes])?);
+        let data = Bytes::from(data);
+        let before = Usage::look(self.observer)?;
+        let mut there = 0;
+        for &count in counts {
+            let (began, had) = (Instant::now(), there);
+            let mut flying = VecDeque::new();
+            while there < count || !flying.is_empty() {
+                if there < count && flying.len() < FLYING {
+                    flying.push_back(session.start_put(&spec, data.clone(), PutOptions::default())?);
+                    there += 1;
+                } else if let Some(put) = flying.pop_front() {
+                    session.finish_put(put).with_context(|| format!("after {there} residents"))?;
+                }
+            }
+            let each = began.elapsed().as_secs_f64() / f64::from((there - had).max(1));
+            let row = self.row("residents", count, each, before, &mut session, Op::Get)?;
+            rows.push(row);
+        }
+        // They end with their session.
+        Ok(session.close()?)
+    }
+
+    /// Silence, then requests.
+    fn row(
+        &mut self,
+        what: &'static str,
+        count: u32,
+        each: f64,
+        before: Usage,
+        session: &mut Session,
+        op: Op,
+    ) -> Result<Row> {
+        let quiet = Usage::look(self.observer)?;
+        let began = Instant::now();
+        std::thread::sleep(Duration::from_secs_f64(self.args.time));
+        let after = Usage::look(self.observer)?;
+        let idle = after.since(&quiet).server_cpu.map(|cpu| cpu.as_secs_f64() / began.elapsed().as_secs_f64() * 100.0);
+        let outcome = self.requests(session, op)?;
+        let us = |q| rounded(outcome.latencies.value_at_quantile(q) as f64 / 1e3);
+        let more = |now: Option<u64>, then: Option<u64>| {
+            let more = now?.saturating_sub(then?);
+            Some((more as f64 / f64::from(count)).round())
+        };
+        self.progress.step();
+        Ok(Row {
+            what,
+            link: scheme(self.uri),
+            count,
+            p50_us: us(0.5),
+            p99_us: us(0.99),
+            each_us: rounded(each * 1e6),
+            server_bytes_each: more(after.server_resident, before.server_resident),
+            client_bytes_each: more(after.client_resident, before.client_resident),
+            idle_cpu_percent: idle.map(rounded),
+        })
+    }
+
+    fn requests(&self, session: &mut Session, op: Op) -> Result<Outcome> {
+        let mut work = Work::new(session, op, vec![7; SMALL].into(), 0, 1)?;
+        let time = Duration::from_secs_f64(self.args.time);
+        let plan = |time| Plan { depth: 1, rate: None, until: Until::Time(time) };
+        load::run(&mut work, plan(time / 4))?;
+        let outcome = load::run(&mut work, plan(time))?;
+        work.end()?;
+        Ok(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_grow() {
+        assert_eq!(ascending(&[100, 1, 10, 1]), [1, 10, 100]);
+        assert!(ascending(&[0]).is_empty());
+    }
+}

@@ -1,0 +1,111 @@
+//! The memory that a client's tensors lie in.
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use clap::ValueEnum;
+use genie_transport::Uri;
+use genie_transport::client::blocking::Session;
+use memmap2::MmapMut;
+
+use super::server::scheme;
+
+/// Where the client's payloads lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Memory {
+    /// Ordinary memory.
+    Heap,
+    /// Whole pages, locked in place.
+    Pinned,
+    /// The region that a shm:// link shares with the server.
+    Shared,
+    /// A GPU's.
+    Device,
+}
+
+impl Memory {
+    /// As it is written.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Heap => "heap",
+            Self::Pinned => "pinned",
+            Self::Shared => "shared",
+            Self::Device => "device",
+        }
+    }
+
+    /// Whether this machine and this link have it; said before anything is measured.
+    pub(super) fn check(self, uri: &Uri) -> Result<()> {
+        match self {
+            Self::Heap | Self::Pinned => Ok(()),
+            Self::Shared if scheme(uri) == "shm" => Ok(()),
+            Self::Shared => {
+                bail!(
+                    "--memory shared is what a shm:// link shares with its server: {uri} cannot see it; use heap or pinned"
+                )
+            }
+            Self::Device => {
+                bail!("--memory device needs CUDA, and this program is built without it: use heap or pinned")
+            }
+        }
+    }
+
+    /// So many bytes of it, none of them zero, for a session to send.
+    pub(super) fn bytes(self, session: &mut Session, length: usize) -> Result<Bytes> {
+        match self {
+            Self::Shared => {
+                let mut slab = session.shared(length)?;
+                fill(&mut slab);
+                Ok(Bytes::from_owner(slab.freeze()))
+            }
+            _ => self.own_bytes(length),
+        }
+    }
+
+    fn own_bytes(self, length: usize) -> Result<Bytes> {
+        match self {
+            Self::Pinned => {
+                let mut pages = MmapMut::map_anon(length).context("mapping memory")?;
+                pages.lock().with_context(|| {
+                    format!("locking {length} bytes in place: the limit of locked memory is too low (ulimit -l)")
+                })?;
+                fill(&mut pages);
+                Ok(Bytes::from_owner(pages))
+            }
+            _ => Ok(ordinary(length)),
+        }
+    }
+}
+
+/// So many bytes of ordinary memory, none of them zero.
+pub(super) fn ordinary(length: usize) -> Bytes {
+    let mut bytes = vec![0; length];
+    fill(&mut bytes);
+    bytes.into()
+}
+
+/// A pattern that shows whether something moved to another place.
+fn fill(bytes: &mut [u8]) {
+    bytes.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8 + 1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_link_has_not_is_refused() {
+        let uri = "tcp://127.0.0.1:1".parse().unwrap();
+        let refused = |memory: Memory| memory.check(&uri).unwrap_err().to_string();
+        assert!(refused(Memory::Shared).contains("shm://"));
+        assert!(refused(Memory::Device).contains("CUDA"));
+        assert!(Memory::Heap.check(&uri).is_ok());
+        assert!(Memory::Shared.check(&"shm:///tmp/s".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn pinned_memory_holds_the_same_bytes() {
+        let heap = Memory::Heap.own_bytes(10_000).unwrap();
+        assert_eq!(heap, Memory::Pinned.own_bytes(10_000).unwrap());
+        assert!(heap.iter().all(|b| *b != 0));
+    }
+}

@@ -1,0 +1,194 @@
+//! bench transfer, interference, growth: what they say they measure, not what comes out.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::{Server, bad, genie, good, json};
+
+/// Every field of a row, in the order in which CSV has them.
+const FIELDS: [&str; 32] = [
+    "op",
+    "link",
+    "uri",
+    "bytes",
+    "depth",
+    "batch",
+    "lanes",
+    "threads",
+    "memory",
+    "integrity",
+    "spin_us",
+    "rate",
+    "requests",
+    "unstarted",
+    "seconds",
+    "messages_s",
+    "gb_s",
+    "mean_us",
+    "p50_us",
+    "p90_us",
+    "p99_us",
+    "p999_us",
+    "max_us",
+    "connect_us",
+    "first_us",
+    "client_cpu_s_gb",
+    "server_cpu_s_gb",
+    "copied_per_byte",
+    "floor",
+    "floor_p50_us",
+    "floor_gb_s",
+    "ratio",
+];
+
+const QUICK: [&str; 6] = ["bench", "transfer", "--time", "0.05", "--warmup", "0.01"];
+
+fn call<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    QUICK.into_iter().chain(more.iter().copied()).collect()
+}
+
+fn number(row: &Value, field: &str) -> f64 {
+    row[field].as_f64().unwrap_or_else(|| panic!("{field} of {row}"))
+}
+
+fn sound(row: &Value) {
+    let fields = row.as_object().expect("a row is an object");
+    assert!(fields.len() == FIELDS.len() && FIELDS.iter().all(|f| fields.contains_key(*f)), "{row}");
+    let times = ["p50_us", "p90_us", "p99_us", "p999_us"].map(|f| number(row, f));
+    assert!(times.is_sorted() && times[0] > 0.0, "{row}");
+    // A histogram has three digits.
+    assert!(number(row, "max_us") >= number(row, "p999_us") * 0.99 && number(row, "mean_us") > 0.0, "{row}");
+    for field in ["requests", "seconds", "messages_s", "gb_s", "connect_us", "first_us", "client_cpu_s_gb"] {
+        assert!(number(row, field) > 0.0, "{field} of {row}");
+    }
+    assert!(number(row, "server_cpu_s_gb") >= 0.0 && number(row, "copied_per_byte") >= 0.0, "{row}");
+}
+
+#[test]
+fn a_row_for_each_op_and_size_beside_its_floor() {
+    let folder = tempfile::tempdir().unwrap();
+    let figure = folder.path().join("transfer.svg");
+    let ops = "echo,put,get,mixed";
+    let svg = figure.to_str().unwrap();
+    let rows = json(&good(&call(&["--serve", "--op", ops, "--sizes", "64,256K:1M:4", "--json", "--svg", svg])));
+    let rows = rows.as_array().unwrap();
+    let named: Vec<_> = rows.iter().map(|r| (r["op"].as_str().unwrap(), r["bytes"].as_u64().unwrap())).collect();
+    let sizes = [64, 256 << 10, 1 << 20];
+    let wanted: Vec<_> = ops.split(',').flat_map(|op| sizes.map(|bytes| (op, bytes))).collect();
+    assert_eq!(named, wanted);
+    for row in rows {
+        sound(row);
+        let echo = row["op"] == "echo";
+        assert_eq!(row["depth"], if echo { 1 } else { 4 });
+        let (floor, there) = if echo { ("sockets, polled", "floor_p50_us") } else { ("a raw stream", "floor_gb_s") };
+        assert_eq!(row["floor"], floor);
+        assert!(number(row, there) > 0.0 && number(row, "ratio") > 0.0, "{row}");
+        // What goes in slices is not copied.
+        if !echo && row["bytes"] == 1 << 20 {
+            assert_eq!(number(row, "copied_per_byte"), 0.0, "{row}");
+        }
+    }
+    let figure = fs::read_to_string(&figure).unwrap();
+    assert!(["tcp echo", "tcp mixed", "floor: a raw stream", "throughput"].iter().all(|text| figure.contains(text)));
+}
+
+#[test]
+fn what_is_asked_for_is_done() {
+    let server = Server::start();
+    let uri = server.uri.as_str();
+    let iterations = ["bench", "transfer", "--uri", uri, "--iterations", "7", "--warmup", "0", "--sizes", "64"];
+    let more = ["--threads", "2", "--batch", "3", "--depth", "2", "--lanes", "2", "--no-floor", "--json"];
+    let rows = json(&good(&[&iterations[..], &more].concat()));
+    let row = &rows[0];
+    sound(row);
+    assert_eq!(
+        [&row["requests"], &row["threads"], &row["batch"], &row["lanes"]].map(|v| v.as_u64().unwrap()),
+        [14, 2, 3, 2]
+    );
+    assert!(["floor", "floor_p50_us", "floor_gb_s", "ratio", "rate"].iter().all(|f| row[f].is_null()), "{row}");
+    let ratio = number(row, "messages_s") * number(row, "seconds") / 42.0;
+    assert!((0.9..1.1).contains(&ratio), "14 requests of 3: {row}");
+
+    // An open loop of 5 turns begins 4 requests in each, whatever else this machine does meanwhile.
+    let rows = json(&good(&call(&["--uri", uri, "--op", "echo", "--sizes", "64", "--rate", "400", "--json"])));
+    sound(&rows[0]);
+    assert_eq!(number(&rows[0], "rate"), 400.0);
+    assert_eq!(number(&rows[0], "requests") + number(&rows[0], "unstarted"), 20.0);
+
+    let pinned = ["--uri", uri, "--memory", "pinned", "--integrity", "off", "--sizes", "512K", "--json", "--no-floor"];
+    let rows = json(&good(&call(&pinned)));
+    sound(&rows[0]);
+    assert_eq!((rows[0]["memory"].as_str(), rows[0]["integrity"].as_str()), (Some("pinned"), Some("off")));
+}
+
+#[test]
+fn links_are_swept() {
+    let csv = good(&call(&["--serve", "--link", "tcp,shm", "--op", "echo,put", "--sizes", "64", "--csv"]));
+    let mut lines = csv.lines();
+    assert_eq!(lines.next(), Some(FIELDS.join(",").as_str()));
+    let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
+    let named: Vec<_> = rows.iter().map(|r| (r[1], r[0])).collect();
+    assert_eq!(named, [("tcp", "echo"), ("tcp", "put"), ("shm", "echo"), ("shm", "put")]);
+    assert!(csv.contains("shared-memory spin") && csv.contains("memcpy"), "{csv}");
+    let shared = ["--serve", "--link", "shm", "--memory", "shared", "--sizes", "4M", "--json", "--no-floor"];
+    let rows = json(&good(&call(&shared)));
+    sound(&rows[0]);
+    assert_eq!(number(&rows[0], "copied_per_byte"), 0.0, "a shared tensor is passed, not copied");
+    let table = good(&call(&["--serve", "--sizes", "64"]));
+    assert!(table.contains("p99.9") && table.contains("first use: connect"), "{table}");
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_the_reason() {
+    let server = Server::start();
+    let uri = server.uri.as_str();
+    for (more, why) in [
+        (&["--uri", uri, "--memory", "shared"][..], "shm://"),
+        (&["--uri", uri, "--memory", "device"], "CUDA"),
+        (&["--uri", uri, "--op", "get", "--memory", "pinned"], "--memory is for puts"),
+        (&["--uri", uri, "--op", "put,echo", "--sizes", "5M"], "too many for an echo"),
+        (&["--uri", uri, "--time", "0"], "--iterations"),
+        (&["--sizes", "64"], "--serve"),
+        (&["--serve", "--link", "pigeon"], "pigeon"),
+    ] {
+        let (code, error) = bad(&[&["bench", "transfer"][..], more].concat());
+        assert!(code == 1 && error.contains(why), "{more:?}: {error}");
+    }
+    for more in [
+        &["--uri", uri, "--csv", "--json"][..],
+        &["--uri", uri, "--link", "tcp"],
+        &["--uri", uri, "--sizes", "4K:64:2"],
+        &["--uri", uri, "--rate", "0"],
+        &["--uri", uri, "--time", "1", "--iterations", "1"],
+    ] {
+        let output = genie(&[&["bench", "transfer"][..], more].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{more:?}");
+    }
+}
+
+#[test]
+fn a_small_request_beside_a_large_put() {
+    let call = ["bench", "interference", "--serve", "--tensor", "256M", "--turns", "1", "--json"];
+    let rows = json(&good(&call));
+    let row = &rows[0];
+    let fields = ["idle_p50_us", "idle_p99_us", "busy_p50_us", "busy_p99_us", "busy_max_us", "ratio_p99", "put_gb_s"];
+    assert!(fields.iter().all(|f| number(row, f) > 0.0), "{row}");
+    assert!(number(row, "busy_p50_us") <= number(row, "busy_p99_us"), "{row}");
+    assert_eq!((row["tensor_bytes"].as_u64(), row["small_bytes"].as_u64()), (Some(256 << 20), Some(64)));
+}
+
+#[test]
+fn connections_and_residents_grow() {
+    let call =
+        ["bench", "growth", "--serve", "--connections", "1,20", "--residents", "50,1", "--time", "0.05", "--json"];
+    let rows = json(&good(&call));
+    let named: Vec<_> =
+        rows.as_array().unwrap().iter().map(|r| (r["what"].as_str().unwrap(), r["count"].as_u64().unwrap())).collect();
+    assert_eq!(named, [("connections", 1), ("connections", 20), ("residents", 1), ("residents", 50)]);
+    for row in rows.as_array().unwrap() {
+        assert!(["p50_us", "p99_us", "each_us"].iter().all(|f| number(row, f) > 0.0), "{row}");
+        let there = ["server_bytes_each", "client_bytes_each", "idle_cpu_percent"];
+        assert!(there.iter().all(|f| number(row, f) >= 0.0), "{row}");
+    }
+}
