@@ -11,4 +11,5 @@ pub mod raw;
 #[cfg(feature = "rdma")]
 pub mod rdma;
 pub mod serve;
+mod socket;
 pub mod witness;

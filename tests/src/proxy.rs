@@ -1,24 +1,43 @@
 //! A relay between clients and a server, which cuts, holds back, corrupts and counts.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use genie_transport::Uri;
-use genie_transport::wire::Kind;
+use genie_transport::wire::{Kind, Local};
+
+use crate::socket::Socket;
 
 /// See the module. What it does can be changed at any time.
 pub struct Proxy {
     /// Where clients connect to.
     pub uri: Uri,
-    address: SocketAddr,
+    door: Door,
     state: Arc<State>,
 }
 
+/// Where clients come in.
+#[derive(Clone)]
+enum Door {
+    Tcp(SocketAddr),
+    Unix(String),
+}
+
+impl Door {
+    fn enter(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(address) => TcpStream::connect(address).map(Socket::Tcp),
+            Self::Unix(path) => UnixStream::connect(path).map(Socket::Unix),
+        }
+    }
+}
+
 struct State {
-    server: SocketAddr,
+    server: Door,
     up: AtomicU64,
     down: AtomicU64,
     /// Bytes, up and down, that may pass before everything is cut, and how many after each cut.
@@ -30,13 +49,13 @@ struct State {
     flips: AtomicU64,
     flipped: AtomicU64,
     closing: AtomicBool,
-    streams: Mutex<Vec<TcpStream>>,
+    streams: Mutex<Vec<Socket>>,
 }
 
 /// One direction of a connection.
 struct Way {
-    from: TcpStream,
-    to: TcpStream,
+    from: Socket,
+    to: Socket,
     is_up: bool,
     /// Whether the connection is a bulk lane, as its first frame says.
     bulk: Arc<AtomicBool>,
@@ -53,23 +72,35 @@ impl Proxy {
     pub fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let state = Arc::new(State {
-            server,
-            up: AtomicU64::new(0),
-            down: AtomicU64::new(0),
-            allowance: AtomicU64::new(u64::MAX),
-            each: AtomicU64::new(u64::MAX),
-            cuts: AtomicU64::new(0),
-            held_from: AtomicU64::new(u64::MAX),
-            flips: AtomicU64::new(0),
-            flipped: AtomicU64::new(0),
-            closing: AtomicBool::new(false),
-            streams: Mutex::default(),
-        });
+        let state = Arc::new(State::new(Door::Tcp(server)));
         let shared = state.clone();
-        std::thread::spawn(move || shared.accept(&listener));
+        std::thread::spawn(move || {
+            shared.accept(|| {
+                let socket = listener.accept()?.0;
+                socket.set_nodelay(true)?;
+                Ok(Socket::Tcp(socket))
+            });
+        });
         let uri = format!("tcp://{address}").parse().expect("an address");
-        Self { uri, address, state }
+        Self { uri, door: Door::Tcp(address), state }
+    }
+
+    /// In front of a server over shared memory. What goes through the rings it does not see: it relays the sockets, and with them
+    /// the bulk lanes.
+    ///
+    /// # Panics
+    /// If the server is not one, or its path with two more letters is taken.
+    pub fn to_shm(server: &Uri) -> Self {
+        let Uri::Shm { path } = server else { panic!("{server} is not shared memory") };
+        let own = format!("{path}-p");
+        // An earlier test's, of the same process number.
+        let _ = std::fs::remove_file(&own);
+        let listener = UnixListener::bind(&own).expect("a path");
+        let state = Arc::new(State::new(Door::Unix(path.clone())));
+        let shared = state.clone();
+        std::thread::spawn(move || shared.accept(|| listener.accept().map(|(socket, _)| Socket::Unix(socket))));
+        let uri = format!("shm://{own}").parse().expect("an address");
+        Self { uri, door: Door::Unix(own), state }
     }
 
     /// Bytes that went up to the server, and down to clients.
@@ -115,24 +146,45 @@ impl Drop for Proxy {
         self.state.closing.store(true, Ordering::Release);
         self.state.cut();
         // Wakes whoever accepts; that it fails means that nobody does.
-        let _ = TcpStream::connect(self.address);
+        let _ = self.door.enter();
+        if let Door::Unix(path) = &self.door {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
 impl State {
-    fn accept(self: Arc<Self>, listener: &TcpListener) {
-        for client in listener.incoming() {
+    fn new(server: Door) -> Self {
+        Self {
+            server,
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            allowance: AtomicU64::new(u64::MAX),
+            each: AtomicU64::new(u64::MAX),
+            cuts: AtomicU64::new(0),
+            held_from: AtomicU64::new(u64::MAX),
+            flips: AtomicU64::new(0),
+            flipped: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+            streams: Mutex::default(),
+        }
+    }
+
+    fn accept(self: Arc<Self>, mut next: impl FnMut() -> io::Result<Socket>) {
+        loop {
+            let client = next();
             if self.closing.load(Ordering::Acquire) {
                 return;
             }
             let Ok(client) = client else { continue };
             // A client whose server is down is cut off.
-            let Ok(server) = TcpStream::connect(self.server) else { continue };
+            let Ok(server) = self.server.enter() else { continue };
+            if let Socket::Tcp(server) = &server {
+                server.set_nodelay(true).expect("sockets take options");
+            }
             let bulk = Arc::new(AtomicBool::new(false));
             let clones = (client.try_clone(), server.try_clone(), client.try_clone(), server.try_clone());
             let (Ok(client_too), Ok(server_too), Ok(kept_client), Ok(kept_server)) = clones else { continue };
-            let nodelay = client.set_nodelay(true).and(server.set_nodelay(true));
-            nodelay.expect("sockets take options");
             self.streams().extend([kept_client, kept_server]);
             let up = Way { from: client, to: server_too, is_up: true, bulk: bulk.clone() };
             let down = Way { from: server, to: client_too, is_up: false, bulk };
@@ -146,10 +198,14 @@ impl State {
     fn pass(&self, mut way: Way) {
         let mut buf = vec![0; 64 << 10];
         let mut first = true;
-        while let Ok(n @ 1..) = way.from.read(&mut buf) {
+        while let Ok((n @ 1.., file)) = way.from.receive(&mut buf) {
             let part = &mut buf[..n];
             if std::mem::take(&mut first) && way.is_up {
-                way.bulk.store(part.get(3) == Some(&(Kind::LaneHello as u8)), Ordering::Release);
+                let is_bulk = match &way.from {
+                    Socket::Tcp(_) => part.get(3) == Some(&(Kind::LaneHello as u8)),
+                    Socket::Unix(_) => part.first_chunk().map(Local::decode) == Some(Ok(Local::Bulk)),
+                };
+                way.bulk.store(is_bulk, Ordering::Release);
             }
             let bulk = way.bulk.load(Ordering::Acquire);
             while bulk && way.is_up && self.is_holding() {
@@ -172,15 +228,14 @@ impl State {
                 self.cut();
                 break;
             }
-            if way.to.write_all(part).is_err() {
+            if way.to.send(part, file).is_err() {
                 break;
             }
             let counter = if way.is_up { &self.up } else { &self.down };
             counter.fetch_add(n as u64, Ordering::AcqRel);
         }
-        // One of the two may have been closed already.
-        let _ = way.to.shutdown(Shutdown::Both);
-        let _ = way.from.shutdown(Shutdown::Both);
+        way.to.end();
+        way.from.end();
     }
 
     fn is_holding(&self) -> bool {
@@ -190,12 +245,11 @@ impl State {
 
     fn cut(&self) {
         for stream in self.streams().drain(..) {
-            // It may have been closed already.
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.end();
         }
     }
 
-    fn streams(&self) -> std::sync::MutexGuard<'_, Vec<TcpStream>> {
+    fn streams(&self) -> std::sync::MutexGuard<'_, Vec<Socket>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,6 +4,7 @@
 mod link;
 #[cfg(feature = "rdma")]
 mod rdma;
+mod shm;
 mod sim;
 mod suite;
 mod tcp;
@@ -27,6 +28,14 @@ macro_rules! conforms {
 }
 
 conforms!(over_tcp, crate::tcp::Tcp);
+conforms!(over_shm, crate::shm::InSlices);
 conforms!(simulated, crate::sim::Simulated);
 #[cfg(feature = "rdma")]
 conforms!(over_rdma, crate::rdma::Rdma);
+
+/// Where large tensors are passed there is nothing to cut, hold back or corrupt: the rest of the suite.
+mod over_shm_by_reference {
+    conforms!(@ crate::shm::ByReference: every_size_comes_back, ranges, pipelined_requests,
+        small_requests_do_not_wait_behind_bulk, a_generate_can_be_cancelled, a_session_is_taken_up_by_its_token, two_clients,
+        refusals_are_told);
+}

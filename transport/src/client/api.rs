@@ -19,7 +19,7 @@ pub struct ConnectOptions {
     /// How long a call polls for its answer before it parks, while answers come fast. Zero: not at all.
     pub spin: Duration,
     /// Bytes of shared memory that puts from ordinary memory are copied to, where the link shares memory: they are then passed,
-    /// and copied once. What does not fit travels in slices. Zero: everything does.
+    /// and copied once. What does not fit travels in slices. Zero: everything does, gets too, but for what its user shares.
     pub staging: u64,
 }
 

@@ -339,6 +339,9 @@ impl Session {
         let bytes = usize::try_from(length).map_err(|_| DecodeError::Overflow("length"))?;
         let slab = match self.slabs.iter().position(|s| s.len() == bytes) {
             Some(i) => self.slabs.swap_remove(i),
+            None if self.staging.is_off() => {
+                Slab::try_zeroed(bytes).ok_or(ClientError::OutOfMemory { bytes: length })?
+            }
             None => self.slab(bytes)?,
         };
         if self.engine.lanes.can_share()

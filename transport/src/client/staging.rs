@@ -32,6 +32,11 @@ impl Staging {
         Self { pieces: Vec::new(), limit }
     }
 
+    /// Whether there is to be none: what is not shared by its user travels in slices, both ways.
+    pub(super) fn is_off(&self) -> bool {
+        self.limit == 0
+    }
+
     /// Copies bytes to a shared piece: where they are, with one use taken. `None`: there is no room; send them.
     pub(super) fn copy(&mut self, data: &[u8], shares: &Shares) -> Option<Shared> {
         let piece = self.piece(data.len(), shares)?;

@@ -1,0 +1,83 @@
+//! Shared memory, with a relay of its sockets between that can cut, hold back and corrupt.
+
+use genie_tests::proxy::Proxy;
+use genie_tests::serve::{Live, config};
+use genie_transport::client::{ConnectOptions, blocking};
+use genie_transport::wire::OpenedSession;
+
+use crate::link::{EAGER, Link, SLICE};
+
+/// All tensors in slices.
+pub(crate) struct InSlices(Relayed);
+
+/// Large tensors by reference.
+pub(crate) struct ByReference(Relayed);
+
+struct Relayed {
+    proxy: Proxy,
+    _server: Live,
+}
+
+impl Relayed {
+    fn start() -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let mut config = config(3);
+        config.settings.eager_bytes = EAGER as u32;
+        config.settings.slice_bytes = SLICE as u32;
+        let name = format!("genie-conforms-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let uri = format!("shm://{}", std::env::temp_dir().join(name).display());
+        let server = Live::start_at(config, &uri.parse().expect("an address"));
+        Self { proxy: Proxy::to_shm(&server.uri), _server: server }
+    }
+
+    fn connect(&self, resume: Option<OpenedSession>, staging: u64) -> blocking::Session {
+        let mut options = ConnectOptions { staging, ..ConnectOptions::default() };
+        options.client.lanes = 2;
+        options.client.resume = resume;
+        blocking::Session::connect(&self.proxy.uri, options).expect("a session")
+    }
+}
+
+macro_rules! relayed {
+    ($name:ident, $staging:expr) => {
+        impl Link for $name {
+            type Client = blocking::Session;
+
+            fn start() -> Self {
+                Self(Relayed::start())
+            }
+
+            fn connect(&self, resume: Option<OpenedSession>) -> Self::Client {
+                self.0.connect(resume, $staging)
+            }
+
+            fn arrived(&self) -> u64 {
+                self.0.proxy.passed().0
+            }
+
+            fn cut_after(&self, first: u64, each: u64) {
+                self.0.proxy.cut_after(first, each);
+            }
+
+            fn cuts(&self) -> u64 {
+                self.0.proxy.cuts()
+            }
+
+            fn hold_bulk(&self, held: bool) {
+                self.0.proxy.hold_bulk_from(if held { 0 } else { u64::MAX });
+            }
+
+            fn corrupt(&self) {
+                self.0.proxy.flip(10);
+            }
+
+            fn flipped(&self) -> u64 {
+                self.0.proxy.flipped()
+            }
+        }
+    };
+}
+
+relayed!(InSlices, 0);
+relayed!(ByReference, 1 << 30);
