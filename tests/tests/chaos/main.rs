@@ -22,5 +22,3 @@ over!(shm, "shm": kills::clients_are_killed, kills::servers_are_killed, half_ope
     half_open::a_client_that_stops);
 over!(tcp, "tcp": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
     half_open::a_client_that_stops);
-over!(shm, "shm": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
-    half_open::a_client_that_stops);

@@ -26,6 +26,12 @@ struct Piece {
 /// it only for pieces that are written often.
 const JOINED: usize = 16 << 20;
 
+/// Bytes of a piece, at the least: those that are not written take no memory, and what fits one fits any.
+const LEAST: usize = 1 << 20;
+
+/// Pieces at the most: each has a descriptor.
+const MOST: usize = 128;
+
 impl Staging {
     /// Nothing yet, and at most `limit` bytes.
     pub(super) fn new(limit: u64) -> Self {
@@ -52,7 +58,9 @@ impl Staging {
     }
 
     fn piece(&mut self, len: usize, shares: &Shares) -> Option<&mut Piece> {
-        let fits = |piece: &Piece| piece.slab.len() >= len && piece.slab.len() / 2 <= len && !piece.bytes.is_used();
+        let fits = |piece: &Piece| {
+            (len..=LEAST.max(len.saturating_mul(2))).contains(&piece.slab.len()) && !piece.bytes.is_used()
+        };
         let mut found = None;
         for (i, piece) in self.pieces.iter().enumerate().filter(|(_, piece)| fits(piece)) {
             // The smallest that fits.
@@ -69,7 +77,7 @@ impl Staging {
         }
         // Rounded up by an eighth at most, so that the next of about its size fits.
         let step = (len.checked_next_power_of_two()? / 16).max(4096);
-        let size = len.checked_next_multiple_of(step)?;
+        let size = len.checked_next_multiple_of(step)?.max(LEAST);
         self.make_room(size as u64)?;
         let bytes = Arc::new(SharedBytes::new(size).ok()?);
         shares.add(bytes.clone());
@@ -81,7 +89,7 @@ impl Staging {
     /// Lets go of unused pieces until `wanted` more bytes fit.
     fn make_room(&mut self, wanted: u64) -> Option<()> {
         let total = |pieces: &[Piece]| pieces.iter().map(|p| p.slab.len() as u64).sum::<u64>();
-        while total(&self.pieces).checked_add(wanted)? > self.limit {
+        while self.pieces.len() >= MOST || total(&self.pieces).checked_add(wanted)? > self.limit {
             let unused = self.pieces.iter().position(|piece| !piece.bytes.is_used())?;
             self.pieces.remove(unused);
         }
@@ -107,12 +115,16 @@ mod tests {
 
     #[test]
     fn no_more_is_shared_than_may_be() {
-        let (mut staging, shares) = (Staging::new(1 << 20), Shares::default());
-        assert!(staging.copy(&[1; 2 << 20], &shares).is_none());
-        assert!(staging.copy(&[1; 600 << 10], &shares).is_some());
-        assert!(staging.copy(&[1; 600 << 10], &shares).is_none(), "all of it is used");
+        let (mut staging, shares) = (Staging::new(4 << 20), Shares::default());
+        let put = |staging: &mut Staging, kib: usize| staging.copy(&vec![1; kib << 10], &shares).is_some();
+        assert!(!put(&mut staging, 5000));
+        assert!(put(&mut staging, 2500));
+        assert!(!put(&mut staging, 2500), "all of it is used");
         staging.pieces[0].bytes.give_use_back();
-        assert!(staging.copy(&[1; 900 << 10], &shares).is_some(), "the unused piece made room");
+        assert!(put(&mut staging, 4000), "the unused piece made room");
         assert_eq!(staging.pieces.len(), 1);
+        let mut staging = Staging::new(1 << 30);
+        assert!((0..MOST).all(|_| put(&mut staging, 1)));
+        assert!(!put(&mut staging, 1), "each has a descriptor");
     }
 }

@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     fn share(regions: &Regions, number: u64, bytes: &SharedBytes) {
-        let file = bytes.memory().fd().try_clone_to_owned().unwrap();
+        let file = bytes.memory().fd().unwrap().try_clone_to_owned().unwrap();
         regions.share(number, file, bytes.memory().len() as u64);
     }
 

@@ -18,7 +18,8 @@ use super::slab::ALIGN;
 /// pointers by those who can live with bytes that change.
 #[derive(Debug)]
 pub struct SharedMemory {
-    file: File,
+    /// To be passed on; not kept of what came from the other side.
+    file: Option<File>,
     map: MmapRaw,
     len: usize,
 }
@@ -69,7 +70,7 @@ impl SharedMemory {
         if len >= LARGE {
             let _ = map.advise(Advice::HugePage);
         }
-        Ok(Self { file, map, len })
+        Ok(Self { file: Some(file), map, len })
     }
 
     /// Takes memory that the other side made, once everything that could make an access fault is ruled out.
@@ -93,7 +94,7 @@ impl SharedMemory {
         let Some(wanted) = wanted.filter(|_| found == len) else { return Err(NotShared::Size { found, said: len }) };
         let file = File::from(file);
         let map = MmapOptions::new().len(wanted).map_raw(&file)?;
-        Ok(Self { file, map, len: wanted })
+        Ok(Self { file: None, map, len: wanted })
     }
 
     /// Makes all of its pages present, and large ones where the system has them: slow, and then no access waits for a page.
@@ -141,9 +142,9 @@ impl SharedMemory {
         Some(unsafe { AtomicU32::from_ptr(self.start().as_ptr().add(offset).cast()) })
     }
 
-    /// The descriptor, to be passed on.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    /// The descriptor, to be passed on. `None`: it came from the other side, and the mapping is all that is left of it.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(File::as_fd)
     }
 }
 
@@ -231,7 +232,7 @@ mod tests {
     use super::*;
 
     fn duplicate(memory: &SharedMemory) -> OwnedFd {
-        memory.fd().try_clone_to_owned().unwrap()
+        memory.fd().unwrap().try_clone_to_owned().unwrap()
     }
 
     #[test]

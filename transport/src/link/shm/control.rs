@@ -219,7 +219,7 @@ impl Stream for ControlStream {
 
     fn share(&self, number: u64, bytes: &SharedBytes) -> io::Result<()> {
         let message = Local::Share { region: number, bytes: bytes.memory().len() as u64 };
-        self.post(message, Some(bytes.memory().fd()))
+        self.post(message, bytes.memory().fd())
     }
 
     fn unshare(&self, number: u64) -> io::Result<()> {

@@ -120,7 +120,7 @@ impl Accepted {
         let kind = match self.socket.receive()? {
             Some((Local::Control, None)) => {
                 let (stream, memory) = ControlStream::server(self.socket.clone())?;
-                self.socket.send(Local::Rings { bytes: memory.len() as u64 }, Some(memory.fd()))?;
+                self.socket.send(Local::Rings { bytes: memory.len() as u64 }, memory.fd())?;
                 Kind::Control(stream)
             }
             Some((Local::Bulk, None)) => Kind::Bulk(BulkSocket(self.socket.clone())),
