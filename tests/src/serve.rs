@@ -91,7 +91,9 @@ impl Live {
     /// # Panics
     /// Never: it listens on an address, not on a name.
     pub fn address(&self) -> SocketAddr {
-        let Uri::Tcp { host, port } = &self.uri else { panic!("not TCP: {}", self.uri) };
+        let (Uri::Tcp { host, port } | Uri::Uring { host, port }) = &self.uri else {
+            panic!("no socket: {}", self.uri)
+        };
         SocketAddr::new(host.parse().expect("an address"), *port)
     }
 

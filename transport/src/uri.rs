@@ -24,6 +24,14 @@ pub enum Uri {
         /// Port, of the connection manager's TCP port space.
         port: u16,
     },
+    /// `uring://host:port`: as tcp, and the same bytes, with io_uring on this side.
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    Uring {
+        /// Name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
     /// `shm:///path/to/socket`: shared memory on this host.
     Shm {
         /// Of the socket; absolute.
@@ -94,6 +102,8 @@ impl FromStr for Uri {
         }
         let host = host.into();
         Ok(match scheme {
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            "uring" => Self::Uring { host, port },
             #[cfg(feature = "rdma")]
             "rdma" => Self::Rdma { host, port },
             "genie" => Self::Genie { host, port, link },
@@ -106,6 +116,8 @@ impl std::fmt::Display for Uri {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tcp { host, port } => at(f, "tcp", host, *port),
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Self::Uring { host, port } => at(f, "uring", host, *port),
             #[cfg(feature = "rdma")]
             Self::Rdma { host, port } => at(f, "rdma", host, *port),
             Self::Shm { path } => write!(f, "shm://{path}"),
@@ -119,6 +131,8 @@ impl std::fmt::Display for Uri {
 
 /// The schemes that this build has.
 const SCHEMES: &[&str] = &[
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    "uring",
     "tcp",
     "genie",
     #[cfg(feature = "rdma")]

@@ -20,5 +20,8 @@ macro_rules! over {
 
 over!(shm, "shm": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
     half_open::a_client_that_stops);
+#[cfg(target_os = "linux")]
+over!(uring, "uring": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
+    half_open::a_client_that_stops);
 over!(tcp, "tcp": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
     half_open::a_client_that_stops);

@@ -29,6 +29,12 @@ macro_rules! conforms {
 
 conforms!(over_tcp, crate::tcp::Tcp);
 conforms!(over_shm, crate::shm::InSlices);
+#[cfg(target_os = "linux")]
+conforms!(over_uring, crate::tcp::Sockets<true, true>);
+#[cfg(target_os = "linux")]
+conforms!(from_uring_to_tcp, crate::tcp::Sockets<false, true>);
+#[cfg(target_os = "linux")]
+conforms!(from_tcp_to_uring, crate::tcp::Sockets<true, false>);
 conforms!(simulated, crate::sim::Simulated);
 #[cfg(feature = "rdma")]
 conforms!(over_rdma, crate::rdma::Rdma);

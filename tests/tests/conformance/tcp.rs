@@ -1,10 +1,11 @@
-//! TCP over the loopback, with a relay between that can cut, hold back and corrupt.
+//! Sockets, with and without io_uring, over the loopback, with a relay between that can cut, hold back and corrupt.
 
 use bytes::Bytes;
 use genie_graph::DType;
 use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
 use genie_tests::proxy::Proxy;
 use genie_tests::serve::{Live, config};
+use genie_transport::Uri;
 use genie_transport::client::{
     BindInputs, ClientError, ConnectOptions, GenerateOptions, Input, PutOptions, Tensor, blocking,
 };
@@ -12,19 +13,23 @@ use genie_transport::wire::{Handle, OpenedSession, TensorSpec};
 
 use crate::link::{Client, EAGER, Link, SLICE};
 
-pub(crate) struct Tcp {
+/// `SERVER` and `CLIENT`: whether that side is uring.
+pub(crate) struct Sockets<const SERVER: bool, const CLIENT: bool> {
     proxy: Proxy,
     _server: Live,
 }
 
-impl Link for Tcp {
+/// Both sides plain.
+pub(crate) type Tcp = Sockets<false, false>;
+
+impl<const SERVER: bool, const CLIENT: bool> Link for Sockets<SERVER, CLIENT> {
     type Client = blocking::Session;
 
     fn start() -> Self {
         let mut config = config(3);
         config.settings.eager_bytes = EAGER as u32;
         config.settings.slice_bytes = SLICE as u32;
-        let server = Live::start(config);
+        let server = Live::start_at(config, &uri(SERVER, "127.0.0.1:0"));
         Self { proxy: Proxy::to(server.address()), _server: server }
     }
 
@@ -32,7 +37,8 @@ impl Link for Tcp {
         let mut options = ConnectOptions::default();
         options.client.lanes = 2;
         options.client.resume = resume;
-        blocking::Session::connect(&self.proxy.uri, options).expect("a session")
+        let through = self.proxy.uri.to_string();
+        blocking::Session::connect(&uri(CLIENT, through.trim_start_matches("tcp://")), options).expect("a session")
     }
 
     fn arrived(&self) -> u64 {
@@ -58,6 +64,11 @@ impl Link for Tcp {
     fn flipped(&self) -> u64 {
         self.proxy.flipped()
     }
+}
+
+fn uri(uring: bool, address: &str) -> Uri {
+    let scheme = if uring { "uring" } else { "tcp" };
+    format!("{scheme}://{address}").parse().expect("an address")
 }
 
 impl Client for blocking::Session {

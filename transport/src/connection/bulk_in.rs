@@ -1,9 +1,13 @@
 //! A bulk lane's receiving half: slices straight into the memory they are for.
 
+mod lend;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+pub use lend::Loan;
 
 use crate::memory::{Claim, Landing, SliceLease};
 use crate::wire::{DecodeError, SLICE_FRAME_BYTES, SliceHead};
@@ -157,6 +161,9 @@ pub struct BulkIn {
     checked: bool,
     begun: u64,
     finished: u64,
+    /// Whether an operation owns the next head's memory, and that memory while none does.
+    head_lent: bool,
+    next_head: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -167,6 +174,8 @@ enum State {
     Payload(SliceLease),
     /// Bytes to drain; of a slice that another lane took over: which.
     Drain(usize, Option<(Arc<Landing>, SliceHead)>),
+    /// An operation owns the payload's memory (of this transfer), or a drain's.
+    Lent(Option<u64>),
 }
 
 impl BulkIn {
@@ -182,6 +191,8 @@ impl BulkIn {
             checked: true,
             begun: 0,
             finished: 0,
+            head_lent: false,
+            next_head: Vec::new(),
         }
     }
 
@@ -202,7 +213,7 @@ impl BulkIn {
         }
         match state {
             State::Head => Want::Read { first: &mut head[*have..], then: &mut [] },
-            State::Placing(..) => Want::Hold,
+            State::Placing(..) | State::Lent(_) => Want::Hold,
             State::Payload(lease) => {
                 let left = lease.left();
                 let first = lease.spare();
@@ -229,35 +240,50 @@ impl BulkIn {
     /// # Errors
     /// The lane cannot be trusted any further.
     pub fn filled(&mut self, n: usize) -> Result<(), DecodeError> {
-        match &mut self.state {
+        match &self.state {
             State::Head => {
                 self.begun += u64::from(self.have == 0 && n > 0);
                 self.have += n;
             }
-            State::Placing(..) => {}
-            State::Payload(lease) => {
-                let here = n.min(lease.left());
-                lease.advance(here);
-                if lease.left() == 0 {
-                    self.have = n - here;
-                    self.begun += u64::from(self.have > 0);
-                    self.end_slice();
-                }
+            State::Placing(..) | State::Lent(_) => {}
+            State::Payload(_) => {
+                let over = self.payload_filled(n);
+                self.have += over;
+                self.begun += u64::from(over > 0);
             }
-            State::Drain(left, lost) => {
-                *left -= n.min(*left);
-                if *left == 0 {
-                    if let Some((landing, head)) = lost
-                        && !landing.has(head.offset)
-                    {
-                        self.events.push_back(BulkEvent::Missed { transfer: head.transfer, offset: head.offset });
-                    }
-                    self.state = State::Head;
-                    self.drain = Vec::new();
-                    self.finished += 1;
-                }
-            }
+            State::Drain(..) => self.drained(n),
         }
+        self.take_head()
+    }
+
+    /// `n` bytes came from a payload's first one on; how many are not its own.
+    fn payload_filled(&mut self, n: usize) -> usize {
+        let State::Payload(lease) = &mut self.state else { return 0 };
+        let here = n.min(lease.left());
+        lease.advance(here);
+        if lease.left() == 0 {
+            self.end_slice();
+        }
+        n - here
+    }
+
+    fn drained(&mut self, n: usize) {
+        let State::Drain(left, lost) = &mut self.state else { return };
+        *left -= n.min(*left);
+        if *left == 0 {
+            if let Some((landing, head)) = lost
+                && !landing.has(head.offset)
+            {
+                self.events.push_back(BulkEvent::Missed { transfer: head.transfer, offset: head.offset });
+            }
+            self.state = State::Head;
+            self.drain = Vec::new();
+            self.finished += 1;
+        }
+    }
+
+    /// A head that is whole says what comes.
+    fn take_head(&mut self) -> Result<(), DecodeError> {
         if matches!(self.state, State::Head) && self.have == SLICE_FRAME_BYTES {
             self.have = 0;
             self.state = State::Placing(SliceHead::decode(&self.head)?, None);

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::bulk_in::{BulkIn, Want};
-use super::bulk_out::BulkLane;
+use super::bulk_in::{BulkIn, Loan, Want};
+use super::bulk_out::{BulkLane, OutSlice};
+use super::lending::{Lending, ServedLane};
 use super::outbox::Sink;
 use super::peer::{Driver, Peer};
 use super::seats::LaneSeat;
@@ -89,6 +90,10 @@ impl BulkMachine {
     /// connection ends with the lane.
     pub fn filled(&mut self, n: usize) -> Result<(), DecodeError> {
         let result = self.input.filled(n);
+        self.took(result)
+    }
+
+    fn took(&mut self, result: Result<(), DecodeError>) -> Result<(), DecodeError> {
         self.seat.set_idle(!self.input.in_slice());
         self.seat.set_came(self.input.finished());
         match &result {
@@ -113,6 +118,11 @@ impl BulkMachine {
             }
         }
         Ok(self.all_sent)
+    }
+
+    /// As a driver by operations sees it.
+    pub fn served<S: Service>(self, service: Arc<S>) -> Box<dyn ServedLane> {
+        Box::new(Served { lane: self, service })
     }
 
     /// Why the lane must be ended, if it must: a slice, and what is to be sent, have their time, since whoever dribbles holds up
@@ -140,5 +150,77 @@ impl BulkMachine {
     pub fn end<S: Service>(mut self, service: &S, reason: &str, now: Instant) {
         self.poll(service, now);
         self.seat.ends(service, reason);
+    }
+}
+
+/// A lane with the service that it is of.
+struct Served<S> {
+    lane: BulkMachine,
+    service: Arc<S>,
+}
+
+impl<S: Service> ServedLane for Served<S> {
+    fn is_over(&self) -> bool {
+        self.lane.is_over()
+    }
+
+    fn overdue(&mut self, now: Instant) -> Option<String> {
+        self.lane.overdue(now)
+    }
+
+    fn deadline(&self, now: Instant) -> Instant {
+        self.lane.deadline(now)
+    }
+
+    fn end(self: Box<Self>, reason: &str, now: Instant) {
+        self.lane.end(&*self.service, reason, now);
+    }
+}
+
+impl<S: Service> Lending for Served<S> {
+    fn poll(&mut self, now: Instant) {
+        self.lane.poll(&*self.service, now);
+    }
+
+    fn lend(&mut self) -> Option<Loan> {
+        let loan = self.lane.input.lend();
+        self.lane.held = self.lane.input.deadline().is_some();
+        loan
+    }
+
+    fn lend_head(&mut self) -> Option<Loan> {
+        self.lane.input.lend_head()
+    }
+
+    fn give_back(&mut self, loan: Loan, n: usize, _: Instant) -> Result<(), DecodeError> {
+        let result = self.lane.input.give_back(loan, n);
+        self.lane.took(result)
+    }
+
+    fn is_recalled(&self) -> bool {
+        self.lane.input.is_recalled(self.lane.peer().landings())
+    }
+
+    fn lend_slice(&mut self, now: Instant) -> Option<OutSlice> {
+        let BulkMachine { output, seat, sent, all_sent, .. } = &mut self.lane;
+        let slice = output.lend(seat.peer().bulk(), now);
+        *all_sent = !output.is_sending();
+        if *all_sent {
+            sent.1 = now;
+        }
+        slice
+    }
+
+    fn give_slice(&mut self, slice: OutSlice, n: usize, now: Instant) {
+        let BulkMachine { output, seat, sent, .. } = &mut self.lane;
+        output.give_back(slice, n);
+        if output.sent() != sent.0 {
+            *sent = (output.sent(), now);
+            seat.peer().moved_on();
+        }
+    }
+
+    fn has_more(&self) -> bool {
+        self.lane.output.wants_to_send(self.lane.peer().bulk())
     }
 }

@@ -1,5 +1,7 @@
 //! A bulk lane's sending half: slices straight from the memory they lie in.
 
+mod lend;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -7,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+
+pub use lend::OutSlice;
 
 use super::lane_log::LaneLog;
 use super::outbox::Sink;
@@ -146,7 +150,7 @@ impl Taken {
 }
 
 /// One slice on its way out.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Sending {
     transfer: u64,
     offset: u64,
@@ -161,7 +165,7 @@ struct Sending {
 }
 
 /// The pieces of one slice: nearly always one, which then needs no allocation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Pieces {
     None,
     One(Bytes),
@@ -435,6 +439,8 @@ impl State {
 pub struct BulkLane {
     lane: u32,
     current: Option<Sending>,
+    /// Whether an operation owns the slice that is being sent.
+    lent: bool,
     /// Counts what the sink took, so that a standstill shows.
     sent: u64,
     slices: u64,
@@ -443,7 +449,7 @@ pub struct BulkLane {
 impl BulkLane {
     /// Of lane `lane`, which takes slices from when [`BulkOut::open_lane`] was told so.
     pub fn new(lane: u32) -> Self {
-        Self { lane, current: None, sent: 0, slices: 0 }
+        Self { lane, current: None, lent: false, sent: 0, slices: 0 }
     }
 
     /// Sends slices until the sink is full (`false`) or nothing is left for this lane (`true`).
@@ -477,7 +483,7 @@ impl BulkLane {
 
     /// Whether a slice is half sent.
     pub fn is_sending(&self) -> bool {
-        self.current.is_some()
+        self.current.is_some() || self.lent
     }
 
     /// Whether [`Self::flush`] has something to do.
@@ -491,17 +497,22 @@ impl Sending {
         SLICE_FRAME_BYTES + self.pieces.as_slice().iter().map(Bytes::len).sum::<usize>()
     }
 
+    fn head(&mut self) -> &[u8; SLICE_FRAME_BYTES] {
+        let whole = self.whole();
+        let Self { transfer, offset, total, pieces, checked, head, .. } = self;
+        head.get_or_insert_with(|| {
+            if *checked {
+                return SliceHead::encode_pieces(*transfer, *offset, *total, pieces.as_slice().iter().map(|p| &p[..]));
+            }
+            SliceHead::encode_unchecked(*transfer, *offset, *total, (whole - SLICE_FRAME_BYTES) as u32)
+        })
+    }
+
     /// The slice, if some of it is left, and whether the sink is full.
     fn send(mut self, sink: &mut dyn Sink) -> io::Result<(Option<Self>, bool)> {
         let whole = self.whole();
+        let head = *self.head();
         let pieces = self.pieces.as_slice();
-        let head = *self.head.get_or_insert_with(|| {
-            let Self { transfer, offset, total, .. } = self;
-            if self.checked {
-                return SliceHead::encode_pieces(transfer, offset, total, pieces.iter().map(|p| &p[..]));
-            }
-            SliceHead::encode_unchecked(transfer, offset, total, (whole - SLICE_FRAME_BYTES) as u32)
-        });
         while self.sent < whole {
             let mut bufs = [IoSlice::new(&[]); 4];
             let mut used = 0;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::bulk_in::{BulkIn, Want};
-use super::bulk_out::BulkLane;
+use super::bulk_in::{BulkIn, Loan, Want};
+use super::bulk_out::{BulkLane, OutSlice};
 use super::client::{Client, ClientError, LaneCounts};
 use super::framer::Framer;
+use super::lending::Lending;
 use super::outbox::Sink;
 use crate::wire::{Control, DecodeError, Effect};
 
@@ -67,6 +68,16 @@ impl ClientLane {
     /// Whether it was decided that the lane ends.
     pub fn is_over(&self, client: &Client) -> bool {
         client.is_lane_over(self.lane)
+    }
+
+    /// Whether the server has welcomed it: from then on it can be driven by operations, too.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
+    /// As a driver by operations sees it, once it is open.
+    pub fn lending<'a>(&'a mut self, client: &'a mut Client) -> impl Lending + 'a {
+        Lent { lane: self, client }
     }
 
     /// Whether [`Self::flush`] has something to do.
@@ -217,6 +228,72 @@ impl ClientLane {
             }
             client.lane_idles(self.lane, !input.in_slice());
         }
+    }
+}
+
+/// A lane with the client that it is of.
+struct Lent<'a> {
+    lane: &'a mut ClientLane,
+    client: &'a mut Client,
+}
+
+impl Lending for Lent<'_> {
+    fn poll(&mut self, now: Instant) {
+        self.lane.poll(self.client, now);
+    }
+
+    fn lend(&mut self) -> Option<Loan> {
+        let State::Open { input, .. } = &mut self.lane.state else { return None };
+        input.lend()
+    }
+
+    fn lend_head(&mut self) -> Option<Loan> {
+        let State::Open { input, .. } = &mut self.lane.state else { return None };
+        input.lend_head()
+    }
+
+    fn give_back(&mut self, loan: Loan, n: usize, now: Instant) -> Result<(), DecodeError> {
+        let Self { lane, client } = self;
+        let State::Open { input, .. } = &mut lane.state else { return Ok(()) };
+        if n > 0 {
+            client.counters().down.fetch_add(n as u64, Ordering::Relaxed);
+            lane.counts.down.fetch_add(n as u64, Ordering::Relaxed);
+            lane.moved = now;
+        }
+        let before = input.finished();
+        let result = input.give_back(loan, n);
+        lane.counts.slices_down.fetch_add(input.finished() - before, Ordering::Relaxed);
+        // Whatever comes after it, what came whole counts.
+        lane.poll(client, now);
+        result
+    }
+
+    fn is_recalled(&self) -> bool {
+        matches!(&self.lane.state, State::Open { input, .. } if input.is_recalled(self.client.landings()))
+    }
+
+    fn lend_slice(&mut self, now: Instant) -> Option<OutSlice> {
+        let State::Open { output, .. } = &mut self.lane.state else { return None };
+        let slice = output.lend(self.client.bulk(), now);
+        self.lane.busy |= output.is_sending();
+        slice
+    }
+
+    fn give_slice(&mut self, slice: OutSlice, n: usize, now: Instant) {
+        let State::Open { output, .. } = &mut self.lane.state else { return };
+        let (bytes, slices) = (output.sent(), output.slices());
+        output.give_back(slice, n);
+        let went = output.sent() - bytes;
+        self.lane.counts.slices_up.fetch_add(output.slices() - slices, Ordering::Relaxed);
+        self.client.counters().up.fetch_add(went, Ordering::Relaxed);
+        self.lane.counts.up.fetch_add(went, Ordering::Relaxed);
+        if went > 0 {
+            self.lane.moved = now;
+        }
+    }
+
+    fn has_more(&self) -> bool {
+        self.lane.wants_to_send(self.client)
     }
 }
 

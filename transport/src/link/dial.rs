@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "rdma")]
 use super::rdma;
+#[cfg(all(feature = "uring", target_os = "linux"))]
+use super::uring;
 use super::wait::Interest;
 use super::{Stream, choose, shm, tcp};
 use crate::connection::{Client, ClientError};
@@ -62,5 +64,7 @@ pub fn dialer(uri: &Uri) -> Box<dyn Dial> {
         #[cfg(feature = "rdma")]
         Uri::Rdma { host, port } => Box::new(rdma::Dialer::new(host.clone(), *port)),
         Uri::Shm { path } => Box::new(shm::Dialer::new(path)),
+        #[cfg(all(feature = "uring", target_os = "linux"))]
+        Uri::Uring { .. } => Box::new(uring::Dialer::new(uri.clone())),
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod choose;
 mod dial;
+mod host;
 #[cfg(feature = "rdma")]
 pub mod rdma;
 mod server;
@@ -13,9 +14,12 @@ pub mod sim;
 mod stream;
 mod stream_bulk;
 pub mod tcp;
+#[cfg(all(feature = "uring", target_os = "linux"))]
+pub mod uring;
 pub mod wait;
 
 pub use dial::{Bulk, Dial, dialer};
+pub use host::{BulkHost, BulkSeat};
 pub use server::{Listener, Refusal, Server};
 pub use stream::{Ready, RemoteBulk, Stream, StreamSink};
 pub use stream_bulk::StreamBulk;

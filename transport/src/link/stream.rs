@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::BulkHost;
 use super::wait::Interest;
 use crate::connection::{BulkEvent, Peer, Sink};
 use crate::memory::{Regions, SharedBytes};
@@ -67,6 +68,11 @@ pub trait Stream: Send + Sync {
     fn remote(self: Arc<Self>, lane: u32, patience: Duration, now: Instant) -> io::Result<Option<Box<dyn RemoteBulk>>> {
         let _ = (lane, patience, now);
         Ok(None)
+    }
+
+    /// Who serves this lane, if it is a bulk lane, in place of its task.
+    fn host(&self) -> Option<&dyn BulkHost> {
+        None
     }
 
     /// Nothing will be sent any more: the other side receives what was, and then the end.

@@ -67,6 +67,6 @@ impl Bulk for StreamBulk {
     }
 }
 
-fn gone(error: &io::Error) -> ClientError {
+pub(super) fn gone(error: &io::Error) -> ClientError {
     ClientError::Unreachable { reason: error.to_string(), effect: Effect::Unknown }
 }

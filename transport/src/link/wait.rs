@@ -50,6 +50,7 @@ impl Waiter {
 }
 
 /// Wakes a thread in [`Waiter::wait`] from another.
+#[derive(Debug)]
 pub struct Alarm {
     event: File,
 }

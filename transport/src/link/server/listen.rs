@@ -8,6 +8,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 #[cfg(feature = "rdma")]
 use crate::link::rdma;
+#[cfg(all(feature = "uring", target_os = "linux"))]
+use crate::link::uring;
 use crate::link::{Stream, shm, tcp};
 use crate::uri::Uri;
 use crate::wire::{LinkOffer, LinkScheme};
@@ -27,6 +29,10 @@ pub enum Refusal {
         "cannot listen on {0}: genie:// is what clients write; listen on tcp:// and on the links that they may choose"
     )]
     NotALink(Uri),
+    /// This machine has no io_uring.
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    #[error(transparent)]
+    Uring(#[from] uring::Unavailable),
     /// The system refuses.
     #[error("cannot listen on {uri}: {source}; is another server running there?")]
     Io {
@@ -49,6 +55,8 @@ enum Kind {
     #[cfg(feature = "rdma")]
     Rdma(rdma::Listener),
     Shm(tokio::net::UnixListener, shm::Bound),
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    Uring(tokio::net::TcpListener, Arc<uring::Crew>),
 }
 
 impl Listener {
@@ -69,6 +77,11 @@ impl Listener {
                 bind().map_err(|source| Refusal::Io { uri: uri.clone(), source })?
             }
             Uri::Genie { .. } => return Err(Refusal::NotALink(uri.clone())),
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Uri::Uring { host, port } => {
+                uring::available()?;
+                Kind::Uring(bind_tcp(uri, host, *port)?, uring::Crew::new())
+            }
         };
         Ok(Self { kind })
     }
@@ -89,6 +102,11 @@ impl Listener {
                 Ok(Uri::Rdma { host: address.ip().to_string(), port: address.port() })
             }
             Kind::Shm(_, bound) => Ok(Uri::Shm { path: bound.path().display().to_string() }),
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Kind::Uring(listener, _) => {
+                let address = listener.local_addr()?;
+                Ok(Uri::Uring { host: address.ip().to_string(), port: address.port() })
+            }
         }
     }
 
@@ -98,6 +116,9 @@ impl Listener {
     /// The system's.
     pub fn offer(&self) -> io::Result<Option<LinkOffer>> {
         Ok(match self.uri()? {
+            // The same bytes: whoever has no io_uring is served as well.
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Uri::Uring { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcp, port, path: None }),
             Uri::Tcp { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcp, port, path: None }),
             #[cfg(feature = "rdma")]
             Uri::Rdma { port, .. } => Some(LinkOffer { scheme: LinkScheme::Rdma, port, path: None }),
@@ -118,6 +139,8 @@ impl Listener {
                     return Ok(stream);
                 }
             },
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Kind::Uring(listener, crew) => uring::accepted(listener.accept().await?.0.into_std()?, crew),
         }
     }
 }

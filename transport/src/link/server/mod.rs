@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 pub use self::listen::{Listener, Refusal};
 use self::pace::Pace;
 use self::watched::Watched;
+use super::host::{BulkHost, Waiting};
 use super::{Stream, StreamSink};
 use crate::connection::{BulkMachine, ControlLane, Directory, Driver, LaneEnd, LaneSeat, Service, Step};
 
@@ -112,6 +113,17 @@ impl<S: Service> Lane<S> {
                 if let Some(remote) = self.stream.io().clone().remote(lane, patience, now)? {
                     if let Some(seat) = LaneSeat::take(peer, lane, wake.clone(), settings) {
                         self.remote(seat, remote, &wake).await;
+                    }
+                    return Ok(LaneEnd::Left);
+                }
+                if let Some(seat) = self.stream.io().host().map(BulkHost::seat).transpose()?.flatten() {
+                    let driver = seat.driver();
+                    if let Some(lane) = BulkMachine::new(peer, lane, driver.clone(), settings, now) {
+                        let ended = seat.serve(self.stream.io().clone(), lane.served(self.service.clone()));
+                        // Should this task be dropped, the lane ends.
+                        let _waiting = Waiting(driver);
+                        // A host that is gone has ended its lanes.
+                        let _ = ended.await;
                     }
                     return Ok(LaneEnd::Left);
                 }

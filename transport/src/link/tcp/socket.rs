@@ -55,8 +55,13 @@ impl Path {
 /// # Errors
 /// The last address's, if none can be reached.
 pub fn connect(uri: &Uri, timeout: Duration) -> io::Result<(TcpStream, Path)> {
-    let Uri::Tcp { host, port } = uri else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{uri} is no address of a TCP server")));
+    let (host, port) = match uri {
+        Uri::Tcp { host, port } => (host, port),
+        #[cfg(all(feature = "uring", target_os = "linux"))]
+        Uri::Uring { host, port } => (host, port),
+        other => {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{other} is no address of a TCP server")));
+        }
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
     let until = Instant::now() + timeout;
@@ -126,7 +131,7 @@ fn set_congestion(socket: &SockRef<'_>, name: &str) -> bool {
     socket.set_tcp_congestion(name.as_bytes()).is_ok()
 }
 
-fn path_of(stream: &TcpStream) -> Path {
+pub(crate) fn path_of(stream: &TcpStream) -> Path {
     match (stream.local_addr(), stream.peer_addr()) {
         // An accepting side has not seen the handshake's time: it takes whoever is not on this host to be near.
         (Ok(local), Ok(peer)) => Path::of(local, peer, Duration::ZERO),

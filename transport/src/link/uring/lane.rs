@@ -1,0 +1,184 @@
+//! One bulk lane on a ring: what it receives, what it sends, and its operations in flight.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+use io_uring::types::Fixed;
+
+use super::ring::{Back, Ended, Ring, Ticket};
+use super::zero_copy::ZeroCopy;
+use crate::connection::Lending;
+use crate::wire::DecodeError;
+
+/// A bulk lane's socket in a ring. Its owner passes what has ended on this file to [`Self::ended`], and then calls
+/// [`Self::receive`] and [`Self::send`]; always with the same lane.
+pub(super) struct LaneIo {
+    file: Fixed,
+    payload: Option<Ticket>,
+    head: Option<Ticket>,
+    sending: Option<Ticket>,
+    /// Zero-copy sends whose memory the kernel still reads.
+    held: Vec<Ticket>,
+    zero_copy: ZeroCopy,
+    /// Whether the payload's operation was asked to end.
+    recalled: bool,
+    /// Nothing is begun any more.
+    ending: bool,
+}
+
+/// Why a lane ends.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The other side has closed it.
+    Closed,
+    /// The system's error.
+    Io(io::Error),
+    /// What came is no slice.
+    Nonsense(DecodeError),
+}
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Closed => f.write_str("the other side closed it"),
+            Self::Io(error) => error.fmt(f),
+            Self::Nonsense(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl LaneIo {
+    pub(super) fn new(file: Fixed, zero_copy: ZeroCopy) -> Self {
+        let (payload, head, sending) = (None, None, None);
+        Self { file, payload, head, sending, held: Vec::new(), zero_copy, recalled: false, ending: false }
+    }
+
+    pub(super) fn file(&self) -> Fixed {
+        self.file
+    }
+
+    /// Begins to receive what is to be received.
+    pub(super) fn receive(&mut self, ring: &mut Ring, lane: &mut dyn Lending, now: Instant) -> Result<(), Broken> {
+        loop {
+            lane.poll(now);
+            if self.ending {
+                return Ok(());
+            }
+            if let (Some(ticket), false) = (self.payload, self.recalled)
+                && lane.is_recalled()
+            {
+                self.recalled = true;
+                ring.cancel(ticket)?;
+            }
+            let Some(mut loan) = lane.lend() else { return Ok(()) };
+            if !loan.is_announced() {
+                self.head = Some(ring.recv(self.file, loan, false)?);
+                return Ok(());
+            }
+            if loan.space().is_empty() {
+                // Another lane took the slice over just now: it is drained instead.
+                lane.give_back(loan, 0, now).map_err(Broken::Nonsense)?;
+                continue;
+            }
+            // The next head is received behind a slice's last bytes without the kernel being asked once more.
+            let next = if loan.is_last() { lane.lend_head() } else { None };
+            self.payload = Some(ring.recv(self.file, loan, next.is_some())?);
+            if let Some(next) = next {
+                self.head = Some(ring.recv(self.file, next, false)?);
+            }
+            return Ok(());
+        }
+    }
+
+    /// Begins to send what is to be sent.
+    pub(super) fn send(&mut self, ring: &mut Ring, lane: &mut dyn Lending, now: Instant) -> Result<(), Broken> {
+        if self.sending.is_none()
+            && !self.ending
+            && let Some(slice) = lane.lend_slice(now)
+        {
+            self.sending = Some(ring.send(self.file, slice, self.zero_copy.next())?);
+        }
+        Ok(())
+    }
+
+    /// Passes on what an operation on this file gives back.
+    pub(super) fn ended(&mut self, ended: Ended, lane: &mut dyn Lending, now: Instant) -> Result<(), Broken> {
+        let Ended { ticket, result, back, .. } = ended;
+        let got = match result {
+            // Cancelled: here, or because the thread that had asked for it has ended. What follows asks again.
+            _ if result == -libc::ECANCELED || result == -libc::EINTR => Ok(None),
+            0.. => Ok(Some(result as usize)),
+            _ => Err(io::Error::from_raw_os_error(result.saturating_neg())),
+        };
+        let is_held = matches!(back, Back::SendHeld(_));
+        match back {
+            Back::Recv(loan) => {
+                if self.payload == Some(ticket) {
+                    (self.payload, self.recalled) = (None, false);
+                } else {
+                    self.head = None;
+                }
+                let n = got.as_ref().map_or(0, |n| n.unwrap_or(0));
+                // Given back in any case: the memory is free again, and what was in it is known to be missing.
+                lane.give_back(loan, n, now).map_err(Broken::Nonsense)?;
+                match got? {
+                    Some(0) => Err(Broken::Closed),
+                    _ => Ok(()),
+                }
+            }
+            Back::Send(slice) | Back::SendHeld(slice) => {
+                self.sending = None;
+                if is_held {
+                    self.held.push(ticket);
+                }
+                let n = got.as_ref().map_or(0, |n| n.unwrap_or(0));
+                lane.give_slice(slice, n, now);
+                self.zero_copy.sent(lane.has_more(), now);
+                got?;
+                Ok(())
+            }
+            Back::Released { copied } => {
+                self.held.retain(|&t| t != ticket);
+                if copied {
+                    self.zero_copy.was_copied();
+                }
+                Ok(())
+            }
+            Back::Nothing => Ok(()),
+        }
+    }
+
+    /// Ends what is in flight; nothing is begun any more. The memory is back when [`Self::is_quiet`].
+    pub(super) fn end(&mut self, ring: &mut Ring) -> io::Result<()> {
+        self.ending = true;
+        for ticket in [self.payload, self.head, self.sending].into_iter().flatten() {
+            ring.cancel(ticket)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel reads memory of zero-copy sends that have ended.
+    pub(super) fn holds_sent(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Whether nothing is in flight.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.payload.is_none() && self.head.is_none() && self.sending.is_none() && self.held.is_empty()
+    }
+}
+
+/// Throws away what a socket has not sent: the kernel lets go of the memory that zero-copy sends would read.
+pub(super) fn abort(fd: RawFd) {
+    // SAFETY: an all-zero sockaddr is a valid one, of the unspecified family.
+    let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
+    // SAFETY: the address is read, and as long as is said. A descriptor that is no socket is refused.
+    unsafe { libc::connect(fd, &raw const nowhere, size_of::<libc::sockaddr>() as libc::socklen_t) };
+}
