@@ -92,7 +92,7 @@ mod tests {
             "genie bench latency --connect tcp://127.0.0.1:7070 --sizes 64,4096,65536,1048576 --floor --json --spin 0",
             "genie bench put --connect tcp://127.0.0.1:7070 --sizes 65536,1048576,4194304,67108864 --floor --json",
             "genie bench transfer --connect tcp://127.0.0.1:7070 --op put --sizes 64M --lanes 4 --threads 2 --json",
-            "genie bench transfer --serve --link tcp,tcp --op echo,put,get,mixed --sizes 64,4K:64K:4 --rate 1000 --csv",
+            "genie bench transfer --serve --links tcp,tcp --op echo,put,get,mixed --sizes 64,4K:64K:4 --rate 1000 --csv",
             "genie bench interference --serve --tensor 1G --json",
             "genie bench growth --serve --connections 1,10000 --residents 1,100000 --json",
             "genie doctor --json",

@@ -28,7 +28,7 @@ use crate::say::{self, Say};
 /// With --json a list with a row for each server: idle_p50_us, idle_p99_us, busy_p50_us, busy_p99_us, busy_max_us, ratio_p99,
 /// put_gb_s, and what was asked for.
 ///
-/// Example: genie bench interference --serve --link tcp,shm --tensor 1G
+/// Example: genie bench interference --serve --links tcp,shm --tensor 1G
 #[derive(Debug, Args)]
 pub(crate) struct InterferenceArgs {
     #[command(flatten)]

@@ -18,7 +18,7 @@ pub(crate) struct ServerArgs {
     serve: bool,
     /// With --serve: links to measure one after the other, each on an address that is free: tcp,shm,uring.
     #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "serve", conflicts_with = "uri")]
-    link: Vec<String>,
+    links: Vec<String>,
     /// With --serve: the server's devices, as for `genie serve`.
     #[arg(long, value_name = "NAME", default_value = "cpu", requires = "serve")]
     serve_device: String,
@@ -45,7 +45,7 @@ impl ServerArgs {
             return Ok(Servers { uris: self.uri.clone(), _own: None });
         }
         let mut listen = self.uri.clone();
-        for name in &self.link {
+        for name in &self.links {
             listen.push(free_address(name)?);
         }
         if listen.is_empty() {
@@ -81,7 +81,7 @@ fn free_address(link: &str) -> Result<Uri> {
         }
         other => format!("{other}://127.0.0.1:0"),
     };
-    text.parse().with_context(|| format!("--link {link}"))
+    text.parse().with_context(|| format!("--links {link}"))
 }
 
 #[cfg(test)]
@@ -93,6 +93,6 @@ mod tests {
         let uri = free_address("tcp").unwrap();
         assert_eq!((uri.to_string().as_str(), scheme(&uri).as_str()), ("tcp://127.0.0.1:0", "tcp"));
         let error = format!("{:#}", free_address("pigeon").unwrap_err());
-        assert!(error.contains("--link pigeon"), "{error}");
+        assert!(error.contains("--links pigeon"), "{error}");
     }
 }

@@ -39,7 +39,7 @@ use crate::say::{self, Say};
 ///
 /// Examples:
 ///   genie bench transfer --serve --op echo --sizes 64,4K
-///   genie bench transfer --serve --link tcp,shm --op put,get --sizes 64:64M:4 --svg transfer.svg
+///   genie bench transfer --serve --links tcp,shm --op put,get --sizes 64:64M:4 --svg transfer.svg
 ///   genie bench transfer --uri tcp://gpu-host:7070 --op put --sizes 64M --lanes 4 --threads 2 --depth 8 --time 5
 ///   genie bench transfer --serve --op echo --sizes 64 --rate 20000 --csv
 #[derive(Debug, Args)]

@@ -124,14 +124,14 @@ fn what_is_asked_for_is_done() {
 
 #[test]
 fn links_are_swept() {
-    let csv = good(&call(&["--serve", "--link", "tcp,shm", "--op", "echo,put", "--sizes", "64", "--csv"]));
+    let csv = good(&call(&["--serve", "--links", "tcp,shm", "--op", "echo,put", "--sizes", "64", "--csv"]));
     let mut lines = csv.lines();
     assert_eq!(lines.next(), Some(FIELDS.join(",").as_str()));
     let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
     let named: Vec<_> = rows.iter().map(|r| (r[1], r[0])).collect();
     assert_eq!(named, [("tcp", "echo"), ("tcp", "put"), ("shm", "echo"), ("shm", "put")]);
     assert!(csv.contains("shared-memory spin") && csv.contains("memcpy"), "{csv}");
-    let shared = ["--serve", "--link", "shm", "--memory", "shared", "--sizes", "4M", "--json", "--no-floor"];
+    let shared = ["--serve", "--links", "shm", "--memory", "shared", "--sizes", "4M", "--json", "--no-floor"];
     let rows = json(&good(&call(&shared)));
     sound(&rows[0]);
     assert_eq!(number(&rows[0], "copied_per_byte"), 0.0, "a shared tensor is passed, not copied");
@@ -150,14 +150,14 @@ fn what_cannot_be_is_refused_with_the_reason() {
         (&["--uri", uri, "--op", "put,echo", "--sizes", "5M"], "too many for an echo"),
         (&["--uri", uri, "--time", "0"], "--iterations"),
         (&["--sizes", "64"], "--serve"),
-        (&["--serve", "--link", "pigeon"], "pigeon"),
+        (&["--serve", "--links", "pigeon"], "pigeon"),
     ] {
         let (code, error) = bad(&[&["bench", "transfer"][..], more].concat());
         assert!(code == 1 && error.contains(why), "{more:?}: {error}");
     }
     for more in [
         &["--uri", uri, "--csv", "--json"][..],
-        &["--uri", uri, "--link", "tcp"],
+        &["--uri", uri, "--links", "tcp"],
         &["--uri", uri, "--sizes", "4K:64:2"],
         &["--uri", uri, "--rate", "0"],
         &["--uri", uri, "--time", "1", "--iterations", "1"],
