@@ -24,6 +24,7 @@ mod registry;
 mod replies;
 mod requests;
 mod residents;
+mod rights;
 mod scheduler;
 mod session;
 mod stats;

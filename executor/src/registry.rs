@@ -51,6 +51,13 @@ impl Registry {
     pub(crate) fn add(&self, session: Arc<Session>) -> Result<SessionToken, RemoteError> {
         let token = self.draw()?;
         let mut by_token = self.tokens();
+        if let Some(most) = session.owner.rights().sessions
+            && by_token.values().filter(|other| other.owner.is_same(&session.owner)).count() >= most
+        {
+            let message =
+                format!("this token has {most} sessions, its limit: close one, or wait for one's lease to end");
+            return Err(fail(ErrorCode::Forbidden, message));
+        }
         if by_token.len() >= self.most {
             let message = format!("the server has {} sessions, its limit: try again later", self.most);
             return Err(fail(ErrorCode::Busy, message));

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use genie_transport::auth::Identity;
 use genie_transport::connection::Peer;
 use genie_transport::wire::{ErrorCode, Finish, Handle, Kind, RemoteError, Reply};
 
@@ -21,6 +22,8 @@ use crate::uploads::Upload;
 pub(crate) struct Session {
     /// For logs; no secret.
     pub(crate) number: u64,
+    /// Whose it is: nobody else takes it up.
+    pub(crate) owner: Identity,
     pub(crate) account: Arc<Account>,
     pub(crate) lease: Duration,
     /// Requests that may be pending.
@@ -89,6 +92,7 @@ pub(crate) enum Admission {
 impl Session {
     pub(crate) fn new(
         number: u64,
+        owner: Identity,
         quota: u64,
         lease: Duration,
         devices: u16,
@@ -98,7 +102,15 @@ impl Session {
         let shares = (0..devices).map(|_| Default::default()).collect();
         let most_pending = window.most();
         let state = State { peer: None, detached: None, ended: false, objects, window, pending: Vec::new() };
-        Arc::new(Self { number, account: Account::new(quota), lease, most_pending, shares, state: Mutex::new(state) })
+        Arc::new(Self {
+            number,
+            owner,
+            account: Account::new(quota),
+            lease,
+            most_pending,
+            shares,
+            state: Mutex::new(state),
+        })
     }
 
     /// What it has in the queue of a device's runs of this class.

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use genie_transport::auth::{lane_key, lane_proof};
 use genie_transport::connection::{Framer, Recorded};
 use genie_transport::wire::{
     Caps, Control, Flags, HEADER_BYTES, Kind, LaneHello, OpenedSession, RemoteError, Reply, Request, Welcome, body_crc,
@@ -82,8 +83,7 @@ impl Raw {
     /// If it is not welcomed.
     pub fn bulk_lane(server: SocketAddr, welcome: &Welcome, lane: u32) -> Self {
         let mut raw = Self::dial(server);
-        let hello = LaneHello { connection: welcome.connection, lane_key: welcome.lane_key, lane };
-        raw.send(&control(&Control::LaneHello(hello)));
+        raw.send(&control(&Control::LaneHello(lane_hello(welcome, lane))));
         assert_eq!(raw.hear_control(), Some(Control::LaneWelcome(lane)));
         raw
     }
@@ -188,7 +188,13 @@ pub fn request(id: u64, request: &Request<'_>) -> Vec<u8> {
     frame(kind, id, &meta, request.payload().unwrap_or(&payload))
 }
 
-/// The frame of a message of the connection.
+/// What opens bulk lane `lane` of a connection without tokens, for the first time.
+pub fn lane_hello(welcome: &Welcome, lane: u32) -> LaneHello {
+    let proof = lane_proof(&lane_key(None, &welcome.lane_key), welcome.connection, lane, lane);
+    LaneHello { connection: welcome.connection, lane, attempt: lane, proof }
+}
+
+/// A message of the connection as a frame.
 pub fn control(message: &Control) -> Vec<u8> {
     let mut meta = Vec::new();
     let (kind, flags) = message.encode(&mut meta);

@@ -8,7 +8,7 @@ use genie_executor::device::Device;
 use genie_executor::device::cpu::CpuDevice;
 use genie_executor::{Config, Executor};
 use genie_transport::Uri;
-use genie_transport::link::{Listener, Server};
+use genie_transport::link::{Access, Listener, Server};
 
 /// Settings of a server with one small CPU device.
 ///
@@ -44,7 +44,16 @@ impl Live {
     /// # Panics
     /// If it cannot start: the test cannot go on.
     pub fn start_at(config: Config, uri: &Uri) -> Self {
-        Self::start_on(config, || Listener::bind(uri).expect("a port"))
+        // RDMA has no loopback: the suite runs on a network of its own.
+        Self::start_for(config, uri, &Access::anybody())
+    }
+
+    /// Starts it at this address, for whom `access` lets in.
+    ///
+    /// # Panics
+    /// If it cannot start: the test cannot go on.
+    pub fn start_for(config: Config, uri: &Uri, access: &Access) -> Self {
+        Self::start_on(config, || Listener::bind_with(uri, access).expect("a port"))
     }
 
     /// Starts it on a listener of this making, which is called within a tokio runtime.
@@ -91,7 +100,7 @@ impl Live {
     /// # Panics
     /// Never: it listens on an address, not on a name.
     pub fn address(&self) -> SocketAddr {
-        let (Uri::Tcp { host, port } | Uri::Uring { host, port }) = &self.uri else {
+        let (Uri::Tcp { host, port } | Uri::Tls { host, port } | Uri::Uring { host, port }) = &self.uri else {
             panic!("no socket: {}", self.uri)
         };
         SocketAddr::new(host.parse().expect("an address"), *port)

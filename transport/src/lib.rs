@@ -2,6 +2,7 @@
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::panic))]
 
+pub mod auth;
 pub mod client;
 pub mod connection;
 pub mod link;

@@ -1,5 +1,5 @@
-//! Where a server is: `tcp://host:port`, `rdma://host:port`, `shm:///path/to/socket`, or `genie://host:port` for whichever
-//! link is best.
+//! Where a server is: `tcp://host:port`, `tcps://host:port`, `rdma://host:port`, `shm:///path/to/socket`, or
+//! `genie://host:port` for whichever link is best.
 
 use std::str::FromStr;
 
@@ -12,6 +12,13 @@ pub enum Uri {
     /// `tcp://host:port`; an IPv6 address stands in brackets.
     Tcp {
         /// Name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// `tcps://host:port`: TLS 1.3 over TCP.
+    Tls {
+        /// Name or address; the server's certificate is for it.
         host: String,
         /// Port.
         port: u16,
@@ -104,6 +111,7 @@ impl FromStr for Uri {
         Ok(match scheme {
             #[cfg(all(feature = "uring", target_os = "linux"))]
             "uring" => Self::Uring { host, port },
+            "tcps" => Self::Tls { host, port },
             #[cfg(feature = "rdma")]
             "rdma" => Self::Rdma { host, port },
             "genie" => Self::Genie { host, port, link },
@@ -118,6 +126,7 @@ impl std::fmt::Display for Uri {
             Self::Tcp { host, port } => at(f, "tcp", host, *port),
             #[cfg(all(feature = "uring", target_os = "linux"))]
             Self::Uring { host, port } => at(f, "uring", host, *port),
+            Self::Tls { host, port } => at(f, "tcps", host, *port),
             #[cfg(feature = "rdma")]
             Self::Rdma { host, port } => at(f, "rdma", host, *port),
             Self::Shm { path } => write!(f, "shm://{path}"),
@@ -135,6 +144,7 @@ const SCHEMES: &[&str] = &[
     "uring",
     "tcp",
     "genie",
+    "tcps",
     #[cfg(feature = "rdma")]
     "rdma",
 ];
@@ -152,6 +162,7 @@ mod tests {
         for good in [
             "tcp://127.0.0.1:7070",
             "tcp://[::1]:1",
+            "tcps://gpu-host:7070",
             "tcp://gpu-host.lan:65535",
             "shm:///tmp/genie.sock",
             "genie://[::1]:7070",

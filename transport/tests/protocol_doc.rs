@@ -90,6 +90,7 @@ fn limits_are_what_they_are() {
         ("OFFERED", limits::OFFERED as u64),
         ("ARGUMENTS", limits::ARGUMENTS as u64),
         ("BOUND", limits::BOUND as u64),
+        ("TOKEN_NAME_BYTES", limits::TOKEN_NAME_BYTES as u64),
         ("STOP_TOKENS", limits::STOP_TOKENS as u64),
         ("LINKS", limits::LINKS as u64),
         ("LINKS_ASKED", u64::from(limits::LINKS_ASKED)),

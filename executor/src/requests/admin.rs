@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use genie_transport::auth::{Channel, Refused};
 use genie_transport::connection::Peer;
 use genie_transport::memory::copied_bytes;
 use genie_transport::wire::{DeviceEntry, ErrorCode, Kind, OpenedSession, RemoteError, Reply, SessionToken, StatEntry};
@@ -39,15 +40,17 @@ impl Core {
         let config = &self.config;
         let epoch = config.settings.epoch;
         let quota = if quota == 0 { config.default_quota } else { quota }.min(config.max_quota);
+        let owner = peer.identity().clone();
+        let quota = quota.min(owner.rights().quota.unwrap_or(u64::MAX));
         let lease = if lease_ms == 0 { config.default_lease } else { Duration::from_millis(u64::from(lease_ms)) };
         let lease = lease.min(config.max_lease);
         // Twice the credits: whatever a client can still ask again is kept, with room to spare.
         let window = Window::new(2 * config.settings.credits as usize, config.window_bytes, self.replies.clone());
         let number = self.number();
         let objects = HandleTable::new(epoch, number, config.max_handles);
-        let session = Session::new(number, quota, lease, self.device_count(), objects, window);
+        let session = Session::new(number, owner, quota, lease, self.device_count(), objects, window);
         let token = match self.registry.add(session.clone()) {
-            Err(full) => {
+            Err(full) if full.code == ErrorCode::Busy => {
                 let Some(idle) = self.registry.give_up_idle() else { return Err(full) };
                 tracing::info!(
                     session = idle.number,
@@ -56,7 +59,7 @@ impl Core {
                 self.end_session(&idle);
                 self.registry.add(session.clone())?
             }
-            Ok(token) => token,
+            added => added?,
         };
         self.registry.attach(&session, peer);
         add(&self.stats.sessions_opened, 1);
@@ -67,12 +70,12 @@ impl Core {
     pub(super) fn resume(
         self: &Arc<Self>,
         peer: &Arc<Peer>,
-        id: u64,
+        (id, now): (u64, Instant),
         token: &SessionToken,
         epoch: u64,
         unanswered: u64,
     ) {
-        match self.find_session(token, epoch) {
+        match self.find_session(token, epoch).and_then(|session| self.take_up(peer, session, now)) {
             Ok(session) => {
                 if let Some(other) = self.registry.of(peer).filter(|other| !Arc::ptr_eq(other, &session)) {
                     let message = format!("this connection has session {}: close it first", other.number);
@@ -110,6 +113,27 @@ impl Core {
             return Err(fail(ErrorCode::EpochGone, message));
         }
         self.registry.find(token).ok_or_else(session_gone)
+    }
+
+    /// Whether `peer` may take a session up that it has the token of.
+    fn take_up(
+        self: &Arc<Self>,
+        peer: &Arc<Peer>,
+        session: Arc<Session>,
+        now: Instant,
+    ) -> Result<Arc<Session>, RemoteError> {
+        let (owner, identity) = (&session.owner, peer.identity());
+        if !owner.is_same(identity) {
+            let message = "the session belongs to somebody else: open one of your own";
+            let guard = &self.config.settings.guard;
+            return Err(guard.refuse(Refused::Session, &Channel::default(), identity.name(), message, now));
+        }
+        if owner.rights() != identity.rights() {
+            // What it holds was allowed by the old ones.
+            self.end_session(&session);
+            return Err(fail(ErrorCode::SessionGone, "the token's rights have changed: open another session"));
+        }
+        Ok(session)
     }
 
     fn describe(&self, session: &Session, token: SessionToken) -> OpenedSession {
@@ -179,8 +203,10 @@ impl Core {
     }
 
     pub(super) fn list_devices(&self, peer: &Peer, id: u64) {
+        let rights = peer.identity().rights();
         let infos: Vec<_> = self.config.devices.iter().map(|device| device.info()).collect();
-        let entries = infos.iter().enumerate().map(|(index, info)| DeviceEntry {
+        let may = infos.iter().enumerate().filter(|(_, info)| rights.has_device(&info.name));
+        let entries = may.map(|(index, info)| DeviceEntry {
             index: index as u32,
             name: &info.name,
             model: &info.model,
@@ -228,7 +254,8 @@ impl Core {
             ("genie_process_cpu_microseconds_total", micros(process::cpu_time())),
             ("genie_process_resident_bytes", process::resident_bytes().unwrap_or(0)),
         ];
-        let entries = entries.map(|(name, value)| StatEntry { name, value }).to_vec();
+        let refusals = self.config.settings.guard.refusals();
+        let entries = entries.into_iter().chain(refusals).map(|(name, value)| StatEntry { name, value }).collect();
         peer.reply(id, Kind::Stats, &Reply::Stats(entries));
     }
 }

@@ -40,7 +40,9 @@ impl Core {
             Request::Devices => return self.list_devices(peer, id),
             Request::Stats => return self.list_counters(peer, id),
             Request::Open { quota, lease_ms } => return self.open(peer, id, quota, lease_ms),
-            Request::Resume { token, epoch, unanswered } => return self.resume(peer, id, &token, epoch, unanswered),
+            Request::Resume { token, epoch, unanswered } => {
+                return self.resume(peer, (id, now), &token, epoch, unanswered);
+            }
             _ => {}
         }
         let (sliced, announce) = sliced_put(&request);
@@ -56,6 +58,9 @@ impl Core {
         let Some(session) = self.registry.of(peer) else {
             return refuse(fail(ErrorCode::NoSession, "open a session first, or resume one"));
         };
+        if let Err(error) = self.permit(peer, &request, now) {
+            return refuse(error);
+        }
         let from = From { peer, session: &session, id, now };
         if !request.changes_state() {
             if let Err(error) = self.read(&from, &request) {

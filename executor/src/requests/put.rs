@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::error::fail;
 use crate::replies::Answer;
 use crate::residents::{Content, Tensor};
+use crate::rights::scoped;
 use crate::session::{Object, State, Work};
 use crate::stats::add;
 use crate::uploads::{Target, Upload, Waiter, mismatch};
@@ -456,7 +457,13 @@ impl From<'_> {
     }
 
     pub(super) fn waiter_paid(&self, spec: TensorSpec, name: Option<&str>, charge: Charge) -> Waiter {
-        Waiter { session: self.session.clone(), id: self.id, spec, name: name.map(str::to_owned), charge }
+        Waiter {
+            session: self.session.clone(),
+            id: self.id,
+            spec,
+            name: name.map(|name| scoped(&self.session.owner, name)),
+            charge,
+        }
     }
 
     /// The request waits for an upload from here on, and its connection may send.

@@ -15,6 +15,7 @@ use crate::core::Core;
 use crate::error::fail;
 use crate::replies::Answer;
 use crate::residents::{Content, Tensor, range_within};
+use crate::rights::scoped;
 use crate::session::Object;
 use crate::weights::Found;
 
@@ -169,13 +170,16 @@ impl Core {
     }
 
     pub(super) fn lookup_name(&self, from: &From<'_>, name: &str) -> Outcome {
-        let found = self.names.find(name, |n| (n.device, n.spec.clone(), n.weight, n.region.clone()));
+        let found = self
+            .names
+            .find(&scoped(&from.session.owner, name), |n| (n.device, n.spec.clone(), n.weight, n.region.clone()));
         let Some((device, spec, weight, region)) = found else {
             return Err(fail(
                 ErrorCode::NoSuchName,
                 format!("no tensor is named `{name}`: it was never put, or let go"),
             ));
         };
+        self.permit_device(from.peer, device, from.now)?;
         let charge = from.session.account.charge(spec.bytes())?;
         let tensor = Tensor::new(device, spec.clone(), weight, Content::new(region, charge));
         let handle = from.session.lock().insert(Object::Tensor(tensor))?;

@@ -214,10 +214,8 @@ fn a_lane_of_nobody() {
         [Welcome { lane_key: [0; 16], ..welcome }, Welcome { connection: welcome.connection + 1000, ..welcome }];
     for welcome in wrong {
         let mut lane = Raw::dial(scene.server.address());
-        let hello =
-            genie_transport::wire::LaneHello { connection: welcome.connection, lane_key: welcome.lane_key, lane: 1 };
-        lane.send(&genie_tests::raw::control(&Control::LaneHello(hello)));
-        is(&lane.goodbye(), ErrorCode::NoSuchHandle, &["no connection has this number and lane key", "connect again"]);
+        lane.send(&genie_tests::raw::control(&Control::LaneHello(genie_tests::raw::lane_hello(&welcome, 1))));
+        is(&lane.goodbye(), ErrorCode::Unauthorized, &["no connection has this number and lane key", "connect again"]);
     }
     scene.is_unharmed();
 }

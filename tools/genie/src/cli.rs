@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{bench, devices, explain, floor, gap, generate, get, ping, put, serve};
+use crate::{bench, devices, explain, floor, gap, generate, get, ping, put, serve, token};
 
 /// Use a GPU, or any other device, across the network as if it were local.
 #[derive(Debug, Parser)]
@@ -42,6 +42,7 @@ pub(crate) enum Command {
     Gap(gap::GapArgs),
     Bench(BenchArgs),
     Explain(explain::ExplainArgs),
+    Token(token::TokenArgs),
     /// Say what this machine offers, and how to get what it lacks.
     Doctor,
     #[command(hide = true)]
@@ -95,6 +96,9 @@ mod tests {
             "genie bench transfer --serve --links tcp,tcp --op echo,put,get,mixed --sizes 64,4K:64K:4 --rate 1000 --csv",
             "genie bench interference --serve --tensor 1G --json",
             "genie bench growth --serve --connections 1,10000 --residents 1,100000 --json",
+            "genie serve --listen tcps://0.0.0.0:7070 --tokens t --tls-cert c --tls-key k --client-ca a --plaintext-off-host",
+            "genie ping tcps://gpu:7070 --token-file t --ca a --tls-cert c --tls-key k",
+            "genie token new alice --tokens t --client a --devices cpu:0 --quota 8G --read-only-weights --sessions 2",
             "genie doctor --json",
             "genie explain genie://127.0.0.1:7070 --json",
             "genie ping genie://127.0.0.1:7070 --link shm",

@@ -1,12 +1,16 @@
 //! Reaching a server.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use genie_transport::Uri;
+use genie_transport::auth::Token;
 use genie_transport::client::{ConnectOptions, blocking};
 use genie_transport::link;
+use genie_transport::link::tls::{TlsClient, TlsFileError};
 use genie_transport::wire::LinkScheme;
 
 use crate::fail::Unreachable;
@@ -26,11 +30,48 @@ pub(crate) struct LinkArgs {
     /// Seconds to wait for a server that goes away in the middle; what was lost with it is then built again.
     #[arg(long, value_name = "S", default_value_t = RECONNECT, value_parser = seconds)]
     pub(crate) reconnect: f64,
+    /// The token that proves who this is: a file with one line, NAME SECRET, that nobody else can read.
+    #[arg(long, value_name = "FILE", env = "GENIE_TOKEN_FILE", value_parser = path)]
+    pub(crate) token_file: Option<&'static Path>,
+    /// Whom to trust on tcps://: the certificate of who signed the server's.
+    #[arg(long, value_name = "FILE", env = "GENIE_CA", value_parser = path)]
+    pub(crate) ca: Option<&'static Path>,
+    /// This side's certificate, for a server that asks for one.
+    #[arg(long, value_name = "FILE", env = "GENIE_TLS_CERT", requires = "tls_key", value_parser = path)]
+    pub(crate) tls_cert: Option<&'static Path>,
+    /// Its key.
+    #[arg(long, value_name = "FILE", env = "GENIE_TLS_KEY", requires = "tls_cert", value_parser = path)]
+    pub(crate) tls_key: Option<&'static Path>,
+}
+
+impl LinkArgs {
+    /// Whom to trust, where the address asks for it.
+    fn tls(&self, uri: &Uri) -> Result<Option<TlsClient>> {
+        if !matches!(uri, Uri::Tls { .. }) {
+            return Ok(None);
+        }
+        let ca = self.ca.ok_or(TlsFileError::NoCa)?;
+        Ok(Some(TlsClient::load(ca, self.tls_cert.zip(self.tls_key))?))
+    }
+}
+
+/// A path for the rest of the process's life: arguments are read once, and handed on by value.
+fn path(text: &str) -> Result<&'static Path, std::convert::Infallible> {
+    Ok(Path::new(text.to_owned().leak()))
 }
 
 impl Default for LinkArgs {
     fn default() -> Self {
-        Self { spin: 100, link: None, wait: 0.0, reconnect: RECONNECT }
+        Self {
+            spin: 100,
+            link: None,
+            wait: 0.0,
+            reconnect: RECONNECT,
+            token_file: None,
+            ca: None,
+            tls_cert: None,
+            tls_key: None,
+        }
     }
 }
 
@@ -59,6 +100,8 @@ pub(crate) fn another(uri: &Uri, link: LinkArgs, more: impl FnOnce(&mut ConnectO
     let mut options = ConnectOptions { spin: Duration::from_micros(link.spin), ..ConnectOptions::default() };
     // Whoever stops a command in the middle leaves its session behind: the server says for how long.
     options.client.lease_ms = 0;
+    options.tls = link.tls(uri)?;
+    options.client.token = link.token_file.map(Token::load).transpose()?.map(Arc::new);
     options.client.reconnect_for = Duration::from_secs_f64(link.reconnect);
     more(&mut options);
     blocking::Session::connect(uri, options).with_context(|| format!("connecting to {uri}"))
@@ -100,7 +143,7 @@ pub(crate) fn reach(uri: &Uri, link: LinkArgs) -> Result<()> {
         uri => uri,
     };
     loop {
-        match link::dialer(there).control() {
+        match link::dialer_with(there, link.tls(there)?).control() {
             Ok(_) => return Ok(()),
             Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
             Err(error) => return Err(Unreachable { uri: uri.to_string(), reason: error.to_string() }.into()),

@@ -22,6 +22,7 @@ mod put;
 mod say;
 mod serve;
 mod server;
+mod token;
 
 use std::process::ExitCode;
 
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
             BenchCommand::Decode(args) => bench::decode::run(&args, say),
         },
         Command::Explain(args) => explain::run(&args, say),
+        Command::Token(args) => token::run(&args, say),
         Command::Doctor => doctor::run(say),
         Command::Floor(args) => floor::serve(&args),
     };

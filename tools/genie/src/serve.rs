@@ -1,6 +1,7 @@
 //! `genie serve`: the server.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,11 @@ use clap::Args;
 use genie_executor::device::cpu;
 use genie_executor::{Config, Executor};
 use genie_transport::Uri;
-use genie_transport::connection::Offers;
-use genie_transport::link::{Listener, Server, choose};
+use genie_transport::auth::{Guard, Tokens};
+use genie_transport::connection::{Directory, Offers};
+use genie_transport::link::tls::TlsServer;
+use genie_transport::link::{Access, Listener, Server, choose};
+use genie_transport::wire::{ErrorCode, RemoteError};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -24,8 +28,10 @@ use crate::say::{self, Say};
 /// Prints one line when it is ready. Stops on SIGTERM or SIGINT: what runs comes to its end, what waits and every session is told;
 /// a second signal stops it at once.
 ///
-/// This version has no authentication: it listens on this machine's own addresses only. From elsewhere, go through an SSH tunnel:
-///   ssh -L 7070:127.0.0.1:7070 gpu-host
+/// Without tokens or certificates it listens on this machine's own addresses only. For others to reach it:
+///   genie token new alice --tokens tokens --client alice.token
+///   genie serve --listen tcps://0.0.0.0:7070 --tokens tokens --tls-cert server.pem --tls-key server.key
+/// On SIGHUP it reads tokens and certificates again. docs/security.md tells more.
 ///
 /// Example: genie serve --listen tcp://127.0.0.1:7070 --device cpu
 #[derive(Debug, Args)]
@@ -53,6 +59,21 @@ pub(crate) struct ServeArgs {
     /// all.
     #[arg(long, value_name = "US", default_value_t = 60)]
     spin: u64,
+    /// Ask every client for one of the tokens in this file, which nobody else may be able to read; `genie token new` writes it.
+    #[arg(long, value_name = "FILE")]
+    tokens: Option<PathBuf>,
+    /// The certificate for tcps://, and those between it and its authority.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Ask clients on tcps:// for a certificate that this authority has signed.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    client_ca: Option<PathBuf>,
+    /// Let other machines in over links that do not encrypt (tcp://, rdma://), by token: for a network that is trusted.
+    #[arg(long)]
+    plaintext_off_host: bool,
     /// Stop when standard input ends: for a server that must not outlive who started it.
     #[arg(long, hide = true)]
     with_parent: bool,
@@ -87,9 +108,12 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
         config.default_quota = quota;
         config.max_quota = quota;
     }
+    let access = access(args)?;
+    config.settings.guard = access.guard.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(async {
-        let listeners = args.listen.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?;
+        let listeners =
+            args.listen.iter().map(|uri| Listener::bind_with(uri, &access)).collect::<Result<Vec<_>, _>>()?;
         let uris = listeners.iter().map(|l| Ok(l.uri()?.to_string())).collect::<Result<Vec<_>>>()?;
         let offers = listeners.iter().filter_map(|l| l.offer().transpose()).collect::<Result<Vec<_>, _>>()?;
         config.settings.offers = Arc::new(Offers { boot: choose::boot_id(), offers });
@@ -106,6 +130,7 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
         ready(&Ready { uri, uris, devices: names, pid: std::process::id() }, say)?;
         tokio::select! {
             () = ticks(&executor) => {}
+            () = reloads(args, &access, server.directory()) => {}
             () = stop.asked() => {}
         }
         listening.shutdown().await;
@@ -135,6 +160,55 @@ fn ready(ready: &Ready, say: Say) -> Result<()> {
         return say::line(&serde_json::to_string(ready)?);
     }
     say::line(&format!("genie: serving {} on {}", ready.devices.join(", "), ready.uris.join(", ")))
+}
+
+/// Who is let in.
+fn access(args: &ServeArgs) -> Result<Access> {
+    let guard = match &args.tokens {
+        Some(path) => {
+            let tokens = Tokens::load(path)?;
+            anyhow::ensure!(!tokens.is_empty(), "{} has no token: make one with `genie token new`", path.display());
+            Guard::with_tokens(tokens)
+        }
+        None => Guard::open(),
+    };
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => Some(Arc::new(TlsServer::load(cert, key, args.client_ca.as_deref())?)),
+        _ => None,
+    };
+    let plaintext_off_host = args.plaintext_off_host;
+    Ok(Access { guard: Arc::new(guard), tls, plaintext_off_host, ..Access::default() })
+}
+
+/// Reads tokens and certificates again whenever it is asked to. What cannot be read leaves what was there before.
+async fn reloads(args: &ServeArgs, access: &Access, directory: &Directory) {
+    let Ok(mut signals) = signal(SignalKind::hangup()) else { return std::future::pending().await };
+    while signals.recv().await.is_some() {
+        if let Some(tls) = &access.tls
+            && let Err(error) = tls.reload()
+        {
+            tracing::error!(%error, "the certificates stay as they were");
+        }
+        let Some(path) = &args.tokens else { continue };
+        match Tokens::load(path) {
+            Ok(tokens) => {
+                tracing::info!(tokens = tokens.len(), "tokens were read again");
+                access.guard.set_tokens(tokens);
+                dismiss(&access.guard, directory);
+            }
+            Err(error) => tracing::error!(%error, "the tokens stay as they were"),
+        }
+    }
+}
+
+/// Ends the connections whose token was taken back or changed; who still has one comes back by it.
+fn dismiss(guard: &Guard, directory: &Directory) {
+    for peer in directory.peers() {
+        if !guard.is_current(peer.identity()) {
+            let message = "the token of this connection was changed or taken back: connect again";
+            peer.goodbye(RemoteError::new(ErrorCode::Unauthorized, message));
+        }
+    }
 }
 
 async fn ticks(executor: &Executor) {

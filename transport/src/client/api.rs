@@ -6,6 +6,7 @@ use genie_graph::DType;
 
 use super::ClientError;
 use crate::connection::ClientOptions;
+use crate::link::tls::TlsClient;
 use crate::wire::{
     Argument, Arguments, BindEntry, ContentHash, DecodeError, DeviceEntry, ErrorCode, Finish, Handle, PutBody,
     PutRequest, PutTarget, RemoteError, Reply, Request, ResidencyCode, TensorSpec, write_argument,
@@ -21,11 +22,13 @@ pub struct ConnectOptions {
     /// Bytes of shared memory that puts from ordinary memory are copied to, where the link shares memory: they are then passed,
     /// and copied once. What does not fit travels in slices. Zero: everything does, gets too, but for what its user shares.
     pub staging: u64,
+    /// Whom to trust, and what to show, on `tcps://`.
+    pub tls: Option<TlsClient>,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { client: ClientOptions::default(), spin: Duration::from_micros(100), staging: 1 << 30 }
+        Self { client: ClientOptions::default(), spin: Duration::from_micros(100), staging: 1 << 30, tls: None }
     }
 }
 

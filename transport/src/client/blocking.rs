@@ -61,7 +61,7 @@ impl Session {
     /// [`ClientError::Unreachable`] after `options.client.reconnect_for`, or what the server refused.
     pub fn connect(uri: &Uri, options: ConnectOptions) -> Result<Self, ClientError> {
         let client = Client::new(options.client, Instant::now());
-        let mut engine = Engine::new(Lanes::new(uri.clone(), client), options.spin);
+        let mut engine = Engine::new(Lanes::new(uri.clone(), options.tls, client), options.spin);
         engine.wait(|c| c.is_ready() || c.dead().is_some());
         match engine.client().dead() {
             Some(error) => Err(error.clone()),

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use super::shares::{Shares, Told};
 use crate::connection::{Client, ClientError};
+use crate::link::dial::gone;
+use crate::link::tls::TlsClient;
 use crate::link::wait::Interest;
-use crate::link::{Bulk, Dial, Stream, dialer};
+use crate::link::{Bulk, Dial, Stream, dialer_with};
 use crate::uri::Uri;
-use crate::wire::Effect;
 
 /// A client with its lanes. Not tied to any runtime: whoever owns it calls [`Self::turn`] when a lane is ready.
 pub(super) struct Lanes {
@@ -24,10 +25,10 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    pub(super) fn new(uri: Uri, client: Client) -> Self {
+    pub(super) fn new(uri: Uri, tls: Option<TlsClient>, client: Client) -> Self {
         Self {
             client,
-            dial: dialer(&uri),
+            dial: dialer_with(&uri, tls),
             uri,
             control: None,
             bulk: Vec::new(),
@@ -50,7 +51,10 @@ impl Lanes {
                     // Opening it may have taken seconds.
                     self.client.connected(Instant::now());
                 }
-                Err(error) => self.client.lost(&format!("{}: {error}", self.uri), Instant::now()),
+                Err(error) => match gone(&error) {
+                    untrusted @ ClientError::Untrusted { .. } => self.client.refused(untrusted),
+                    _ => self.client.lost(&format!("{}: {error}", self.uri), Instant::now()),
+                },
             }
         }
         if self.control.is_none() {
@@ -60,6 +64,10 @@ impl Lanes {
             Ok(moved) => moved,
             Err(error) => {
                 self.drop_lanes();
+                if matches!(error, ClientError::Untrusted { .. }) {
+                    self.client.refused(error);
+                    return true;
+                }
                 let reason = match &error {
                     // Said once more, it would say so twice.
                     ClientError::Unreachable { reason, .. } => reason.clone(),
@@ -146,6 +154,9 @@ impl Lanes {
             Ok(0) => return Err(gone(&io::ErrorKind::ConnectionAborted.into())),
             Ok(n) => {
                 moved = true;
+                if self.client.is_greeting() {
+                    self.client.set_channel(control.channel());
+                }
                 self.client.filled(n, now)?;
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -185,8 +196,4 @@ impl Lanes {
         }
         self.bulk.clear();
     }
-}
-
-fn gone(error: &io::Error) -> ClientError {
-    ClientError::Unreachable { reason: error.to_string(), effect: Effect::Unknown }
 }

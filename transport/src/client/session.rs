@@ -83,7 +83,7 @@ impl Session {
             .name("genie-session".into())
             .spawn(move || {
                 let client = Client::new(options.client, Instant::now());
-                let mut engine = Engine::new(Lanes::new(uri, client), options.spin);
+                let mut engine = Engine::new(Lanes::new(uri, options.tls, client), options.spin);
                 engine.wait(|c| c.is_ready() || c.dead().is_some());
                 let client = engine.client();
                 let state = match client.dead() {

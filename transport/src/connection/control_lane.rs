@@ -8,9 +8,10 @@ use super::framer::Framer;
 use super::outbox::Sink;
 use super::peer::{Driver, Peer, no_credit};
 use super::service::{Directory, Service};
+use crate::auth::{Admitted, Channel, Refused, lane_key};
 use crate::wire::{
-    AskLinks, Caps, Control, DecodeError, ErrorCode, Kind, LaneHello, RemoteError, Reply, Request, Welcome, body_crc,
-    encode_header, limits,
+    AskLinks, Caps, Control, DecodeError, ErrorCode, Kind, LaneHello, Proof, RemoteError, Reply, Request, Welcome,
+    body_crc, encode_header, limits,
 };
 
 /// What the driver does next.
@@ -51,6 +52,13 @@ pub struct ControlLane<S: Service> {
 
 enum State {
     Greeting(Box<dyn Sink>, Arc<dyn Driver>),
+    /// It was asked for proof of a token by this nonce.
+    Challenged {
+        sink: Box<dyn Sink>,
+        driver: Arc<dyn Driver>,
+        caps: Caps,
+        nonce: [u8; 32],
+    },
     Open(Arc<Peer>),
     Over,
 }
@@ -185,7 +193,7 @@ impl<S: Service> ControlLane<S> {
                 peer.landings().clear();
                 self.service.closed(&peer, now);
             }
-            State::Greeting(..) => {}
+            State::Greeting(..) | State::Challenged { .. } => {}
         }
         self.directory.leave();
     }
@@ -196,9 +204,14 @@ impl<S: Service> ControlLane<S> {
         let id = frame.header.id;
         let State::Open(peer) = &self.state else {
             frame.intact?;
+            let challenged = matches!(self.state, State::Challenged { .. });
+            if challenged && frame.header.kind != Ok(Kind::Challenge) {
+                return Err(self.skipped(now));
+            }
             return match Control::decode(&frame.header, frame.meta)? {
-                Control::Hello(caps) => self.greet(caps).map(Some),
-                Control::LaneHello(hello) => self.attach(&hello).map(Some),
+                Control::Hello(caps) => self.greet(caps, now).map(Some),
+                Control::LaneHello(hello) => self.attach(&hello, now).map(Some),
+                Control::Proof(proof) if challenged => self.check(&proof, now).map(Some),
                 Control::AskLinks(ask) => self.links(&ask).map(Some),
                 _ => Err(DecodeError::Misplaced(frame.header.kind.map_or_else(|k| k, |k| k as u8)).into()),
             };
@@ -236,18 +249,71 @@ impl<S: Service> ControlLane<S> {
         Ok(Some(Step::Continue))
     }
 
-    fn greet(&mut self, caps: Caps) -> Result<Step, RemoteError> {
-        let mut lane_key = [0; 16];
-        getrandom::fill(&mut lane_key).map_err(|e| RemoteError::new(ErrorCode::Internal, e.to_string()))?;
-        let State::Greeting(sink, driver) = std::mem::replace(&mut self.state, State::Over) else {
+    fn greet(&mut self, caps: Caps, now: Instant) -> Result<Step, RemoteError> {
+        let guard = self.service.settings().guard.clone();
+        let State::Greeting(mut sink, driver) = std::mem::replace(&mut self.state, State::Over) else {
             return Ok(Step::Continue);
         };
+        if !guard.asks_for_tokens() {
+            let admitted = guard.unasked(sink.channel());
+            return self.admit(caps, sink, driver, admitted);
+        }
+        let nonce = match guard.nonce() {
+            Ok(nonce) => nonce,
+            Err(error) => {
+                self.state = State::Greeting(sink, driver);
+                return Err(error);
+            }
+        };
+        if self.framer.in_frame() {
+            // It did not wait to be asked.
+            self.state = State::Challenged { sink, driver, caps, nonce };
+            return Err(self.skipped(now));
+        }
+        write(&mut *sink, &Control::Challenge(nonce));
+        self.state = State::Challenged { sink, driver, caps, nonce };
+        Ok(Step::Continue)
+    }
+
+    fn check(&mut self, proof: &Proof, now: Instant) -> Result<Step, RemoteError> {
+        let guard = self.service.settings().guard.clone();
+        let State::Challenged { sink, nonce, .. } = &self.state else { return Ok(Step::Continue) };
+        let admitted = guard.check(nonce, &sink.channel(), proof, now)?;
+        let State::Challenged { sink, driver, caps, .. } = std::mem::replace(&mut self.state, State::Over) else {
+            return Ok(Step::Continue);
+        };
+        self.admit(caps, sink, driver, admitted)
+    }
+
+    /// Somebody was asked for proof of a token, and sends something else.
+    fn skipped(&self, now: Instant) -> RemoteError {
+        let channel = match &self.state {
+            State::Challenged { sink, .. } => sink.channel(),
+            _ => Channel::default(),
+        };
+        let message = "this server asks for proof of a token before anything else: give the client --token-file FILE";
+        self.service.settings().guard.refuse(Refused::NoProof, &channel, "", message, now)
+    }
+
+    fn admit(
+        &mut self,
+        caps: Caps,
+        sink: Box<dyn Sink>,
+        driver: Arc<dyn Driver>,
+        admitted: Admitted,
+    ) -> Result<Step, RemoteError> {
+        let mut salt = [0; 16];
+        if let Err(error) = getrandom::fill(&mut salt) {
+            self.state = State::Greeting(sink, driver);
+            return Err(RemoteError::new(ErrorCode::Internal, error.to_string()));
+        }
+        let key = lane_key(admitted.lane_secret.as_ref(), &salt);
         self.framer.set_payload_cap(limits::CONTROL_PAYLOAD_BYTES);
         let s = self.service.settings();
         let ours = if s.unchecked { Caps::OURS.and(Caps::UNCHECKED) } else { Caps::OURS };
         let caps = ours.common(caps);
         let link = (s.stuck, !caps.has(Caps::UNCHECKED));
-        let peer = Peer::new(self.directory.next_id(), lane_key, sink, driver, link);
+        let peer = Peer::new(self.directory.next_id(), (key, admitted.identity), sink, driver, link);
         // A bulk lane may come as soon as the welcome is out.
         self.directory.insert(&peer);
         peer.control(
@@ -255,22 +321,29 @@ impl<S: Service> ControlLane<S> {
             &Control::Welcome(Welcome {
                 caps,
                 connection: peer.id(),
-                lane_key,
+                lane_key: salt,
                 epoch: s.epoch,
                 credits: s.credits,
                 eager_bytes: s.eager_bytes.min(self.eager_most),
                 slice_bytes: s.slice_bytes,
                 keepalive_ms: millis(s.keepalive),
                 silence_ms: millis(s.silence()),
+                proof: admitted.proof,
             }),
         );
         self.state = State::Open(peer);
         Ok(Step::Continue)
     }
 
-    fn attach(&mut self, hello: &LaneHello) -> Result<Step, RemoteError> {
+    fn attach(&mut self, hello: &LaneHello, now: Instant) -> Result<Step, RemoteError> {
         let peer = self.directory.find(hello).ok_or_else(|| {
-            RemoteError::new(ErrorCode::NoSuchHandle, "no connection has this number and lane key: connect again")
+            let channel = match &self.state {
+                State::Greeting(sink, _) => sink.channel(),
+                _ => Channel::default(),
+            };
+            let message =
+                "no connection has this number and lane key, or it opened a lane by these words before: connect again";
+            self.service.settings().guard.refuse(Refused::Lane, &channel, "", message, now)
         })?;
         if peer.lane_count() >= self.service.settings().max_lanes as usize {
             return Err(RemoteError::new(ErrorCode::Busy, "the connection has as many bulk lanes as it may"));
@@ -303,7 +376,7 @@ impl<S: Service> ControlLane<S> {
     fn refuse(&mut self, error: RemoteError) -> Step {
         match &mut self.state {
             State::Open(peer) => peer.goodbye(error.clone()),
-            State::Greeting(sink, _) => farewell(&mut **sink, &error),
+            State::Greeting(sink, _) | State::Challenged { sink, .. } => farewell(&mut **sink, &error),
             State::Over => {}
         }
         Step::End(LaneEnd::Refused(error))

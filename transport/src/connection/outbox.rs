@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+use crate::auth::Channel;
 use crate::memory::{Regions, extend_counted};
 
 /// Where bytes leave: a socket, or a simulated one.
@@ -16,6 +17,11 @@ pub trait Sink: Send {
     /// Memory that the other side shares, where the link can share any.
     fn regions(&self) -> Option<Arc<Regions>> {
         None
+    }
+
+    /// What the link knows of the lane; asked for once bytes have come over it.
+    fn channel(&self) -> Channel {
+        Channel::default()
     }
 }
 

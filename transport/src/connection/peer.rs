@@ -12,6 +12,7 @@ use super::bulk_out::{BulkOut, Outgoing, Resent};
 use super::outbox::{Outbox, Sink};
 use super::seats::{Seat, Seats};
 use super::service::{Noted, Service};
+use crate::auth::{Identity, Secret, lane_key};
 use crate::memory::{Landing, NoRegion, PeerTarget, Region, Regions};
 use crate::wire::{Control, ErrorCode, Flags, Kind, RemoteError, Reply, Shared, body_crc, encode_header};
 
@@ -42,7 +43,9 @@ const SECOND_CHANCES: u32 = 64;
 /// nothing.
 pub struct Peer {
     id: u64,
-    lane_key: [u8; 16],
+    lane_key: Secret,
+    identity: Identity,
+    attempts: Mutex<Attempts>,
     control: Mutex<ControlOut>,
     driver: Arc<dyn Driver>,
     /// What the client shares, where the link can share any.
@@ -60,6 +63,33 @@ pub struct Peer {
     held: AtomicBool,
 }
 
+/// Which attempts to open a bulk lane were made: all below the last 64, and those of the last 64 whose bits are set.
+#[derive(Default)]
+struct Attempts {
+    /// One more than the highest.
+    next: u64,
+    /// Bit k: attempt `next - 1 - k`.
+    seen: u64,
+}
+
+impl Attempts {
+    fn is_first(&mut self, attempt: u32) -> bool {
+        let attempt = u64::from(attempt);
+        if attempt >= self.next {
+            let ahead = attempt + 1 - self.next;
+            self.seen = u32::try_from(ahead).ok().and_then(|n| self.seen.checked_shl(n)).unwrap_or(0) | 1;
+            self.next = attempt + 1;
+            return true;
+        }
+        let back = self.next - 1 - attempt;
+        let first = back < 64 && self.seen & (1 << back) == 0;
+        if first {
+            self.seen |= 1 << back;
+        }
+        first
+    }
+}
+
 struct ControlOut {
     outbox: Outbox,
     sink: Box<dyn Sink>,
@@ -70,7 +100,7 @@ struct ControlOut {
 impl Peer {
     pub(super) fn new(
         id: u64,
-        lane_key: [u8; 16],
+        (lane_key, identity): (Secret, Identity),
         sink: Box<dyn Sink>,
         driver: Arc<dyn Driver>,
         (stuck, checked): (Duration, bool),
@@ -82,6 +112,8 @@ impl Peer {
         Arc::new(Self {
             id,
             lane_key,
+            identity,
+            attempts: Mutex::default(),
             control: Mutex::new(out),
             driver,
             regions,
@@ -99,9 +131,20 @@ impl Peer {
 
     /// A connection without a link, which records what it is told to send: for tests of services.
     pub fn detached() -> (Arc<Self>, Recorder) {
+        Self::detached_as(Identity::ANYONE)
+    }
+
+    /// As [`Self::detached`]: one that speaks for somebody.
+    pub fn detached_as(identity: Identity) -> (Arc<Self>, Recorder) {
         let recorder = Recorder::default();
-        let peer = Self::new(0, [0; 16], Box::new(recorder.clone()), Arc::new(recorder.clone()), (Duration::MAX, true));
+        let who = (lane_key(None, &[0; 16]), identity);
+        let peer = Self::new(0, who, Box::new(recorder.clone()), Arc::new(recorder.clone()), (Duration::MAX, true));
         (peer, recorder)
+    }
+
+    /// Who it speaks for.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Names it in logs and to its bulk lanes.
@@ -303,8 +346,13 @@ impl Peer {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn lane_key(&self) -> &[u8; 16] {
+    pub(super) fn lane_key(&self) -> &Secret {
         &self.lane_key
+    }
+
+    /// Takes note of an attempt to open a bulk lane; whether it is the first of its number.
+    pub(super) fn is_first_attempt(&self, attempt: u32) -> bool {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner).is_first(attempt)
     }
 
     /// Counts a request in; whether the credits allow it.
@@ -461,4 +509,31 @@ impl Sink for Recorder {
 
 impl Driver for Recorder {
     fn wake(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_attempt_counts_once_in_whatever_order() {
+        let mut attempts = Attempts::default();
+        for (attempt, first) in [
+            (1, true),
+            (1, false),
+            (3, true),
+            (2, true),
+            (2, false),
+            (0, true),
+            (0, false),
+            (63, true),
+            (3, false),
+            (70, true),
+        ] {
+            assert_eq!(attempts.is_first(attempt), first, "{attempt}");
+        }
+        assert!(!attempts.is_first(6), "too long ago to be told from a replay");
+        assert!(attempts.is_first(7) && attempts.is_first(u32::MAX) && !attempts.is_first(u32::MAX));
+        assert!(!attempts.is_first(70));
+    }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::links::Offers;
 use super::peer::Peer;
+use crate::auth::{Guard, lane_proof};
 use crate::wire::{LaneHello, Request};
 
 /// Keepalives in silence after which either side takes the other for dead.
@@ -40,6 +41,8 @@ pub struct Settings {
     pub offers: Arc<Offers>,
     /// How long a lane polls for the next request before it parks, while traffic is dense. Zero: not at all.
     pub spin: Duration,
+    /// Asks connections who they are.
+    pub guard: Arc<Guard>,
 }
 
 impl Settings {
@@ -58,6 +61,7 @@ impl Settings {
             max_lanes: 16,
             offers: Arc::default(),
             spin: Duration::from_micros(60),
+            guard: Arc::new(Guard::open()),
         }
     }
 
@@ -134,12 +138,11 @@ impl Directory {
         self.lock().remove(&id);
     }
 
-    /// The connection that a bulk lane names, if it knows the key.
+    /// The connection that a bulk lane names, if it proves that it knows the key, and did not say so before.
     pub(super) fn find(&self, hello: &LaneHello) -> Option<Arc<Peer>> {
         let peer = self.lock().get(&hello.connection)?.upgrade()?;
-        // Every byte is looked at, whatever the first ones are: the time taken tells nothing about the key.
-        let differing = peer.lane_key().iter().zip(hello.lane_key).fold(0, |d, (a, b)| d | (a ^ b));
-        (differing == 0).then_some(peer)
+        let expected = lane_proof(peer.lane_key(), hello.connection, hello.lane, hello.attempt);
+        (expected == hello.proof && peer.is_first_attempt(hello.attempt)).then_some(peer)
     }
 
     /// Connections that are open.

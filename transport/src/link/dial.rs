@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "rdma")]
 use super::rdma;
+use super::tls::{TlsClient, Untrusted};
 #[cfg(all(feature = "uring", target_os = "linux"))]
 use super::uring;
 use super::wait::Interest;
 use super::{Stream, choose, shm, tcp};
 use crate::connection::{Client, ClientError};
 use crate::uri::Uri;
+use crate::wire::Effect;
 
 /// How long one attempt to open a lane may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,10 +58,24 @@ pub trait Bulk: Send {
     fn deadline(&self, client: &Client) -> Option<Instant>;
 }
 
-/// What opens lanes to this address.
+/// A lane is gone, or cannot be trusted.
+pub(crate) fn gone(error: &io::Error) -> ClientError {
+    match Untrusted::of(error) {
+        Some(untrusted) => ClientError::Untrusted { reason: untrusted.to_string() },
+        None => ClientError::Unreachable { reason: error.to_string(), effect: Effect::Unknown },
+    }
+}
+
+/// What opens lanes to this address, if they need no certificates.
 pub fn dialer(uri: &Uri) -> Box<dyn Dial> {
+    dialer_with(uri, None)
+}
+
+/// What opens lanes to this address. `tls`: whom to trust, for `tcps://`.
+pub fn dialer_with(uri: &Uri, tls: Option<TlsClient>) -> Box<dyn Dial> {
     match uri {
         Uri::Genie { host, port, link } => Box::new(choose::Dialer::new(host.clone(), *port, *link)),
+        Uri::Tls { host, .. } => Box::new(super::tls::Dialer::new(uri.clone(), host.clone(), tls)),
         Uri::Tcp { .. } => Box::new(tcp::Dialer::new(uri.clone())),
         #[cfg(feature = "rdma")]
         Uri::Rdma { host, port } => Box::new(rdma::Dialer::new(host.clone(), *port)),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::BulkHost;
 use super::wait::Interest;
+use crate::auth::Channel;
 use crate::connection::{BulkEvent, Peer, Sink};
 use crate::memory::{Regions, SharedBytes};
 
@@ -75,6 +76,11 @@ pub trait Stream: Send + Sync {
         None
     }
 
+    /// What the link knows of the lane besides its bytes. For a lane that makes its own handshake: once bytes have come over it.
+    fn channel(&self) -> Channel {
+        Channel::default()
+    }
+
     /// Nothing will be sent any more: the other side receives what was, and then the end.
     fn finish(&self);
 
@@ -133,6 +139,10 @@ impl Sink for &dyn Stream {
     fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         (**self).send(bufs)
     }
+
+    fn channel(&self) -> Channel {
+        (**self).channel()
+    }
 }
 
 /// The sending half of a lane; several threads may hold one each, if they take turns.
@@ -146,5 +156,9 @@ impl Sink for StreamSink {
 
     fn regions(&self) -> Option<Arc<Regions>> {
         self.0.regions()
+    }
+
+    fn channel(&self) -> Channel {
+        self.0.channel()
     }
 }

@@ -3,10 +3,10 @@
 use std::io;
 use std::time::Instant;
 
+use super::dial::gone;
 use super::wait::Interest;
 use super::{Bulk, Stream};
 use crate::connection::{Client, ClientError, ClientLane, Want};
-use crate::wire::Effect;
 
 /// A bulk lane whose slices travel as bytes.
 pub struct StreamBulk {
@@ -65,8 +65,4 @@ impl Bulk for StreamBulk {
     fn deadline(&self, client: &Client) -> Option<Instant> {
         self.lane.deadline(client)
     }
-}
-
-pub(super) fn gone(error: &io::Error) -> ClientError {
-    ClientError::Unreachable { reason: error.to_string(), effect: Effect::Unknown }
 }

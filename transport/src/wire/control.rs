@@ -41,6 +41,37 @@ impl Caps {
     }
 }
 
+/// Shows that its sender knows a secret, and nothing of the secret. `==` takes as long whether two are the same or not: it is the
+/// only comparison, so that no code can tell a guesser by its time at which byte the guess went wrong.
+#[derive(Clone, Copy)]
+pub struct Mac(pub [u8; 32]);
+
+impl PartialEq for Mac {
+    fn eq(&self, other: &Self) -> bool {
+        // `blake3::Hash` documents that its comparison is constant-time.
+        blake3::Hash::from_bytes(self.0) == blake3::Hash::from_bytes(other.0)
+    }
+}
+
+impl Eq for Mac {}
+
+impl std::fmt::Debug for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Mac(..)")
+    }
+}
+
+/// A client's answer to a challenge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Drawn by the client for this connection.
+    pub nonce: [u8; 32],
+    /// That the client knows the token, by both nonces.
+    pub proof: Mac,
+    /// Which token.
+    pub name: String,
+}
+
 /// What the server tells a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Welcome {
@@ -48,7 +79,7 @@ pub struct Welcome {
     pub caps: Caps,
     /// Names the connection to its bulk lanes.
     pub connection: u64,
-    /// Proves that a bulk lane belongs to the connection.
+    /// Where the key comes from that proves that a bulk lane belongs to the connection.
     pub lane_key: [u8; 16],
     /// The server's life: changes when it restarts.
     pub epoch: u64,
@@ -62,6 +93,8 @@ pub struct Welcome {
     pub keepalive_ms: u32,
     /// How long a side may be silent before it is taken for dead.
     pub silence_ms: u32,
+    /// That the server knows the token, too; all zero where it asked for none.
+    pub proof: Mac,
 }
 
 /// The first frame of a bulk lane.
@@ -69,10 +102,12 @@ pub struct Welcome {
 pub struct LaneHello {
     /// From [`Welcome`].
     pub connection: u64,
-    /// From [`Welcome`].
-    pub lane_key: [u8; 16],
     /// Which lane: 1, 2, ...
     pub lane: u32,
+    /// Another number with every bulk lane that the connection ever opens: what was said to open one opens no other.
+    pub attempt: u32,
+    /// That whoever opens it knows the connection's lane key.
+    pub proof: Mac,
 }
 
 /// A message of the connection.
@@ -114,13 +149,21 @@ pub enum Control {
     AskLinks(AskLinks),
     /// These.
     Links(Links),
+    /// The server asks for proof of a token; drawn for this connection.
+    Challenge([u8; 32]),
+    /// The client's answer.
+    Proof(Proof),
 }
 
 impl Control {
     /// Whether frames of this kind are messages of the connection.
     pub fn is(kind: Kind) -> bool {
         let greeting = matches!(kind, Kind::Hello | Kind::LaneHello | Kind::Ping | Kind::Goodbye);
-        greeting || matches!(kind, Kind::Cancel | Kind::SliceAgain | Kind::LaneEnded | Kind::Late | Kind::Links)
+        greeting
+            || matches!(
+                kind,
+                Kind::Cancel | Kind::SliceAgain | Kind::LaneEnded | Kind::Late | Kind::Links | Kind::Challenge
+            )
     }
 
     /// Checks a frame's metadata. The payload must be empty.
@@ -148,11 +191,11 @@ impl Control {
             (Kind::Hello, true) => Self::Welcome(welcome(meta)?),
             (Kind::LaneHello, false) => {
                 let raw = layout::whole::<layout::LaneHello>(meta)?;
-                layout::zero(&raw.zero, "lane hello")?;
                 Self::LaneHello(LaneHello {
                     connection: raw.connection.get(),
-                    lane_key: raw.lane_key,
                     lane: raw.lane.get(),
+                    attempt: raw.attempt.get(),
+                    proof: Mac(raw.proof),
                 })
             }
             (Kind::LaneHello, true) => {
@@ -185,6 +228,15 @@ impl Control {
             (Kind::Late, false) if meta.is_empty() => Self::Late,
             (Kind::Links, false) => Self::AskLinks(AskLinks::decode(meta)?),
             (Kind::Links, true) => Self::Links(Links::decode(meta)?),
+            (Kind::Challenge, false) => Self::Challenge(layout::whole::<layout::Challenge>(meta)?.nonce),
+            (Kind::Challenge, true) => {
+                let (raw, name) = layout::take::<layout::Proof>(meta)?;
+                layout::zero(&raw.zero, "proof")?;
+                if name.len() != usize::from(raw.name_len.get()) {
+                    return Err(DecodeError::Truncated);
+                }
+                Self::Proof(Proof { nonce: raw.nonce, proof: Mac(raw.proof), name: token_name(name)?.to_owned() })
+            }
             (kind, _) => return Err(DecodeError::Misplaced(kind as u8)),
         })
     }
@@ -214,6 +266,7 @@ impl Control {
                     keepalive_ms: w.keepalive_ms.into(),
                     silence_ms: w.silence_ms.into(),
                     zero: 0.into(),
+                    proof: w.proof.0,
                 };
                 out.extend_from_slice(raw.as_bytes());
                 (Kind::Hello, Flags::REPLY)
@@ -221,9 +274,9 @@ impl Control {
             Self::LaneHello(hello) => {
                 let raw = layout::LaneHello {
                     connection: hello.connection.into(),
-                    lane_key: hello.lane_key,
                     lane: hello.lane.into(),
-                    zero: 0.into(),
+                    attempt: hello.attempt.into(),
+                    proof: hello.proof.0,
                 };
                 out.extend_from_slice(raw.as_bytes());
                 (Kind::LaneHello, Flags::default())
@@ -259,8 +312,35 @@ impl Control {
                 links.write(out);
                 (Kind::Links, Flags::REPLY)
             }
+            Self::Challenge(nonce) => {
+                out.extend_from_slice(nonce);
+                (Kind::Challenge, Flags::default())
+            }
+            Self::Proof(proof) => {
+                let raw = layout::Proof {
+                    nonce: proof.nonce,
+                    proof: proof.proof.0,
+                    name_len: (proof.name.len() as u16).into(),
+                    zero: [0; 6],
+                };
+                out.extend_from_slice(raw.as_bytes());
+                out.extend_from_slice(proof.name.as_bytes());
+                (Kind::Challenge, Flags::REPLY)
+            }
         }
     }
+}
+
+/// A token's name: 1 to 64 letters, digits, `-`, `_`, `.` or `@`, so that it can stand in a log and in a file.
+///
+/// # Errors
+/// [`DecodeError::Name`].
+pub fn token_name(bytes: &[u8]) -> Result<&str, DecodeError> {
+    let fits = |b: &u8| b.is_ascii_alphanumeric() || b"-_.@".contains(b);
+    if !(1..=super::limits::TOKEN_NAME_BYTES).contains(&bytes.len()) || !bytes.iter().all(fits) {
+        return Err(DecodeError::Name);
+    }
+    std::str::from_utf8(bytes).map_err(|_| DecodeError::Name)
 }
 
 fn welcome(meta: &[u8]) -> Result<Welcome, DecodeError> {
@@ -276,6 +356,7 @@ fn welcome(meta: &[u8]) -> Result<Welcome, DecodeError> {
         slice_bytes: raw.slice_bytes.get(),
         keepalive_ms: raw.keepalive_ms.get(),
         silence_ms: raw.silence_ms.get(),
+        proof: Mac(raw.proof),
     };
     super::request::slice_bytes(welcome.slice_bytes)?;
     if !(1..=super::limits::CONTROL_PAYLOAD_BYTES).contains(&welcome.eager_bytes)

@@ -167,6 +167,10 @@ error_codes! {
     Forgotten = 26,
     /// A fault of the server's own; its log says more.
     Internal = 27,
+    /// Who is asking has not been proven.
+    Unauthorized = 28,
+    /// Who is asking may not do this.
+    Forbidden = 29,
 }
 
 /// A failure, as it stands on the wire.

@@ -67,6 +67,8 @@ kinds! {
     LaneEnded = 0x08,
     /// Which slices are late? Each is answered by a `SliceAgain`.
     Late = 0x09,
+    /// The server asks for proof of a token; the reply is the proof.
+    Challenge = 0x0a,
     /// Which links does the server offer? Before a greeting only.
     Links = 0x0f,
     /// Opens a session.

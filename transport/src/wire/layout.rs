@@ -36,14 +36,18 @@ wire_structs! {
     /// First frame of a control lane, from the client.
     struct Hello = 16 { caps: U64, min_version: u8, max_version: u8, zero: [u8; 6] }
     /// The answer to it.
-    struct Welcome = 64 {
+    struct Welcome = 96 {
         caps: U64, connection: U64, lane_key: [u8; 16], epoch: U64, credits: U32, eager_bytes: U32, slice_bytes: U32,
-        keepalive_ms: U32, silence_ms: U32, zero: U32,
+        keepalive_ms: U32, silence_ms: U32, zero: U32, proof: [u8; 32],
     }
     /// First frame of a bulk lane, from the client.
-    struct LaneHello = 32 { connection: U64, lane_key: [u8; 16], lane: U32, zero: U32 }
+    struct LaneHello = 48 { connection: U64, lane: U32, attempt: U32, proof: [u8; 32] }
     /// The answer to it.
     struct LaneWelcome = 8 { lane: U32, zero: U32 }
+    /// The server asks a new connection for proof of a token.
+    struct Challenge = 32 { nonce: [u8; 32] }
+    /// The answer to it; the token's name follows.
+    struct Proof = 72 { nonce: [u8; 32], proof: [u8; 32], name_len: U16, zero: [u8; 6] }
     /// The head of a slice; its payload follows. `head_crc` is CRC32C over `offset` and `total`: they are trusted, and memory is
     /// claimed for the slice, before its payload has come.
     struct Slice = 24 { offset: U64, total: U64, head_crc: U32, zero: U32 }

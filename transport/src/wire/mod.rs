@@ -24,7 +24,7 @@ mod tests;
 mod types;
 
 pub use argument::{Argument, Arguments, Dims, write_argument, write_resident};
-pub use control::{Caps, Control, LaneHello, Welcome};
+pub use control::{Caps, Control, LaneHello, Mac, Proof, Welcome, token_name};
 pub use error::{DecodeError, Effect, ErrorCode, RemoteError};
 pub use header::{Flags, HEADER_BYTES, Header, Kind, body_crc, decode_header, encode_header};
 pub use links::{AskLinks, LinkOffer, LinkScheme, Links, UnknownScheme};
@@ -59,6 +59,8 @@ pub mod limits {
     pub const ARGUMENTS: usize = 64;
     /// Residents in one bind.
     pub const BOUND: usize = 4096;
+    /// Bytes of a token's name.
+    pub const TOKEN_NAME_BYTES: usize = 64;
     /// Stop tokens in one generate.
     pub const STOP_TOKENS: usize = 64;
     /// Links in one answer.

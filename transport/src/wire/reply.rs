@@ -204,7 +204,8 @@ impl<'a> Reply<'a> {
             | Kind::Grant
             | Kind::Recall
             | Kind::Readable
-            | Kind::Release => Err(DecodeError::Misplaced(kind as u8)),
+            | Kind::Release
+            | Kind::Challenge => Err(DecodeError::Misplaced(kind as u8)),
         }
     }
 

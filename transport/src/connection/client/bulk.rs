@@ -9,6 +9,7 @@ use super::super::peer::LATE_A_LANE;
 use super::super::requests::{Bulk, Quiet};
 use super::options::{LaneCounts, LanePlan};
 use super::{Client, ClientError, after};
+use crate::auth::lane_proof;
 use crate::connection::BulkEvent;
 use crate::wire::{Caps, Control, DecodeError, Effect, LaneHello, body_crc, encode_header};
 
@@ -45,8 +46,10 @@ impl Client {
 
     /// The first frame of bulk lane `lane`. The lane is open once the server has answered with [`Control::LaneWelcome`].
     pub fn lane_hello(&self, lane: u32) -> Option<Vec<u8>> {
-        let welcome = self.welcome.as_ref()?;
-        let hello = LaneHello { connection: welcome.connection, lane_key: welcome.lane_key, lane };
+        let connection = self.welcome.as_ref()?.connection;
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
+        let proof = lane_proof(self.lane_key.as_ref()?, connection, lane, attempt);
+        let hello = LaneHello { connection, lane, attempt, proof };
         let mut meta = Vec::new();
         let (kind, flags) = Control::LaneHello(hello).encode(&mut meta);
         let mut frame = encode_header(kind, flags, 0, meta.len() as u32, 0, body_crc(&meta, &[])).to_vec();

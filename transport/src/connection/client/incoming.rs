@@ -61,9 +61,10 @@ impl Client {
 
     fn control(&mut self, id: u64, message: Control) -> Result<(), ClientError> {
         match message {
-            Control::Welcome(welcome) if matches!(self.state, State::Greeting) => {
+            Control::Challenge(nonce) if self.is_greeting() => return self.prove(&nonce),
+            Control::Welcome(welcome) if self.is_greeting() => {
                 self.rtt = self.heard.saturating_duration_since(self.connected);
-                self.welcome = Some(welcome);
+                self.welcomed(welcome)?;
                 self.bulk.set_checked(self.is_checked());
                 self.lane_count = self.lane_plan().lanes.max(1);
                 self.open();
@@ -76,7 +77,8 @@ impl Client {
             Control::Cancel => self.begin_again(id),
             Control::Goodbye(error) => {
                 // Another connection has taken the session up: taking it back would only end that one in turn, for ever.
-                if error.code == ErrorCode::SessionGone {
+                let unwelcome = matches!(error.code, ErrorCode::Unauthorized | ErrorCode::Forbidden);
+                if error.code == ErrorCode::SessionGone || (unwelcome && self.is_greeting()) {
                     self.die(error.clone().into());
                 }
                 return Err(error.into());

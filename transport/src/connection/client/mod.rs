@@ -2,6 +2,7 @@
 
 mod bulk;
 mod flow;
+mod greeting;
 mod incoming;
 mod lane_book;
 mod options;
@@ -13,7 +14,7 @@ pub use self::options::{ClientError, ClientOptions, Counters, LaneCounts, LanePl
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,9 +25,10 @@ use super::framer::Framer;
 use super::outbox::{Outbox, Sink};
 use super::requests::{Bulk, RequestId, Requests};
 use super::service::SILENT_KEEPALIVES;
+use crate::auth::{Channel, Secret};
 use crate::memory::Landing;
 use crate::wire::{
-    Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Kind, OpenedSession, PutBody, PutRequest,
+    Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Kind, Mac, OpenedSession, PutBody, PutRequest,
     RemoteError, Reply, Request, Welcome, body_crc, encode_header, limits,
 };
 
@@ -76,6 +78,13 @@ pub struct Client {
     heard: Instant,
     said: Instant,
     sessions_lost: u64,
+    /// What the link knows of the control lane.
+    channel: Channel,
+    /// A challenge was answered: what the server has to prove in turn, and what the lane key comes from.
+    proving: Option<(Mac, Secret)>,
+    lane_key: Option<Secret>,
+    /// Bulk lanes that the connection has tried to open.
+    attempts: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -122,6 +131,10 @@ impl Client {
             heard: now,
             said: now,
             sessions_lost: 0,
+            channel: Channel::default(),
+            proving: None,
+            lane_key: None,
+            attempts: AtomicU32::new(0),
             options,
         }
     }
@@ -140,11 +153,28 @@ impl Client {
         self.in_flight = 0;
         (self.connected, self.heard, self.said) = (now, now, now);
         self.progressed = false;
+        (self.channel, self.proving, self.lane_key) = (Channel::default(), None, None);
+        self.attempts = AtomicU32::new(0);
         self.state = State::Greeting;
         self.lanes = LaneBook::default();
         self.counters.forget_lanes();
         let caps = if self.options.unchecked { Caps::OURS.and(Caps::UNCHECKED) } else { Caps::OURS };
         self.push_control(0, &Control::Hello(caps));
+    }
+
+    /// Whether the server has not welcomed the connection yet: before each [`Self::filled`], [`Self::set_channel`] is due.
+    pub fn is_greeting(&self) -> bool {
+        matches!(self.state, State::Greeting)
+    }
+
+    /// What the link knows of the control lane, now that bytes have come over it.
+    pub fn set_channel(&mut self, channel: Channel) {
+        self.channel = channel;
+    }
+
+    /// Nothing will come of trying again: the client gives up, for this reason.
+    pub fn refused(&mut self, error: ClientError) {
+        self.die(error);
     }
 
     /// The control lane is gone, or could not be opened. The driver has dropped the connection's bulk lanes, so that nothing

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::auth::Token;
 use crate::wire::{DecodeError, Effect, ErrorCode, OpenedSession, RemoteError};
 
 /// Why a request has no good answer.
@@ -36,6 +37,23 @@ pub enum ClientError {
         /// As many as were to come.
         bytes: u64,
     },
+    /// The server asks who the client is, and the client has no token.
+    #[error("the server asks for a token: give --token-file FILE, or GENIE_TOKEN_FILE in the environment")]
+    TokenWanted,
+    /// The server has not shown that it knows the client's token: somebody else may have answered in its place.
+    #[error(
+        "the server has not proved that it knows the token '{name}': is it the one you mean? (a server without tokens: leave out the token file)"
+    )]
+    ServerUnproven {
+        /// The token's name.
+        name: String,
+    },
+    /// One side's certificate does not convince the other, or the lane is no TLS channel: trying again would not help.
+    #[error("{reason}")]
+    Untrusted {
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// The connection was lost, and the request is of a kind that is not sent again.
     #[error("the connection was lost; send the request again")]
     Interrupted,
@@ -64,6 +82,8 @@ pub struct ClientOptions {
     pub unchecked: bool,
     /// A session to take up, instead of opening one.
     pub resume: Option<OpenedSession>,
+    /// Proves who the client is. With one, a server that does not prove that it knows the token, too, is not talked to.
+    pub token: Option<Arc<Token>>,
 }
 
 impl Default for ClientOptions {
@@ -77,6 +97,7 @@ impl Default for ClientOptions {
             stuck: Duration::from_secs(1),
             unchecked: false,
             resume: None,
+            token: None,
         }
     }
 }

@@ -69,6 +69,7 @@ fn connect(client: &mut Client, now: Instant) {
         slice_bytes: 4096,
         keepalive_ms: 1000,
         silence_ms: 5000,
+        proof: Mac([0; 32]),
     };
     hear(client, &control(&Control::Welcome(welcome)), now).unwrap();
     let (kind, id) = *words(client).last().unwrap();

@@ -1,16 +1,17 @@
 //! Where a server listens.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 #[cfg(feature = "rdma")]
 use crate::link::rdma;
+use crate::link::tls::TlsStream;
 #[cfg(all(feature = "uring", target_os = "linux"))]
 use crate::link::uring;
-use crate::link::{Stream, shm, tcp};
+use crate::link::{Access, Exposed, Stream, shm, tcp};
 use crate::uri::Uri;
 use crate::wire::{LinkOffer, LinkScheme};
 
@@ -18,12 +19,9 @@ use crate::wire::{LinkOffer, LinkScheme};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Without authentication nobody but this machine may connect.
-    #[error(
-        "refusing to listen on {0}: without authentication the server is for this machine alone; listen on 127.0.0.1 or [::1], \
-         or reach it through an SSH tunnel (tokens and certificates are not in this version)"
-    )]
-    NotLoopback(SocketAddr),
+    /// Other machines could reach it, and something is missing for that.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// It names no link.
     #[error(
         "cannot listen on {0}: genie:// is what clients write; listen on tcp:// and on the links that they may choose"
@@ -52,6 +50,7 @@ pub struct Listener {
 #[derive(Debug)]
 enum Kind {
     Tcp(tokio::net::TcpListener),
+    Tls(tokio::net::TcpListener, Access),
     #[cfg(feature = "rdma")]
     Rdma(rdma::Listener),
     Shm(tokio::net::UnixListener, shm::Bound),
@@ -60,15 +59,24 @@ enum Kind {
 }
 
 impl Listener {
-    /// Binds. Call within a tokio runtime.
+    /// Binds, for this machine alone. Call within a tokio runtime.
     ///
     /// # Errors
     /// [`Refusal`].
     pub fn bind(uri: &Uri) -> Result<Self, Refusal> {
+        Self::bind_with(uri, &Access::default())
+    }
+
+    /// Binds, for whom `access` lets in. Call within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn bind_with(uri: &Uri, access: &Access) -> Result<Self, Refusal> {
         let kind = match uri {
-            Uri::Tcp { host, port } => Kind::Tcp(bind_tcp(uri, host, *port)?),
+            Uri::Tcp { host, port } => Kind::Tcp(bind_tcp(uri, host, *port, access)?),
+            Uri::Tls { host, port } => Kind::Tls(bind_tcp(uri, host, *port, access)?, access.clone()),
             #[cfg(feature = "rdma")]
-            Uri::Rdma { host, port } => Kind::Rdma(bind_rdma(uri, host, *port)?),
+            Uri::Rdma { host, port } => Kind::Rdma(bind_rdma(uri, host, *port, access)?),
             Uri::Shm { path } => {
                 let bind = || {
                     let (listener, bound) = shm::bind(path.as_ref())?;
@@ -80,7 +88,7 @@ impl Listener {
             #[cfg(all(feature = "uring", target_os = "linux"))]
             Uri::Uring { host, port } => {
                 uring::available()?;
-                Kind::Uring(bind_tcp(uri, host, *port)?, uring::Crew::new())
+                Kind::Uring(bind_tcp(uri, host, *port, access)?, uring::Crew::new())
             }
         };
         Ok(Self { kind })
@@ -95,6 +103,10 @@ impl Listener {
             Kind::Tcp(listener) => {
                 let address = listener.local_addr()?;
                 Ok(Uri::Tcp { host: address.ip().to_string(), port: address.port() })
+            }
+            Kind::Tls(listener, _) => {
+                let address = listener.local_addr()?;
+                Ok(Uri::Tls { host: address.ip().to_string(), port: address.port() })
             }
             #[cfg(feature = "rdma")]
             Kind::Rdma(listener) => {
@@ -120,6 +132,7 @@ impl Listener {
             #[cfg(all(feature = "uring", target_os = "linux"))]
             Uri::Uring { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcp, port, path: None }),
             Uri::Tcp { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcp, port, path: None }),
+            Uri::Tls { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcps, port, path: None }),
             #[cfg(feature = "rdma")]
             Uri::Rdma { port, .. } => Some(LinkOffer { scheme: LinkScheme::Rdma, port, path: None }),
             Uri::Shm { path } => Some(LinkOffer { scheme: LinkScheme::Shm, port: 0, path: Some(path) }),
@@ -131,6 +144,14 @@ impl Listener {
     pub(super) async fn accept(&mut self) -> io::Result<Arc<dyn Stream>> {
         match &mut self.kind {
             Kind::Tcp(listener) => Ok(Arc::new(tcp::accepted(listener.accept().await?.0.into_std()?)?)),
+            Kind::Tls(listener, Access { tls: Some(tls), guard, .. }) => {
+                let (stream, from) = listener.accept().await?;
+                let stream = Box::new(tcp::accepted(stream.into_std()?)?);
+                let from = Some(Arc::from(from.to_string()));
+                Ok(Arc::new(TlsStream::server(stream, tls, guard.clone(), from)?))
+            }
+            // `Access::check` lets none be bound without certificates.
+            Kind::Tls(..) => Err(io::ErrorKind::Unsupported.into()),
             #[cfg(feature = "rdma")]
             Kind::Rdma(listener) => listener.accept().await,
             Kind::Shm(listener, _) => loop {
@@ -154,22 +175,21 @@ impl From<rdma::Listener> for Listener {
 
 /// An address of an RDMA device is never a loopback one.
 #[cfg(feature = "rdma")]
-fn bind_rdma(uri: &Uri, host: &str, port: u16) -> Result<rdma::Listener, Refusal> {
+fn bind_rdma(uri: &Uri, host: &str, port: u16, access: &Access) -> Result<rdma::Listener, Refusal> {
     let failed = |source| Refusal::Io { uri: uri.clone(), source };
     let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let mut addresses = (host, port).to_socket_addrs().map_err(failed)?;
     let address = addresses.next().ok_or_else(|| failed(none()))?;
+    access.check(uri, Some(address.ip()))?;
     rdma::Listener::bind(address).map_err(failed)
 }
 
-fn bind_tcp(uri: &Uri, host: &str, port: u16) -> Result<tokio::net::TcpListener, Refusal> {
+fn bind_tcp(uri: &Uri, host: &str, port: u16, access: &Access) -> Result<tokio::net::TcpListener, Refusal> {
     let failed = |source| Refusal::Io { uri: uri.clone(), source };
     let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let mut addresses = (host, port).to_socket_addrs().map_err(failed)?;
     let address = addresses.next().ok_or_else(|| failed(none()))?;
-    if !address.ip().is_loopback() {
-        return Err(Refusal::NotLoopback(address));
-    }
+    access.check(uri, Some(address.ip()))?;
     let bind = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;

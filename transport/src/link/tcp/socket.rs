@@ -56,7 +56,7 @@ impl Path {
 /// The last address's, if none can be reached.
 pub fn connect(uri: &Uri, timeout: Duration) -> io::Result<(TcpStream, Path)> {
     let (host, port) = match uri {
-        Uri::Tcp { host, port } => (host, port),
+        Uri::Tcp { host, port } | Uri::Tls { host, port } => (host, port),
         #[cfg(all(feature = "uring", target_os = "linux"))]
         Uri::Uring { host, port } => (host, port),
         other => {

@@ -10,7 +10,7 @@ use super::ring::{Owner, Ring};
 use super::zero_copy::ZeroCopy;
 use crate::connection::{Client, ClientError, ClientLane, Want};
 use crate::link::dial::CONNECT_TIMEOUT;
-use crate::link::stream_bulk::gone;
+use crate::link::dial::gone;
 use crate::link::tcp::{self, Path, Splice, Spliced};
 use crate::link::wait::Interest;
 use crate::link::{Bulk, Dial, Stream};

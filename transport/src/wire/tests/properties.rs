@@ -259,11 +259,17 @@ impl Parts {
             slice_bytes: self.slice_bytes,
             keepalive_ms: self.word[1].clamp(1, u32::MAX - 1),
             silence_ms: self.word[2].max(self.word[1].clamp(1, u32::MAX - 1) + 1),
+            proof: Mac(self.hash),
         };
         vec![
             Control::Hello(Caps(a)),
             Control::Welcome(welcome),
-            Control::LaneHello(LaneHello { connection: a, lane_key, lane: self.word[0] }),
+            Control::LaneHello(LaneHello {
+                connection: a,
+                lane: self.word[0],
+                attempt: self.word[1],
+                proof: Mac(self.hash),
+            }),
             Control::LaneWelcome(self.word[0]),
             Control::Ping,
             Control::Pong,
@@ -274,6 +280,8 @@ impl Parts {
             Control::Late,
             Control::AskLinks(AskLinks { nonce: lane_key, host: lane_key }),
             Control::Links(Links { host: lane_key, server: lane_key, offers: self.offers() }),
+            Control::Challenge(self.hash),
+            Control::Proof(Proof { nonce: self.hash, proof: Mac(self.hash), name: format!("token-{}", self.word[0]) }),
         ]
     }
 

@@ -1,0 +1,50 @@
+//! A client's TLS lanes over TCP.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{TlsClient, TlsFileError, TlsStream};
+use crate::connection::Client;
+use crate::link::dial::CONNECT_TIMEOUT;
+use crate::link::{Bulk, Dial, Stream, StreamBulk, tcp};
+use crate::uri::Uri;
+
+/// Opens TLS lanes.
+#[derive(Debug)]
+pub struct Dialer {
+    uri: Uri,
+    host: String,
+    tls: Option<TlsClient>,
+    /// Where the control lane went: a name's next address may be another server's.
+    address: Option<SocketAddr>,
+}
+
+impl Dialer {
+    /// To this address; whose certificate is for `host`.
+    pub fn new(uri: Uri, host: String, tls: Option<TlsClient>) -> Self {
+        Self { uri, host, tls, address: None }
+    }
+
+    fn channel(&self, stream: std::net::TcpStream) -> io::Result<TlsStream> {
+        // Never in plaintext instead.
+        let tls =
+            self.tls.as_ref().ok_or_else(|| io::Error::other(super::Untrusted(TlsFileError::NoCa.to_string())))?;
+        TlsStream::client(Box::new(stream), tls, &self.host)
+    }
+}
+
+impl Dial for Dialer {
+    fn control(&mut self) -> io::Result<Arc<dyn Stream>> {
+        let (stream, _) = tcp::connect(&self.uri, CONNECT_TIMEOUT)?;
+        self.address = Some(stream.peer_addr()?);
+        Ok(Arc::new(self.channel(stream)?))
+    }
+
+    fn bulk(&mut self, client: &Client, lane: u32, now: Instant) -> io::Result<Box<dyn Bulk>> {
+        let address = self.address.ok_or(io::ErrorKind::NotConnected)?;
+        let (stream, _) = tcp::connect_to(address, CONNECT_TIMEOUT)?;
+        Ok(Box::new(StreamBulk::greet(Box::new(self.channel(stream)?), client, lane, now)))
+    }
+}
