@@ -11,7 +11,7 @@ use genie_transport::wire::ErrorCode;
 use crate::place::Place;
 use crate::roles::{MOST, options, server, survivor, victim};
 
-/// Kills of each side.
+/// Kills of each side, where `GENIE_CHAOS_KILLS` does not say how many.
 const KILLS: u64 = 100;
 /// After so many, what the other side holds is what it must hold after all of them.
 const WARM: u64 = 10;
@@ -25,6 +25,11 @@ fn seed() -> u64 {
     let seed = std::env::var("GENIE_CHAOS_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_261_121);
     println!("GENIE_CHAOS_SEED={seed} tries the same moments again");
     seed
+}
+
+/// How often to kill: fewer times where every process takes its time to start.
+fn kills() -> u64 {
+    std::env::var("GENIE_CHAOS_KILLS").ok().and_then(|s| s.parse().ok()).unwrap_or(KILLS).max(WARM + 1)
 }
 
 fn pause(rng: &mut Rng) -> Duration {
@@ -59,6 +64,7 @@ fn settles(watch: &mut blocking::Session) {
 }
 
 pub(crate) fn clients_are_killed(scheme: &str) {
+    let kills = kills();
     let place = Place::of(scheme);
     let (server, uri) = server(&place.listen, 1, None);
     let connect = || blocking::Session::connect(&uri.parse().expect("an address"), options()).expect("a session");
@@ -66,7 +72,7 @@ pub(crate) fn clients_are_killed(scheme: &str) {
     let mut churn = Churn::new(seed(), MOST);
     let mut rng = Rng::new(seed());
     let mut before = None;
-    for kill in 1..=KILLS {
+    for kill in 1..=kills {
         let mut victim = victim(&uri, rng.draw());
         victim.hear("ready", LONGEST * 5);
         let pause = pause(&mut rng);
@@ -84,7 +90,7 @@ pub(crate) fn clients_are_killed(scheme: &str) {
                 Err(error) => panic!("kill {kill}, {pause:?} into the work: {error}"),
             }
         }
-        if kill == WARM || kill == KILLS {
+        if kill == WARM || kill == kills {
             churn.let_go(&mut other).expect("the server is there");
             assert_eq!(other.sessions_lost(), 0);
             // What it shares with the server goes with it.
@@ -101,13 +107,14 @@ pub(crate) fn clients_are_killed(scheme: &str) {
                 more = now().more_than(before);
                 more.is_none().then_some(())
             });
-            assert!(returned.is_some(), "after {KILLS} kills the server holds more than after {WARM}: {more:?}");
+            assert!(returned.is_some(), "after {kills} kills the server holds more than after {WARM}: {more:?}");
         }
     }
     assert_eq!(watch.sessions_lost(), 0);
 }
 
 pub(crate) fn servers_are_killed(scheme: &str) {
+    let kills = kills();
     let place = Place::of(scheme);
     let (mut alive, uri) = server(&place.listen, 1, None);
     let mut client = survivor(&uri, seed());
@@ -115,7 +122,7 @@ pub(crate) fn servers_are_killed(scheme: &str) {
     let mut rng = Rng::new(seed());
     let mut before = None;
     let mut failures = 0;
-    for kill in 1..=KILLS {
+    for kill in 1..=kills {
         client.tell("work");
         let pause = pause(&mut rng);
         std::thread::sleep(pause);
@@ -129,6 +136,6 @@ pub(crate) fn servers_are_killed(scheme: &str) {
         }
     }
     let more = before.and_then(|before| Holdings::of(client.pid()).more_than(&before));
-    assert_eq!(more, None, "after {KILLS} servers the client holds more than after {WARM}");
-    assert!(failures > KILLS / 4, "most of the servers died when nothing was under way: {failures}");
+    assert_eq!(more, None, "after {kills} servers the client holds more than after {WARM}");
+    assert!(failures > kills / 4, "most of the servers died when nothing was under way: {failures}");
 }

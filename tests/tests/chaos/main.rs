@@ -25,3 +25,6 @@ over!(uring, "uring": kills::clients_are_killed, kills::servers_are_killed, half
     half_open::a_client_that_stops);
 over!(tcp, "tcp": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
     half_open::a_client_that_stops);
+#[cfg(feature = "rdma")]
+over!(rdma, "rdma": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
+    half_open::a_client_that_stops);

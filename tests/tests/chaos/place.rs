@@ -15,6 +15,8 @@ impl Place {
         let folder = tempfile::tempdir().expect("a folder");
         let listen = match scheme {
             "shm" => format!("shm://{}/genie", folder.path().display()),
+            // No device has a loopback address: whoever runs this says which it has.
+            "rdma" => format!("rdma://{}:0", std::env::var("GENIE_RDMA_ADDRESS").expect("an RDMA device's address")),
             _ => format!("{scheme}://127.0.0.1:0"),
         };
         Self { listen, _folder: folder }

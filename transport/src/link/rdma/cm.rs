@@ -135,6 +135,10 @@ impl Drop for Event {
     }
 }
 
+/// `RDMA_OPTION_ID` and `RDMA_OPTION_ID_REUSEADDR` of `rdma_cma.h`.
+const OPTION_ID: i32 = 0;
+const REUSE_ADDRESS: i32 = 1;
+
 /// How long finding the way may take.
 const RESOLVE: Duration = Duration::from_secs(2);
 
@@ -169,6 +173,12 @@ impl Id {
     /// Listens on an address.
     pub(super) fn listen(address: SocketAddr) -> io::Result<Self> {
         let id = Self::new()?;
+        // The port may be held by connections of a server that ended a moment ago.
+        let mut yes: libc::c_int = 1;
+        // SAFETY: the id is there, and `yes` is what the option wants.
+        checked(unsafe {
+            sys::rdma_set_option(id.raw(), OPTION_ID, REUSE_ADDRESS, (&raw mut yes).cast(), size_of::<libc::c_int>())
+        })?;
         let mut at = Address::from(address);
         // SAFETY: the id is there; `at` is a socket address of the family that it names.
         checked(unsafe { sys::rdma_bind_addr(id.raw(), at.raw()) })?;

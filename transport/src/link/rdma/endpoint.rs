@@ -8,12 +8,14 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rdma_sys as sys;
 use sys::{ibv_wc_opcode as opcode, ibv_wr_opcode as wr};
 
 use super::cm::{Id, Knock};
+use super::faults::REFUSED;
 use super::options::Options;
 use super::verbs::{Depth, Domain, QueuePair, Registration, Window, access, status};
 use crate::memory::Slab;
@@ -191,6 +193,9 @@ impl Endpoint {
             for wc in self.qp.completions.poll(&mut room)? {
                 n += 1;
                 if wc.status != sys::ibv_wc_status::IBV_WC_SUCCESS {
+                    if wc.status == sys::ibv_wc_status::IBV_WC_REM_ACCESS_ERR {
+                        REFUSED.fetch_add(1, Ordering::AcqRel);
+                    }
                     // After the first failure there is nothing but flushes.
                     bad.get_or_insert(wc.status);
                 }

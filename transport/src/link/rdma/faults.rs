@@ -105,3 +105,10 @@ impl Faults {
 
 /// A client of this process that writes once more where it has written, after its right to was revoked.
 pub static WRITE_AGAIN: AtomicBool = AtomicBool::new(false);
+
+/// Requests of this process that a peer's device refused, since there was no right to what they named.
+pub fn refused() -> u64 {
+    REFUSED.load(Ordering::Acquire)
+}
+
+pub(super) static REFUSED: AtomicU64 = AtomicU64::new(0);

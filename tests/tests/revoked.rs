@@ -1,0 +1,45 @@
+//! A right that was revoked is worth nothing: a client that uses one is refused by the server's device, loses its connection, and
+//! harms nobody. Over RDMA alone: `make test-rdma`.
+#![cfg(feature = "rdma")]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use genie_graph::DType;
+use genie_tests::rdma::serve;
+use genie_tests::serve::config;
+use genie_transport::client::{ConnectOptions, PutOptions, blocking};
+use genie_transport::link::rdma::faults::{WRITE_AGAIN, refused};
+use genie_transport::wire::TensorSpec;
+
+const BYTES: usize = 1 << 20;
+
+#[test]
+fn a_right_that_was_revoked_is_refused_by_the_device() {
+    let server = serve(config(7), Arc::default());
+    let connect = || blocking::Session::connect(&server.uri, ConnectOptions::default()).expect("a session");
+    let (mut hostile, mut other) = (connect(), connect());
+    let spec = TensorSpec::new(DType::U8, &[BYTES as u64]).expect("a shape");
+    let bytes: Bytes = (0..BYTES as u64).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 16) as u8).collect();
+    let theirs = other.put(&spec, bytes.clone(), PutOptions::default()).expect("a put");
+    let tensor = hostile.put(&spec, bytes.clone(), PutOptions::default()).expect("a put");
+    assert_eq!(refused(), 0);
+    // Every slice has landed: every right was revoked. One of them is used once more.
+    WRITE_AGAIN.store(true, Ordering::Release);
+    let mut back = Vec::new();
+    let until = Instant::now() + Duration::from_secs(10);
+    while refused() == 0 {
+        // The client takes its session up again over another connection: to its user nothing happens.
+        hostile.echo(b"still there", &mut back).expect("the session goes on");
+        assert_eq!(back, b"still there");
+        assert!(Instant::now() < until, "the device let it pass");
+    }
+    assert!(!WRITE_AGAIN.load(Ordering::Acquire), "nothing was written again");
+    hostile.echo(b"still there", &mut back).expect("the session goes on");
+    // What was written is what was sent, and nobody else noticed.
+    assert!(hostile.get(&tensor).expect("a get")[..] == bytes[..], "the tensor changed after it was whole");
+    assert!(other.get(&theirs).expect("a get")[..] == bytes[..]);
+    assert_eq!(other.sessions_lost(), 0);
+}
