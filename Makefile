@@ -9,7 +9,9 @@ CARGO ?= cargo
 # Where rustup puts cargo: for a shell that has not been told, and before a distribution's older one.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help setup model build demo test lint bench figures peers golden clean
+NATIVE ?=
+
+.PHONY: help setup model build demo test test-rdma lint bench figures peers golden clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -30,6 +32,11 @@ demo: build model ## A real model answers from a server process; then the semant
 test: setup model lint ## Everything that must pass; CI runs this
 	@$(CARGO) build --locked --workspace --all-targets
 	@$(CARGO) test --locked --workspace
+	@$(MAKE) --no-print-directory test-rdma
+
+test-rdma: model ## The tests over RDMA, in a guest with soft-RoCE; NATIVE=1: over this machine's own device
+	@tools/setup --rdma
+	@NATIVE=$(NATIVE) tools/test-rdma
 
 lint:
 	@tools/setup --lint
