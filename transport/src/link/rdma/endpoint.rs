@@ -235,10 +235,10 @@ impl Endpoint {
                     self.done.push_back(token);
                 }
             }
-            if n == 0 {
+            any |= n > 0;
+            if n < room.len() {
                 break;
             }
-            any = true;
         }
         // Buffers that brought no bytes are lent again at once.
         while self.inbox.front().is_some_and(|got| got.len == 0) {
