@@ -61,7 +61,7 @@ impl Outgoing {
     }
 
     /// The bytes of one slice, wherever it lies.
-    fn taken(&self, offset: u64, len: u64) -> Taken {
+    fn taken(&self, offset: u64, len: u64, checked: bool) -> Taken {
         let mut start = 0u64;
         let mut pieces = Vec::with_capacity(1);
         for piece in &self.pieces {
@@ -72,7 +72,7 @@ impl Outgoing {
             }
             start = end;
         }
-        Taken { transfer: self.transfer, offset, total: self.total, pieces }
+        Taken { transfer: self.transfer, offset, total: self.total, checked, pieces }
     }
 
     fn skips(&self, index: u32) -> bool {
@@ -135,6 +135,7 @@ pub struct Taken {
     pub total: u64,
     /// The sender's memory, each with the part of it that belongs to the slice.
     pub pieces: Vec<(Bytes, Range<usize>)>,
+    checked: bool,
 }
 
 impl Taken {
@@ -143,8 +144,12 @@ impl Taken {
         self.pieces.iter().map(|(piece, part)| piece.get(part.clone()).unwrap_or_default())
     }
 
-    /// The head in front of it, checksum included.
+    /// The head in front of it, with a checksum of the bytes where both sides want one.
     pub fn head(&self) -> [u8; SLICE_FRAME_BYTES] {
+        if !self.checked {
+            let len = self.bytes().map(|view| view.len() as u32).sum();
+            return SliceHead::encode_unchecked(self.transfer, self.offset, self.total, len);
+        }
         SliceHead::encode_pieces(self.transfer, self.offset, self.total, self.bytes())
     }
 }
@@ -281,7 +286,7 @@ impl BulkOut {
         let state = self.lock();
         let outgoing = state.find(transfer)?;
         let end = offset.checked_add(u64::from(len))?;
-        (outgoing.total == total && end <= total).then(|| outgoing.taken(offset, u64::from(len)))
+        (outgoing.total == total && end <= total).then(|| outgoing.taken(offset, u64::from(len), state.checked))
     }
 
     /// Whether this transfer is on its way out.
@@ -291,9 +296,9 @@ impl BulkOut {
 
     /// The next slice for this lane to offer; transfers take turns.
     pub fn take(&self, lane: u32, now: Instant) -> Option<Taken> {
-        self.next_of(lane, now, |outgoing, index, _| {
+        self.next_of(lane, now, |outgoing, index, checked| {
             let (offset, len) = outgoing.range(index);
-            outgoing.taken(offset, len)
+            outgoing.taken(offset, len, checked)
         })
     }
 

@@ -88,7 +88,7 @@ impl Client {
     }
 
     /// Whether the payloads of slices have checksums.
-    pub(in crate::connection) fn is_checked(&self) -> bool {
+    pub fn is_checked(&self) -> bool {
         self.welcome.is_none_or(|w| !w.caps.has(Caps::UNCHECKED))
     }
 

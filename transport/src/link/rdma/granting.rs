@@ -234,7 +234,7 @@ impl Granting {
                 self.spare.extend(rights.into_iter().filter_map(Right::window));
                 if let Some(head) = head {
                     let flips = self.lane.faults().is_some_and(Faults::flips);
-                    events.extend(land(lease, staged, &head, flips));
+                    events.extend(land(lease, staged, &head, flips, peer.is_checked()));
                 }
             }
         }
@@ -476,7 +476,13 @@ fn revoke(endpoint: &mut Endpoint, rights: &mut Vec<Right>, token: u64) -> io::R
 }
 
 /// A slice was written, and nobody can write it any more.
-fn land(mut lease: SliceLease, staged: Option<Slab>, head: &SliceHead, flips: bool) -> Option<BulkEvent> {
+fn land(
+    mut lease: SliceLease,
+    staged: Option<Slab>,
+    head: &SliceHead,
+    flips: bool,
+    checked: bool,
+) -> Option<BulkEvent> {
     // A checksum that is wrong is as good as a slice that is.
     lease.announce(head.crc ^ u32::from(flips));
     let mut rest = staged.as_deref();
@@ -498,7 +504,7 @@ fn land(mut lease: SliceLease, staged: Option<Slab>, head: &SliceHead, flips: bo
         lease.advance(n);
     }
     let SliceHead { transfer, offset, .. } = *head;
-    if !lease.is_intact() {
+    if checked && !lease.is_intact() {
         return Some(BulkEvent::Corrupt { transfer, offset });
     }
     lease.landed().then_some(BulkEvent::Complete(transfer))
