@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use genie_executor::Config;
-use genie_transport::link::rdma::faults::Faults;
 use genie_transport::link::rdma;
+use genie_transport::link::rdma::faults::Faults;
 
 use crate::serve::Live;
 
