@@ -5,6 +5,7 @@ mod half_open;
 mod kills;
 mod place;
 mod roles;
+mod scarce;
 
 /// The tests of one link.
 macro_rules! over {
@@ -19,12 +20,12 @@ macro_rules! over {
 }
 
 over!(shm, "shm": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
-    half_open::a_client_that_stops);
+    half_open::a_client_that_stops, scarce::descriptors_run_out);
 #[cfg(target_os = "linux")]
 over!(uring, "uring": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
-    half_open::a_client_that_stops);
+    half_open::a_client_that_stops, scarce::descriptors_run_out);
 over!(tcp, "tcp": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
-    half_open::a_client_that_stops);
+    half_open::a_client_that_stops, scarce::descriptors_run_out);
 #[cfg(feature = "rdma")]
 over!(rdma, "rdma": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
     half_open::a_client_that_stops);

@@ -14,6 +14,7 @@ const LISTEN: &str = "GENIE_CHAOS_LISTEN";
 const EPOCH: &str = "GENIE_CHAOS_EPOCH";
 const SEED: &str = "GENIE_CHAOS_SEED";
 const KEEPALIVE: &str = "GENIE_CHAOS_KEEPALIVE_MS";
+const DESCRIPTORS: &str = "GENIE_CHAOS_DESCRIPTORS";
 
 /// Payloads up to this many bytes travel inline.
 const EAGER: u32 = 4 << 10;
@@ -26,8 +27,17 @@ pub(crate) const LEASE: Duration = Duration::from_millis(50);
 
 /// A server at this place; and where it listens.
 pub(crate) fn server(listen: &str, epoch: u64, keepalive: Option<Duration>) -> (Role, String) {
+    server_with(listen, epoch, keepalive, 0)
+}
+
+/// A server that may have so many descriptors; 0: as many as the system allows.
+pub(crate) fn server_with(listen: &str, epoch: u64, keepalive: Option<Duration>, descriptors: u64) -> (Role, String) {
+    let descriptors = descriptors.to_string();
     let (epoch, keepalive) = (epoch.to_string(), keepalive.map_or(String::new(), |k| k.as_millis().to_string()));
-    let mut role = Role::start("roles::a_server", &[(LISTEN, listen), (EPOCH, &epoch), (KEEPALIVE, &keepalive)]);
+    let mut role = Role::start(
+        "roles::a_server",
+        &[(LISTEN, listen), (EPOCH, &epoch), (KEEPALIVE, &keepalive), (DESCRIPTORS, &descriptors)],
+    );
     let uri = role.hear("serving", Duration::from_secs(20));
     (role, uri)
 }
@@ -94,6 +104,10 @@ fn a_server() {
     config.default_lease = LEASE;
     if let Ok(ms) = told(KEEPALIVE).parse() {
         config.settings.keepalive = Duration::from_millis(ms);
+    }
+    let descriptors = told(DESCRIPTORS).parse().expect("a number");
+    if descriptors > 0 {
+        rlimit::setrlimit(rlimit::Resource::NOFILE, descriptors, descriptors).expect("it is less than before");
     }
     let server = Live::start_at(config, &told(LISTEN).parse().expect("an address"));
     say(&format!("serving {}", server.uri));
