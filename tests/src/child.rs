@@ -125,8 +125,7 @@ impl Role {
         let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
         for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
             let at = task.path().display().to_string();
-            let stat = read(format!("{at}/stat"));
-            let state = stat.rsplit_once(')').map_or("", |(_, rest)| rest.get(1..2).unwrap_or(""));
+            let state = state(&read(format!("{at}/stat")));
             let (name, call) = (read(format!("{at}/comm")), read(format!("{at}/syscall")));
             let (place, stack) = (read(format!("{at}/wchan")), read(format!("{at}/stack")));
             let stack = stack.replace('\n', " ");
@@ -148,13 +147,29 @@ impl Drop for Role {
     }
 }
 
-/// Sends a process a signal.
+/// Sends a process a signal. One that is told to stop has stopped when this returns.
 ///
 /// # Panics
 /// If it is gone.
 pub fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill").args([name, &pid.to_string()]).status();
     assert!(sent.expect("kill starts").success(), "process {pid} is gone");
+    // The system stops a process once one of its threads has run, and each of the others as soon as it would.
+    if name == "-STOP" {
+        let stopped = patience(Duration::from_secs(20), |_| states(pid).iter().all(|s| s == "T").then_some(()));
+        assert!(stopped.is_some(), "process {pid} does not stop: {:?}", states(pid));
+    }
+}
+
+/// What each thread of a process is at, as one letter.
+fn states(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.map(|task| state(&std::fs::read_to_string(task.path().join("stat")).unwrap_or_default())).collect()
+}
+
+/// The letter in the words of `/proc/PID/stat`: it follows the name, which may hold anything.
+fn state(stat: &str) -> String {
+    stat.rsplit_once(')').and_then(|(_, rest)| rest.get(1..2)).unwrap_or_default().to_owned()
 }
 
 const ROLE: &str = "GENIE_TEST_ROLE";
