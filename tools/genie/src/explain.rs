@@ -159,19 +159,25 @@ impl Mechanism {
             congestion_control: None,
             path: None,
         };
-        let Uri::Tcp { .. } = uri else {
+        if !["tcp", "tcps", "uring"].contains(&scheme.as_str()) {
             return Ok(match scheme.as_str() {
                 "shm" => {
                     plain(true, "a tensor allocated in the shared memory is passed; any other is copied into it once")
                 }
                 "rdma" => plain(true, "the device reads and writes registered memory itself"),
-                _ => plain(false, "each end encrypts or copies between its buffers and the kernel"),
+                _ => plain(false, "nothing is known of this link"),
             });
-        };
-        let (stream, path) = tcp::connect(uri, Duration::from_secs(5))?;
+        }
+        // Under all three lies a socket to the same place.
+        let socket: Uri = text.replacen(&scheme, "tcp", 1).parse()?;
+        let (stream, path) = tcp::connect(&socket, Duration::from_secs(5))?;
         let name = SockRef::from(&stream).tcp_congestion().ok();
         let name = name.map(|n| String::from_utf8_lossy(&n).trim_end_matches('\0').to_owned());
         let (zero_copy, zero_copy_why) = match path {
+            _ if scheme == "tcps" => (false, "what is sent is encrypted into buffers of its own"),
+            _ if scheme == "uring" => {
+                (true, "a lane's first slices are sent with and without a copy in turns, and the faster way stays")
+            }
             Path::SameHost if Splice::new().is_some() => (
                 true,
                 "both ends are on one host: pages are handed to the kernel by reference, and the receiver's copy is the only one",
@@ -196,11 +202,11 @@ fn bottleneck(mechanism: &Mechanism, put_gb_s: f64, memcpy_gb_s: f64) -> (&'stat
         return ("memory", why);
     }
     match (mechanism.scheme.as_str(), mechanism.path) {
-        ("tcp" | "tcps", Some(Path::SameHost)) => (
+        ("tcp" | "tcps" | "uring", Some(Path::SameHost)) => (
             "kernel",
             format!("over loopback the kernel copies each byte for the receiver: {share:.0} % of a plain copy is left"),
         ),
-        ("tcp" | "tcps" | "rdma", _) => (
+        ("tcp" | "tcps" | "uring" | "rdma", _) => (
             "network",
             format!("a put runs at {share:.0} % of what one thread copies: memory is not what it waits for"),
         ),
