@@ -47,8 +47,8 @@ lint:
 bench: build ## The criterion benches: codec, small round trip, put; floors beside them
 	@$(CARGO) bench --locked -p genie-benches
 
-figures: build model ## Prints every figure of docs/performance.md, each with its command and goal. ONLY=links or ONLY=rest: a part
-	@ONLY="$(ONLY)" tools/figures
+figures: build model ## Prints every figure of docs/performance.md
+	@tools/figures
 
 peers: build ## Genie beside UCX, NIXL, Mooncake, gRPC and others: installs them, writes docs/performance.md's table. ONLY=ucx,raw prints these
 	@tools/peers/run $(if $(ONLY),--only $(ONLY),--page docs/performance.md --json docs/peers.json)

@@ -4,12 +4,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use genie_transport::connection::{Peer, Service, Settings};
+use genie_transport::connection::{Noted, Peer, Service, Settings};
 use genie_transport::wire::Request;
 
 use crate::config::{Config, Mode};
 use crate::core::Core;
 use crate::scheduler::{run_device, shutting_down, step};
+use crate::stats::add;
 
 /// Sessions, residents, programs and devices, behind the requests of any number of connections.
 ///
@@ -112,6 +113,14 @@ impl Service for Executor {
     fn refused(&self, peer: &Arc<Peer>, transfer: u64, _now: Instant) {
         self.core.refused(peer, transfer);
         self.core.drain();
+    }
+
+    fn noted(&self, what: Noted) {
+        match what {
+            Noted::SliceCorrupted => add(&self.core.stats.slices_corrupted, 1),
+            Noted::LaneLost => add(&self.core.stats.lanes_lost, 1),
+            _ => {}
+        }
     }
 
     fn closed(&self, peer: &Arc<Peer>, now: Instant) {

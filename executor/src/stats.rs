@@ -15,6 +15,8 @@ pub(crate) struct Stats {
     pub(crate) evictions: AtomicU64,
     pub(crate) uploads: AtomicU64,
     pub(crate) uploads_adopted: AtomicU64,
+    pub(crate) slices_corrupted: AtomicU64,
+    pub(crate) lanes_lost: AtomicU64,
 }
 
 impl Stats {

@@ -48,8 +48,26 @@ struct State {
     held_from: AtomicU64,
     flips: AtomicU64,
     flipped: AtomicU64,
+    /// Bytes that may pass over bulk lanes before the next one that carries some meets its fault.
+    lane_allowance: AtomicU64,
+    lane_fault: Mutex<LaneFault>,
+    lane_faults: AtomicU64,
+    controls: AtomicU64,
+    bulks: AtomicU64,
     closing: AtomicBool,
     streams: Mutex<Vec<Socket>>,
+}
+
+/// What can happen to one bulk lane while the others go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LaneFault {
+    /// It is closed, with what is on its way.
+    #[default]
+    Cut,
+    /// It stands still, and nobody is told.
+    Stand,
+    /// It loses a byte, so that nothing after it makes sense.
+    Garble,
 }
 
 /// One direction of a connection.
@@ -59,6 +77,8 @@ struct Way {
     is_up: bool,
     /// Whether the connection is a bulk lane, as its first frame says.
     bulk: Arc<AtomicBool>,
+    /// Whether the other direction has ended.
+    gone: Arc<AtomicBool>,
 }
 
 /// Between two looks at whether what was held back may go on.
@@ -135,6 +155,22 @@ impl Proxy {
         self.state.flips.store(count, Ordering::Release);
     }
 
+    /// After so many more bytes over bulk lanes, up and down together, this happens to the one that carries the next: once.
+    pub fn lane_fault_after(&self, bytes: u64, fault: LaneFault) {
+        *self.state.lane_fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+        self.state.lane_allowance.store(bytes, Ordering::Release);
+    }
+
+    /// How often that has happened.
+    pub fn lane_faults(&self) -> u64 {
+        self.state.lane_faults.load(Ordering::Acquire)
+    }
+
+    /// Control lanes and bulk lanes that were opened.
+    pub fn lanes(&self) -> (u64, u64) {
+        (self.state.controls.load(Ordering::Acquire), self.state.bulks.load(Ordering::Acquire))
+    }
+
     /// Bits flipped so far.
     pub fn flipped(&self) -> u64 {
         self.state.flipped.load(Ordering::Acquire)
@@ -165,6 +201,11 @@ impl State {
             held_from: AtomicU64::new(u64::MAX),
             flips: AtomicU64::new(0),
             flipped: AtomicU64::new(0),
+            lane_allowance: AtomicU64::new(u64::MAX),
+            lane_fault: Mutex::default(),
+            lane_faults: AtomicU64::new(0),
+            controls: AtomicU64::new(0),
+            bulks: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             streams: Mutex::default(),
         }
@@ -182,12 +223,12 @@ impl State {
             if let Socket::Tcp(server) = &server {
                 server.set_nodelay(true).expect("sockets take options");
             }
-            let bulk = Arc::new(AtomicBool::new(false));
+            let (bulk, gone) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
             let clones = (client.try_clone(), server.try_clone(), client.try_clone(), server.try_clone());
             let (Ok(client_too), Ok(server_too), Ok(kept_client), Ok(kept_server)) = clones else { continue };
             self.streams().extend([kept_client, kept_server]);
-            let up = Way { from: client, to: server_too, is_up: true, bulk: bulk.clone() };
-            let down = Way { from: server, to: client_too, is_up: false, bulk };
+            let up = Way { from: client, to: server_too, is_up: true, bulk: bulk.clone(), gone: gone.clone() };
+            let down = Way { from: server, to: client_too, is_up: false, bulk, gone };
             for way in [up, down] {
                 let state = self.clone();
                 std::thread::spawn(move || state.pass(way));
@@ -206,6 +247,7 @@ impl State {
                     Socket::Unix(_) => part.first_chunk().map(Local::decode) == Some(Ok(Local::Bulk)),
                 };
                 way.bulk.store(is_bulk, Ordering::Release);
+                (if is_bulk { &self.bulks } else { &self.controls }).fetch_add(1, Ordering::AcqRel);
             }
             let bulk = way.bulk.load(Ordering::Acquire);
             while bulk && way.is_up && self.is_holding() {
@@ -215,6 +257,21 @@ impl State {
             if bulk && n > 1000 && self.flips.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok() {
                 part[n / 2] ^= 4;
                 self.flipped.fetch_add(1, Ordering::AcqRel);
+            }
+            let mut part = part;
+            if bulk && self.spend_lane(n as u64) {
+                let fault = *self.lane_fault.lock().unwrap_or_else(PoisonError::into_inner);
+                match fault {
+                    LaneFault::Cut => break,
+                    LaneFault::Garble => part = &mut part[1..],
+                    LaneFault::Stand => {}
+                }
+                while fault == LaneFault::Stand
+                    && !way.gone.load(Ordering::Acquire)
+                    && !self.closing.load(Ordering::Acquire)
+                {
+                    std::thread::park_timeout(LOOK);
+                }
             }
             let each = self.each.load(Ordering::Acquire);
             let spend = |left: u64| match left {
@@ -234,8 +291,22 @@ impl State {
             let counter = if way.is_up { &self.up } else { &self.down };
             counter.fetch_add(n as u64, Ordering::AcqRel);
         }
+        way.gone.store(true, Ordering::Release);
         way.to.end();
         way.from.end();
+    }
+
+    /// Whether these bytes are what the next lane's fault waits for.
+    fn spend_lane(&self, bytes: u64) -> bool {
+        let spend = |left: u64| match left {
+            u64::MAX => None,
+            left if left <= bytes => Some(u64::MAX),
+            left => Some(left - bytes),
+        };
+        let left = self.lane_allowance.fetch_update(Ordering::AcqRel, Ordering::Acquire, spend);
+        let now = left.is_ok_and(|left| left <= bytes);
+        self.lane_faults.fetch_add(u64::from(now), Ordering::AcqRel);
+        now
     }
 
     fn is_holding(&self) -> bool {

@@ -245,6 +245,8 @@ impl Core {
             ("genie_requests_total", read(&stats.requests)),
             ("genie_uploads_total", read(&stats.uploads)),
             ("genie_uploads_adopted_total", read(&stats.uploads_adopted)),
+            ("genie_slices_corrupted_total", read(&stats.slices_corrupted)),
+            ("genie_lanes_lost_total", read(&stats.lanes_lost)),
             ("genie_runs_total", read(&stats.runs)),
             ("genie_rows_total", read(&stats.rows)),
             ("genie_batched_rows_total", read(&stats.batched_rows)),

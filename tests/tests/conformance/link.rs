@@ -1,6 +1,7 @@
 //! What the suite needs of a link.
 
 use bytes::Bytes;
+use genie_tests::proxy::LaneFault;
 use genie_transport::client::{ClientError, Tensor};
 use genie_transport::wire::{Handle, OpenedSession, TensorSpec};
 
@@ -32,6 +33,21 @@ pub(crate) trait Link {
 
     /// How many were.
     fn flipped(&self) -> u64;
+}
+
+/// A link whose bulk lanes can break one by one.
+pub(crate) trait Lanes: Link {
+    /// A client with so many bulk lanes.
+    fn connect_lanes(&self, lanes: u32) -> Self::Client;
+
+    /// After about so many more bytes, up and down together, this happens to one of the bulk lanes: once.
+    fn lane_fault_after(&self, bytes: u64, fault: LaneFault);
+
+    /// How often that has happened.
+    fn lane_faults(&self) -> u64;
+
+    /// Connections, and bulk lanes, that were opened so far.
+    fn opened_lanes(&self) -> (u64, u64);
 }
 
 /// A client. Requests that are started are under way together.

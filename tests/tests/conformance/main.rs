@@ -1,6 +1,7 @@
 //! What every link must do, with the same assertions for each. A link joins by one line at the end, and an implementation of
 //! [`link::Link`].
 
+mod lanes;
 mod link;
 #[cfg(feature = "rdma")]
 mod rdma;
@@ -27,6 +28,21 @@ macro_rules! conforms {
     };
 }
 
+/// What a link must do whose bulk lanes can break one by one.
+macro_rules! survives_lanes {
+    ($name:ident, $link:ty) => {
+        mod $name {
+            survives_lanes!(@ $link: a_lane_is_cut, a_lane_is_garbled, a_lane_stands_still, the_only_lane_breaks, small_requests_go_on);
+        }
+    };
+    (@ $link:ty: $($test:ident),+) => {
+        $(#[test]
+        fn $test() {
+            crate::lanes::$test::<$link>();
+        })+
+    };
+}
+
 conforms!(over_tcp, crate::tcp::Tcp);
 conforms!(over_shm, crate::shm::InSlices);
 #[cfg(target_os = "linux")]
@@ -36,6 +52,8 @@ conforms!(from_uring_to_tcp, crate::tcp::Sockets<false, true>);
 #[cfg(target_os = "linux")]
 conforms!(from_tcp_to_uring, crate::tcp::Sockets<true, false>);
 conforms!(simulated, crate::sim::Simulated);
+survives_lanes!(lanes_over_tcp, crate::tcp::Tcp);
+survives_lanes!(lanes_simulated, crate::sim::Simulated);
 #[cfg(feature = "rdma")]
 conforms!(over_rdma, crate::rdma::Rdma);
 

@@ -10,6 +10,7 @@ use genie_executor::{Executor, Mode};
 use genie_graph::DType;
 use genie_tests::answer::{Outcome, Told, own};
 use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
+use genie_tests::proxy::LaneFault;
 use genie_tests::serve::config;
 use genie_transport::client::{ClientError, Tensor};
 use genie_transport::connection::{ClientOptions, RequestId};
@@ -20,7 +21,7 @@ use genie_transport::wire::{
     ResidencyCode, TensorSpec,
 };
 
-use crate::link::{Client, EAGER, Link, SLICE};
+use crate::link::{Client, EAGER, Lanes, Link, SLICE};
 
 /// All of virtual time that a request may take.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -34,6 +35,9 @@ struct World {
     /// Bytes that have moved at which all clients are cut, and how many more each time after that.
     cut_at: Cell<(u64, u64)>,
     cuts: Cell<u64>,
+    /// Bytes that have moved at which a bulk lane meets its fault.
+    lane_fault_at: Cell<(u64, LaneFault)>,
+    lane_faults: Cell<u64>,
     clients: RefCell<Vec<ClientId>>,
 }
 
@@ -60,6 +64,8 @@ impl Link for Simulated {
                 sim,
                 cut_at: Cell::new((u64::MAX, u64::MAX)),
                 cuts: Cell::default(),
+                lane_fault_at: Cell::new((u64::MAX, LaneFault::Cut)),
+                lane_faults: Cell::default(),
                 clients: RefCell::default(),
             }),
         }
@@ -99,6 +105,29 @@ impl Link for Simulated {
     }
 }
 
+impl Lanes for Simulated {
+    fn connect_lanes(&self, lanes: u32) -> Self::Client {
+        let options = ClientOptions { lanes, ..ClientOptions::default() };
+        let id = self.world.sim.borrow_mut().connect(options);
+        self.world.clients.borrow_mut().push(id);
+        self.world.until(|sim| sim.client(id).is_ready().then_some(()));
+        SimClient { world: self.world.clone(), id }
+    }
+
+    fn lane_fault_after(&self, bytes: u64, fault: LaneFault) {
+        self.world.lane_fault_at.set((self.world.moved().saturating_add(bytes), fault));
+    }
+
+    fn lane_faults(&self) -> u64 {
+        self.world.lane_faults.get()
+    }
+
+    fn opened_lanes(&self) -> (u64, u64) {
+        let faults = self.world.sim.borrow().faults();
+        (faults.connections, faults.lanes_reopened)
+    }
+}
+
 impl World {
     fn moved(&self) -> u64 {
         let faults = self.sim.borrow().faults();
@@ -127,6 +156,15 @@ impl World {
                 self.cut_at.set((self.moved().saturating_add(each), each));
                 self.cuts.set(self.cuts.get() + 1);
                 self.clients.borrow().iter().for_each(|id| self.sim.borrow_mut().cut(*id));
+            }
+            let (at, fault) = self.lane_fault_at.get();
+            if at <= self.moved()
+                && let Some(&client) = self.clients.borrow().last()
+                // Bytes that lose their place are for sockets: here every garbled head is as good as a cut.
+                && self.sim.borrow_mut().break_lane(client, fault != LaneFault::Stand)
+            {
+                self.lane_fault_at.set((u64::MAX, fault));
+                self.lane_faults.set(self.lane_faults.get() + 1);
             }
         }
     }

@@ -1,9 +1,11 @@
 //! Sockets, with and without io_uring, over the loopback, with a relay between that can cut, hold back and corrupt.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use genie_graph::DType;
 use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
-use genie_tests::proxy::Proxy;
+use genie_tests::proxy::{LaneFault, Proxy};
 use genie_tests::serve::{Live, config};
 use genie_transport::Uri;
 use genie_transport::client::{
@@ -11,7 +13,7 @@ use genie_transport::client::{
 };
 use genie_transport::wire::{Handle, OpenedSession, TensorSpec};
 
-use crate::link::{Client, EAGER, Link, SLICE};
+use crate::link::{Client, EAGER, Lanes, Link, SLICE};
 
 /// `SERVER` and `CLIENT`: whether that side is uring.
 pub(crate) struct Sockets<const SERVER: bool, const CLIENT: bool> {
@@ -29,6 +31,7 @@ impl<const SERVER: bool, const CLIENT: bool> Link for Sockets<SERVER, CLIENT> {
         let mut config = config(3);
         config.settings.eager_bytes = EAGER as u32;
         config.settings.slice_bytes = SLICE as u32;
+        config.settings.stuck = Duration::from_millis(100);
         let server = Live::start_at(config, &uri(SERVER, "127.0.0.1:0"));
         Self { proxy: Proxy::to(server.address()), _server: server }
     }
@@ -69,6 +72,28 @@ impl<const SERVER: bool, const CLIENT: bool> Link for Sockets<SERVER, CLIENT> {
 fn uri(uring: bool, address: &str) -> Uri {
     let scheme = if uring { "uring" } else { "tcp" };
     format!("{scheme}://{address}").parse().expect("an address")
+}
+
+impl<const SERVER: bool, const CLIENT: bool> Lanes for Sockets<SERVER, CLIENT> {
+    fn connect_lanes(&self, lanes: u32) -> Self::Client {
+        let mut options = ConnectOptions::default();
+        options.client.lanes = lanes;
+        options.client.stuck = Duration::from_millis(100);
+        let through = self.proxy.uri.to_string();
+        blocking::Session::connect(&uri(CLIENT, through.trim_start_matches("tcp://")), options).expect("a session")
+    }
+
+    fn lane_fault_after(&self, bytes: u64, fault: LaneFault) {
+        self.proxy.lane_fault_after(bytes, fault);
+    }
+
+    fn lane_faults(&self) -> u64 {
+        self.proxy.lane_faults()
+    }
+
+    fn opened_lanes(&self) -> (u64, u64) {
+        self.proxy.lanes()
+    }
 }
 
 impl Client for blocking::Session {

@@ -58,13 +58,16 @@ pub(crate) struct Asked {
 
 impl Met {
     /// Each count with its name.
-    pub(crate) fn counts(&self) -> [(&'static str, u64); 15] {
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 18] {
         let Self { faults: f, users: u } = self;
         [
             ("connections", f.connections),
             ("refused lanes", f.refused),
             ("cuts", f.cuts),
             ("bytes lost in them", f.lost_bytes),
+            ("lanes that stood still", f.stands),
+            ("bulk lanes lost", f.lanes_lost),
+            ("bulk lanes opened again", f.lanes_reopened),
             ("partial sends", f.partial_sends),
             ("partial receives", f.partial_receives),
             ("stalls", f.stalls),
@@ -190,6 +193,14 @@ impl World {
                 self.shared.tell(|| format!("{:?}: user {user}'s lanes are cut", now - self.began));
                 self.sim.cut(self.users[user].id);
             }
+            if self.sim.rng().chance(2_000) {
+                let user = self.sim.rng().below(self.users.len() as u64) as usize;
+                let cut = self.sim.rng().chance(700_000);
+                if self.sim.break_lane(self.users[user].id, cut) {
+                    let how = if cut { "is cut" } else { "stands" };
+                    self.shared.tell(|| format!("{:?}: a bulk lane of user {user} {how}", now - self.began));
+                }
+            }
             if now - self.began > LONGEST {
                 let waiting: Vec<_> = self.users.iter().map(User::describe).collect();
                 return Err(format!("deadlock: after {LONGEST:?} of virtual time there wait {waiting:?}"));
@@ -243,6 +254,7 @@ fn network(rng: &mut Rng) -> Network {
     network.stall = some(rng, 300_000, 20_000);
     network.corrupt = some(rng, 400_000, 20_000);
     network.cut = some(rng, 600_000, 15_000);
+    network.stand = some(rng, 300_000, 5_000);
     network.refuse = some(rng, 300_000, 500_000);
     network
 }

@@ -74,6 +74,9 @@ pub(crate) struct ServeArgs {
     /// Let other machines in over links that do not encrypt (tcp://, rdma://), by token: for a network that is trusted.
     #[arg(long)]
     plaintext_off_host: bool,
+    /// Let clients that ask for it do without checksums over tensors on their way: a bit that flips then goes unnoticed.
+    #[arg(long)]
+    unchecked: bool,
     /// Stop when standard input ends: for a server that must not outlive who started it.
     #[arg(long, hide = true)]
     with_parent: bool,
@@ -102,6 +105,7 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     let names: Vec<_> = devices.iter().map(|d| d.info().name).collect();
     let mut config = Config::new(devices, getrandom::u64().context("drawing the server's epoch")?);
     config.settings.spin = Duration::from_micros(args.spin);
+    config.settings.unchecked = args.unchecked;
     config.default_lease = Duration::from_secs_f64(args.lease);
     config.max_lease = config.max_lease.max(config.default_lease);
     if let Some(quota) = args.quota {

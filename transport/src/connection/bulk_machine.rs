@@ -110,7 +110,7 @@ impl BulkMachine {
     pub fn flush(&mut self, sink: &mut dyn Sink, now: Instant) -> io::Result<bool> {
         let peer = self.seat.peer();
         let sending = self.output.wants_to_send(peer.bulk());
-        self.all_sent = !sending || self.output.flush(peer.bulk(), sink, now)?;
+        self.all_sent = !sending || self.output.flush(peer.bulk(), sink, usize::MAX, now)?;
         if self.all_sent || self.output.sent() != self.sent.0 {
             self.sent = (self.output.sent(), now);
             if sending {

@@ -457,12 +457,12 @@ impl BulkLane {
         Self { lane, current: None, lent: false, sent: 0, slices: 0 }
     }
 
-    /// Sends slices until the sink is full (`false`) or nothing is left for this lane (`true`).
+    /// Sends slices until nothing is left for this lane (`true`), or the sink is full or `most` slices have ended (`false`).
     ///
     /// # Errors
     /// The sink's, if the lane is gone.
-    pub fn flush(&mut self, out: &BulkOut, sink: &mut dyn Sink, now: Instant) -> io::Result<bool> {
-        loop {
+    pub fn flush(&mut self, out: &BulkOut, sink: &mut dyn Sink, most: usize, now: Instant) -> io::Result<bool> {
+        for _ in 0..most {
             let Some(slice) = self.current.take().or_else(|| out.next(self.lane, now)) else { return Ok(true) };
             let before = slice.sent;
             let whole = slice.whole() as u64;
@@ -474,6 +474,7 @@ impl BulkLane {
                 return Ok(false);
             }
         }
+        Ok(false)
     }
 
     /// Bytes that went out, heads included.

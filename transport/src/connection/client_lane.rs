@@ -16,6 +16,9 @@ use crate::wire::{Control, DecodeError, Effect};
 /// How long a lane may take to be welcomed.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Slices sent in one turn. A receiver that keeps up would never let the sink be full, and small requests wait for the turn's end.
+const SLICES_A_TURN: usize = 1;
+
 /// The machine. Its driver, again and again: drops it if [`Self::is_over`], calls [`Self::timeout`] and [`Self::flush`], reads into
 /// [`Self::want`] (then [`Self::filled`], or [`Self::idle`]), and waits until [`Self::deadline`]. On any error the lane is gone,
 /// its connection is not: the driver calls [`Client::lane_over`] with [`Self::came`].
@@ -88,7 +91,7 @@ impl ClientLane {
         }
     }
 
-    /// Sends the greeting, or slices until the sink is full. Whether anything went.
+    /// Sends the greeting, or slices until the sink is full or others should have their turn. Whether anything went.
     ///
     /// # Errors
     /// The sink's, if the lane is gone.
@@ -110,7 +113,7 @@ impl ClientLane {
                     return Ok(false);
                 }
                 let (bytes, slices) = (output.sent(), output.slices());
-                let done = output.flush(client.bulk(), sink, now);
+                let done = output.flush(client.bulk(), sink, SLICES_A_TURN, now);
                 self.counts.slices_up.fetch_add(output.slices() - slices, Ordering::Relaxed);
                 let went = output.sent() - bytes;
                 done.map(|all| {
@@ -192,7 +195,9 @@ impl ClientLane {
         match &self.state {
             State::Opening { until, .. } => Some(*until),
             State::Open { input, .. } => {
-                let stands_still = (self.busy || input.in_slice()).then(|| self.moved + client.lane_patience());
+                // Until the server is heard, which wakes the driver anyway, there is nothing to say.
+                let tells = (self.busy || input.in_slice()) && client.heard() > self.moved;
+                let stands_still = tells.then(|| self.moved + client.lane_patience());
                 input.deadline().into_iter().chain(stands_still).min()
             }
         }

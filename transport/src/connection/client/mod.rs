@@ -35,6 +35,9 @@ use crate::wire::{
 /// A reply, or why there is none.
 pub type Answer<'a> = Result<Reply<'a>, ClientError>;
 
+/// The most that a connection may take to be greeted.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The machine. One owner; the owner's driver keeps it connected.
 ///
 /// The driver: while [`Self::wants_connection`], opens a control lane and calls [`Self::connected`] or [`Self::lost`]; moves
@@ -268,13 +271,18 @@ impl Client {
                 let silence = (self.said + keepalive).min(self.heard + silence);
                 Some(self.bulk_deadline().map_or(silence, |at| at.min(silence)))
             }
-            _ => Some(self.give_up(self.connected)),
+            _ => Some(self.connected + self.greeting_time()),
         }
     }
 
     /// When a server that has not been reached since `from` is given up.
     fn give_up(&self, from: Instant) -> Instant {
         after(from, self.options.reconnect_for)
+    }
+
+    /// How long one connection may take to be greeted and to open its session; another may fare better.
+    fn greeting_time(&self) -> Duration {
+        self.options.reconnect_for.min(GREETING_TIMEOUT)
     }
 
     /// Time has passed: keepalive, or a silent server.
@@ -299,8 +307,8 @@ impl Client {
                 self.look_at_bulk(now);
             }
             // From the connection's begin: a server that sends byte after byte and never a welcome is silent, too.
-            (State::Greeting | State::Opening(_), _) if self.give_up(self.connected) <= now => {
-                return Err(silent(self.options.reconnect_for));
+            (State::Greeting | State::Opening(_), _) if self.connected + self.greeting_time() <= now => {
+                return Err(silent(self.greeting_time()));
             }
             _ => {}
         }

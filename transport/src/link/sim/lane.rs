@@ -47,6 +47,8 @@ struct Inner {
     rng: Rng,
     pipes: [Pipe; 2],
     faults: Arc<Mutex<Faults>>,
+    /// Nothing arrives any more.
+    stands: bool,
 }
 
 /// Bytes on their way in one direction.
@@ -70,7 +72,7 @@ struct Piece {
 /// A new lane's two ends.
 pub(super) fn lane(clock: &Clock, network: &Network, rng: &mut Rng, faults: &Arc<Mutex<Faults>>) -> (LaneEnd, LaneEnd) {
     let (clock, network, faults) = (clock.clone(), network.clone(), faults.clone());
-    let inner = Inner { clock, network, rng: rng.fork(), pipes: Default::default(), faults };
+    let inner = Inner { clock, network, rng: rng.fork(), pipes: Default::default(), faults, stands: false };
     let inner = Arc::new(Mutex::new(inner));
     (LaneEnd { inner: inner.clone(), side: 0 }, LaneEnd { inner, side: 1 })
 }
@@ -82,6 +84,9 @@ impl LaneEnd {
     /// `WouldBlock`, or that the lane was cut.
     pub(super) fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
         let mut inner = self.lock();
+        if inner.stands {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let now = inner.clock.now();
         let pipe = &mut inner.pipes[1 - self.side];
         let mut filled = 0;
@@ -135,7 +140,7 @@ impl LaneEnd {
         let inner = self.lock();
         let pipe = &inner.pipes[1 - self.side];
         let first = pipe.pieces.front().map(|piece| piece.at);
-        first.into_iter().chain(pipe.end.map(|(at, _)| at))
+        first.into_iter().chain(pipe.end.map(|(at, _)| at)).filter(|_| !inner.stands).collect::<Vec<_>>().into_iter()
     }
 
     /// This end is closed. What was sent arrives, or some of it, as drawn.
@@ -152,6 +157,11 @@ impl LaneEnd {
         let other = &mut inner.pipes[1 - self.side];
         other.forget(0);
         other.end = Some((at, false));
+    }
+
+    /// From now on nothing arrives at either end, and neither is told.
+    pub(super) fn stand(&self) {
+        self.lock().stand();
     }
 
     /// The lane is cut in both directions; each end learns it in its own time.
@@ -202,6 +212,8 @@ impl Sink for LaneEnd {
         pipe.pieces.push_back(Piece { at, bytes, read: 0 });
         if inner.rng.chance(inner.network.cut) {
             inner.cut();
+        } else if inner.rng.chance(inner.network.stand) {
+            inner.stand();
         }
         Ok(n)
     }
@@ -223,6 +235,12 @@ impl Inner {
 
     fn count(&self, fault: impl FnOnce(&mut Faults)) {
         fault(&mut self.faults.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn stand(&mut self) {
+        if !std::mem::replace(&mut self.stands, true) {
+            self.count(|f| f.stands += 1);
+        }
     }
 
     fn cut(&mut self) {

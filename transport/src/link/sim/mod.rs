@@ -112,6 +112,21 @@ impl<S: Service> Sim<S> {
         end.control.iter().chain(end.bulk.iter().map(|lane| &lane.end)).for_each(LaneEnd::cut);
     }
 
+    /// Does something to one of a client's bulk lanes, if it has any: cuts it, or lets it stand. Whether it had one.
+    pub fn break_lane(&mut self, id: ClientId, cut: bool) -> bool {
+        let bulk = &self.clients[id.0].bulk;
+        if bulk.is_empty() {
+            return false;
+        }
+        let lane = &bulk[self.rng.below(bulk.len() as u64) as usize].end;
+        if cut {
+            lane.cut()
+        } else {
+            lane.stand()
+        }
+        true
+    }
+
     /// Starts a request; its frame goes out at once or with the next step, as drawn.
     pub fn start(&mut self, id: ClientId, request: &Request<'_>, payload: Option<Bytes>) -> RequestId {
         let at_once = self.rng.chance(500_000);
@@ -182,11 +197,11 @@ impl<S: Service> Sim<S> {
             Some(here)
         };
         // Lanes are opened first: what moves bytes needs the generator.
-        let opened = end.open_lanes(&mut dial, now);
+        let opened = end.open_lanes(&mut dial, faults, now);
         if end.control.is_some() && !connected {
             count(faults, |f| f.connections += 1);
         }
-        match opened.and_then(|opened| Ok(end.turn(rng, now)? || opened)) {
+        match opened.and_then(|opened| Ok(end.turn(rng, faults, now)? || opened)) {
             Ok(moved) => moved,
             Err(error) => {
                 end.lose(&error.to_string(), now);
@@ -415,7 +430,12 @@ struct BulkEnd {
 
 impl ClientEnd {
     /// Opens what the client wants open. Whether anything was.
-    fn open_lanes(&mut self, dial: &mut dyn FnMut() -> Option<LaneEnd>, now: Instant) -> Result<bool, ClientError> {
+    fn open_lanes(
+        &mut self,
+        dial: &mut dyn FnMut() -> Option<LaneEnd>,
+        faults: &Mutex<Faults>,
+        now: Instant,
+    ) -> Result<bool, ClientError> {
         if self.client.dead().is_some() {
             self.close();
             return Ok(false);
@@ -433,15 +453,22 @@ impl ClientEnd {
             && let Some(number) = self.client.next_lane(now)
         {
             match dial() {
-                Some(end) => self.bulk.push(BulkEnd { end, lane: ClientLane::new(&self.client, number, now) }),
-                None => self.client.lane_over(number, 0, "connection refused", now),
+                Some(end) => {
+                    let instead = number > self.client.wants_lanes();
+                    count(faults, |f| f.lanes_reopened += u64::from(instead));
+                    self.bulk.push(BulkEnd { end, lane: ClientLane::new(&self.client, number, now) });
+                }
+                None => {
+                    count(faults, |f| f.lanes_lost += 1);
+                    self.client.lane_over(number, 0, "connection refused", now);
+                }
             }
             opened = true;
         }
         Ok(opened)
     }
 
-    fn turn(&mut self, rng: &mut Rng, now: Instant) -> Result<bool, ClientError> {
+    fn turn(&mut self, rng: &mut Rng, faults: &Mutex<Faults>, now: Instant) -> Result<bool, ClientError> {
         let Self { client, control, bulk } = self;
         let Some(control) = control else { return Ok(false) };
         let mut moved = false;
@@ -470,6 +497,7 @@ impl ClientEnd {
                 Err(error) => error.to_string(),
             };
             lane.end.close();
+            count(faults, |f| f.lanes_lost += 1);
             client.lane_over(lane.lane.lane(), lane.lane.came(), &over, now);
             moved = true;
             false

@@ -17,6 +17,8 @@ pub struct Network {
     pub corrupt: u32,
     /// That a send cuts its lane.
     pub cut: u32,
+    /// That a send is the last that its lane carries in either direction, without either end being told.
+    pub stand: u32,
     /// That a lane is refused when it is opened.
     pub refuse: u32,
 }
@@ -25,7 +27,7 @@ impl Network {
     /// Quick, and without faults.
     pub fn calm() -> Self {
         let delay = (Duration::from_micros(5), Duration::from_micros(50));
-        Self { delay, stall: 0, window: 1 << 20, split: 0, corrupt: 0, cut: 0, refuse: 0 }
+        Self { delay, stall: 0, window: 1 << 20, split: 0, corrupt: 0, cut: 0, stand: 0, refuse: 0 }
     }
 }
 
@@ -42,7 +44,13 @@ pub struct Faults {
     pub refused: u64,
     /// Lanes that were cut.
     pub cuts: u64,
-    /// Bytes that were on their way over them.
+    /// Lanes that carried nothing more from some time on, though nobody closed them.
+    pub stands: u64,
+    /// Bulk lanes that were lost, or could not be opened, while their connection went on.
+    pub lanes_lost: u64,
+    /// Bulk lanes that were opened in place of lost ones.
+    pub lanes_reopened: u64,
+    /// Bytes that were on their way over the lanes that were cut.
     pub lost_bytes: u64,
     /// Sends that took less than they could have.
     pub partial_sends: u64,
