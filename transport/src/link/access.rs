@@ -106,7 +106,7 @@ mod tests {
         let guard = Arc::new(Guard::with_tokens(Tokens::new([Token::draw("a").unwrap()])));
         let asks = Access { guard, ..Access::default() };
         assert_eq!(asks.check(&tcp, there), Err(Exposed::Plaintext(tcp.clone())));
-        assert_eq!(Access { plaintext_off_host: true, ..asks.clone() }.check(&tcp, there), Ok(()));
+        assert_eq!(Access { plaintext_off_host: true, ..asks }.check(&tcp, there), Ok(()));
         #[cfg(feature = "rdma")]
         {
             let rdma: Uri = "rdma://192.0.2.1:7070".parse().unwrap();

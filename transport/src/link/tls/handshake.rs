@@ -122,7 +122,7 @@ impl Handshake {
             match self.step() {
                 Ok(Step::Moved) => {}
                 Ok(Step::Over) if self.has_output() => return Ok((Some(self), Progress::Blocked)),
-                Ok(Step::Over) => match self.established() {
+                Ok(Step::Over) => match (*self).established() {
                     Ok(done) => return Ok((None, Progress::Done(Box::new(done)))),
                     Err(error) => return Err(io::Error::other(error)),
                 },
@@ -202,8 +202,8 @@ impl Handshake {
         }
     }
 
-    fn established(self: Box<Self>) -> Result<Established, Error> {
-        let Self { side, exporter, input, fed, early, .. } = *self;
+    fn established(self) -> Result<Established, Error> {
+        let Self { side, exporter, input, fed, early, .. } = self;
         let common: &CommonState = match &side {
             Side::Client(c) => c,
             Side::Server(s) => s,
