@@ -213,3 +213,66 @@ fn a_quota_holds_for_passed_tensors_too() {
     drop(bytes);
     region.try_thaw().expect("the refused put gave its use back");
 }
+
+/// The kernel says who is at the other end of a socket: another user is refused even where the file lets it in.
+#[test]
+fn another_user_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let uri = uri("user");
+    let server = Live::start_at(config(9), &uri);
+    let Uri::Shm { path } = &uri else { panic!("not shared memory") };
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o666)).expect("the file is ours");
+    // Another user's program, which must be able to read it.
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("other");
+    std::fs::copy(std::env::current_exe().expect("this program"), &program).expect("a copy");
+    for file in [folder.path(), &program] {
+        std::fs::set_permissions(file, PermissionsExt::from_mode(0o755)).expect("the file is ours");
+    }
+    let mut other = std::process::Command::new(program);
+    other.args(["as_another_user", "--exact", "--ignored", "--nocapture"]).env(OTHER, uri.to_string()).uid(65_534);
+    match other.output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{said}");
+            assert!(said.contains("shares memory with that user and root alone"), "{said}");
+        }
+        // Only root can be another user.
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied),
+    }
+    connect(&server);
+}
+
+const OTHER: &str = "GENIE_TEST_AS_ANOTHER";
+
+#[test]
+#[ignore = "only as a process of another test"]
+fn as_another_user() {
+    let Ok(uri) = std::env::var(OTHER) else { return };
+    let mut options = ConnectOptions::default();
+    options.client.reconnect_for = std::time::Duration::from_millis(300);
+    let refused = blocking::Session::connect(&uri.parse().expect("an address"), options).err();
+    println!("{}", refused.expect("refused"));
+}
+
+#[test]
+fn an_async_session_passes_what_it_shares() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = Live::start_at(config(10), &uri("async"));
+    let mut watch = connect(&server);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = genie_transport::client::Session::connect(&server.uri, ConnectOptions::default());
+        let client = client.await.expect("a session");
+        let sent = content(1 << 20, 3);
+        let mut slab = client.shared(sent.len()).expect("shared memory");
+        slab.copy_from_slice(&sent);
+        let before = copied(&mut watch);
+        let bytes = Bytes::from_owner(slab.freeze());
+        let tensor = client.put(&spec(sent.len()), bytes, PutOptions::default()).await.expect("a put");
+        assert_eq!(copied(&mut watch), before);
+        assert!(client.get(&tensor).await.expect("a get")[..] == sent[..]);
+    });
+}
