@@ -11,13 +11,14 @@ use tokio::sync::{mpsc as stream, oneshot};
 use super::api;
 use super::engine::Engine;
 use super::lanes::Lanes;
+use super::shares::Shares;
 use super::{
     BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
     Program, PutOptions, RunOptions, Tensor,
 };
 use crate::connection::{Client, RequestId};
 use crate::link::wait::Alarm;
-use crate::memory::{Landing, Region, Slab, copy_counted};
+use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{Arguments, ContentHash, DecodeError, Handle, Offered, PutBody, Reply, Request, TensorSpec, limits};
 
@@ -27,6 +28,8 @@ pub struct Session {
     door: Arc<Door>,
     eager_bytes: u64,
     slice_bytes: u32,
+    /// What it shares with its server; `None`: the link shares no memory.
+    shares: Option<Arc<Shares>>,
 }
 
 /// Where commands go in.
@@ -85,10 +88,15 @@ impl Session {
                 let client = Client::new(options.client, Instant::now());
                 let mut engine = Engine::new(Lanes::new(uri, options.tls, client), options.spin);
                 engine.wait(|c| c.is_ready() || c.dead().is_some());
+                let shares = engine.lanes.can_share().then(|| engine.lanes.shares().clone());
                 let client = engine.client();
                 let state = match client.dead() {
                     Some(error) => Err(error.clone()),
-                    None => Ok(client.welcome().map_or((0, 1 << 18), |w| (u64::from(w.eager_bytes), w.slice_bytes))),
+                    None => {
+                        let (eager, slice) =
+                            client.welcome().map_or((0, 1 << 18), |w| (u64::from(w.eager_bytes), w.slice_bytes));
+                        Ok((eager, slice, shares))
+                    }
                 };
                 let go_on = state.is_ok();
                 // A user who stopped waiting for the connection wants no session.
@@ -97,8 +105,8 @@ impl Session {
                 }
             })
             .map_err(io)?;
-        let (eager_bytes, slice_bytes) = ready.await.map_err(|_| ClientError::Interrupted)??;
-        Ok(Self { door: Arc::new(Door { commands, alarm }), eager_bytes, slice_bytes })
+        let (eager_bytes, slice_bytes, shares) = ready.await.map_err(|_| ClientError::Interrupted)??;
+        Ok(Self { door: Arc::new(Door { commands, alarm }), eager_bytes, slice_bytes, shares })
     }
 
     /// Sends bytes there and back.
@@ -126,6 +134,22 @@ impl Session {
         self.call(|c| c.start(&Request::Stats, None, None).0, |reply| api::stats(&reply)).await
     }
 
+    /// Memory that the server can read, too, where the link shares memory (`shm://`): a put of it, or of a part, copies nothing.
+    /// Over other links it is ordinary memory. While a tensor lies in it, the memory cannot be written again. Takes a while for
+    /// much memory: its pages are made present.
+    ///
+    /// # Errors
+    /// [`ClientError::OutOfMemory`].
+    pub fn shared(&self, len: usize) -> Result<Slab, ClientError> {
+        let full = || ClientError::OutOfMemory { bytes: len as u64 };
+        let Some(shares) = &self.shares else { return Slab::try_zeroed(len).ok_or_else(full) };
+        let bytes = Arc::new(SharedBytes::new(len).map_err(|_| full())?);
+        bytes.memory().populate();
+        // The lanes' thread tells the server, before any request that is made later.
+        shares.add(bytes.clone());
+        Ok(Slab::shared(bytes))
+    }
+
     /// Makes a tensor resident. `data` is sent from where it lies.
     ///
     /// # Errors
@@ -135,6 +159,16 @@ impl Session {
             return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
         }
         let (eager, slice_bytes, spec) = (self.eager_bytes, self.slice_bytes, spec.clone());
+        let private = options.weight.is_none() && options.name.is_none();
+        if let Some((place, bytes)) = self.shares.as_ref().filter(|_| private).and_then(|shares| shares.find(&data)) {
+            bytes.take_use();
+            let device = options.device;
+            let start = move |c: &mut Client| {
+                let options = PutOptions { device, ..PutOptions::default() };
+                c.start(&api::put_new(&spec, options, PutBody::Passed(place)), None, None).0
+            };
+            return self.call(start, |reply| api::tensor(&reply)).await;
+        }
         let (device, weight, name) = (options.device, options.weight, options.name.map(str::to_owned));
         let start = move |c: &mut Client| {
             let options = PutOptions { device, weight, name: name.as_deref() };

@@ -171,6 +171,10 @@ impl Reader {
     /// Reads what is there into one buffer and then the other, and says how much.
     pub(super) fn read(&self, first: &mut [u8], then: &mut [u8]) -> Result<usize, Nonsense> {
         let mut left = self.available()?;
+        if left == 0 {
+            self.expect();
+            return Ok(0);
+        }
         let start = self.head.load(Ordering::Relaxed);
         let mut head = start;
         for buf in [first, then] {
@@ -191,6 +195,18 @@ impl Reader {
             self.head.store(head, Ordering::Relaxed);
         }
         Ok((head - start) as usize)
+    }
+
+    /// Asks for the lines where the next bytes will come, so that they travel together with the position that tells of them, not
+    /// after it: a tenth of a round trip.
+    fn expect(&self) {
+        #[cfg(target_arch = "x86_64")]
+        for line in 0..2 {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let (at, _) = self.place.at(self.head.load(Ordering::Relaxed) + 64 * line);
+            // SAFETY: a prefetch is a hint: it reads nothing that could be seen, and faults nowhere.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast_const().cast()) };
+        }
     }
 
     /// Tells the writer how far this side is, now and then. Whether the writer sleeps and is to be woken by the caller.
