@@ -178,12 +178,11 @@ fn io_uring(disabled: &str, symbols: &str) -> Finding {
     match disabled.trim() {
         "0" => return Finding::good("io_uring", "enabled"),
         "1" => {
-            let advice =
-                "only for a privileged group: sysctl -w kernel.io_uring_disabled=0 (this build does not use it yet)";
+            let advice = "only for a privileged group: sysctl -w kernel.io_uring_disabled=0; without it uring:// does not work, and tcp:// does";
             return Finding::but("io_uring", State::Improvable, "restricted", advice);
         }
         "2" => {
-            let advice = "sysctl -w kernel.io_uring_disabled=0 (this build does not use it yet)";
+            let advice = "sysctl -w kernel.io_uring_disabled=0; without it uring:// does not work, and tcp:// does";
             return Finding::but("io_uring", State::Absent, "switched off", advice);
         }
         _ => {}
@@ -192,7 +191,7 @@ fn io_uring(disabled: &str, symbols: &str) -> Finding {
     if symbols.lines().any(|l| l.ends_with(" io_uring_setup") || l.contains("__x64_sys_io_uring_setup")) {
         return Finding::good("io_uring", "in the kernel");
     }
-    Finding::but("io_uring", State::Absent, "not found", "Linux 5.10 or newer has it (this build does not use it yet)")
+    Finding::but("io_uring", State::Absent, "not found", "uring:// needs Linux 6.1; tcp:// does without")
 }
 
 fn shared_memory() -> Finding {

@@ -41,7 +41,7 @@ impl Dial for Dialer {
     fn bulk(&mut self, client: &Client, lane: u32, now: Instant) -> io::Result<Box<dyn Bulk>> {
         let (address, path) = self.address.ok_or(io::ErrorKind::NotConnected)?;
         let stream = tcp::begin_connect(address, path)?;
-        // On one host pages are handed over; a ring's sends, zero-copy or not, are copied there. docs/decisions/0004-io-uring.md
+        // On one host pages are handed over; a ring's sends, zero-copy or not, are copied there. docs/decisions/0006-io-uring.md
         let splice = if path == Path::SameHost { Splice::new() } else { None };
         let zero_copy = if path == Path::SameHost { ZeroCopy::Chosen(false) } else { ZeroCopy::measured() };
         let by_ring = splice.is_none();

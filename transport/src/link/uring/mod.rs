@@ -2,7 +2,7 @@
 //!
 //! Control lanes are plain sockets: a small frame costs two system calls there, and a ring saves none of them. A bulk lane's
 //! operations own what the kernel reads and writes until their completion: a [`crate::connection::Loan`] of the slice's own
-//! place in its tensor, or the sender's memory. See docs/decisions/0004-io-uring.md for what was measured.
+//! place in its tensor, or the sender's memory. See docs/decisions/0006-io-uring.md for what was measured.
 //!
 //! The server's lanes share a few threads with a ring each ([`Crew`]); a client's lane has a ring of its own.
 
