@@ -18,7 +18,7 @@ use roles::Ends;
 /// Of a raw stream's throughput.
 const ENOUGH: f64 = 0.8;
 /// Measured again as often as this before it is too little: congestion control has moods.
-const ROUNDS: u32 = 10;
+const ROUNDS: u32 = 20;
 
 /// What was measured of one side.
 #[derive(Default)]
