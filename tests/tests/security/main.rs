@@ -1,0 +1,69 @@
+//! Who gets in, what they may do, and what happens to everybody else: over `tcp://` and `tcps://`, against a real server.
+
+mod certificates;
+mod rights;
+mod tokens;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use certificates::Authority;
+use genie_tests::serve::{Live, config};
+use genie_transport::Uri;
+use genie_transport::auth::{Guard, Token, Tokens};
+use genie_transport::client::{ClientError, ConnectOptions, blocking};
+use genie_transport::link::Access;
+use genie_transport::link::tls::{TlsClient, TlsServer};
+
+/// A server with tokens, over TLS or not.
+struct Scene {
+    server: Live,
+    guard: Arc<Guard>,
+    tls: Option<TlsClient>,
+    _authority: Option<Authority>,
+}
+
+impl Scene {
+    fn new(tokens: &[&Token], encrypted: bool) -> Self {
+        let guard = Arc::new(Guard::with_tokens(Tokens::new(tokens.iter().map(|&t| t.clone()))));
+        let mut config = config(7);
+        config.settings.guard = guard.clone();
+        config.settings.patience = Duration::from_secs(2);
+        let authority = encrypted.then(Authority::new);
+        let load = |a: &Authority| {
+            let (cert, key) = a.sign("127.0.0.1", 30);
+            Arc::new(TlsServer::load(&cert, &key, None).unwrap())
+        };
+        let access = Access { guard: guard.clone(), tls: authority.as_ref().map(load), ..Access::default() };
+        let uri: Uri = if encrypted { "tcps://127.0.0.1:0" } else { "tcp://127.0.0.1:0" }.parse().unwrap();
+        let server = Live::start_for(config, &uri, &access);
+        let tls = authority.as_ref().map(|a| TlsClient::load(&a.ca(), None).unwrap());
+        Self { server, guard, tls, _authority: authority }
+    }
+
+    fn connect(&self, token: Option<&Token>) -> Result<blocking::Session, ClientError> {
+        self.connect_with(token, |_| {})
+    }
+
+    fn connect_with(
+        &self,
+        token: Option<&Token>,
+        more: impl FnOnce(&mut ConnectOptions),
+    ) -> Result<blocking::Session, ClientError> {
+        let mut options = ConnectOptions { tls: self.tls.clone(), ..ConnectOptions::default() };
+        options.client.token = token.cloned().map(Arc::new);
+        more(&mut options);
+        blocking::Session::connect(&self.server.uri, options)
+    }
+
+    fn refused(&self, counter: &str) -> u64 {
+        self.guard.refusals().find(|(name, _)| *name == counter).map_or(0, |(_, n)| n)
+    }
+}
+
+/// The same over both.
+fn over_both(tokens: &[&Token], test: impl Fn(&Scene)) {
+    for encrypted in [false, true] {
+        test(&Scene::new(tokens, encrypted));
+    }
+}

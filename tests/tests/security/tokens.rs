@@ -1,0 +1,131 @@
+//! Proofs of tokens: good, wrong, missing, replayed, skipped.
+
+use bytes::Bytes;
+use genie_graph::DType;
+use genie_tests::raw::{Raw, control, lane_hello, request};
+use genie_transport::auth::{Exchange, Token};
+use genie_transport::client::{ClientError, PutOptions};
+use genie_transport::wire::{Caps, Control, ErrorCode, Mac, Proof, Request, TensorSpec, Welcome};
+
+use super::{Scene, over_both};
+
+fn token(name: &str) -> Token {
+    Token::draw(name).unwrap()
+}
+
+#[test]
+fn a_token_opens_and_its_lanes_carry() {
+    let alice = token("alice");
+    over_both(&[&alice], |scene| {
+        let mut session = scene.connect(Some(&alice)).unwrap();
+        let bytes = Bytes::from((0..8 << 20).map(|i: u32| (i >> 3) as u8).collect::<Vec<_>>());
+        let spec = TensorSpec::new(DType::U8, &[8 << 20]).unwrap();
+        let tensor = session.put(&spec, bytes.clone(), PutOptions::default()).unwrap();
+        assert!(session.get(&tensor).unwrap()[..] == bytes[..]);
+        session.close().unwrap();
+        assert_eq!(scene.guard.refusals().map(|(_, n)| n).sum::<u64>(), 0);
+    });
+}
+
+#[test]
+fn without_the_token_nobody_gets_in() {
+    let (alice, other) = (token("alice"), token("alice"));
+    over_both(&[&alice], |scene| {
+        assert_eq!(scene.connect(None).err(), Some(ClientError::TokenWanted));
+        for wrong in [&other, &token("mallory")] {
+            match scene.connect(Some(wrong)).err() {
+                Some(ClientError::Remote(error)) => {
+                    assert_eq!(error.code, ErrorCode::Unauthorized);
+                    assert!(error.message.contains("token"), "{error}");
+                }
+                got => panic!("{got:?}"),
+            }
+        }
+        assert_eq!(scene.refused("genie_refused_token_total"), 2);
+        // Counted where everybody who may can see it.
+        let stats = scene.connect(Some(&alice)).unwrap().stats().unwrap();
+        assert!(stats.contains(&("genie_refused_token_total".to_owned(), 2)), "{stats:?}");
+    });
+}
+
+fn challenged(scene: &Scene) -> (Raw, [u8; 32]) {
+    let mut raw = Raw::dial(scene.server.address());
+    raw.send(&control(&Control::Hello(Caps::OURS)));
+    match raw.hear_control() {
+        Some(Control::Challenge(nonce)) => (raw, nonce),
+        other => panic!("no challenge came, but {other:?}"),
+    }
+}
+
+fn proof(token: &Token, server_nonce: &[u8; 32]) -> Proof {
+    let nonce = [3; 32];
+    let exchange = Exchange { server_nonce, client_nonce: &nonce, name: &token.name, binding: None };
+    Proof { nonce, proof: exchange.client_proof(&token.secret), name: token.name.clone() }
+}
+
+/// What an eavesdropper has heard opens nothing: not the connection, and not its lanes.
+#[test]
+fn what_was_heard_on_the_way_opens_nothing() {
+    let alice = token("alice");
+    let scene = Scene::new(&[&alice], false);
+    let (mut first, nonce) = challenged(&scene);
+    let heard = control(&Control::Proof(proof(&alice, &nonce)));
+    first.send(&heard);
+    let Some(Control::Welcome(welcome)) = first.hear_control() else { panic!("not welcomed") };
+    assert_ne!(welcome.proof, Mac([0; 32]));
+    let (mut again, other) = challenged(&scene);
+    assert_ne!(nonce, other, "nonces are drawn for one connection");
+    again.send(&heard);
+    assert_eq!(again.goodbye().code, ErrorCode::Unauthorized);
+    assert_eq!(scene.refused("genie_refused_replay_total"), 1);
+    // The welcome's salt alone is no lane key.
+    let mut lane = Raw::dial(scene.server.address());
+    lane.send(&control(&Control::LaneHello(lane_hello(&Welcome { ..welcome }, 1))));
+    assert_eq!(lane.goodbye().code, ErrorCode::Unauthorized);
+    assert_eq!(scene.refused("genie_refused_lane_total"), 1);
+}
+
+#[test]
+fn who_skips_the_proof_is_ended() {
+    let alice = token("alice");
+    let scene = Scene::new(&[&alice], false);
+    let open = request(1, &Request::Open { quota: 0, lease_ms: 0 });
+    let (mut after, _) = challenged(&scene);
+    after.send(&open);
+    assert_eq!(after.goodbye().code, ErrorCode::Unauthorized);
+    let (mut twice, _) = challenged(&scene);
+    twice.send(&control(&Control::Hello(Caps::OURS)));
+    assert_eq!(twice.goodbye().code, ErrorCode::Unauthorized);
+    let mut at_once = Raw::dial(scene.server.address());
+    at_once.send(&[control(&Control::Hello(Caps::OURS)), open].concat());
+    assert_eq!(at_once.goodbye().code, ErrorCode::Unauthorized);
+    assert_eq!(scene.refused("genie_refused_no_proof_total"), 3);
+    assert!(scene.connect(Some(&alice)).is_ok());
+}
+
+/// A server that does not ask, or does not know the token, is somebody else's.
+#[test]
+fn a_server_that_proves_nothing_is_not_talked_to() {
+    let alice = token("alice");
+    let open = genie_tests::serve::Live::start(genie_tests::serve::config(7));
+    let mut options = genie_transport::client::ConnectOptions::default();
+    options.client.token = Some(std::sync::Arc::new(alice));
+    let refused = genie_transport::client::blocking::Session::connect(&open.uri, options).err();
+    assert_eq!(refused, Some(ClientError::ServerUnproven { name: "alice".into() }));
+}
+
+#[test]
+fn nobody_resumes_the_session_of_another() {
+    let (alice, bob) = (token("alice"), token("bob"));
+    over_both(&[&alice, &bob], |scene| {
+        let mut session = scene.connect(Some(&alice)).unwrap();
+        let opened = session.opened().unwrap();
+        let stolen = scene.connect_with(Some(&bob), |o| o.client.resume = Some(opened)).err();
+        assert!(matches!(&stolen, Some(ClientError::Remote(e)) if e.code == ErrorCode::Unauthorized), "{stolen:?}");
+        assert_eq!(scene.refused("genie_refused_session_total"), 1);
+        // It is unharmed, and its owner may.
+        session.ping().unwrap();
+        let own = scene.connect_with(Some(&alice), |o| o.client.resume = Some(opened)).unwrap().opened();
+        assert_eq!(own.map(|o| o.session), Some(opened.session));
+    });
+}
