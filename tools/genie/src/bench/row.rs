@@ -64,7 +64,7 @@ impl Row {
         let us = |quantile| rounded(outcome.latencies.value_at_quantile(quantile) as f64 / 1e3);
         self.requests = outcome.requests;
         self.unstarted = outcome.unstarted;
-        self.seconds = rounded(seconds);
+        self.seconds = (seconds * 1e6).round() / 1e6;
         self.messages_s = rounded(messages as f64 / seconds);
         // A small message's rate has its digits further behind.
         self.gb_s = (gigabytes / seconds * 1e6).round() / 1e6;

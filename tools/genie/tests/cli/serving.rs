@@ -107,7 +107,7 @@ fn what_cannot_be_is_said_with_what_to_do() {
 
     for everywhere in ["tcp://0.0.0.0:0", "tcp://[::]:0"] {
         let (code, error) = bad(&["serve", "--listen", everywhere]);
-        assert!(code == 1 && error.contains("without authentication") && error.contains("127.0.0.1"), "{error}");
+        assert!(code == 1 && error.contains("--tokens FILE") && error.contains("127.0.0.1"), "{error}");
     }
     let (code, error) = bad(&["serve", "--listen", "tcp://127.0.0.1:0", "--device", "toaster"]);
     assert!(code == 1 && error.contains("toaster") && error.contains("auto"), "{error}");

@@ -4,10 +4,11 @@ use std::io::{self, IoSlice};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::ring::{CAPACITY, HEADER, Nonsense, Reader, Writer};
 use super::socket::Socket;
-use crate::link::wait::Interest;
+use crate::link::wait::{Interest, Waiter};
 use crate::link::{Ready, Stream};
 use crate::memory::{NotShared, Regions, SharedBytes, SharedMemory};
 use crate::wire::Local;
@@ -87,6 +88,20 @@ impl ControlStream {
         Ok(())
     }
 
+    /// The same, and waits a while for a socket that is full: many pieces may be shared at once, and the other side may be busy.
+    fn post_in_time(&self, message: Local, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let until = Instant::now() + FULL;
+        loop {
+            match self.post(message, file) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                    Waiter::default()
+                        .wait(std::iter::once(self.socket.interest(false, true)), Duration::from_millis(10));
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Takes what has come over the socket.
     fn drain(&self) -> io::Result<()> {
         loop {
@@ -148,6 +163,9 @@ impl ControlStream {
 fn broken(nonsense: Nonsense) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, nonsense)
 }
+
+/// How long the other side may take to read what was shared.
+const FULL: Duration = Duration::from_secs(2);
 
 impl Stream for ControlStream {
     fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
@@ -219,10 +237,10 @@ impl Stream for ControlStream {
 
     fn share(&self, number: u64, bytes: &SharedBytes) -> io::Result<()> {
         let message = Local::Share { region: number, bytes: bytes.memory().len() as u64 };
-        self.post(message, bytes.memory().fd())
+        self.post_in_time(message, bytes.memory().fd())
     }
 
     fn unshare(&self, number: u64) -> io::Result<()> {
-        self.post(Local::Unshare { region: number }, None)
+        self.post_in_time(Local::Unshare { region: number }, None)
     }
 }
