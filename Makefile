@@ -32,8 +32,6 @@ demo: build model ## A real model answers from a server process; then the semant
 test: setup model lint ## Everything that must pass; CI runs this
 	@$(CARGO) build --locked --workspace --all-targets
 	@$(CARGO) test --locked --workspace
-	@$(MAKE) --no-print-directory test-rdma
-	@tools/shaped --far
 
 test-rdma: model ## The tests over RDMA, in a guest with soft-RoCE; NATIVE=1: over this machine's own device
 	@tools/setup --rdma
