@@ -8,6 +8,8 @@ TOKENS ?= 48
 CARGO ?= cargo
 # Where rustup puts cargo: for a shell that has not been told, and before a distribution's older one.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
+# What `make` builds it builds whole: incremental state doubles what a build takes on the disk, for a build that CI makes once.
+export CARGO_INCREMENTAL ?= 0
 
 NATIVE ?=
 
