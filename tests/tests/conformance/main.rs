@@ -57,10 +57,9 @@ survives_lanes!(lanes_simulated, crate::sim::Simulated);
 #[cfg(feature = "rdma")]
 conforms!(over_rdma, crate::rdma::Rdma);
 
-/// Where large tensors are passed there is nothing to cut, hold back or corrupt: the rest of the suite. `ranges` is left out:
-/// it fails now and then, for a reason that is not known yet.
+/// Where large tensors are passed there is nothing to cut, hold back or corrupt: the rest of the suite.
 mod over_shm_by_reference {
-    conforms!(@ crate::shm::ByReference: every_size_comes_back, pipelined_requests,
+    conforms!(@ crate::shm::ByReference: every_size_comes_back, ranges, pipelined_requests,
         small_requests_do_not_wait_behind_bulk, a_generate_can_be_cancelled, a_session_is_taken_up_by_its_token, two_clients,
         refusals_are_told);
 }

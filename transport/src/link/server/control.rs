@@ -44,7 +44,7 @@ impl<S: Service> Lane<S> {
                         Step::Continue => {}
                         Step::Bulk(..) => return Ok(step),
                         Step::End(_) => {
-                            self.drain_out(lane.peer()).await;
+                            self.drain_out(lane).await;
                             return Ok(step);
                         }
                     }
@@ -52,7 +52,7 @@ impl<S: Service> Lane<S> {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     let closed = lane.peer().is_some_and(|p| p.is_closed());
                     if closed {
-                        self.drain_out(lane.peer()).await;
+                        self.drain_out(lane).await;
                         return Ok(Step::End(LaneEnd::Left));
                     }
                     if pace.poll_on() {
@@ -63,7 +63,7 @@ impl<S: Service> Lane<S> {
                     if Instant::now() >= lane.deadline()
                         && let step @ (Step::End(_) | Step::Bulk(..)) = lane.timeout(Instant::now())
                     {
-                        self.drain_out(lane.peer()).await;
+                        self.drain_out(lane).await;
                         return Ok(step);
                     }
                 }
@@ -87,13 +87,15 @@ impl<S: Service> Lane<S> {
         self.stream.wait(!held, writing || unsent, wake, deadline).await
     }
 
-    /// The last words go out, if the client takes them soon.
-    async fn drain_out(&mut self, peer: Option<&Arc<Peer>>) {
+    /// The connection ends, and what it held is let go of; then the last words go out, if the client takes them soon.
+    async fn drain_out(&mut self, lane: &mut ControlLane<S>) {
+        let peer: Option<Arc<Peer>> = lane.peer().cloned();
+        lane.closed(Instant::now());
         let until = Instant::now() + LAST_WORDS;
         let never = Notify::new();
         let io = self.stream.io().clone();
         loop {
-            let all = peer.is_none_or(|peer| peer.flush().unwrap_or(true)) && io.push().unwrap_or(true);
+            let all = peer.as_ref().is_none_or(|peer| peer.flush().unwrap_or(true)) && io.push().unwrap_or(true);
             if all || Instant::now() >= until || self.stream.wait(false, true, &never, until).await.is_err() {
                 break;
             }

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::ring::{CAPACITY, HEADER, Nonsense, Reader, Writer};
@@ -32,20 +32,27 @@ pub struct ControlStream {
     regions: Option<Arc<Regions>>,
 }
 
-/// Counts what was sent over the socket, so that who polls the ring looks there when, and only when, there is something.
+/// Counts what a client shares over the socket, so that its server looks there when, and only when, there is something, and
+/// reads no request before it has what was shared before that. Both counts go round.
 #[derive(Debug)]
 struct Mail {
     memory: Arc<SharedMemory>,
-    sent: AtomicU64,
-    seen: AtomicU64,
+    sent: AtomicU32,
+    received: AtomicU32,
 }
 
 /// Where the client's count lies: beside its ring's position, in the line that the server polls.
 const MAIL: usize = 8;
 
 impl Mail {
-    fn count(&self) -> Option<&std::sync::atomic::AtomicU32> {
+    fn count(&self) -> Option<&AtomicU32> {
         self.memory.counter(MAIL)
+    }
+
+    /// Whether the client has sent something that has not come.
+    fn is_due(&self) -> bool {
+        let sent = self.count().map_or(0, |count| count.load(Ordering::Acquire));
+        sent.wrapping_sub(self.received.load(Ordering::Relaxed)) as i32 > 0
     }
 }
 
@@ -72,7 +79,7 @@ impl ControlStream {
             socket,
             writer: Writer::new(memory, write.0, write.1)?,
             reader: Reader::new(memory, read.0, read.1)?,
-            mail: Mail { memory: memory.clone(), sent: AtomicU64::new(0), seen: AtomicU64::new(0) },
+            mail: Mail { memory: memory.clone(), sent: AtomicU32::new(0), received: AtomicU32::new(0) },
             closed: AtomicBool::new(false),
             regions: None,
         })
@@ -80,10 +87,10 @@ impl ControlStream {
 
     fn post(&self, message: Local, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
         self.socket.send(message, file)?;
-        let sent = self.mail.sent.fetch_add(1, Ordering::AcqRel) + 1;
+        let sent = self.mail.sent.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
         if let Some(count) = self.mail.count() {
             // Before any byte that is written to the ring from now on.
-            count.store(sent as u32, Ordering::Release);
+            count.store(sent, Ordering::Release);
         }
         Ok(())
     }
@@ -111,11 +118,13 @@ impl ControlStream {
                     if let Some(regions) = &self.regions {
                         regions.share(region, file, bytes);
                     }
+                    self.mail.received.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(Some((Local::Unshare { region }, None))) if self.regions.is_some() => {
                     if let Some(regions) = &self.regions {
                         regions.unshare(region);
                     }
+                    self.mail.received.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(Some(_)) => {
                     self.closed.store(true, Ordering::Release);
@@ -137,18 +146,13 @@ impl ControlStream {
         }
     }
 
-    /// Looks at the socket if the other side says that there is something.
-    fn look_for_mail(&self) -> io::Result<()> {
-        if self.regions.is_none() {
-            return Ok(());
+    /// Whether what the client shared before it wrote what now waits in the ring has yet to come.
+    fn waits_for_mail(&self) -> io::Result<bool> {
+        if self.regions.is_none() || !self.mail.is_due() {
+            return Ok(false);
         }
-        let Some(count) = self.mail.count() else { return Ok(()) };
-        let count = u64::from(count.load(Ordering::Acquire));
-        if self.mail.seen.load(Ordering::Relaxed) == count {
-            return Ok(());
-        }
-        self.mail.seen.store(count, Ordering::Relaxed);
-        self.drain()
+        self.drain()?;
+        Ok(self.mail.is_due() && !self.closed.load(Ordering::Acquire))
     }
 
     fn wake_other(&self) -> io::Result<()> {
@@ -169,15 +173,18 @@ const FULL: Duration = Duration::from_secs(2);
 
 impl Stream for ControlStream {
     fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
-        let n = self.reader.read(first, then).map_err(broken)?;
-        if n > 0 {
-            // What the client shared before it wrote these bytes is known before they are looked at.
-            self.look_for_mail()?;
+        let waiting = self.reader.available().map_err(broken)?;
+        if waiting > 0 {
+            if self.waits_for_mail()? {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let n = self.reader.take(waiting, first, then);
             if self.reader.tell() {
                 self.wake_other()?;
             }
             return Ok(n);
         }
+        self.reader.expect();
         if self.closed.load(Ordering::Acquire) {
             return Ok(0);
         }
@@ -205,7 +212,7 @@ impl Stream for ControlStream {
 
     fn arm(&self, read: bool, write: bool) -> bool {
         // On an error the driver looks, and finds it.
-        (read && self.reader.arm().unwrap_or(true))
+        (read && self.reader.arm().unwrap_or(true) && !(self.regions.is_some() && self.mail.is_due()))
             || (write && self.writer.arm().unwrap_or(true))
             || (read && self.closed.load(Ordering::Acquire))
     }

@@ -170,11 +170,16 @@ impl Reader {
 
     /// Reads what is there into one buffer and then the other, and says how much.
     pub(super) fn read(&self, first: &mut [u8], then: &mut [u8]) -> Result<usize, Nonsense> {
-        let mut left = self.available()?;
+        let left = self.available()?;
         if left == 0 {
             self.expect();
             return Ok(0);
         }
+        Ok(self.take(left, first, then))
+    }
+
+    /// Reads at most `left` bytes, of which [`Self::available`] has told, and says how many.
+    pub(super) fn take(&self, mut left: usize, first: &mut [u8], then: &mut [u8]) -> usize {
         let start = self.head.load(Ordering::Relaxed);
         let mut head = start;
         for buf in [first, then] {
@@ -194,12 +199,12 @@ impl Reader {
         if head != start {
             self.head.store(head, Ordering::Relaxed);
         }
-        Ok((head - start) as usize)
+        (head - start) as usize
     }
 
     /// Asks for the lines where the next bytes will come, so that they travel together with the position that tells of them, not
     /// after it: a tenth of a round trip.
-    fn expect(&self) {
+    pub(super) fn expect(&self) {
         #[cfg(target_arch = "x86_64")]
         for line in 0..2 {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
