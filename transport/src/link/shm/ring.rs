@@ -168,17 +168,7 @@ impl Reader {
         if unread > CAPACITY as u64 { Err(Nonsense) } else { Ok(unread as usize) }
     }
 
-    /// Reads what is there into one buffer and then the other, and says how much.
-    pub(super) fn read(&self, first: &mut [u8], then: &mut [u8]) -> Result<usize, Nonsense> {
-        let left = self.available()?;
-        if left == 0 {
-            self.expect();
-            return Ok(0);
-        }
-        Ok(self.take(left, first, then))
-    }
-
-    /// Reads at most `left` bytes, of which [`Self::available`] has told, and says how many.
+    /// Reads at most `left` bytes, of which [`Self::available`] has told, into one buffer and then the other, and says how many.
     pub(super) fn take(&self, mut left: usize, first: &mut [u8], then: &mut [u8]) -> usize {
         let start = self.head.load(Ordering::Relaxed);
         let mut head = start;
@@ -250,6 +240,10 @@ mod tests {
         (Writer::new(&memory, 0, HEADER).unwrap(), Reader::new(&memory, 0, HEADER).unwrap())
     }
 
+    fn read(reader: &Reader, first: &mut [u8], then: &mut [u8]) -> Result<usize, Nonsense> {
+        Ok(reader.take(reader.available()?, first, then))
+    }
+
     fn put(writer: &Writer, bytes: &[u8]) -> usize {
         writer.write(&[IoSlice::new(bytes)]).unwrap()
     }
@@ -268,7 +262,7 @@ mod tests {
                 sent += writer.write(&[IoSlice::new(&bytes[..a]), IoSlice::new(&bytes[a..])]).unwrap() as u64;
                 prop_assert!(sent - seen <= CAPACITY as u64);
                 let (mut x, mut y) = (vec![0; first], vec![0; then]);
-                let n = reader.read(&mut x, &mut y).unwrap();
+                let n = read(&reader, &mut x, &mut y).unwrap();
                 prop_assert_eq!(n as u64, (sent - seen).min((first + then) as u64));
                 x.extend(y);
                 prop_assert!((seen..seen + n as u64).zip(&x).all(|(i, got)| byte(i) == *got));
@@ -284,7 +278,7 @@ mod tests {
             put(&writer, &vec![1; length]);
             writer.place.position(TAIL).store(nonsense, Ordering::SeqCst);
             let mut out = vec![0; 1000];
-            match reader.read(&mut out, &mut []) {
+            match read(&reader, &mut out, &mut []) {
                 Ok(n) => prop_assert!(nonsense <= CAPACITY as u64 && n as u64 == nonsense.min(1000)),
                 Err(Nonsense) => prop_assert!(nonsense > CAPACITY as u64),
             }
@@ -300,7 +294,7 @@ mod tests {
     fn a_position_never_goes_back() {
         let (writer, reader) = ring();
         put(&writer, &[1; 5000]);
-        reader.read(&mut [0; 5000], &mut []).unwrap();
+        read(&reader, &mut [0; 5000], &mut []).unwrap();
         reader.place.position(HEAD).store(5000, Ordering::SeqCst);
         assert!(writer.arm().unwrap());
         reader.place.position(HEAD).store(4000, Ordering::SeqCst);
@@ -314,9 +308,9 @@ mod tests {
         assert_eq!(put(&writer, &[1]), 0);
         assert!(!writer.arm().unwrap(), "no room");
         let mut out = vec![0; STRIDE as usize - 1];
-        reader.read(&mut out, &mut []).unwrap();
+        read(&reader, &mut out, &mut []).unwrap();
         assert!(!reader.tell(), "not yet worth it");
-        reader.read(&mut [0; 1], &mut []).unwrap();
+        read(&reader, &mut [0; 1], &mut []).unwrap();
         assert!(reader.tell(), "woken");
         assert!(!reader.tell(), "once");
         assert_eq!(put(&writer, &vec![1; CAPACITY]), STRIDE as usize);
@@ -373,7 +367,7 @@ mod tests {
         let mut seen = 0_u64;
         let mut out = vec![0; 10_000];
         while seen < TOTAL {
-            let n = reader.read(&mut out, &mut []).unwrap();
+            let n = read(&reader, &mut out, &mut []).unwrap();
             assert!(out[..n].iter().zip(seen..).all(|(b, i)| *b == i as u8));
             seen += n as u64;
             if reader.tell() {
