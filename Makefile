@@ -34,6 +34,8 @@ demo: build model ## A real model answers from a server process; then the semant
 test: setup model lint ## Everything that must pass; CI runs this
 	@$(CARGO) build --locked --workspace --all-targets
 	@$(CARGO) test --locked --workspace
+	@$(MAKE) --no-print-directory test-rdma
+	@tools/shaped --far
 
 test-rdma: model ## The tests over RDMA, in a guest with soft-RoCE; NATIVE=1: over this machine's own device
 	@tools/setup --rdma
@@ -47,8 +49,8 @@ lint:
 bench: build ## The criterion benches: codec, small round trip, put; floors beside them
 	@$(CARGO) bench --locked -p genie-benches
 
-figures: build model ## Prints every figure of docs/performance.md
-	@tools/figures
+figures: build model ## Prints every figure of docs/performance.md, each with its command and goal. ONLY=links or ONLY=rest: a part
+	@ONLY="$(ONLY)" tools/figures
 
 peers: build ## Genie beside UCX, NIXL, Mooncake, gRPC and others: installs them, writes docs/performance.md's table. ONLY=ucx,raw prints these
 	@tools/peers/run $(if $(ONLY),--only $(ONLY),--page docs/performance.md --json docs/peers.json)

@@ -31,7 +31,8 @@ const LARGEST_ECHO: u64 = 4 << 20;
 fn same_host(uri: &Uri) -> Result<()> {
     let is_here = |ip: IpAddr| ip.is_loopback();
     let text = uri.to_string();
-    let (_, host_port) = text.split_once("://").unwrap_or_default();
+    let (_, rest) = text.split_once("://").unwrap_or_default();
+    let host_port = rest.split('?').next().unwrap_or_default();
     // A path is on this machine.
     let here = host_port.starts_with('/') || host_port.to_socket_addrs()?.all(|a| is_here(a.ip()));
     if !here {

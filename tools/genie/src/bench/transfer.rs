@@ -59,8 +59,8 @@ pub(crate) struct TransferArgs {
     /// Tensors (or echoes) that one request is made of; its latency is that of the last.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     batch: u32,
-    /// Bulk lanes of each session.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    /// Bulk lanes of each session; 0: as many as suit what lies between.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(..=16))]
     lanes: u32,
     /// Threads, each with a session of its own.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -178,7 +178,8 @@ fn measure(args: &TransferArgs, uri: &Uri, sizes: &[u64], progress: &mut Progres
     for _ in 1..args.threads {
         sessions.push(args.session(uri)?);
     }
-    let mut bench = Bench { args, uri, floors: floors.as_ref(), sessions, observer: &mut observer, connect };
+    let lanes = sessions.first_mut().map_or(1, |session| session.lane_plan().lanes).max(1);
+    let mut bench = Bench { args, uri, floors: floors.as_ref(), sessions, observer: &mut observer, connect, lanes };
     let mut done = Ok(());
     'rows: for &op in &args.op {
         for &bytes in sizes {
@@ -215,6 +216,8 @@ struct Bench<'a> {
     sessions: Vec<Session>,
     observer: &'a mut Session,
     connect: Duration,
+    /// As many as the sessions use.
+    lanes: u32,
 }
 
 impl TransferArgs {
@@ -231,7 +234,7 @@ impl Bench<'_> {
         let args = self.args;
         let depth = args.depth_for(op);
         let message = ordinary(usize::try_from(bytes)?);
-        let streams = if op == Op::Echo { 1 } else { args.lanes.max(1) * args.threads };
+        let streams = if op == Op::Echo { 1 } else { self.lanes * args.threads };
         let mut beside = self.floors.map(|floors| floors.beside(op, streams)).transpose()?;
         let barrier = Barrier::new(self.sessions.len() + 1);
         let observer = &mut *self.observer;
@@ -284,7 +287,7 @@ impl Bench<'_> {
             bytes,
             depth,
             batch: args.batch,
-            lanes: args.lanes,
+            lanes: self.lanes,
             threads: args.threads,
             memory: args.memory.name(),
             integrity: if args.integrity == Switch::On { "on" } else { "off" },
