@@ -142,6 +142,27 @@ impl SharedMemory {
         Some(unsafe { AtomicU32::from_ptr(self.start().as_ptr().add(offset).cast()) })
     }
 
+    /// Copies bytes to it, while nobody else is to touch them there; what is read by somebody who does, is spoilt. Whether they
+    /// lie within.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+        let within = offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len);
+        if within {
+            // SAFETY: within the mapping, which lives as long as `self`; private memory and the mapping do not overlap.
+            unsafe { self.start().as_ptr().add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        }
+        within
+    }
+
+    /// Copies bytes out of it; where somebody writes them meanwhile, any bits may come. Whether they lie within.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> bool {
+        let within = offset.checked_add(into.len()).is_some_and(|end| end <= self.len);
+        if within {
+            // SAFETY: within the mapping, which lives as long as `self`; private memory and the mapping do not overlap.
+            unsafe { into.as_mut_ptr().copy_from_nonoverlapping(self.start().as_ptr().add(offset), into.len()) };
+        }
+        within
+    }
+
     /// The descriptor, to be passed on. `None`: it came from the other side, and the mapping is all that is left of it.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(File::as_fd)
@@ -241,6 +262,10 @@ mod tests {
         let theirs = SharedMemory::adopt(duplicate(&ours), 2 * ALIGN as u64).unwrap();
         ours.counter(ALIGN).unwrap().store(7, Ordering::Release);
         assert_eq!(theirs.counter(ALIGN).unwrap().load(Ordering::Acquire), 7);
+        assert!(ours.write(ALIGN - 2, &[1, 2, 3]));
+        let mut seen = [0; 3];
+        assert!(theirs.read(ALIGN - 2, &mut seen) && seen == [1, 2, 3]);
+        assert!(!ours.write(2 * ALIGN - 2, &seen) && !ours.read(usize::MAX, &mut seen));
         assert!(ours.counter(2 * ALIGN).is_none() && ours.counter(1).is_none() && ours.counter(usize::MAX).is_none());
     }
 

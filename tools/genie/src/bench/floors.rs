@@ -1,10 +1,9 @@
 //! The floor beside a row: what the machine gives to a program that does nothing else.
 //!
-//! Links over the network stand on plain sockets, in two processes. Shared memory stands on two threads that hand a message to
-//! and fro through memory that both see, and on a plain copy of the bytes.
+//! Links over the network stand on plain sockets, in two processes. Shared memory stands on two processes that hand a message to
+//! and fro through memory that both map, and on a plain copy of the bytes.
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -14,14 +13,14 @@ use hdrhistogram::Histogram;
 use super::server::scheme;
 use super::work::Op;
 use super::{median, record, rounded, same_host, times};
-use crate::floor::{Floor, Waiting};
+use crate::floor::{Floor, Waiting, memory};
 
 /// What a row is compared with.
 #[derive(Debug)]
 pub(super) enum Floors {
     /// Plain sockets to a process of its own.
     Sockets(Floor, Waiting),
-    /// Memory that two threads share.
+    /// Memory that two processes map.
     Memory,
 }
 
@@ -60,8 +59,15 @@ impl Floors {
         Ok(Beside { what, latencies: times()?, rates: Vec::new() })
     }
 
-    /// Measures it for about so long, and adds that to the record.
-    pub(super) fn turn(&self, beside: &mut Beside, op: Op, message: &[u8], streams: u32, time: Duration) -> Result<()> {
+    /// Measures it for about so long, and adds that to the record. `depth`: requests in flight, each of which has memory of its own.
+    pub(super) fn turn(
+        &self,
+        beside: &mut Beside,
+        op: Op,
+        message: &[u8],
+        (streams, depth): (u32, u32),
+        time: Duration,
+    ) -> Result<()> {
         match (self, op) {
             (Self::Sockets(floor, waiting), Op::Echo) => {
                 floor.echo(message.len(), *waiting, time, |t| record(&mut beside.latencies, t))
@@ -77,12 +83,9 @@ impl Floors {
                     .push((message.len() as u64 * count * u64::from(streams)) as f64 / took.as_secs_f64() / 1e9);
                 Ok(())
             }
-            (Self::Memory, Op::Echo) => {
-                spin(message.len(), time, |t| record(&mut beside.latencies, t));
-                Ok(())
-            }
+            (Self::Memory, Op::Echo) => memory::spin(message.len(), time, |t| record(&mut beside.latencies, t)),
             (Self::Memory, _) => {
-                beside.rates.push(copies(message, streams, time));
+                beside.rates.push(copies(message, (streams, depth), time));
                 Ok(())
             }
         }
@@ -107,101 +110,23 @@ impl Beside {
     }
 }
 
-/// A message in memory that two threads see, and the number of it: on a line of its own, as are its bytes.
-#[repr(align(128))]
-struct Mailbox {
-    number: AtomicU64,
-    words: Box<[AtomicU64]>,
-}
+/// Memory of all the places that copies go to, at the most: past every cache, it does not matter how many they are.
+const PLACES_BYTES: usize = 256 << 20;
 
-impl Mailbox {
-    fn new(bytes: usize) -> Self {
-        Self { number: AtomicU64::new(0), words: (0..bytes.div_ceil(8)).map(|_| AtomicU64::new(0)).collect() }
-    }
-
-    fn send(&self, number: u64, words: &[u64]) {
-        for (to, from) in self.words.iter().zip(words) {
-            to.store(*from, Ordering::Relaxed);
-        }
-        self.number.store(number, Ordering::Release);
-    }
-
-    /// Whether the message with this number is there; then it is in `words`.
-    fn receive(&self, number: u64, words: &mut [u64]) -> bool {
-        if self.number.load(Ordering::Acquire) != number {
-            return false;
-        }
-        for (to, from) in words.iter_mut().zip(&self.words) {
-            *to = from.load(Ordering::Relaxed);
-        }
-        true
-    }
-}
-
-/// Looks between two words to the scheduler: on one core, the other side has to run.
-const LOOKS: u32 = 10_000;
-
-/// Round trips between two threads that poll.
-fn spin(bytes: usize, time: Duration, mut each: impl FnMut(Duration)) {
-    let (there, back, stop) = (Mailbox::new(bytes), Mailbox::new(bytes), AtomicBool::new(false));
-    let wait = |mailbox: &Mailbox, number, words: &mut [u64]| {
-        let mut looks = 0u32;
-        while !mailbox.receive(number, words) {
-            looks += 1;
-            if looks.is_multiple_of(LOOKS) {
-                if stop.load(Ordering::Relaxed) {
-                    return false;
-                }
-                std::thread::yield_now();
-            }
-            std::hint::spin_loop();
-        }
-        true
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut words = vec![0; bytes.div_ceil(8)];
-            let mut number = 1;
-            while wait(&there, number, &mut words) {
-                back.send(number, &words);
-                number += 1;
-            }
-        });
-        let mut words = vec![7; bytes.div_ceil(8)];
-        let began = Instant::now();
-        let mut then = began;
-        for number in 1.. {
-            there.send(number, &words);
-            if !wait(&back, number, &mut words) {
+/// GB/s of plain copies of a message, in so many threads together, each to so many places in turn.
+fn copies(message: &[u8], (threads, places): (u32, u32), time: Duration) -> f64 {
+    let places = (places as usize).clamp(1, (PLACES_BYTES / message.len().max(1)).max(1));
+    let one = || {
+        let mut to = vec![vec![1; message.len()]; places];
+        let (began, mut bytes) = (Instant::now(), 0u64);
+        for place in (0..places).cycle() {
+            black_box(&mut to[place][..]).copy_from_slice(black_box(message));
+            bytes += message.len() as u64;
+            if began.elapsed() >= time {
                 break;
             }
-            let now = Instant::now();
-            // The first waits for the other thread to begin.
-            if number > 1 {
-                each(now - then);
-                if now - began >= time {
-                    break;
-                }
-            }
-            then = now;
         }
-        stop.store(true, Ordering::Relaxed);
-    });
-}
-
-/// GB/s of plain copies of a message, in so many threads together.
-fn copies(message: &[u8], threads: u32, time: Duration) -> f64 {
-    let one = || {
-        let mut to = vec![1; message.len()];
-        let (began, mut bytes) = (Instant::now(), 0u64);
-        loop {
-            black_box(&mut to[..]).copy_from_slice(black_box(message));
-            bytes += message.len() as u64;
-            let took = began.elapsed();
-            if took >= time {
-                return bytes as f64 / took.as_secs_f64() / 1e9;
-            }
-        }
+        bytes as f64 / began.elapsed().as_secs_f64() / 1e9
     };
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(one)).collect();
@@ -215,19 +140,7 @@ mod tests {
 
     #[test]
     fn memory_is_a_floor() {
-        let mut trips = 0;
-        spin(100, Duration::from_millis(5), |_| trips += 1);
-        assert!(trips > 0);
-        assert!(copies(&[3; 4096], 2, Duration::from_millis(5)) > 0.0);
-    }
-
-    #[test]
-    fn a_mailbox_gives_what_was_sent() {
-        let mailbox = Mailbox::new(20);
-        let mut words = [0; 3];
-        assert!(!mailbox.receive(1, &mut words));
-        mailbox.send(1, &[1, 2, 3]);
-        assert!(mailbox.receive(1, &mut words) && words == [1, 2, 3]);
+        assert!(copies(&[3; 4096], (2, 4), Duration::from_millis(5)) > 0.0);
     }
 
     #[test]

@@ -9,16 +9,19 @@ use genie_transport::client::blocking::Session;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::floors::Floors;
+use super::work::Op;
 use super::{LARGEST_ECHO, record, rounded, same_host, times};
 use crate::connect::{self, LinkArgs, seconds, size};
-use crate::floor::{Floor, Waiting};
+use crate::floor::Waiting;
 use crate::progress::Progress;
 use crate::say::{self, Say};
 
 /// Measure the round trip of messages of some sizes, and of the same messages over plain sockets.
 ///
 /// The floor is an echo between two processes over one TCP connection, set up as Genie's own: busy-polled if this client polls
-/// (--spin above 0), blocking if it does not. Genie and floor are measured in turns.
+/// (--spin above 0), blocking if it does not. For shm:// it is two processes that poll shared memory. Genie and floor are measured
+/// in turns.
 ///
 /// With --json: a list with a row for each size: op, bytes, p50_us, p99_us, floor_p50_us, ratio (the last two null without
 /// --floor).
@@ -32,7 +35,7 @@ pub(crate) struct LatencyArgs {
     /// Bytes of a message; up to 4M each.
     #[arg(long, value_delimiter = ',', default_value = "64,4096,65536,1048576", value_parser = size)]
     sizes: Vec<u64>,
-    /// Measure plain sockets as well.
+    /// Measure plain sockets, or bare shared memory, as well.
     #[arg(long)]
     floor: bool,
     /// Seconds to measure each size, with the floor as long again.
@@ -75,19 +78,21 @@ pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
 }
 
 fn measure(args: &LatencyArgs, session: &mut Session) -> Result<Vec<Row>> {
+    let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
     let floor = if args.floor {
         same_host(&args.connect)?;
-        Some(Floor::start()?)
+        let (floor, why) = Floors::of(&args.connect, waiting)?;
+        Some(floor.ok_or_else(|| anyhow!(why.unwrap_or_default()))?)
     } else {
         None
     };
-    let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
     let slice = Duration::from_secs_f64(args.time) / TURNS;
     let mut progress = Progress::steps("echo", args.sizes.len() as u64 * u64::from(TURNS));
     let mut rows = Vec::new();
     for &bytes in &args.sizes {
         let message = vec![7; usize::try_from(bytes)?];
-        let (mut ours, mut theirs) = (times()?, times()?);
+        let mut ours = times()?;
+        let mut theirs = floor.as_ref().map(|floor| floor.beside(Op::Echo, 1)).transpose()?;
         // Not counted: the first turn warms caches, buffers and the pollers' sense of how dense traffic is.
         for turn in 0..=TURNS {
             let counts = turn > 0;
@@ -96,12 +101,11 @@ fn measure(args: &LatencyArgs, session: &mut Session) -> Result<Vec<Row>> {
                     record(&mut ours, t)
                 }
             })?;
-            if let Some(floor) = &floor {
-                floor.echo(message.len(), waiting, slice, |t| {
-                    if counts {
-                        record(&mut theirs, t)
-                    }
-                })?;
+            if let (Some(floor), Some(theirs)) = (&floor, &mut theirs) {
+                floor.turn(theirs, Op::Echo, &message, (1, 1), slice)?;
+                if !counts {
+                    theirs.warmed();
+                }
             }
             if counts {
                 progress.step();
@@ -109,7 +113,7 @@ fn measure(args: &LatencyArgs, session: &mut Session) -> Result<Vec<Row>> {
         }
         let us = |h: &Histogram<u64>, q| rounded(h.value_at_quantile(q) as f64 / 1e3);
         let p50_us = us(&ours, 0.5);
-        let floor_p50_us = floor.is_some().then(|| us(&theirs, 0.5));
+        let floor_p50_us = theirs.and_then(|theirs| theirs.p50_us());
         let ratio = floor_p50_us.map(|f| rounded(p50_us / f));
         rows.push(Row { op: "echo", bytes, p50_us, p99_us: us(&ours, 0.99), floor_p50_us, ratio });
     }

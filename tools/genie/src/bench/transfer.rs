@@ -30,8 +30,9 @@ use crate::say::{self, Say};
 /// ones; then a latency counts from when the request was meant to begin, so that nothing slow is left out.
 ///
 /// A row's floor is measured in turns with it: for an echo one raw socket that is polled if this client polls, else as many raw
-/// streams as there are lanes and threads; for shm:// two threads that poll shared memory, and memcpy. An echo's ratio is its p50
-/// by the floor's, for one request in flight; the others' is GB/s by the floor's.
+/// streams as there are lanes and threads; for shm:// two processes that poll shared memory, and memcpy to as many places in turn as
+/// there are requests in flight. An echo's ratio is its p50 by the floor's, for one request in flight; the others' is GB/s by the
+/// floor's.
 ///
 /// With --json a list with a row for each link, op and size; with --csv the same as a table. Times in microseconds (_us), rates in
 /// GB/s (10^9), CPU time in seconds for each GB (_cpu_s_gb) of client and server, copied_per_byte of both ends together,
@@ -250,7 +251,7 @@ impl Bench<'_> {
             // Whatever fails here, the threads go through all of their turns: each waits for the others.
             barrier.wait();
             if let (Some(floors), Some(beside)) = (floors, &mut beside) {
-                failed = floors.turn(beside, op, &message, streams, slice / 2);
+                failed = floors.turn(beside, op, &message, (streams, depth), slice / 2);
                 beside.warmed();
             }
             for _ in 0..TURNS {
@@ -260,7 +261,7 @@ impl Bench<'_> {
                 let turn = || {
                     spent.add(Usage::look(observer)?.since(&before?));
                     if let (Some(floors), Some(beside)) = (floors, &mut beside) {
-                        floors.turn(beside, op, &message, streams, slice)?;
+                        floors.turn(beside, op, &message, (streams, depth), slice)?;
                     }
                     Ok(())
                 };

@@ -1,11 +1,15 @@
-//! The floor that measurements stand on: plain sockets between two processes, set up as the link sets up its own.
+//! The floor that measurements stand on: plain sockets between two processes, set up as the link sets up its own; and for links
+//! over shared memory, memory that two processes watch ([`memory`]).
 //!
 //! The other process is this program again, with the hidden subcommand `floor`. A connection lasts as long as its measurement, so
 //! that nothing of it runs while something else is measured. It begins with three numbers: what to do, the bytes of a message,
 //! how many there are.
 
+pub(crate) mod memory;
+
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,7 +21,14 @@ use socket2::SockRef;
 
 /// Serve the floor of a measurement.
 #[derive(Debug, Args)]
-pub(crate) struct FloorArgs {}
+pub(crate) struct FloorArgs {
+    /// Over this memory, and for one measurement; without it over sockets, for as many as are asked for.
+    #[arg(long, value_name = "FILE", requires = "bytes")]
+    memory: Option<PathBuf>,
+    /// Bytes of a message in that memory.
+    #[arg(long, value_name = "N", requires = "memory")]
+    bytes: Option<usize>,
+}
 
 /// How the ends of an echo wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +148,10 @@ impl Drop for Floor {
 }
 
 /// The other process.
-pub(crate) fn serve(_: &FloorArgs) -> Result<()> {
+pub(crate) fn serve(args: &FloorArgs) -> Result<()> {
+    if let (Some(file), Some(bytes)) = (&args.memory, args.bytes) {
+        return memory::serve(file, bytes);
+    }
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     crate::say::line(&listener.local_addr()?.port().to_string())?;
     std::thread::spawn(|| {
