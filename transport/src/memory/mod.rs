@@ -5,6 +5,7 @@
 //! slabs that a sliced transfer fills: it hands out a [`SliceLease`] a slice, which the operation that reads from the
 //! network owns until it completes.
 
+mod checksum;
 mod copy;
 #[cfg(feature = "rdma")]
 mod extents;
@@ -15,6 +16,7 @@ mod regions;
 mod shared;
 mod slab;
 
+pub use checksum::crc32c;
 pub use copy::{copied_bytes, copy_counted, extend_counted};
 #[cfg(feature = "rdma")]
 pub use extents::{Extent, extent_of, extents_gone, is_live};
