@@ -306,10 +306,10 @@ pub(super) fn got<'a>(reply: &Reply<'a>) -> Result<&'a [u8], ClientError> {
     }
 }
 
-pub(super) fn offered(reply: Reply<'_>) -> Result<Vec<crate::wire::Offered>, ClientError> {
+pub(super) fn offered(reply: &Reply<'_>) -> Result<Vec<crate::wire::Offered>, ClientError> {
     match reply {
-        Reply::Offered(entries) => Ok(entries),
-        other => Err(unexpected(&other)),
+        Reply::Offered(entries) => Ok(entries.clone()),
+        other => Err(unexpected(other)),
     }
 }
 

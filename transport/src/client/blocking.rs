@@ -135,7 +135,7 @@ impl Session {
     pub fn finish_echo(&mut self, pending: Pending, into: &mut Vec<u8>) -> Result<(), ClientError> {
         self.finish(pending.id, |reply| {
             into.clear();
-            into.extend_from_slice(api::got(&reply)?);
+            into.extend_from_slice(api::got(reply)?);
             Ok(())
         })
     }
@@ -156,7 +156,7 @@ impl Session {
     /// [`ClientError`].
     pub fn ping(&mut self) -> Result<Duration, ClientError> {
         let began = Instant::now();
-        self.call(&Request::Echo(&[]), |reply| api::got(&reply).map(|_| ()))?;
+        self.call(&Request::Echo(&[]), |reply| api::got(reply).map(|_| ()))?;
         Ok(began.elapsed())
     }
 
@@ -165,7 +165,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn devices(&mut self) -> Result<Vec<DeviceInfo>, ClientError> {
-        self.call(&Request::Devices, |reply| api::devices(&reply))
+        self.call(&Request::Devices, api::devices)
     }
 
     /// The server's counters.
@@ -173,7 +173,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn stats(&mut self) -> Result<Vec<(String, u64)>, ClientError> {
-        self.call(&Request::Stats, |reply| api::stats(&reply))
+        self.call(&Request::Stats, api::stats)
     }
 
     // ---- tensors
@@ -267,7 +267,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`]; on a server error nothing changed there.
     pub fn finish_put(&mut self, pending: Pending) -> Result<Tensor, ClientError> {
-        self.finish(pending.id, |reply| api::tensor(&reply))
+        self.finish(pending.id, api::tensor)
     }
 
     /// Replaces bytes of a private tensor from `offset` on, all at once.
@@ -365,7 +365,7 @@ impl Session {
     pub fn finish_get(&mut self, mut pending: Pending) -> Result<Region, ClientError> {
         for _ in 0..SECOND_CHANCES {
             let Some(Into { slab, range }) = pending.into.take() else { break };
-            match self.finish(pending.id, |reply| api::got(&reply).map(|_| ())) {
+            match self.finish(pending.id, |reply| api::got(reply).map(|_| ())) {
                 Ok(()) => return Ok(slab.freeze()),
                 // The connection was lost. The old one's server side may still write there: not here again.
                 Err(ClientError::Interrupted) => {
@@ -376,7 +376,7 @@ impl Session {
             }
         }
         let inline = self.finish(pending.id, |reply| {
-            let bytes = api::got(&reply)?;
+            let bytes = api::got(reply)?;
             let mut slab = Slab::zeroed(bytes.len());
             copy_counted(&mut slab, bytes);
             Ok(slab.freeze())
@@ -403,7 +403,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn copy(&mut self, tensor: &Tensor, device: u16) -> Result<Tensor, ClientError> {
-        self.call(&Request::Copy { handle: tensor.handle, device }, |reply| api::tensor(&reply))
+        self.call(&Request::Copy { handle: tensor.handle, device }, api::tensor)
     }
 
     /// Frees a tensor, cache, program or binding.
@@ -425,7 +425,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn finish_free(&mut self, pending: Pending) -> Result<(), ClientError> {
-        self.finish(pending.id, |reply| api::done(&reply))
+        self.finish(pending.id, api::done)
     }
 
     /// Finds a tensor by name.
@@ -433,7 +433,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn lookup(&mut self, name: &str) -> Result<Tensor, ClientError> {
-        self.call(&Request::LookupName(name), |reply| api::tensor(&reply))
+        self.call(&Request::LookupName(name), api::tensor)
     }
 
     /// Describes a tensor or cache.
@@ -441,7 +441,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn describe(&mut self, handle: Handle) -> Result<Tensor, ClientError> {
-        self.call(&Request::LookupHandle(handle), |reply| api::tensor(&reply))
+        self.call(&Request::LookupHandle(handle), api::tensor)
     }
 
     /// Asks which contents the server has; those become residents of this session.
@@ -463,7 +463,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`]; the verifier's words if it does not pass.
     pub fn define(&mut self, device: u16, graph: &[u8]) -> Result<Program, ClientError> {
-        self.call(&Request::Define { device, graph }, |reply| api::program(&reply))
+        self.call(&Request::Define { device, graph }, api::program)
     }
 
     /// Registers a graph by its content hash; `None` if the server has no such graph: then [`Self::define`] it.
@@ -471,7 +471,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn define_known(&mut self, device: u16, hash: ContentHash) -> Result<Option<Program>, ClientError> {
-        api::known(self.call(&Request::DefineKnown { device, hash }, |reply| api::program(&reply)))
+        api::known(self.call(&Request::DefineKnown { device, hash }, api::program))
     }
 
     /// Joins a program with residents, caches and fixed inputs.
@@ -482,7 +482,7 @@ impl Session {
         let mut fixed = std::mem::take(&mut self.scratch);
         api::write_inputs(&mut fixed, &inputs.fixed)?;
         let request = api::bind_request(program, inputs, &fixed)?;
-        let bound = self.call(&request, |reply| api::bound(&reply));
+        let bound = self.call(&request, api::bound);
         self.scratch = fixed;
         bound
     }
@@ -493,7 +493,7 @@ impl Session {
     /// [`ClientError`].
     pub fn create_cache(&mut self, program: &Program, input: u32, reserve: u32) -> Result<Cache, ClientError> {
         let request = Request::CacheCreate { program: program.handle, input, reserve };
-        self.call(&request, |reply| api::tensor(&reply).map(|t| Cache(t.handle)))
+        self.call(&request, |reply| api::tensor(reply).map(|t| Cache(t.handle)))
     }
 
     /// A second cache with the same tokens.
@@ -501,7 +501,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn fork_cache(&mut self, cache: Cache) -> Result<Cache, ClientError> {
-        self.call(&Request::CacheFork(cache.0), |reply| api::tensor(&reply).map(|t| Cache(t.handle)))
+        self.call(&Request::CacheFork(cache.0), |reply| api::tensor(reply).map(|t| Cache(t.handle)))
     }
 
     /// Forgets a cache's tokens from `length` on.
@@ -509,7 +509,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn truncate_cache(&mut self, cache: Cache, length: u32) -> Result<(), ClientError> {
-        self.call(&Request::CacheTruncate { cache: cache.0, length }, |reply| api::done(&reply))
+        self.call(&Request::CacheTruncate { cache: cache.0, length }, api::done)
     }
 
     /// Runs a binding once.
@@ -527,7 +527,7 @@ impl Session {
     /// [`ClientError`]; on a server error no cache has grown.
     pub fn step(&mut self, binding: Binding, inputs: &[Input<'_>], options: RunOptions) -> Result<i32, ClientError> {
         let pending = self.start_run(binding, inputs, options)?;
-        self.finish(pending.id, |reply| api::token(&reply))
+        self.finish(pending.id, api::token)
     }
 
     /// Begins to run a binding.
@@ -553,7 +553,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`]; on a server error no cache has grown.
     pub fn finish_run(&mut self, pending: Pending) -> Result<Outputs, ClientError> {
-        self.finish(pending.id, |reply| api::outputs(&reply))
+        self.finish(pending.id, api::outputs)
     }
 
     /// Makes tokens on the server; `each` sees them as they come, and stops it by returning `false`.
@@ -615,7 +615,7 @@ impl Session {
     /// # Errors
     /// [`ClientError`]; the session then ends with its lease.
     pub fn close(mut self) -> Result<(), ClientError> {
-        let closed = self.call(&Request::Close, |reply| api::done(&reply));
+        let closed = self.call(&Request::Close, api::done);
         self.engine.client().close();
         self.engine.lanes.turn(Instant::now());
         closed
@@ -644,7 +644,7 @@ impl Session {
     fn call<T>(
         &mut self,
         request: &Request<'_>,
-        read: impl FnOnce(Reply<'_>) -> Result<T, ClientError>,
+        read: impl FnOnce(&Reply<'_>) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
         let pending = self.start(request, None);
         self.finish(pending.id, read)
@@ -653,13 +653,14 @@ impl Session {
     fn finish<T>(
         &mut self,
         id: RequestId,
-        read: impl FnOnce(Reply<'_>) -> Result<T, ClientError>,
+        read: impl FnOnce(&Reply<'_>) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
         self.engine.wait(|c| c.has_answer(id));
         let client = self.engine.client();
-        let answer = match client.answer(id) {
+        // Looked at where it lies: what is moved has to be in the cache first, and was written just now.
+        let answer = match &client.answer(id) {
             Some(Ok(reply)) => read(reply),
-            Some(Err(error)) => Err(error),
+            Some(Err(error)) => Err(error.clone()),
             None => Err(ClientError::Interrupted),
         };
         client.end(id);

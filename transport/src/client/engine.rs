@@ -16,6 +16,9 @@ pub(super) struct Engine {
     waiter: Waiter,
 }
 
+/// Looks from one look at the clock to the next.
+const LOOKS: u32 = 16;
+
 /// The longest sleep without looking at the clock.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -48,7 +51,7 @@ impl Engine {
         let mut now = began;
         // Where answers usually take longer than a poll may last, the core is better left to others.
         let budget = if Duration::from_nanos(self.usual) < self.spin { self.spin } else { Duration::ZERO };
-        let mut looks = 0u32;
+        let mut looks = LOOKS;
         loop {
             if self.lanes.turn(now) {
                 if ready(&mut self.lanes.client) {
@@ -63,9 +66,12 @@ impl Engine {
             if self.lanes.client.dead().is_some() && ready(&mut self.lanes.client) {
                 break;
             }
-            looks = looks.wrapping_add(1);
-            // The clock costs a tenth of a look at the socket: it is read now and then.
-            if budget.is_zero() || looks.is_multiple_of(16) {
+            if !budget.is_zero() {
+                looks = self.lanes.watch(looks);
+            }
+            // The clock costs a tenth of a look at a socket: it is read now and then.
+            if budget.is_zero() || looks == 0 {
+                looks = LOOKS;
                 now = Instant::now();
                 let left = until.map_or(LONGEST, |until| until.saturating_duration_since(now));
                 if left.is_zero() {
@@ -77,9 +83,9 @@ impl Engine {
                     now = Instant::now();
                 }
             }
-            std::hint::spin_loop();
         }
-        let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX / 8).min(u64::MAX / 8);
+        // An answer that came before the clock was looked at again took next to no time.
+        let took = u64::try_from((now - began).as_nanos()).unwrap_or(u64::MAX / 8).min(u64::MAX / 8);
         self.usual = self.usual - self.usual / 8 + took / 8;
         true
     }

@@ -252,7 +252,7 @@ impl Session {
         for part in entries.chunks(limits::OFFERED) {
             let entries = part.to_vec();
             let start = move |c: &mut Client| c.start(&Request::Offer { device, entries }, None, None).0;
-            all.extend(self.call(start, api::offered).await?);
+            all.extend(self.call(start, |reply| api::offered(&reply)).await?);
         }
         Ok(all)
     }

@@ -5,6 +5,7 @@ mod lend;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -205,6 +206,8 @@ impl Pieces {
 #[derive(Debug, Default)]
 pub struct BulkOut {
     state: Mutex<State>,
+    /// Whether there may be a transfer; changed by who holds `state`. A control lane asks before every request.
+    used: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -239,7 +242,7 @@ pub enum Resent {
 impl BulkOut {
     /// One that keeps so many transfers that are wholly sent.
     pub fn keeping(keep: usize) -> Self {
-        Self { state: Mutex::new(State { keep, ..State::default() }) }
+        Self { state: Mutex::new(State { keep, ..State::default() }), used: AtomicBool::new(false) }
     }
 
     /// Whether the payloads of slices get checksums: they do unless the two sides said otherwise.
@@ -250,6 +253,7 @@ impl BulkOut {
     /// Adds a transfer, or begins it anew.
     pub fn push(&self, outgoing: Outgoing) {
         let mut state = self.lock();
+        self.used.store(true, Ordering::Release);
         state.forget(outgoing.transfer);
         state.waiting.push_back(outgoing);
     }
@@ -273,12 +277,19 @@ impl BulkOut {
 
     /// Transfers that are not wholly sent.
     pub fn len(&self) -> usize {
-        self.lock().waiting.len()
+        if !self.used.load(Ordering::Acquire) {
+            return 0;
+        }
+        let state = self.lock();
+        if state.waiting.is_empty() && state.sent.is_empty() {
+            self.used.store(false, Ordering::Release);
+        }
+        state.waiting.len()
     }
 
     /// Whether nothing waits to begin.
     pub fn is_empty(&self) -> bool {
-        self.lock().waiting.is_empty()
+        self.len() == 0
     }
 
     /// A slice that the receiver asks for. `None`: no such transfer is on its way out, or not with these bytes.

@@ -112,18 +112,18 @@ impl Framer {
     /// The stream cannot be trusted any further.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, DecodeError> {
         let received = &self.buf[self.start..self.end];
-        let header = match self.header {
+        let header = match self.header.take() {
             Some(header) => header,
             None => {
                 let Some(head) = received.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
-                *self.header.insert(decode_header(head, self.payload_cap)?)
+                decode_header(head, self.payload_cap)?
             }
         };
         let whole = HEADER_BYTES + header.body_len();
         if received.len() < whole {
+            self.header = Some(header);
             return Ok(None);
         }
-        self.header = None;
         let at = self.start;
         self.start += whole;
         let (meta, payload) = self.buf[at + HEADER_BYTES..at + whole].split_at(header.meta_len as usize);

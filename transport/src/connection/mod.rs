@@ -28,6 +28,7 @@ mod peer;
 mod requests;
 mod seats;
 mod service;
+mod slots;
 
 pub use bulk_in::{BulkEvent, BulkIn, Landings, Loan, Place, Want};
 pub use bulk_machine::BulkMachine;

@@ -46,7 +46,9 @@ impl Outbox {
                 other => other?,
             };
         }
-        self.keep(&[head, meta, payload], taken);
+        if taken < head.len() + meta.len() + payload.len() {
+            self.keep(&[head, meta, payload], taken);
+        }
         Ok(())
     }
 

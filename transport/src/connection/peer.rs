@@ -1,7 +1,7 @@
 //! A connection as the server sees it.
 
 use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,12 @@ pub struct Peer {
     landings: Landings,
     bulk: BulkOut,
     closed: AtomicBool,
-    in_flight: AtomicU32,
+    /// Requests that were counted in, by the control lane's thread alone, and those that were answered, by who holds `control`.
+    /// Both go round: the difference is in flight.
+    begun: AtomicU32,
+    ended: AtomicU32,
+    /// Bytes that wait on the control lane, as of the last change: written by who holds `control`.
+    behind: AtomicUsize,
     chances: AtomicU32,
     /// After how long a lane that holds up a transfer is ended.
     stuck: Duration,
@@ -121,7 +126,9 @@ impl Peer {
             landings: Landings::default(),
             bulk,
             closed: AtomicBool::new(false),
-            in_flight: AtomicU32::new(0),
+            begun: AtomicU32::new(0),
+            ended: AtomicU32::new(0),
+            behind: AtomicUsize::new(0),
             chances: AtomicU32::new(SECOND_CHANCES),
             stuck,
             checked,
@@ -154,22 +161,21 @@ impl Peer {
 
     /// Answers a request of kind `kind`.
     pub fn reply(&self, id: u64, kind: Kind, reply: &Reply<'_>) {
+        let mut out = self.lock();
         if reply.is_terminal() {
-            // A detached peer counts no requests in.
-            let less = |n: u32| Some(n.saturating_sub(1));
-            let _ = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+            // Before it is sent: who hears of it may ask again.
+            self.ended.store(self.ended.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
         }
         if self.is_closed() {
             return;
         }
-        let mut out = self.lock();
         let ControlOut { outbox, sink, meta, payload } = &mut *out;
         meta.clear();
         payload.clear();
         let flags = reply.encode(meta, payload);
         let payload = reply.payload().unwrap_or(payload);
         let done = send(outbox, &mut **sink, kind, flags, id, meta, payload);
-        let behind = outbox.waiting();
+        let behind = self.note(outbox);
         drop(out);
         self.sent(done, behind);
     }
@@ -240,12 +246,24 @@ impl Peer {
     pub fn flush(&self) -> io::Result<bool> {
         let mut out = self.lock();
         let ControlOut { outbox, sink, .. } = &mut *out;
-        outbox.flush(&mut **sink)
+        let done = outbox.flush(&mut **sink);
+        self.note(outbox);
+        done
     }
 
     /// Bytes that wait on the control lane.
     pub fn backlog(&self) -> usize {
-        self.lock().outbox.waiting()
+        self.behind.load(Ordering::Acquire)
+    }
+
+    /// Notes how many bytes wait, for those who do not hold the outbox.
+    fn note(&self, outbox: &Outbox) -> usize {
+        let waiting = outbox.waiting();
+        // Nearly always none, before and after.
+        if self.behind.load(Ordering::Relaxed) != waiting {
+            self.behind.store(waiting, Ordering::Release);
+        }
+        waiting
     }
 
     /// Whether its client is to read before more of its requests are.
@@ -355,9 +373,11 @@ impl Peer {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner).is_first(attempt)
     }
 
-    /// Counts a request in; whether the credits allow it.
+    /// Counts a request in, on the control lane's thread; whether the credits allow it.
     pub(super) fn begin(&self, credits: u32) -> bool {
-        self.in_flight.fetch_add(1, Ordering::AcqRel) < credits
+        let before = self.begun.load(Ordering::Relaxed);
+        self.begun.store(before.wrapping_add(1), Ordering::Relaxed);
+        before.wrapping_sub(self.ended.load(Ordering::Acquire)) < credits
     }
 
     /// A bulk lane has something to tell.
@@ -404,7 +424,7 @@ impl Peer {
         meta.clear();
         let (kind, flags) = message.encode(meta);
         let done = send(outbox, &mut **sink, kind, flags, id, meta, &[]);
-        let behind = outbox.waiting();
+        let behind = self.note(outbox);
         drop(out);
         self.sent(done, behind);
     }
@@ -415,7 +435,9 @@ impl Peer {
         } else if behind > BACKLOG_BYTES {
             tracing::warn!(peer = self.id, behind, "the client does not read its replies: closing");
             self.close();
-            self.lock().outbox.clear();
+            let mut out = self.lock();
+            out.outbox.clear();
+            self.note(&out.outbox);
         } else if behind > 0 {
             self.driver.wake();
         }

@@ -1,13 +1,14 @@
 //! A client's requests, from their start until their answers were picked up.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::client::ClientError;
+use super::slots::{IdHasher, Slots};
 use crate::memory::{Landing, extend_counted};
 use crate::wire::{Effect, ErrorCode, Header, Kind, Reply, set_announce, set_id};
 
@@ -99,7 +100,7 @@ impl Slot {
         }
     }
 
-    pub(super) fn add_reply(&mut self, header: Header, meta: &[u8], payload: &[u8]) {
+    pub(super) fn add_reply(&mut self, header: &Header, meta: &[u8], payload: &[u8]) {
         self.replied = !header.flags.has(crate::wire::Flags::MORE);
         if self.failed.is_some() {
             return;
@@ -116,7 +117,7 @@ impl Slot {
             // Tables and tokens, not tensors.
             self.answers.extend_from_slice(payload);
         }
-        self.heads.push_back((header, start));
+        self.heads.push_back((*header, start));
     }
 
     /// Whether the last reply says that the request was corrupted on its way, and it can be sent once more.
@@ -188,10 +189,11 @@ impl Slot {
 /// All requests of a client that were not picked up.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    slots: HashMap<u64, Slot, BuildHasherDefault<IdHasher>>,
+    slots: Slots,
     /// Requests whose frames carry another id than their own, by that id.
     renamed: HashMap<u64, u64, BuildHasherDefault<IdHasher>>,
-    spare: Vec<Slot>,
+    #[expect(clippy::vec_box, reason = "a slot is large, and comes boxed from the list and goes boxed to it")]
+    spare: Vec<Box<Slot>>,
     last: u64,
 }
 
@@ -199,34 +201,36 @@ impl Requests {
     /// A fresh slot.
     pub(super) fn begin(&mut self, kind: Kind) -> (u64, &mut Slot) {
         self.last += 1;
-        let mut slot = self.spare.pop().unwrap_or_else(|| Slot {
-            wire: 0,
-            kind,
-            frame: Vec::new(),
-            payload: Bytes::new(),
-            small: Vec::new(),
-            bulk: Bulk::None,
-            sent: false,
-            ever_sent: false,
-            again: 0,
-            asks: false,
-            cancelled: false,
-            chances: (0, 0),
-            quiet: None,
-            answers: Vec::new(),
-            heads: VecDeque::new(),
-            replied: false,
-            failed: None,
-            given: 0,
-            repeated: 0,
+        let mut slot = self.spare.pop().unwrap_or_else(|| {
+            Box::new(Slot {
+                wire: 0,
+                kind,
+                frame: Vec::new(),
+                payload: Bytes::new(),
+                small: Vec::new(),
+                bulk: Bulk::None,
+                sent: false,
+                ever_sent: false,
+                again: 0,
+                asks: false,
+                cancelled: false,
+                chances: (0, 0),
+                quiet: None,
+                answers: Vec::new(),
+                heads: VecDeque::new(),
+                replied: false,
+                failed: None,
+                given: 0,
+                repeated: 0,
+            })
         });
         slot.kind = kind;
         slot.wire = self.last;
-        (self.last, self.slots.entry(self.last).or_insert(slot))
+        (self.last, self.slots.insert(self.last, slot))
     }
 
     pub(super) fn get(&mut self, id: u64) -> Option<&mut Slot> {
-        self.slots.get_mut(&id)
+        self.slots.get_mut(id)
     }
 
     /// The request whose frame carries this id.
@@ -236,7 +240,7 @@ impl Requests {
 
     /// Gives a request's frame a fresh id; it is to be sent again.
     pub(super) fn rename(&mut self, id: u64) {
-        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let Some(slot) = self.slots.get_mut(id) else { return };
         self.last += 1;
         self.renamed.remove(&slot.wire);
         self.renamed.insert(self.last, id);
@@ -254,7 +258,7 @@ impl Requests {
         }
         self.last = next - 1;
         for id in self.waiting() {
-            match self.slots.get_mut(&id) {
+            match self.slots.get_mut(id) {
                 Some(slot) if slot.ever_sent => slot.fail(ClientError::Unreachable {
                     reason: "another client has used the session meanwhile".into(),
                     effect: Effect::Unknown,
@@ -266,7 +270,7 @@ impl Requests {
 
     /// Forgets a request; its buffers are kept for another.
     pub(super) fn end(&mut self, id: u64) -> Option<()> {
-        let mut slot = self.slots.remove(&id)?;
+        let mut slot = self.slots.remove(id)?;
         slot.frame.clear();
         slot.payload = Bytes::new();
         slot.bulk = Bulk::None;
@@ -288,7 +292,7 @@ impl Requests {
 
     /// Ids of the requests that wait for their answer, oldest first.
     pub(super) fn waiting(&self) -> Vec<u64> {
-        let mut ids: Vec<u64> = self.slots.iter().filter(|(_, s)| !s.is_over()).map(|(&id, _)| id).collect();
+        let mut ids: Vec<u64> = self.slots.iter().filter(|(_, s)| !s.is_over()).map(|(id, _)| id).collect();
         ids.sort_unstable();
         ids
     }
@@ -296,7 +300,7 @@ impl Requests {
     /// Whether a request that came corrupted, and that the server would keep the reply of, has not ended.
     pub(super) fn is_mending(&self) -> bool {
         let kept = |kind: Kind| !matches!(kind, Kind::Echo | Kind::Get | Kind::Devices | Kind::Stats);
-        self.slots.values().any(|slot| slot.again > 0 && kept(slot.kind) && !slot.is_over())
+        self.slots.iter().any(|(_, slot)| slot.again > 0 && kept(slot.kind) && !slot.is_over())
     }
 
     pub(super) fn fail_all(&mut self, error: &ClientError) {
@@ -309,25 +313,6 @@ impl Requests {
 
     /// The lowest id that was not picked up, or the next one. A renamed request counts by its own id, which is lower.
     pub(super) fn lowest(&self) -> u64 {
-        self.slots.keys().min().copied().unwrap_or(self.last + 1)
-    }
-}
-
-/// Hashes the client's own counting ids: no peer chooses them, so nothing is needed against collisions.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&b| self.write_u64(u64::from(b)));
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        // Fibonacci hashing (Knuth, TAOCP 6.4): neighbours spread over the whole word.
-        self.0 = (self.0 ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.slots.iter().map(|(id, _)| id).min().unwrap_or(self.last + 1)
     }
 }

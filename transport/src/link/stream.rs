@@ -22,6 +22,19 @@ pub trait Stream: Send + Sync {
     /// `WouldBlock`: nothing is there. Any other: the lane is gone.
     fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize>;
 
+    /// Looks up to `looks` times whether a call of [`Self::recv`] is worth it, a breath apart; how many looks are left. A link
+    /// where nothing but that call tells, leaves it to its driver to make one.
+    fn watch(&self, looks: u32) -> u32 {
+        std::hint::spin_loop();
+        looks.saturating_sub(1)
+    }
+
+    /// How many times longer than usual its lane polls before it parks, if it carries requests: a park and the wake-up cost every link
+    /// the same, and a request over this one so little that they weigh more.
+    fn patience(&self) -> u32 {
+        1
+    }
+
     /// Takes as many bytes from the front as it can, and says how many.
     ///
     /// # Errors

@@ -5,14 +5,14 @@ use super::{Client, ClientError, State};
 use crate::wire::{Control, DecodeError, ErrorCode, Flags, Header, Kind, Reply, Request, body_crc, encode_header};
 
 impl Client {
-    pub(super) fn frame(&mut self, header: Header, meta: &[u8], payload: &[u8]) -> Result<(), ClientError> {
+    pub(super) fn frame(&mut self, header: &Header, meta: &[u8], payload: &[u8]) -> Result<(), ClientError> {
         let kind = header.kind.map_err(DecodeError::Kind)?;
         if Control::is(kind) {
-            let message = Control::decode(&header, meta)?;
+            let message = Control::decode(header, meta)?;
             return self.control(header.id, message);
         }
         if matches!(self.state, State::Opening(id) if id == header.id) {
-            return self.opened(&header, meta, payload);
+            return self.opened(header, meta, payload);
         }
         let (terminal, error) = (!header.flags.has(Flags::MORE), header.flags.has(Flags::ERROR));
         if let Some(at) = self.abandoned.iter().position(|(id, _)| *id == header.id) {
@@ -27,7 +27,7 @@ impl Client {
         // A part of an answer will do: an upload over a connection that breaks again and again has no other for long.
         self.progressed = true;
         if kind == Kind::Put && !terminal {
-            let Reply::Landed { bits, slice_bytes: theirs, .. } = Reply::decode(&header, meta, payload)? else {
+            let Reply::Landed { bits, slice_bytes: theirs, .. } = Reply::decode(header, meta, payload)? else {
                 return Ok(());
             };
             if let Bulk::Out { slice_bytes, .. } = &mut slot.bulk {

@@ -47,7 +47,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Client {
     options: ClientOptions,
     state: State,
-    framer: Framer,
+    /// Boxed, and away while its frames are handled.
+    framer: Option<Box<Framer>>,
     outbox: Outbox,
     requests: Requests,
     in_flight: u32,
@@ -111,7 +112,7 @@ impl Client {
         Self {
             session: options.resume,
             state: State::Down { next: now },
-            framer: Framer::new(limits::CONTROL_PAYLOAD_BYTES),
+            framer: None,
             outbox: Outbox::default(),
             requests: Requests::default(),
             in_flight: 0,
@@ -151,7 +152,7 @@ impl Client {
 
     /// A control lane is up.
     pub fn connected(&mut self, now: Instant) {
-        self.framer.reset();
+        self.framer().reset();
         self.outbox.clear();
         self.in_flight = 0;
         (self.connected, self.heard, self.said) = (now, now, now);
@@ -204,7 +205,11 @@ impl Client {
 
     /// Where received bytes of the control lane go.
     pub fn space(&mut self) -> &mut [u8] {
-        self.framer.space()
+        self.framer().space()
+    }
+
+    fn framer(&mut self) -> &mut Framer {
+        self.framer.get_or_insert_with(|| Box::new(Framer::new(limits::CONTROL_PAYLOAD_BYTES)))
     }
 
     /// `n` bytes of [`Self::space`] were filled.
@@ -214,18 +219,17 @@ impl Client {
     pub fn filled(&mut self, n: usize, now: Instant) -> Result<(), ClientError> {
         self.counters.down.fetch_add(n as u64, Ordering::Relaxed);
         self.heard = now;
-        self.framer.filled(n);
-        // The framer lends its buffer while frames are handled: it is put back whatever happens.
-        let mut framer = std::mem::replace(&mut self.framer, Framer::new(limits::CONTROL_PAYLOAD_BYTES));
+        self.framer().filled(n);
+        let Some(mut framer) = self.framer.take() else { return Ok(()) };
         let handled = self.frames(&mut framer);
-        self.framer = framer;
+        self.framer = Some(framer);
         handled
     }
 
     fn frames(&mut self, framer: &mut Framer) -> Result<(), ClientError> {
         while let Some(frame) = framer.next_frame()? {
             frame.intact?;
-            self.frame(frame.header, frame.meta, frame.payload)?;
+            self.frame(&frame.header, frame.meta, frame.payload)?;
         }
         Ok(())
     }
@@ -369,6 +373,11 @@ impl Client {
     pub fn start_get(&mut self, request: &Request<'_>, landing: Arc<Landing>) -> RequestId {
         self.bulk_begins();
         self.begin(request, None, Bulk::In(landing), None).0
+    }
+
+    /// Whether no request moves anything over the bulk lanes.
+    pub fn is_bulk_quiet(&self) -> bool {
+        self.bulk_live == 0
     }
 
     fn bulk_begins(&mut self) {

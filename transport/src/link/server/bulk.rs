@@ -21,7 +21,7 @@ impl<S: Service> Lane<S> {
     async fn bulk_turns(&mut self, lane: &mut BulkMachine, wake: &Notify) -> io::Result<String> {
         let io = self.stream.io().clone();
         let mut sink = StreamSink(io.clone());
-        let mut pace = self.pace();
+        let mut pace = self.pace(1);
         let mut turn = 0;
         loop {
             if lane.is_over() {

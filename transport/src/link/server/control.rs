@@ -6,16 +6,28 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::{Lane, TURN};
+use super::Lane;
+use super::pace::LOOKS;
 use crate::connection::{ControlLane, LaneEnd, Peer, Service, Step};
+
+/// Reads in a row from one look at the clock to the next, in a lane that has no time to look at it otherwise.
+const STALE: usize = 8;
+
+/// How long a lane that is never idle goes on before other tasks get a turn: to give one and get it back costs as much as forty small
+/// requests, since another of the runtime's threads is woken to look for work.
+const TURN: Duration = Duration::from_micros(400);
 
 /// How long a client may take to read why its connection ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl<S: Service> Lane<S> {
     pub(super) async fn control(&mut self, lane: &mut ControlLane<S>, wake: &Notify) -> io::Result<Step> {
-        let mut pace = self.pace();
-        let mut turn = 0;
+        let mut pace = self.pace(self.stream.io().patience());
+        let mut turn: usize = 0;
+        // Not read for every request: a lane that polls knows that next to no time has passed since it was.
+        let mut now = Instant::now();
+        let mut looks = LOOKS;
+        let mut others = now + TURN;
         loop {
             let held = lane.is_held();
             let got = match (held, lane.has_pending()) {
@@ -26,11 +38,15 @@ impl<S: Service> Lane<S> {
             match got {
                 Ok(Some(0)) => return Ok(Step::End(LaneEnd::Left)),
                 Ok(n) => {
-                    let now = Instant::now();
+                    turn += 1;
+                    looks = LOOKS;
+                    if turn.is_multiple_of(STALE) {
+                        now = Instant::now();
+                    }
                     pace.arrived(now);
                     let mut step = lane.filled(n.unwrap_or(0), now);
-                    turn += 1;
-                    if turn % TURN == 0 {
+                    if turn.is_multiple_of(STALE) && now >= others {
+                        others = now + TURN;
                         // A lane that never falls idle is held to its times, and gets rid of its replies, all the same.
                         if let (Step::Continue, true) = (&step, now >= lane.deadline()) {
                             step = lane.timeout(now);
@@ -55,13 +71,19 @@ impl<S: Service> Lane<S> {
                         self.drain_out(lane).await;
                         return Ok(Step::End(LaneEnd::Left));
                     }
-                    if pace.poll_on() {
+                    let clock = (looks == 0).then(Instant::now);
+                    if let Some(read) = clock {
+                        (now, looks) = (read, LOOKS);
+                    }
+                    if pace.polls(clock) {
                         self.stream.unwatch();
+                        looks = self.stream.io().watch(looks);
                         continue;
                     }
                     self.park(lane, wake, held).await?;
-                    if Instant::now() >= lane.deadline()
-                        && let step @ (Step::End(_) | Step::Bulk(..)) = lane.timeout(Instant::now())
+                    now = Instant::now();
+                    if now >= lane.deadline()
+                        && let step @ (Step::End(_) | Step::Bulk(..)) = lane.timeout(now)
                     {
                         self.drain_out(lane).await;
                         return Ok(step);

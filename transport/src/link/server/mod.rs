@@ -146,7 +146,8 @@ impl<S: Service> Lane<S> {
         }
     }
 
-    fn pace(&self) -> Pace {
-        Pace::new(self.service.settings().spin, self.polling.clone(), self.most_polling)
+    /// `patience`: how many times longer than usual it polls.
+    fn pace(&self, patience: u32) -> Pace {
+        Pace::new(self.service.settings().spin * patience, self.polling.clone(), self.most_polling)
     }
 }

@@ -17,6 +17,9 @@ pub(super) struct Pace {
     looks: u32,
 }
 
+/// Looks from one look at the clock to the next.
+pub(super) const LOOKS: u32 = 16;
+
 /// Where the average of the gaps starts, and its ceiling: traffic that is not dense.
 const SPARSE: u64 = 1_000_000_000;
 
@@ -35,13 +38,20 @@ impl Pace {
 
     /// Whether to look again at once instead of parking.
     pub(super) fn poll_on(&mut self) -> bool {
+        self.looks = self.looks.wrapping_add(1);
+        // The clock costs a tenth of a look at the socket: it is read now and then.
+        let on = self.polls(self.looks.is_multiple_of(LOOKS).then(Instant::now));
+        std::hint::spin_loop();
+        on
+    }
+
+    /// The same, for a lane that paces its looks itself; `now`: whenever it has read the clock.
+    pub(super) fn polls(&mut self, now: Option<Instant>) -> bool {
         // Worth it where the next arrival is likely before the bound. Whoever polls already goes on for longer: to park costs a
         // registration with the reactor, and traffic at the edge would pay for one with every request.
         let dense = Duration::from_nanos(self.gap) < if self.polling { self.spin * 4 } else { self.spin };
-        self.looks = self.looks.wrapping_add(1);
-        // The clock costs a tenth of a look at the socket: it is read now and then.
-        let late = || self.last.is_none_or(|last| last.elapsed() >= self.spin);
-        if !dense || (self.looks.is_multiple_of(16) && late()) {
+        let late = |now| self.last.is_none_or(|last| now - last >= self.spin);
+        if !dense || now.is_some_and(late) {
             self.stop();
             return false;
         }
@@ -49,7 +59,6 @@ impl Pace {
             let room = |n: usize| (n < self.most).then_some(n + 1);
             self.polling = self.all.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok();
         }
-        std::hint::spin_loop();
         self.polling
     }
 

@@ -30,7 +30,7 @@ impl<S: Service> Lane<S> {
         let patience = self.service.settings().patience;
         let peer = seat.peer();
         let mut events = Vec::new();
-        let mut pace = self.pace();
+        let mut pace = self.pace(1);
         let mut turn = 0;
         loop {
             if seat.is_over() {
