@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::ring::{CAPACITY, HEADER, Nonsense, Reader, Writer};
+use super::ring::{CAPACITY, HEADER, Nonsense, Reader, Writer, fresh_key};
 use super::socket::Socket;
 use crate::link::wait::{Interest, Waiter};
 use crate::link::{Ready, Stream};
@@ -16,6 +16,10 @@ use crate::wire::Local;
 /// Bytes of the memory that holds both rings: their headers, a page; then the client's bytes, then the server's.
 pub(super) const BYTES: usize = HEADERS + 2 * CAPACITY;
 const HEADERS: usize = 4096;
+
+/// Where the header and the bytes of the client's ring lie, and of the server's.
+const UP: (usize, usize) = (0, HEADERS);
+const DOWN: (usize, usize) = (HEADER, HEADERS + CAPACITY);
 
 /// One end of a control lane.
 ///
@@ -41,7 +45,7 @@ struct Mail {
     received: AtomicU32,
 }
 
-/// Where the client's count lies: beside its ring's position, in the line that the server polls.
+/// Where the client's count lies: beside its ring's key.
 const MAIL: usize = 8;
 
 impl Mail {
@@ -60,6 +64,9 @@ impl ControlStream {
     /// The server's end, and the memory for the client's.
     pub(super) fn server(socket: Arc<Socket>) -> io::Result<(Self, Arc<SharedMemory>)> {
         let memory = Arc::new(SharedMemory::new(BYTES)?);
+        for ring in [UP, DOWN] {
+            fresh_key(&memory, ring.0)?;
+        }
         let mut stream = Self::new(socket, &memory, false).ok_or(io::ErrorKind::OutOfMemory)?;
         stream.regions = Some(Arc::default());
         Ok((stream, memory))
@@ -73,8 +80,7 @@ impl ControlStream {
     }
 
     fn new(socket: Arc<Socket>, memory: &Arc<SharedMemory>, is_client: bool) -> Option<Self> {
-        let (up, down) = ((0, HEADERS), (HEADER, HEADERS + CAPACITY));
-        let (write, read) = if is_client { (up, down) } else { (down, up) };
+        let (write, read) = if is_client { (UP, DOWN) } else { (DOWN, UP) };
         Some(Self {
             socket,
             writer: Writer::new(memory, write.0, write.1)?,
@@ -168,17 +174,19 @@ fn broken(nonsense: Nonsense) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, nonsense)
 }
 
+/// Glances at the ring that take about as long as one look at a socket does.
+const GLANCES: u32 = 4;
+
 /// How long the other side may take to read what was shared.
 const FULL: Duration = Duration::from_secs(2);
 
 impl Stream for ControlStream {
     fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
-        let waiting = self.reader.available().map_err(broken)?;
-        if waiting > 0 {
+        if self.reader.has_more() {
             if self.waits_for_mail()? {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            let n = self.reader.take(waiting, first, then);
+            let n = self.reader.read(first, then);
             if self.reader.tell() {
                 self.wake_other()?;
             }
@@ -189,6 +197,19 @@ impl Stream for ControlStream {
             return Ok(0);
         }
         Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn watch(&self, looks: u32) -> u32 {
+        for left in (0..looks).rev() {
+            for _ in 0..GLANCES {
+                self.reader.expect();
+                std::hint::spin_loop();
+                if self.reader.has_more() || self.closed.load(Ordering::Relaxed) {
+                    return left;
+                }
+            }
+        }
+        0
     }
 
     fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -212,7 +233,7 @@ impl Stream for ControlStream {
 
     fn arm(&self, read: bool, write: bool) -> bool {
         // On an error the driver looks, and finds it.
-        (read && self.reader.arm().unwrap_or(true) && !(self.regions.is_some() && self.mail.is_due()))
+        (read && self.reader.arm() && !(self.regions.is_some() && self.mail.is_due()))
             || (write && self.writer.arm().unwrap_or(true))
             || (read && self.closed.load(Ordering::Acquire))
     }

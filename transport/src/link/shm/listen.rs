@@ -135,11 +135,29 @@ impl Accepted {
 
 impl Stream for Accepted {
     fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
-        self.stream()?.recv(first, then)
+        match self.lane.get() {
+            Some(Kind::Control(stream)) => stream.recv(first, then),
+            _ => self.stream()?.recv(first, then),
+        }
+    }
+
+    fn watch(&self, looks: u32) -> u32 {
+        match self.lane.get() {
+            Some(kind) => kind.stream().watch(looks),
+            None => looks.saturating_sub(1),
+        }
+    }
+
+    fn patience(&self) -> u32 {
+        // Over a megabyte or four that a client copies before it passes them.
+        4
     }
 
     fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.stream()?.send(bufs)
+        match self.lane.get() {
+            Some(Kind::Control(stream)) => stream.send(bufs),
+            _ => self.stream()?.send(bufs),
+        }
     }
 
     fn interest(&self, read: bool, write: bool) -> Interest {
