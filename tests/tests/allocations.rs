@@ -1,5 +1,5 @@
 //! A request on the small path allocates nothing, neither at the client nor at the server: an echo of 64 bytes and a decode step,
-//! over TCP, whether the two ends poll or sleep.
+//! over TCP and over shared memory, whether the two ends poll or sleep.
 //!
 //! Both ends are in this process, and every thread's allocations are counted. What is asked for is a run of requests without a
 //! single one: a server has chores now and then (a tick, a lane that falls asleep and is watched again), but what a request
@@ -69,28 +69,36 @@ fn fewest(mut request: impl FnMut()) -> u64 {
     fewest
 }
 
-fn connected(spin: Option<Duration>) -> (Live, blocking::Session) {
+const TCP: &str = "tcp://127.0.0.1:0";
+
+fn shm() -> String {
+    static LISTENERS: AtomicU64 = AtomicU64::new(0);
+    let name = format!("genie-allocations-{}-{}.sock", std::process::id(), LISTENERS.fetch_add(1, Ordering::Relaxed));
+    format!("shm://{}", std::env::temp_dir().join(name).display())
+}
+
+fn connected(uri: &str, spin: Option<Duration>) -> (Live, blocking::Session) {
     let mut config = config(1);
     let mut options = ConnectOptions::default();
     if let Some(spin) = spin {
         config.settings.spin = spin;
         options.spin = spin;
     }
-    let server = Live::start(config);
+    let server = Live::start_at(config, &uri.parse().unwrap());
     let session = blocking::Session::connect(&server.uri, options).unwrap();
     (server, session)
 }
 
-fn echoes(spin: Option<Duration>) -> u64 {
+fn echoes(uri: &str, spin: Option<Duration>) -> u64 {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let (_server, mut session) = connected(spin);
+    let (_server, mut session) = connected(uri, spin);
     let (payload, mut back) = ([7; 64], Vec::with_capacity(64));
     fewest(|| session.echo(&payload, &mut back).unwrap())
 }
 
-fn steps(spin: Option<Duration>) -> u64 {
+fn steps(uri: &str, spin: Option<Duration>) -> u64 {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let (_server, mut session) = connected(spin);
+    let (_server, mut session) = connected(uri, spin);
     let tiny = tiny().unwrap();
     let spec = TensorSpec::new(DType::F32, &[VOCABULARY, WIDTH]).unwrap();
     let table = session.put(&spec, Tiny::table_bytes().into(), PutOptions::default()).unwrap();
@@ -114,9 +122,9 @@ fn steps(spin: Option<Duration>) -> u64 {
 
 /// Steps of a Llama of two layers. Its context grows, and with it now and then a list at the client and a cache at the server:
 /// of the runs between, not one may allocate.
-fn llama_steps(spin: Option<Duration>) -> u64 {
+fn llama_steps(uri: &str, spin: Option<Duration>) -> u64 {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let (_server, session) = connected(spin);
+    let (_server, session) = connected(uri, spin);
     let config = LlamaConfig {
         vocab: 97,
         hidden: 32,
@@ -145,30 +153,42 @@ fn llama_steps(spin: Option<Duration>) -> u64 {
 
 #[test]
 fn a_step_of_a_llama_allocates_nothing() {
-    assert_eq!(llama_steps(None), 0);
+    assert_eq!(llama_steps(TCP, None), 0);
 }
 
 #[test]
 fn a_step_of_a_llama_allocates_nothing_where_nobody_polls() {
-    assert_eq!(llama_steps(Some(Duration::ZERO)), 0);
+    assert_eq!(llama_steps(TCP, Some(Duration::ZERO)), 0);
 }
 
 #[test]
 fn an_echo_allocates_nothing() {
-    assert_eq!(echoes(None), 0);
+    assert_eq!(echoes(TCP, None), 0);
 }
 
 #[test]
 fn an_echo_allocates_nothing_where_nobody_polls() {
-    assert_eq!(echoes(Some(Duration::ZERO)), 0);
+    assert_eq!(echoes(TCP, Some(Duration::ZERO)), 0);
 }
 
 #[test]
 fn a_decode_step_allocates_nothing() {
-    assert_eq!(steps(None), 0);
+    assert_eq!(steps(TCP, None), 0);
 }
 
 #[test]
 fn a_decode_step_allocates_nothing_where_nobody_polls() {
-    assert_eq!(steps(Some(Duration::ZERO)), 0);
+    assert_eq!(steps(TCP, Some(Duration::ZERO)), 0);
+}
+
+#[test]
+fn nothing_is_allocated_over_shared_memory() {
+    assert_eq!(echoes(&shm(), None), 0);
+    assert_eq!(steps(&shm(), None), 0);
+}
+
+#[test]
+fn nothing_is_allocated_over_shared_memory_where_nobody_polls() {
+    assert_eq!(echoes(&shm(), Some(Duration::ZERO)), 0);
+    assert_eq!(steps(&shm(), Some(Duration::ZERO)), 0);
 }
