@@ -2,6 +2,7 @@
 //! that breaks the protocol, and one that sees whether others are harmed by it.
 
 pub mod answer;
+pub mod authority;
 pub mod child;
 pub mod churn;
 pub mod graphs;

@@ -100,7 +100,11 @@ impl Live {
     /// # Panics
     /// Never: it listens on an address, not on a name.
     pub fn address(&self) -> SocketAddr {
-        let (Uri::Tcp { host, port } | Uri::Tls { host, port } | Uri::Uring { host, port }) = &self.uri else {
+        let (Uri::Tcp { host, port }
+        | Uri::Tls { host, port }
+        | Uri::Uring { host, port }
+        | Uri::UringTls { host, port }) = &self.uri
+        else {
             panic!("no socket: {}", self.uri)
         };
         SocketAddr::new(host.parse().expect("an address"), *port)

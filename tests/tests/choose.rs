@@ -5,12 +5,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use genie_tests::authority::Authority;
 use genie_tests::raw::{Raw, control};
 use genie_tests::serve::{Live, config};
 use genie_transport::Uri;
 use genie_transport::client::{ClientError, ConnectOptions, blocking};
 use genie_transport::connection::Offers;
+use genie_transport::link::Access;
 use genie_transport::link::choose::{self, Outcome};
+use genie_transport::link::tls::{TlsClient, TlsServer};
 use genie_transport::wire::{AskLinks, Control, ErrorCode, LinkOffer, LinkScheme, limits};
 
 /// A server that says of itself that it listens there as well.
@@ -22,7 +25,7 @@ fn offering(epoch: u64, boot: Option<String>, paths: &[&str]) -> Live {
 }
 
 fn find(address: SocketAddr) -> choose::Report {
-    choose::find("127.0.0.1", address.port(), None).expect("the server is there").report
+    choose::find("127.0.0.1", address.port(), None, None).expect("the server is there").report
 }
 
 fn session(address: SocketAddr, link: &str) -> Result<blocking::Session, ClientError> {
@@ -73,8 +76,9 @@ fn on_one_host_it_is_shared_memory() {
     assert_eq!(report.tried[1].outcome, Outcome::Spare);
     echoes(session(server.address(), "").expect("a session"));
     echoes(session(server.address(), "?link=shm").expect("a session"));
-    let choose::Report { chosen, .. } =
-        choose::find("127.0.0.1", server.address().port(), Some(LinkScheme::Tcp)).expect("the server is there").report;
+    let choose::Report { chosen, .. } = choose::find("127.0.0.1", server.address().port(), Some(LinkScheme::Tcp), None)
+        .expect("the server is there")
+        .report;
     assert_eq!(chosen, server.uri);
 }
 
@@ -129,6 +133,88 @@ fn a_server_that_does_not_know_the_question_is_taken_as_it_is() {
     assert_eq!(report.chosen.to_string(), format!("tcp://{address}"));
     assert!(report.why.contains("does not say"), "{report:?}");
     old.join().expect("the server ran");
+}
+
+/// A server that listens by TLS alone, with a certificate for this name, and who trusts it.
+fn encrypted(epoch: u64, name: &str) -> (Live, TlsClient) {
+    let authority = Authority::new();
+    let (cert, key) = authority.sign(name, 30);
+    let tls = Some(Arc::new(TlsServer::load(&cert, &key, None).expect("a certificate")));
+    let mut config = config(epoch);
+    let offer = LinkOffer { scheme: LinkScheme::Tcps, port: 1, path: None };
+    config.settings.offers = Arc::new(Offers { boot: choose::boot_id(), offers: vec![offer] });
+    let uri = "tcps://127.0.0.1:0".parse().expect("an address");
+    let server = Live::start_for(config, &uri, &Access { tls, ..Access::anybody() });
+    (server, TlsClient::load(&authority.ca(), None).expect("a CA"))
+}
+
+#[test]
+fn a_server_that_speaks_tls_alone_is_reached_with_a_ca() {
+    let (server, tls) = encrypted(9, "127.0.0.1");
+    let port = server.address().port();
+    let report = choose::find("127.0.0.1", port, None, Some(&tls)).expect("the server is there").report;
+    assert_eq!(report.chosen, server.uri);
+    assert!(report.same_host, "it was asked over TLS as well");
+    let mut options = ConnectOptions { tls: Some(tls), ..ConnectOptions::default() };
+    options.client.reconnect_for = Duration::from_millis(500);
+    let uri = format!("genie://127.0.0.1:{port}").parse().expect("an address");
+    echoes(blocking::Session::connect(&uri, options).expect("a session"));
+    // Without one, it is said what is missing, at once.
+    match session(server.address(), "") {
+        Err(ClientError::Untrusted { reason }) => assert!(reason.contains("--ca"), "{reason}"),
+        other => panic!("{:?}", other.err()),
+    }
+}
+
+#[test]
+fn a_certificate_of_somebody_else_is_not_got_around() {
+    let (server, _) = encrypted(10, "127.0.0.1");
+    let (_other, tls) = encrypted(11, "127.0.0.1");
+    let Err(error) = choose::find("127.0.0.1", server.address().port(), None, Some(&tls)) else {
+        panic!("somebody else's certificate was taken");
+    };
+    assert!(error.to_string().contains("authority"), "{error}");
+}
+
+#[test]
+fn with_a_ca_a_server_without_tls_is_reached_on_this_host_alone() {
+    let (_, tls) = encrypted(12, "127.0.0.1");
+    let server = offering(13, choose::boot_id(), &[]);
+    let report = choose::find("127.0.0.1", server.address().port(), None, Some(&tls)).expect("it stays here").report;
+    assert_eq!(report.chosen, server.uri);
+}
+
+#[test]
+fn io_uring_is_chosen_where_it_is_measured_to_be_no_worse() {
+    let mut config = config(14);
+    let own = Live::start_at(genie_tests::serve::config(1), &"tcp://127.0.0.1:0".parse().expect("an address"));
+    let port = own.address().port();
+    drop(own);
+    let offer = |scheme| LinkOffer { scheme, port, path: None };
+    let offers = vec![offer(LinkScheme::Uring), offer(LinkScheme::Tcp)];
+    config.settings.offers = Arc::new(Offers { boot: choose::boot_id(), offers });
+    let server = Live::start_at(config, &format!("uring://127.0.0.1:{port}").parse().expect("an address"));
+    let report = find(server.address());
+    let of = |scheme| report.tried.iter().find(|t| t.scheme == scheme).map(|t| &t.outcome);
+    // Which it is depends on the machine; that it was measured does not.
+    match of(LinkScheme::Uring) {
+        Some(Outcome::Chosen) => {
+            assert!(report.why.contains("GB/s"), "{report:?}");
+            assert_eq!(report.chosen, server.uri);
+            assert_eq!(of(LinkScheme::Tcp), Some(&Outcome::Spare));
+        }
+        Some(Outcome::LeftOut(why)) => {
+            assert!(why.contains("GB/s") || why.contains("io_uring"), "{report:?}");
+            assert_eq!(of(LinkScheme::Tcp), Some(&Outcome::Chosen));
+        }
+        other => panic!("{other:?}: {report:?}"),
+    }
+    echoes(session(server.address(), "").expect("a session"));
+    if genie_transport::link::uring::available().is_ok() {
+        let forced = choose::find("127.0.0.1", port, Some(LinkScheme::Uring), None).expect("it was asked for").report;
+        assert_eq!(forced.chosen, server.uri);
+        echoes(session(server.address(), "?link=uring").expect("a session"));
+    }
 }
 
 #[test]

@@ -39,13 +39,21 @@ pub enum Uri {
         /// Port.
         port: u16,
     },
+    /// `urings://host:port`: as tcps, and the same bytes, with io_uring under the bulk lanes of this side.
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    UringTls {
+        /// Name or address; the server's certificate is for it.
+        host: String,
+        /// Port.
+        port: u16,
+    },
     /// `shm:///path/to/socket`: shared memory on this host.
     Shm {
         /// Of the socket; absolute.
         path: String,
     },
-    /// `genie://host:port`, or `genie://host:port?link=shm`: a server that listens there over TCP, reached over the best of the
-    /// links that it offers, or over that one.
+    /// `genie://host:port`, or `genie://host:port?link=shm`: a server that listens there over TCP or TLS, reached over the best
+    /// of the links that both ends have, or over that one.
     Genie {
         /// Name or address.
         host: String,
@@ -73,7 +81,7 @@ pub enum UriError {
     Path(String),
     /// After `?link=` stands something else.
     #[error(
-        "'{0}' asks for a link that there is not: write genie://HOST:PORT, or add ?link= and one of tcp, tcps, shm, rdma"
+        "'{0}' asks for a link that there is not: write genie://HOST:PORT, or add ?link= and one of tcp, tcps, shm, rdma, uring, urings"
     )]
     Link(String),
 }
@@ -111,6 +119,8 @@ impl FromStr for Uri {
         Ok(match scheme {
             #[cfg(all(feature = "uring", target_os = "linux"))]
             "uring" => Self::Uring { host, port },
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            "urings" => Self::UringTls { host, port },
             "tcps" => Self::Tls { host, port },
             #[cfg(feature = "rdma")]
             "rdma" => Self::Rdma { host, port },
@@ -126,6 +136,8 @@ impl std::fmt::Display for Uri {
             Self::Tcp { host, port } => at(f, "tcp", host, *port),
             #[cfg(all(feature = "uring", target_os = "linux"))]
             Self::Uring { host, port } => at(f, "uring", host, *port),
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Self::UringTls { host, port } => at(f, "urings", host, *port),
             Self::Tls { host, port } => at(f, "tcps", host, *port),
             #[cfg(feature = "rdma")]
             Self::Rdma { host, port } => at(f, "rdma", host, *port),
@@ -142,12 +154,26 @@ impl std::fmt::Display for Uri {
 const SCHEMES: &[&str] = &[
     #[cfg(all(feature = "uring", target_os = "linux"))]
     "uring",
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    "urings",
     "tcp",
     "genie",
     "tcps",
     #[cfg(feature = "rdma")]
     "rdma",
 ];
+
+impl Uri {
+    /// Whether what goes there is encrypted by TLS.
+    pub fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Tls { .. } => true,
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Self::UringTls { .. } => true,
+            _ => false,
+        }
+    }
+}
 
 fn at(f: &mut std::fmt::Formatter<'_>, scheme: &str, host: &str, port: u16) -> std::fmt::Result {
     if host.contains(':') { write!(f, "{scheme}://[{host}]:{port}") } else { write!(f, "{scheme}://{host}:{port}") }

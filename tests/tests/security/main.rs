@@ -1,13 +1,12 @@
 //! Who gets in, what they may do, and what happens to everybody else: over `tcp://` and `tcps://`, against a real server.
 
-mod certificates;
 mod rights;
 mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use certificates::Authority;
+use genie_tests::authority::Authority;
 use genie_tests::serve::{Live, config};
 use genie_transport::Uri;
 use genie_transport::auth::{Guard, Token, Tokens};

@@ -21,7 +21,7 @@ pub(crate) struct LinkArgs {
     /// Microseconds to poll for an answer before the thread sleeps, while answers come fast; 0: sleep at once.
     #[arg(long, value_name = "US", default_value_t = 100)]
     pub(crate) spin: u64,
-    /// Of genie://HOST:PORT, use this link or none: tcp, tcps, shm, rdma.
+    /// Of genie://HOST:PORT, use this link or none: tcp, tcps, shm, rdma, uring, urings.
     #[arg(long, value_name = "LINK")]
     pub(crate) link: Option<LinkScheme>,
     /// Seconds to wait for a server that is not there yet.
@@ -33,7 +33,8 @@ pub(crate) struct LinkArgs {
     /// The token that proves who this is: a file with one line, NAME SECRET, that nobody else can read.
     #[arg(long, value_name = "FILE", env = "GENIE_TOKEN_FILE", value_parser = path)]
     pub(crate) token_file: Option<&'static Path>,
-    /// Whom to trust on tcps://: the certificate of who signed the server's.
+    /// Whom to trust on tcps:// and urings://: the certificate of who signed the server's. With genie://, what leaves this host is encrypted
+    /// then.
     #[arg(long, value_name = "FILE", env = "GENIE_CA", value_parser = path)]
     pub(crate) ca: Option<&'static Path>,
     /// This side's certificate, for a server that asks for one.
@@ -46,11 +47,15 @@ pub(crate) struct LinkArgs {
 
 impl LinkArgs {
     /// Whom to trust, where the address asks for it.
-    fn tls(&self, uri: &Uri) -> Result<Option<TlsClient>> {
-        if !matches!(uri, Uri::Tls { .. }) {
-            return Ok(None);
-        }
-        let ca = self.ca.ok_or(TlsFileError::NoCa)?;
+    pub(crate) fn tls(&self, uri: &Uri) -> Result<Option<TlsClient>> {
+        let ca = match uri {
+            uri if uri.is_encrypted() => self.ca.ok_or(TlsFileError::NoCa)?,
+            Uri::Genie { .. } => match self.ca {
+                Some(ca) => ca,
+                None => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
         Ok(Some(TlsClient::load(ca, self.tls_cert.zip(self.tls_key))?))
     }
 }

@@ -1,5 +1,7 @@
 //! `genie explain`: which link it is, how tensors travel over it, and why.
 
+#[cfg(feature = "rdma")]
+use std::net::ToSocketAddrs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -10,6 +12,8 @@ use genie_transport::Uri;
 use genie_transport::client::PutOptions;
 use genie_transport::client::blocking::Session;
 use genie_transport::link::choose::{self, Outcome, Report};
+#[cfg(feature = "rdma")]
+use genie_transport::link::rdma::{self, DeviceMemory};
 use genie_transport::link::tcp::{self, Path, Splice};
 use genie_transport::memory::copied_bytes;
 use genie_transport::wire::TensorSpec;
@@ -25,8 +29,8 @@ use crate::say::{self, Say};
 /// Measures for about a second: round trips, puts of 16 MiB, and what one thread of this machine copies.
 ///
 /// With --json: asked, uri, link, why, same_host and candidates (of genie:// alone; else null and empty), lanes, lanes_why, eager_bytes,
-/// slice_bytes, credits, zero_copy, zero_copy_why, congestion_control, copies_per_byte, round_trip_us, put_gb_s, memcpy_gb_s,
-/// bottleneck, bottleneck_why.
+/// slice_bytes, credits, zero_copy, zero_copy_why, congestion_control, device_memory and device_memory_why (of rdma:// alone; else null),
+/// copies_per_byte, round_trip_us, put_gb_s, memcpy_gb_s, bottleneck, bottleneck_why.
 ///
 /// Example: genie explain genie://127.0.0.1:7070
 #[derive(Debug, Args)]
@@ -53,6 +57,8 @@ struct Explained {
     zero_copy: bool,
     zero_copy_why: String,
     congestion_control: Option<String>,
+    device_memory: Option<&'static str>,
+    device_memory_why: Option<String>,
     copies_per_byte: f64,
     round_trip_us: f64,
     put_gb_s: f64,
@@ -84,7 +90,8 @@ pub(crate) fn run(args: &ExplainArgs, say: Say) -> Result<()> {
 fn settled(asked: &Uri, link: LinkArgs) -> Result<(Uri, Option<Report>)> {
     let Uri::Genie { host, port, link: forced } = asked else { return Ok((asked.clone(), None)) };
     connect::reach(asked, link)?;
-    let found = choose::find(host, *port, *forced).with_context(|| format!("choosing a link to {asked}"))?;
+    let found = choose::find(host, *port, *forced, link.tls(asked)?.as_ref())
+        .with_context(|| format!("choosing a link to {asked}"))?;
     Ok((found.report.chosen.clone(), Some(found.report)))
 }
 
@@ -96,6 +103,7 @@ fn explain(session: &mut Session, asked: &Uri, uri: &Uri, report: Option<&Report
     let (put_gb_s, copies_per_byte) = puts(session)?;
     let memcpy_gb_s = memcpy();
     let (bottleneck, bottleneck_why) = bottleneck(&mechanism, put_gb_s, memcpy_gb_s);
+    let (device_memory, device_memory_why) = device_memory(uri)?.unzip();
     let why = match report {
         Some(report) => report.why.clone(),
         None => "its address was given; genie:// would choose".to_owned(),
@@ -115,6 +123,8 @@ fn explain(session: &mut Session, asked: &Uri, uri: &Uri, report: Option<&Report
         zero_copy: mechanism.zero_copy,
         zero_copy_why: mechanism.zero_copy_why.to_owned(),
         congestion_control: mechanism.congestion_control,
+        device_memory,
+        device_memory_why,
         copies_per_byte: rounded(copies_per_byte),
         round_trip_us: rounded(round_trip.as_secs_f64() * 1e6),
         put_gb_s: rounded(put_gb_s),
@@ -159,7 +169,7 @@ impl Mechanism {
             congestion_control: None,
             path: None,
         };
-        if !["tcp", "tcps", "uring"].contains(&scheme.as_str()) {
+        if !["tcp", "tcps", "uring", "urings"].contains(&scheme.as_str()) {
             return Ok(match scheme.as_str() {
                 "shm" => {
                     plain(true, "a tensor allocated in the shared memory is passed; any other is copied into it once")
@@ -168,13 +178,13 @@ impl Mechanism {
                 _ => plain(false, "nothing is known of this link"),
             });
         }
-        // Under all three lies a socket to the same place.
+        // Under all of them lies a socket to the same place.
         let socket: Uri = text.replacen(&scheme, "tcp", 1).parse()?;
         let (stream, path) = tcp::connect(&socket, Duration::from_secs(5))?;
         let name = SockRef::from(&stream).tcp_congestion().ok();
         let name = name.map(|n| String::from_utf8_lossy(&n).trim_end_matches('\0').to_owned());
         let (zero_copy, zero_copy_why) = match path {
-            _ if scheme == "tcps" => (false, "what is sent is encrypted into buffers of its own"),
+            _ if uri.is_encrypted() => (false, "what is sent is encrypted into buffers of its own"),
             _ if scheme == "uring" => {
                 (true, "a lane's first slices are sent with and without a copy in turns, and the faster way stays")
             }
@@ -194,6 +204,25 @@ impl Mechanism {
     }
 }
 
+/// How tensors in a GPU's memory come to the network card of this link, as this machine's own card can tell; and why.
+#[cfg(feature = "rdma")]
+fn device_memory(uri: &Uri) -> Result<Option<(&'static str, String)>> {
+    let Uri::Rdma { host, port } = uri else { return Ok(None) };
+    let address = (host.as_str(), *port).to_socket_addrs()?.next();
+    let address = address.with_context(|| format!("{host} has no address"))?;
+    let found = DeviceMemory::towards(address).with_context(|| format!("asking the device that leads to {address}"))?;
+    Ok(Some(match found.path {
+        rdma::Path::Staged { why } => ("staged through pinned slabs", why),
+        _ => ("direct, by dmabuf", format!("{} registers the memory itself", found.facts.device)),
+    }))
+}
+
+/// Only a network card that reads memory by itself could read a GPU's.
+#[cfg(not(feature = "rdma"))]
+fn device_memory(_: &Uri) -> Result<Option<(&'static str, String)>> {
+    Ok(None)
+}
+
 /// What limits a put: the first that explains it.
 fn bottleneck(mechanism: &Mechanism, put_gb_s: f64, memcpy_gb_s: f64) -> (&'static str, String) {
     let share = put_gb_s / memcpy_gb_s * 100.0;
@@ -202,11 +231,11 @@ fn bottleneck(mechanism: &Mechanism, put_gb_s: f64, memcpy_gb_s: f64) -> (&'stat
         return ("memory", why);
     }
     match (mechanism.scheme.as_str(), mechanism.path) {
-        ("tcp" | "tcps" | "uring", Some(Path::SameHost)) => (
+        ("tcp" | "tcps" | "uring" | "urings", Some(Path::SameHost)) => (
             "kernel",
             format!("over loopback the kernel copies each byte for the receiver: {share:.0} % of a plain copy is left"),
         ),
-        ("tcp" | "tcps" | "uring" | "rdma", _) => (
+        ("tcp" | "tcps" | "uring" | "urings" | "rdma", _) => (
             "network",
             format!("a put runs at {share:.0} % of what one thread copies: memory is not what it waits for"),
         ),
@@ -309,6 +338,11 @@ fn text(e: &Explained) -> String {
                 "congestion control",
                 e.congestion_control.as_deref().unwrap_or("-"),
                 "chosen by how far away the server is",
+            ],
+            [
+                "device memory",
+                e.device_memory.unwrap_or("-"),
+                e.device_memory_why.as_deref().unwrap_or("only an RDMA device could read a GPU's memory by itself"),
             ],
             ["put", &format!("{:.2} GB/s", e.put_gb_s), &format!("one thread copies {:.2} GB/s here", e.memcpy_gb_s)],
             ["bottleneck", e.bottleneck, &e.bottleneck_why],

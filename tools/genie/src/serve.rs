@@ -62,13 +62,13 @@ pub(crate) struct ServeArgs {
     /// Ask every client for one of the tokens in this file, which nobody else may be able to read; `genie token new` writes it.
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
-    /// The certificate for tcps://, and those between it and its authority.
+    /// The certificate for tcps:// and urings://, and those between it and its authority.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// Its key.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Ask clients on tcps:// for a certificate that this authority has signed.
+    /// Ask clients on tcps:// and urings:// for a certificate that this authority has signed.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
     /// Let other machines in over links that do not encrypt (tcp://, rdma://), by token: for a network that is trusted.
@@ -119,7 +119,7 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
         let listeners =
             args.listen.iter().map(|uri| Listener::bind_with(uri, &access)).collect::<Result<Vec<_>, _>>()?;
         let uris = listeners.iter().map(|l| Ok(l.uri()?.to_string())).collect::<Result<Vec<_>>>()?;
-        let offers = listeners.iter().filter_map(|l| l.offer().transpose()).collect::<Result<Vec<_>, _>>()?;
+        let offers = listeners.iter().map(Listener::offers).collect::<Result<Vec<_>, _>>()?.concat();
         config.settings.offers = Arc::new(Offers { boot: choose::boot_id(), offers });
         let uri = uris.first().cloned().unwrap_or_default();
         // Handlers stand before anybody can know that there is a server to be stopped.

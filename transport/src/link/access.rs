@@ -12,7 +12,7 @@ use crate::uri::Uri;
 pub struct Access {
     /// Asks for tokens, and takes note of who was refused: the same as in the service's [`crate::connection::Settings`].
     pub guard: Arc<Guard>,
-    /// For `tcps://`.
+    /// For `tcps://` and `urings://`.
     pub tls: Option<Arc<TlsServer>>,
     /// Links that do not encrypt may be reached from other machines, if tokens say who comes.
     pub plaintext_off_host: bool,
@@ -65,7 +65,7 @@ impl Access {
     /// # Errors
     /// [`Exposed`] says what is missing.
     pub fn check(&self, uri: &Uri, address: Option<IpAddr>) -> Result<(), Exposed> {
-        let encrypted = matches!(uri, Uri::Tls { .. });
+        let encrypted = uri.is_encrypted();
         if encrypted && self.tls.is_none() {
             return Err(Exposed::NoCertificate(uri.clone()));
         }

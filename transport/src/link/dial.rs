@@ -71,10 +71,10 @@ pub fn dialer(uri: &Uri) -> Box<dyn Dial> {
     dialer_with(uri, None)
 }
 
-/// What opens lanes to this address. `tls`: whom to trust, for `tcps://`.
+/// What opens lanes to this address. `tls`: whom to trust, for `tcps://`; `genie://` encrypts what leaves the host then.
 pub fn dialer_with(uri: &Uri, tls: Option<TlsClient>) -> Box<dyn Dial> {
     match uri {
-        Uri::Genie { host, port, link } => Box::new(choose::Dialer::new(host.clone(), *port, *link)),
+        Uri::Genie { host, port, link } => Box::new(choose::Dialer::new(host.clone(), *port, *link, tls)),
         Uri::Tls { host, .. } => Box::new(super::tls::Dialer::new(uri.clone(), host.clone(), tls)),
         Uri::Tcp { .. } => Box::new(tcp::Dialer::new(uri.clone())),
         #[cfg(feature = "rdma")]
@@ -82,5 +82,7 @@ pub fn dialer_with(uri: &Uri, tls: Option<TlsClient>) -> Box<dyn Dial> {
         Uri::Shm { path } => Box::new(shm::Dialer::new(path)),
         #[cfg(all(feature = "uring", target_os = "linux"))]
         Uri::Uring { .. } => Box::new(uring::Dialer::new(uri.clone())),
+        #[cfg(all(feature = "uring", target_os = "linux"))]
+        Uri::UringTls { host, .. } => Box::new(super::tls::Dialer::new(uri.clone(), host.clone(), tls)),
     }
 }

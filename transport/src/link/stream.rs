@@ -89,6 +89,10 @@ pub trait Stream: Send + Sync {
         None
     }
 
+    /// The lane has turned out to be a bulk lane: it may be moved by other means from here on, and wait on another descriptor. Called
+    /// while nobody waits for it.
+    fn begin_bulk(&self) {}
+
     /// What the link knows of the lane besides its bytes. For a lane that makes its own handshake: once bytes have come over it.
     fn channel(&self) -> Channel {
         Channel::default()

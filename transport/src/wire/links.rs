@@ -49,11 +49,15 @@ pub enum LinkScheme {
     Shm = 3,
     /// `rdma://`
     Rdma = 4,
+    /// `uring://`: the bytes of tcp, and a server whose bulk lanes are on rings.
+    Uring = 5,
+    /// `urings://`: the bytes of tcps, the server's bulk lanes on rings.
+    Urings = 6,
 }
 
 impl LinkScheme {
     /// Every scheme.
-    pub const ALL: &'static [Self] = &[Self::Tcp, Self::Tcps, Self::Shm, Self::Rdma];
+    pub const ALL: &'static [Self] = &[Self::Tcp, Self::Tcps, Self::Shm, Self::Rdma, Self::Uring, Self::Urings];
 
     /// As it stands in an address.
     pub fn name(self) -> &'static str {
@@ -62,6 +66,8 @@ impl LinkScheme {
             Self::Tcps => "tcps",
             Self::Shm => "shm",
             Self::Rdma => "rdma",
+            Self::Uring => "uring",
+            Self::Urings => "urings",
         }
     }
 
@@ -80,7 +86,7 @@ impl std::str::FromStr for LinkScheme {
 
 /// A scheme that there is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no such link: write tcp, tcps, shm or rdma")]
+#[error("no such link: write tcp, tcps, shm, rdma, uring or urings")]
 pub struct UnknownScheme;
 
 impl AskLinks {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::find::find;
 use crate::connection::Client;
+use crate::link::tls::TlsClient;
 use crate::link::{Bulk, Dial, Stream};
 use crate::wire::LinkScheme;
 
@@ -14,18 +15,19 @@ pub(in crate::link) struct Dialer {
     host: String,
     port: u16,
     forced: Option<LinkScheme>,
+    tls: Option<TlsClient>,
     chosen: Option<Box<dyn Dial>>,
 }
 
 impl Dialer {
-    pub(in crate::link) fn new(host: String, port: u16, forced: Option<LinkScheme>) -> Self {
-        Self { host, port, forced, chosen: None }
+    pub(in crate::link) fn new(host: String, port: u16, forced: Option<LinkScheme>, tls: Option<TlsClient>) -> Self {
+        Self { host, port, forced, tls, chosen: None }
     }
 }
 
 impl Dial for Dialer {
     fn control(&mut self) -> io::Result<Arc<dyn Stream>> {
-        let found = find(&self.host, self.port, self.forced)?;
+        let found = find(&self.host, self.port, self.forced, self.tls.as_ref())?;
         self.chosen = Some(found.dial);
         Ok(found.stream)
     }

@@ -1,12 +1,16 @@
 //! Finding out what both ends can do, and trying it.
 
 use std::io;
+use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::probe::{Probe, Told};
+use super::probe::{Probe, SpeaksTls, Told};
 use super::{Candidate, Facts, choose};
-use crate::link::{Dial, Stream, dialer};
+use crate::link::tls::{TlsClient, Untrusted};
+#[cfg(all(feature = "uring", target_os = "linux"))]
+use crate::link::uring;
+use crate::link::{Dial, Stream, dialer_with};
 use crate::uri::Uri;
 use crate::wire::LinkScheme;
 
@@ -61,35 +65,50 @@ pub enum Outcome {
 const SLOWER: u32 = 4;
 const SLOWER_BY: Duration = Duration::from_millis(1);
 
-/// Reaches the server of `genie://host:port`.
+/// Reaches the server of `genie://host:port`. `tls`: whom to trust; what leaves this host is encrypted then.
 ///
 /// # Errors
-/// Nobody answers there, or not over the link that was asked for.
-pub fn find(host: &str, port: u16, forced: Option<LinkScheme>) -> io::Result<Found> {
-    let asked = Uri::Tcp { host: host.to_owned(), port };
-    let mut base = Base { dial: dialer(&asked), stream: None };
-    let stream = base.dial.control()?;
+/// Nobody answers there, or not over a link that may be used.
+pub fn find(host: &str, port: u16, forced: Option<LinkScheme>, tls: Option<&TlsClient>) -> io::Result<Found> {
     let probe = Probe::new()?;
-    let told = match probe.ask(&stream) {
+    let (mut base, told) = Base::ask(host, port, &probe, tls)?;
+    let told = match told {
         Ok(told) => told,
-        Err(error) => return unasked(base, asked, forced, &error),
+        Err(error) => return base.unasked(forced, &error),
     };
-    base.stream = Some(stream);
     let same_host = probe.is_here(&told.links);
-    let offers = told.links.offers.clone();
-    let choice = choose(&Facts { host: host.to_owned(), asked: asked.clone(), same_host, offers, forced });
+    let choice = choose(&Facts {
+        host: host.to_owned(),
+        asked: base.uri.clone(),
+        same_host,
+        loopback: base.loopback,
+        trusts: tls.is_some(),
+        offers: told.links.offers.clone(),
+        forced,
+    });
     let mut tried: Vec<_> = choice.left_out.into_iter().map(|l| entry(l.scheme, Outcome::LeftOut(l.why))).collect();
     let mut chosen = None;
     for candidate in choice.order {
         if chosen.is_some() {
-            let round_trip = (candidate.uri == asked).then_some(told.round_trip);
+            let round_trip = (candidate.uri == base.uri).then_some(told.round_trip);
             tried.push(Tried { round_trip, ..entry(candidate.scheme, Outcome::Spare) });
             continue;
         }
-        match base.open(&candidate, &asked, &probe, &told) {
+        let measured = match pays(candidate.scheme, forced, same_host) {
+            Ok(measured) => measured,
+            Err(why) => {
+                tried.push(entry(candidate.scheme, Outcome::LeftOut(why)));
+                continue;
+            }
+        };
+        match base.open(&candidate, &probe, &told) {
             Ok((stream, dial, round_trip)) => {
                 tried.push(Tried { round_trip: Some(round_trip), ..entry(candidate.scheme, Outcome::Chosen) });
-                chosen = Some((stream, dial, candidate));
+                let why = match measured {
+                    Some(measured) => format!("{}: {measured}", candidate.why),
+                    None => candidate.why.to_owned(),
+                };
+                chosen = Some((stream, dial, candidate.uri, why));
             }
             Err(error) => {
                 tracing::warn!(uri = %candidate.uri, %error, "a better link does not work: going on without it");
@@ -97,14 +116,32 @@ pub fn find(host: &str, port: u16, forced: Option<LinkScheme>) -> io::Result<Fou
             }
         }
     }
-    let Some((stream, dial, candidate)) = chosen else { return Err(none(forced, &tried)) };
-    tracing::debug!(uri = %candidate.uri, why = candidate.why, "link chosen");
-    let report = Report { chosen: candidate.uri, why: candidate.why.to_owned(), same_host, tried };
-    Ok(Found { stream, dial, report })
+    let Some((stream, dial, uri, why)) = chosen else { return Err(none(forced, &tried)) };
+    tracing::debug!(%uri, why, "link chosen");
+    Ok(Found { stream, dial, report: Report { chosen: uri, why, same_host, tried } })
+}
+
+/// Whether a link that both ends have is worth it, as far as this side can measure; and what it measured.
+#[cfg(all(feature = "uring", target_os = "linux"))]
+fn pays(scheme: LinkScheme, forced: Option<LinkScheme>, same_host: bool) -> Result<Option<String>, String> {
+    if scheme != LinkScheme::Uring || forced == Some(scheme) {
+        return Ok(None);
+    }
+    let compared = uring::compared()?;
+    if compared.is_no_worse(same_host) { Ok(Some(compared.to_string())) } else { Err(compared.to_string()) }
+}
+
+/// Nothing to be measured.
+#[cfg(not(all(feature = "uring", target_os = "linux")))]
+fn pays(_: LinkScheme, _: Option<LinkScheme>, _: bool) -> Result<Option<String>, String> {
+    Ok(None)
 }
 
 /// The lane over which the server was asked: it may carry the connection as well.
 struct Base {
+    uri: Uri,
+    loopback: bool,
+    tls: Option<TlsClient>,
     dial: Box<dyn Dial>,
     stream: Option<Arc<dyn Stream>>,
 }
@@ -112,13 +149,44 @@ struct Base {
 type Opened = (Arc<dyn Stream>, Box<dyn Dial>, Duration);
 
 impl Base {
-    fn open(&mut self, candidate: &Candidate, asked: &Uri, probe: &Probe, told: &Told) -> io::Result<Opened> {
-        if candidate.uri == *asked {
+    /// Asks the server, over TLS first where a CA was given: one that speaks only that is reached as well. `Err` within: somebody
+    /// answers, but not this question.
+    fn ask(host: &str, port: u16, probe: &Probe, tls: Option<&TlsClient>) -> io::Result<(Self, io::Result<Told>)> {
+        let loopback = (host, port).to_socket_addrs()?.all(|address| address.ip().is_loopback());
+        let over = |uri: Uri| {
+            let mut dial = dialer_with(&uri, tls.cloned());
+            let stream = dial.control()?;
+            let told = probe.ask(&stream);
+            let stream = told.is_ok().then_some(stream);
+            Ok::<_, io::Error>((Self { uri, loopback, tls: tls.cloned(), dial, stream }, told))
+        };
+        if tls.is_some() {
+            let (base, told) = over(Uri::Tls { host: host.to_owned(), port })?;
+            match told {
+                Ok(told) => return Ok((base, Ok(told))),
+                Err(error) if Untrusted::of(&error).is_some() => return Err(error),
+                Err(error) => tracing::debug!(%error, "the server does not speak TLS at this port"),
+            }
+        }
+        let (base, told) = over(Uri::Tcp { host: host.to_owned(), port })?;
+        match told {
+            Err(error) if SpeaksTls::is(&error) && tls.is_none() => {
+                let why = format!(
+                    "{host}:{port} speaks TLS alone: give --ca FILE (or GENIE_CA), with the certificate of who signed the server's"
+                );
+                Err(io::Error::other(Untrusted(why)))
+            }
+            told => Ok((base, told)),
+        }
+    }
+
+    fn open(&mut self, candidate: &Candidate, probe: &Probe, told: &Told) -> io::Result<Opened> {
+        if candidate.uri == self.uri {
             let stream = self.stream.take().ok_or(io::ErrorKind::NotConnected)?;
-            let dial = std::mem::replace(&mut self.dial, dialer(asked));
+            let dial = std::mem::replace(&mut self.dial, dialer_with(&self.uri, self.tls.clone()));
             return Ok((stream, dial, told.round_trip));
         }
-        let mut dial = dialer(&candidate.uri);
+        let mut dial = dialer_with(&candidate.uri, self.tls.clone());
         let stream = dial.control()?;
         let there = probe.ask(&stream)?;
         if there.links.server != told.links.server {
@@ -130,23 +198,27 @@ impl Base {
         }
         Ok((stream, dial, there.round_trip))
     }
+
+    /// A server that does not know the question has one link, as far as anybody can tell.
+    fn unasked(mut self, forced: Option<LinkScheme>, error: &io::Error) -> io::Result<Found> {
+        let uri = self.uri;
+        if let Some(scheme) = forced.filter(|&scheme| scheme != LinkScheme::Tcp) {
+            return Err(io::Error::other(format!("the server offers no {}: {error}", scheme.name())));
+        }
+        if self.tls.is_some() && !self.loopback && forced.is_none() {
+            let why = format!("the server offers no link that encrypts ({error}), and a CA was given");
+            return Err(io::Error::other(Untrusted(why)));
+        }
+        tracing::warn!(%uri, %error, "the server does not say which links it has: going on with this one");
+        let stream = self.dial.control()?;
+        let why = format!("the server does not say which links it has: {error}");
+        let tried = vec![entry(LinkScheme::Tcp, Outcome::Chosen)];
+        Ok(Found { stream, dial: self.dial, report: Report { chosen: uri, why, same_host: false, tried } })
+    }
 }
 
 fn is_slower(candidate: Duration, base: Duration) -> bool {
     candidate > base * SLOWER && candidate > base + SLOWER_BY
-}
-
-/// A server that does not know the question has one link, as far as anybody can tell.
-fn unasked(mut base: Base, asked: Uri, forced: Option<LinkScheme>, error: &io::Error) -> io::Result<Found> {
-    let failed = |scheme: LinkScheme| io::Error::other(format!("the server offers no {}: {error}", scheme.name()));
-    if let Some(scheme) = forced.filter(|&scheme| scheme != LinkScheme::Tcp) {
-        return Err(failed(scheme));
-    }
-    tracing::warn!(uri = %asked, %error, "the server does not say which links it has: going on with this one");
-    let stream = base.dial.control()?;
-    let why = format!("the server does not say which links it has: {error}");
-    let tried = vec![entry(LinkScheme::Tcp, Outcome::Chosen)];
-    Ok(Found { stream, dial: base.dial, report: Report { chosen: asked, why, same_host: false, tried } })
 }
 
 fn entry(scheme: LinkScheme, outcome: Outcome) -> Tried {
@@ -154,13 +226,17 @@ fn entry(scheme: LinkScheme, outcome: Outcome) -> Tried {
 }
 
 fn none(forced: Option<LinkScheme>, tried: &[Tried]) -> io::Error {
-    let wanted = forced.map_or("any link", LinkScheme::name);
-    let why =
-        tried.iter().find(|t| Some(t.scheme) == forced).map_or("the server does not offer it", |t| match &t.outcome {
-            Outcome::LeftOut(why) | Outcome::Failed(why) => why,
-            Outcome::Chosen | Outcome::Spare => "it was not tried",
-        });
-    io::Error::new(io::ErrorKind::NotConnected, format!("no {wanted} to this server: {why}"))
+    let why = |t: &Tried| match &t.outcome {
+        Outcome::LeftOut(why) | Outcome::Failed(why) => why.clone(),
+        Outcome::Chosen | Outcome::Spare => "it was not tried".to_owned(),
+    };
+    let Some(forced) = forced else {
+        let all: Vec<_> = tried.iter().map(|t| format!("{}: {}", t.scheme.name(), why(t))).collect();
+        let text = format!("no link to this server may be used: {}", all.join("; "));
+        return io::Error::new(io::ErrorKind::NotConnected, text);
+    };
+    let why = tried.iter().find(|t| t.scheme == forced).map_or("the server does not offer it".to_owned(), why);
+    io::Error::new(io::ErrorKind::NotConnected, format!("no {} to this server: {why}", forced.name()))
 }
 
 #[cfg(test)]

@@ -19,10 +19,14 @@ pub use self::probe::boot_id;
 pub struct Facts {
     /// The host that the user named.
     pub host: String,
-    /// How the server was asked: the link that is there in any case.
+    /// How the server was asked: over a link that is there in any case.
     pub asked: Uri,
     /// Both ends have proved that they are on one host.
     pub same_host: bool,
+    /// That name is a loopback address: what is sent there stays on this host.
+    pub loopback: bool,
+    /// The user gave a CA: can tell whose certificate it is, and wants to.
+    pub trusts: bool,
     /// Where the server listens.
     pub offers: Vec<LinkOffer>,
     /// The user wants this link, or none.
@@ -58,53 +62,73 @@ pub struct LeftOut {
     pub why: String,
 }
 
-/// What to try, from what is known: shared memory on one host, then RDMA, then what the server was asked over. Nothing that is
-/// less protected than that: who asked over TLS stays with it, or on the host.
+/// What to try, from what is known: shared memory on one host, then RDMA, then sockets, by rings before plain calls, encrypted
+/// where the user can tell whose certificate it is. Who gave a CA sends nothing in the open to another host, unless that link
+/// was asked for by name.
 pub fn choose(facts: &Facts) -> Choice {
     let mut choice = Choice::default();
-    let mut offers: Vec<&LinkOffer> = facts.offers.iter().collect();
-    offers.sort_by_key(|offer| (rank(offer.scheme), offer.port));
     let asked = scheme_of(&facts.asked);
-    for offer in offers {
-        match judge(facts, asked, offer) {
-            // It is at the end of the list whether it is offered or not.
+    for offer in &facts.offers {
+        match judge(facts, offer) {
+            // It is a candidate whether it is offered or not.
             Ok(candidate) if candidate.scheme == asked => {}
             Ok(candidate) => choice.order.push(candidate),
+            Err(_) if offer.scheme == asked => {}
             Err(why) => choice.left_out.push(LeftOut { scheme: offer.scheme, why }),
         }
     }
-    if facts.forced.is_none_or(|forced| forced == asked) {
-        let why = if facts.forced.is_some() { "it was asked for" } else { "it is always there" };
-        choice.order.push(Candidate { uri: facts.asked.clone(), scheme: asked, why });
+    match admit(facts, asked) {
+        Ok(()) => {
+            let why = if facts.forced.is_some() { "it was asked for" } else { "nothing better is there" };
+            choice.order.push(Candidate { uri: facts.asked.clone(), scheme: asked, why });
+        }
+        Err(why) => choice.left_out.push(LeftOut { scheme: asked, why }),
     }
+    choice.order.sort_by_key(|candidate| rank(candidate.scheme));
     choice
 }
 
-/// The better, the lower: what copies less, and wakes fewer.
+/// The better, the lower: what copies less, and wakes fewer; of the sockets, what is encrypted where it may be chosen at all.
 fn rank(scheme: LinkScheme) -> u8 {
     match scheme {
         LinkScheme::Shm => 0,
         LinkScheme::Rdma => 1,
-        LinkScheme::Tcps => 2,
-        LinkScheme::Tcp => 3,
+        LinkScheme::Urings => 2,
+        LinkScheme::Tcps => 3,
+        LinkScheme::Uring => 4,
+        LinkScheme::Tcp => 5,
     }
 }
 
-fn judge(facts: &Facts, asked: LinkScheme, offer: &LinkOffer) -> Result<Candidate, String> {
-    let scheme = offer.scheme;
-    if let Some(forced) = facts.forced
-        && forced != scheme
-    {
-        return Err(format!("{} was asked for", forced.name()));
+fn is_encrypted(scheme: LinkScheme) -> bool {
+    matches!(scheme, LinkScheme::Tcps | LinkScheme::Urings)
+}
+
+/// Whether a link of this scheme may carry the connection.
+fn admit(facts: &Facts, scheme: LinkScheme) -> Result<(), String> {
+    if let Some(forced) = facts.forced {
+        return if forced == scheme { Ok(()) } else { Err(format!("{} was asked for", forced.name())) };
     }
+    if is_encrypted(scheme) && !facts.trusts {
+        return Err("no CA was given: nobody could tell whose certificate it is".to_owned());
+    }
+    let stays_here = match scheme {
+        LinkScheme::Shm => true,
+        // A network card's address is never a loopback one.
+        LinkScheme::Rdma => false,
+        _ => facts.loopback,
+    };
+    if facts.trusts && !is_encrypted(scheme) && !stays_here {
+        return Err("it is not encrypted, and a CA was given".to_owned());
+    }
+    Ok(())
+}
+
+fn judge(facts: &Facts, offer: &LinkOffer) -> Result<Candidate, String> {
+    let scheme = offer.scheme;
+    admit(facts, scheme)?;
     if scheme == LinkScheme::Shm && !facts.same_host {
         return Err("the server is not known to be on this host".to_owned());
-    }
-    if asked == LinkScheme::Tcps && matches!(scheme, LinkScheme::Tcp | LinkScheme::Rdma) {
-        return Err("it is not encrypted, and TLS was asked for".to_owned());
-    }
-    if asked == LinkScheme::Tcp && scheme == LinkScheme::Tcps && facts.forced.is_none() {
-        return Err("TLS was not asked for".to_owned());
     }
     // A server's word never leads to another host: the name is the user's, a path is on this host.
     let host = if facts.host.contains(':') { format!("[{}]", facts.host) } else { facts.host.clone() };
@@ -117,7 +141,9 @@ fn judge(facts: &Facts, asked: LinkScheme, offer: &LinkOffer) -> Result<Candidat
         _ if facts.forced.is_some() => "it was asked for",
         LinkScheme::Shm => "both ends are on one host: bytes need not pass the kernel",
         LinkScheme::Rdma => "the server has an RDMA device: tensors go from memory to memory",
-        LinkScheme::Tcps => "the server offers TLS",
+        LinkScheme::Tcps => "a CA was given, and the server offers TLS",
+        LinkScheme::Uring => "both ends have io_uring, and it is no slower here",
+        LinkScheme::Urings => "a CA was given, and both ends have io_uring",
         LinkScheme::Tcp => "the server listens there",
     };
     Ok(Candidate { uri, scheme, why })

@@ -53,7 +53,7 @@ impl Probe {
     /// # Errors
     /// The lane's, or an answer that is none: the lane is of no use then.
     pub(super) fn ask(&self, stream: &Arc<dyn Stream>) -> io::Result<Told> {
-        let mut lane = Lane { stream: &**stream, framer: Framer::new(0), waiter: Waiter::default() };
+        let mut lane = Lane { stream: &**stream, framer: Framer::new(0), waiter: Waiter::default(), heard: false };
         let began = Instant::now();
         let links = lane.question(&self.ask)?;
         let mut round_trip = began.elapsed();
@@ -70,10 +70,26 @@ impl Probe {
     }
 }
 
+/// What answers is the beginning of TLS.
+#[derive(Debug, thiserror::Error)]
+#[error("the server speaks TLS there")]
+pub(super) struct SpeaksTls;
+
+impl SpeaksTls {
+    pub(super) fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    }
+}
+
+/// How every record begins in which TLS says that it does not understand: an alert, of whichever version.
+const ALERT: [u8; 2] = [21, 3];
+
 struct Lane<'a> {
     stream: &'a dyn Stream,
     framer: Framer,
     waiter: Waiter,
+    /// Whether anything has come yet.
+    heard: bool,
 }
 
 impl Lane<'_> {
@@ -91,9 +107,15 @@ impl Lane<'_> {
                     }
                 };
             }
-            match self.stream.recv(self.framer.space_of_frame(), &mut []) {
+            let space = self.framer.space_of_frame();
+            match self.stream.recv(space, &mut []) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(n) => self.framer.filled(n),
+                Ok(n) => {
+                    if !std::mem::replace(&mut self.heard, true) && space[..n].starts_with(&ALERT) {
+                        return Err(io::Error::other(SpeaksTls));
+                    }
+                    self.framer.filled(n);
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait(true, false, until)?,
                 Err(e) => return Err(e),
             }

@@ -14,6 +14,8 @@ fn facts(offers: &[LinkScheme]) -> Facts {
         host: "gpu-host".into(),
         asked: "tcp://gpu-host:7070".parse().unwrap(),
         same_host: false,
+        loopback: false,
+        trusts: false,
         offers: offers.iter().map(|&s| offer(s)).collect(),
         forced: None,
     }
@@ -32,15 +34,16 @@ fn order(choice: &Choice) -> Vec<LinkScheme> {
     choice.order.iter().map(|c| c.scheme).collect()
 }
 
-/// Every subset of what can be offered, on one host and on two, forced and not.
+/// Every subset of what can be offered, on one host and on two, with a CA and without, forced and not.
 fn all() -> impl Iterator<Item = Facts> {
     let forced = || [None].into_iter().chain(LinkScheme::ALL.iter().map(|&s| Some(s)));
     (0..1 << LinkScheme::ALL.len()).flat_map(move |subset: usize| {
         let offers: Vec<_> =
             LinkScheme::ALL.iter().enumerate().filter(|(i, _)| subset >> i & 1 == 1).map(|(_, &s)| s).collect();
-        [false, true].into_iter().flat_map(move |same_host| {
+        (0..8).flat_map(move |bits: u8| {
             let offers = offers.clone();
-            forced().map(move |forced| Facts { same_host, forced, ..facts(&offers) })
+            let [same_host, loopback, trusts] = [1, 2, 4].map(|bit| bits & bit != 0);
+            forced().map(move |forced| Facts { same_host, loopback, trusts, forced, ..facts(&offers) })
         })
     })
 }
@@ -59,11 +62,18 @@ fn what_holds_whatever_is_offered() {
             let text = candidate.uri.to_string();
             assert!(text.contains("://gpu-host:") || facts.same_host && text == "shm:///run/genie.sock", "{text}");
         }
-        // What was asked over is there unless something else is wanted; what could be used is tried.
-        assert_eq!(schemes.contains(&LinkScheme::Tcp), facts.forced.is_none_or(|f| f == LinkScheme::Tcp));
+        // What could be used is tried; nothing that leaves the host in the open where a CA was given, unless it was asked for.
         let free = |scheme| facts.forced.is_none_or(|f| f == scheme) && offered(scheme) && has(scheme);
+        let open = facts.forced.is_some() || !facts.trusts || facts.loopback;
+        assert_eq!(schemes.contains(&LinkScheme::Tcp), facts.forced.is_none_or(|f| f == LinkScheme::Tcp) && open);
         assert_eq!(schemes.contains(&LinkScheme::Shm), free(LinkScheme::Shm) && facts.same_host, "{facts:?}");
-        assert_eq!(schemes.contains(&LinkScheme::Rdma), free(LinkScheme::Rdma), "{facts:?}");
+        let rdma = free(LinkScheme::Rdma) && (facts.forced.is_some() || !facts.trusts);
+        assert_eq!(schemes.contains(&LinkScheme::Rdma), rdma, "{facts:?}");
+        assert_eq!(schemes.contains(&LinkScheme::Uring), free(LinkScheme::Uring) && open, "{facts:?}");
+        let tls = free(LinkScheme::Tcps) && (facts.forced.is_some() || facts.trusts);
+        assert_eq!(schemes.contains(&LinkScheme::Tcps), tls, "{facts:?}");
+        let rings = free(LinkScheme::Urings) && (facts.forced.is_some() || facts.trusts);
+        assert_eq!(schemes.contains(&LinkScheme::Urings), rings, "{facts:?}");
         // Whatever is offered is accounted for.
         for scheme in LinkScheme::ALL.iter().copied().filter(|&s| s != LinkScheme::Tcp && offered(s)) {
             let left_out = choice.left_out.iter().any(|l| l.scheme == scheme && !l.why.is_empty());
@@ -87,4 +97,13 @@ fn an_ipv6_host_keeps_its_brackets() {
     for candidate in choose(&facts).order {
         assert!(candidate.uri.to_string().contains("[::1]"), "{candidate:?}");
     }
+}
+
+#[test]
+fn a_server_that_was_asked_over_tls_is_not_left_for_plaintext() {
+    let mut facts = facts(&[LinkScheme::Tcp, LinkScheme::Uring, LinkScheme::Rdma]);
+    (facts.asked, facts.trusts) = ("tcps://gpu-host:7070".parse().unwrap(), true);
+    let choice = choose(&facts);
+    assert_eq!(order(&choice), [LinkScheme::Tcps]);
+    assert_eq!(choice.left_out.len(), 3, "{choice:?}");
 }

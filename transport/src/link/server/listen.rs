@@ -1,7 +1,7 @@
 //! Where a server listens.
 
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -56,6 +56,8 @@ enum Kind {
     Shm(tokio::net::UnixListener, shm::Bound),
     #[cfg(all(feature = "uring", target_os = "linux"))]
     Uring(tokio::net::TcpListener, Arc<uring::Crew>),
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    UringTls(tokio::net::TcpListener, Access),
 }
 
 impl Listener {
@@ -90,6 +92,11 @@ impl Listener {
                 uring::available()?;
                 Kind::Uring(bind_tcp(uri, host, *port, access)?, uring::Crew::new())
             }
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Uri::UringTls { host, port } => {
+                uring::available()?;
+                Kind::UringTls(bind_tcp(uri, host, *port, access)?, access.clone())
+            }
         };
         Ok(Self { kind })
     }
@@ -119,6 +126,11 @@ impl Listener {
                 let address = listener.local_addr()?;
                 Ok(Uri::Uring { host: address.ip().to_string(), port: address.port() })
             }
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Kind::UringTls(listener, _) => {
+                let address = listener.local_addr()?;
+                Ok(Uri::UringTls { host: address.ip().to_string(), port: address.port() })
+            }
         }
     }
 
@@ -126,17 +138,20 @@ impl Listener {
     ///
     /// # Errors
     /// The system's.
-    pub fn offer(&self) -> io::Result<Option<LinkOffer>> {
+    pub fn offers(&self) -> io::Result<Vec<LinkOffer>> {
+        let at = |scheme, port| LinkOffer { scheme, port, path: None };
         Ok(match self.uri()? {
             // The same bytes: whoever has no io_uring is served as well.
             #[cfg(all(feature = "uring", target_os = "linux"))]
-            Uri::Uring { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcp, port, path: None }),
-            Uri::Tcp { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcp, port, path: None }),
-            Uri::Tls { port, .. } => Some(LinkOffer { scheme: LinkScheme::Tcps, port, path: None }),
+            Uri::Uring { port, .. } => vec![at(LinkScheme::Uring, port), at(LinkScheme::Tcp, port)],
+            Uri::Tcp { port, .. } => vec![at(LinkScheme::Tcp, port)],
+            Uri::Tls { port, .. } => vec![at(LinkScheme::Tcps, port)],
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Uri::UringTls { port, .. } => vec![at(LinkScheme::Urings, port), at(LinkScheme::Tcps, port)],
             #[cfg(feature = "rdma")]
-            Uri::Rdma { port, .. } => Some(LinkOffer { scheme: LinkScheme::Rdma, port, path: None }),
-            Uri::Shm { path } => Some(LinkOffer { scheme: LinkScheme::Shm, port: 0, path: Some(path) }),
-            Uri::Genie { .. } => None,
+            Uri::Rdma { port, .. } => vec![at(LinkScheme::Rdma, port)],
+            Uri::Shm { path } => vec![LinkOffer { scheme: LinkScheme::Shm, port: 0, path: Some(path) }],
+            Uri::Genie { .. } => Vec::new(),
         })
     }
 
@@ -144,14 +159,15 @@ impl Listener {
     pub(super) async fn accept(&mut self) -> io::Result<Arc<dyn Stream>> {
         match &mut self.kind {
             Kind::Tcp(listener) => Ok(Arc::new(tcp::accepted(listener.accept().await?.0.into_std()?)?)),
-            Kind::Tls(listener, Access { tls: Some(tls), guard, .. }) => {
+            Kind::Tls(listener, access) => {
                 let (stream, from) = listener.accept().await?;
-                let stream = Box::new(tcp::accepted(stream.into_std()?)?);
-                let from = Some(Arc::from(from.to_string()));
-                Ok(Arc::new(TlsStream::server(stream, tls, guard.clone(), from)?))
+                encrypted(Box::new(tcp::accepted(stream.into_std()?)?), from, access)
             }
-            // `Access::check` lets none be bound without certificates.
-            Kind::Tls(..) => Err(io::ErrorKind::Unsupported.into()),
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Kind::UringTls(listener, access) => {
+                let (stream, from) = listener.accept().await?;
+                encrypted(uring::accepted_stream(stream.into_std()?)?, from, access)
+            }
             #[cfg(feature = "rdma")]
             Kind::Rdma(listener) => listener.accept().await,
             Kind::Shm(listener, _) => loop {
@@ -171,6 +187,12 @@ impl From<rdma::Listener> for Listener {
     fn from(listener: rdma::Listener) -> Self {
         Self { kind: Kind::Rdma(listener) }
     }
+}
+
+fn encrypted(stream: Box<dyn Stream>, from: SocketAddr, access: &Access) -> io::Result<Arc<dyn Stream>> {
+    // `Access::check` lets none be bound without certificates.
+    let tls = access.tls.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+    Ok(Arc::new(TlsStream::server(stream, tls, access.guard.clone(), Some(Arc::from(from.to_string())))?))
 }
 
 /// An address of an RDMA device is never a loopback one.

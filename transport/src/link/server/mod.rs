@@ -127,6 +127,8 @@ impl<S: Service> Lane<S> {
                     }
                     return Ok(LaneEnd::Left);
                 }
+                self.stream.unwatch();
+                self.stream.io().begin_bulk();
                 let Some(mut lane) = BulkMachine::new(peer, lane, wake.clone(), settings, now) else {
                     return Ok(LaneEnd::Left);
                 };

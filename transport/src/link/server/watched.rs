@@ -59,7 +59,7 @@ impl Watched {
             Some(watch) => watch,
             none => {
                 // SAFETY: the `Arc` keeps the descriptor open for as long as the registration lives, and a stream's descriptor
-                // never changes.
+                // changes only while it is not watched ([`Stream::begin_bulk`]).
                 let watch = unsafe { AsyncFd::register(Descriptor { fd: wanted.fd, _io: io.clone() }) }?;
                 none.insert(watch)
             }

@@ -58,7 +58,7 @@ pub fn connect(uri: &Uri, timeout: Duration) -> io::Result<(TcpStream, Path)> {
     let (host, port) = match uri {
         Uri::Tcp { host, port } | Uri::Tls { host, port } => (host, port),
         #[cfg(all(feature = "uring", target_os = "linux"))]
-        Uri::Uring { host, port } => (host, port),
+        Uri::Uring { host, port } | Uri::UringTls { host, port } => (host, port),
         other => {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{other} is no address of a TCP server")));
         }

@@ -174,10 +174,12 @@ impl Handshake {
     /// Shows rustls one more record, if a whole one is there.
     fn feed(&mut self) -> bool {
         let rest = &self.input[self.fed..];
-        let Some(&[_, _, _, high, low]) = rest.first_chunk::<HEAD>() else { return false };
+        let Some(&[kind, version, _, high, low]) = rest.first_chunk::<HEAD>() else { return false };
         let whole = HEAD + usize::from(u16::from_be_bytes([high, low]));
-        // One that is longer than any may be is shown as far as it goes: rustls says what is wrong with it.
-        let shown = whole.min(HEAD + RECORD);
+        // What is no record, as of a client that speaks no TLS, is shown at once, and one that is longer than any may be as far as
+        // it goes: rustls says what is wrong with it.
+        let is_record = (20..=24).contains(&kind) && version == 3;
+        let shown = if is_record { whole.min(HEAD + RECORD) } else { rest.len() };
         if rest.len() < shown {
             return false;
         }

@@ -253,6 +253,10 @@ impl Stream for TlsStream {
         self.lane.disarm();
     }
 
+    fn begin_bulk(&self) {
+        self.lane.begin_bulk();
+    }
+
     fn channel(&self) -> Channel {
         self.open.get().map(|open| open.channel.clone()).unwrap_or_default()
     }

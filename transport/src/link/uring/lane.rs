@@ -151,7 +151,8 @@ impl LaneIo {
                 }
                 Ok(())
             }
-            Back::Nothing => Ok(()),
+            // A lane of slices asks for no other.
+            Back::Bytes(_) | Back::Nothing => Ok(()),
         }
     }
 

@@ -8,9 +8,11 @@
 
 mod accepted;
 mod client;
+mod compare;
 mod crew;
 mod lane;
 mod ring;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod zero_copy;
@@ -21,7 +23,9 @@ use std::sync::OnceLock;
 
 pub(crate) use accepted::accepted;
 pub use client::Dialer;
+pub use compare::{Compared, Rates, compared};
 pub(crate) use crew::Crew;
+pub(crate) use stream::{RingStream, accepted_stream};
 
 /// Why io_uring cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -46,6 +46,8 @@ enum Held {
     Nothing,
     Recv(Loan),
     Send(Box<Message>),
+    /// Memory of the ring's own user: written or read where it lies.
+    Bytes(Vec<u8>),
 }
 
 /// Names an operation in flight.
@@ -67,6 +69,8 @@ pub(super) enum Back {
     Nothing,
     Recv(Loan),
     Send(OutSlice),
+    /// What [`Ring::recv_bytes`] or [`Ring::send_bytes`] was given.
+    Bytes(Vec<u8>),
     /// A zero-copy send has ended; the kernel still reads the memory.
     SendHeld(OutSlice),
     /// The kernel has let go of a zero-copy send's memory; whether it had copied it after all.
@@ -107,7 +111,13 @@ pub(super) fn probe(set_up: impl Fn(Owner) -> io::Result<IoUring>) -> Result<(),
     let ring = set_up(Owner::OneThread).map_err(|e| Unavailable::of(&e))?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(|e| Unavailable::of(&e))?;
-    let needed = [opcode::Recv::CODE, opcode::SendMsg::CODE, opcode::SendMsgZc::CODE, opcode::AsyncCancel::CODE];
+    let needed = [
+        opcode::Recv::CODE,
+        opcode::Send::CODE,
+        opcode::SendMsg::CODE,
+        opcode::SendMsgZc::CODE,
+        opcode::AsyncCancel::CODE,
+    ];
     let all = needed.iter().all(|&code| probe.is_supported(code)) && ring.params().is_feature_ext_arg();
     if all { Ok(()) } else { Err(Unavailable::Lacks(Need::Sockets)) }
 }
@@ -169,6 +179,33 @@ impl Ring {
         // SAFETY: the kernel writes at most `len` bytes at `at`, which is what the loan lends: memory outside of it that stays in
         // place while it is moved. The loan stays in the operation's slot until the completion.
         unsafe { self.push(entry, file.0, Held::Recv(loan)) }
+    }
+
+    /// Receives what is there into the buffer, as far as it is long.
+    ///
+    /// # Errors
+    /// The ring cannot be entered.
+    pub(super) fn recv_bytes(&mut self, file: Fixed, mut bytes: Vec<u8>) -> io::Result<Ticket> {
+        self.reserve(1)?;
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let entry = opcode::Recv::new(file, bytes.as_mut_ptr(), len).build();
+        // SAFETY: the kernel writes at most `len` bytes to the buffer's own memory, which stays in place while the vector is
+        // moved. It stays in the operation's slot, untouched, until the completion.
+        unsafe { self.push(entry, file.0, Held::Bytes(bytes)) }
+    }
+
+    /// Sends the buffer; completes when all of it is taken, or the lane breaks.
+    ///
+    /// # Errors
+    /// The ring cannot be entered.
+    pub(super) fn send_bytes(&mut self, file: Fixed, bytes: Vec<u8>) -> io::Result<Ticket> {
+        self.reserve(1)?;
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let entry = opcode::Send::new(file, bytes.as_ptr(), len).flags(flags).build();
+        // SAFETY: the kernel reads at most `len` bytes of the buffer's own memory, which stays in place while the vector is moved.
+        // It stays in the operation's slot, untouched, until the completion.
+        unsafe { self.push(entry, file.0, Held::Bytes(bytes)) }
     }
 
     /// Sends the slice; completes when all of it is taken. `zero_copy`: its memory is read until [`Back::Released`].
@@ -270,6 +307,7 @@ impl Ring {
                 return Some(Ended { ticket, file, result: 0, back: Back::Released { copied } });
             }
             Held::Send(message) => Back::Send(message.slice),
+            Held::Bytes(bytes) => Back::Bytes(bytes),
             Held::Nothing => Back::Nothing,
         };
         Some(Ended { ticket, file, result, back })
