@@ -87,6 +87,8 @@ pub(crate) enum Admission {
     New,
     /// No: it was answered, or its reply will come.
     Handled,
+    /// No: it has been told that there are too many, and nothing of it was looked at.
+    Refused,
 }
 
 impl Session {
@@ -168,7 +170,7 @@ impl Session {
                 peer.discard(id);
             }
             peer.reply(id, kind, &Reply::Failed(self.no_credit()));
-            return Admission::Handled;
+            return Admission::Refused;
         }
         state.window.begin(id);
         state.pending.push(Pending { id, kind, cancelled: false, heard, work: Work::Busy });

@@ -1,11 +1,12 @@
 //! Shared memory between a client and a server: what only this link has.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use genie_graph::DType;
 use genie_tests::serve::{Live, config};
 use genie_transport::Uri;
+use genie_transport::auth::{Guard, Rights, Token, Tokens};
 use genie_transport::client::{ClientError, ConnectOptions, PutOptions, Tensor, blocking};
 use genie_transport::memory::Region;
 use genie_transport::wire::{ContentHash, ErrorCode, TensorSpec};
@@ -212,4 +213,143 @@ fn a_quota_holds_for_passed_tensors_too() {
     client.free(first.handle).expect("freed");
     drop(bytes);
     region.try_thaw().expect("the refused put gave its use back");
+}
+
+/// The kernel says who is at the other end of a socket: another user is refused even where the file lets it in.
+#[test]
+fn another_user_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let uri = uri("user");
+    let server = Live::start_at(config(9), &uri);
+    let Uri::Shm { path } = &uri else { panic!("not shared memory") };
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o666)).expect("the file is ours");
+    // Another user's program, which must be able to read it.
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("other");
+    std::fs::copy(std::env::current_exe().expect("this program"), &program).expect("a copy");
+    for file in [folder.path(), &program] {
+        std::fs::set_permissions(file, PermissionsExt::from_mode(0o755)).expect("the file is ours");
+    }
+    let mut other = std::process::Command::new(program);
+    other.args(["as_another_user", "--exact", "--ignored", "--nocapture"]).env(OTHER, uri.to_string()).uid(65_534);
+    match other.output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{said}");
+            assert!(said.contains("shares memory with that user and root alone"), "{said}");
+        }
+        // Only root can be another user.
+        Err(error) => {
+            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+            eprintln!("not tested: only root can become another user, and this process is not root");
+        }
+    }
+    connect(&server);
+}
+
+/// What says where bytes lie, in place of the bytes, may wait in the session's own memory for its turn.
+const PLACE: u64 = 16;
+
+const OTHER: &str = "GENIE_TEST_AS_ANOTHER";
+
+#[test]
+#[ignore = "only as a process of another test"]
+fn as_another_user() {
+    let Ok(uri) = std::env::var(OTHER) else { return };
+    let mut options = ConnectOptions::default();
+    options.client.reconnect_for = std::time::Duration::from_millis(300);
+    let refused = blocking::Session::connect(&uri.parse().expect("an address"), options).err();
+    println!("{}", refused.expect("refused"));
+}
+
+#[test]
+fn an_async_session_passes_what_it_shares() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = Live::start_at(config(10), &uri("async"));
+    let mut watch = connect(&server);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = genie_transport::client::Session::connect(&server.uri, ConnectOptions::default());
+        let client = client.await.expect("a session");
+        let sent = content(1 << 20, 3);
+        let mut slab = client.shared(sent.len()).expect("shared memory");
+        slab.copy_from_slice(&sent);
+        let before = copied(&mut watch);
+        let bytes = Bytes::from_owner(slab.freeze());
+        let tensor = client.put(&spec(sent.len()), bytes, PutOptions::default()).await.expect("a put");
+        assert!(copied(&mut watch) - before <= PLACE);
+        assert!(client.get(&tensor).await.expect("a get")[..] == sent[..]);
+    });
+}
+
+/// Ordinary memory is copied to shared memory once, and a get is written to memory of the client's by the server: as in a blocking
+/// session.
+#[test]
+fn an_async_session_copies_each_byte_once_each_way() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = Live::start_at(config(11), &uri("async-once"));
+    let mut watch = connect(&server);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = genie_transport::client::Session::connect(&server.uri, ConnectOptions::default());
+        let client = client.await.expect("a session");
+        for round in 0..4 {
+            let sent = Bytes::from(content(5 << 20, round));
+            let before = copied(&mut watch);
+            let tensor = client.put(&spec(sent.len()), sent.clone(), PutOptions::default()).await.expect("a put");
+            let put = copied(&mut watch) - before - sent.len() as u64;
+            assert!(put <= PLACE, "round {round}: {put} bytes too many");
+            let got = client.get(&tensor).await.expect("a get");
+            assert!(got[..] == sent[..]);
+            let both = copied(&mut watch) - before - 2 * sent.len() as u64;
+            assert!(both <= 2 * PLACE, "round {round}: {both} bytes too many");
+            client.free(tensor.handle).await.expect("freed");
+        }
+        // Several together: each has a piece of its own.
+        let sent: Vec<_> = (0..6).map(|seed| Bytes::from(content(3 << 20, seed))).collect();
+        let mut under_way = tokio::task::JoinSet::new();
+        for (i, bytes) in sent.iter().cloned().enumerate() {
+            let client = client.clone();
+            under_way.spawn(async move {
+                let shape = spec(bytes.len());
+                (i, client.put(&shape, bytes, PutOptions::default()).await.expect("a put"))
+            });
+        }
+        while let Some(done) = under_way.join_next().await {
+            let (i, tensor) = done.expect("it ran");
+            assert!(client.get(&tensor).await.expect("a get")[..] == sent[i][..], "tensor {i}");
+        }
+        // Without staging memory all travels in slices, which copy nothing.
+        let options = ConnectOptions { staging: 0, ..ConnectOptions::default() };
+        let plain = genie_transport::client::Session::connect(&server.uri, options).await.expect("a session");
+        let before = copied(&mut watch);
+        let tensor = plain.put(&spec(3 << 20), sent[0].clone(), PutOptions::default()).await.expect("a put");
+        assert!(plain.get(&tensor).await.expect("a get")[..] == sent[0][..]);
+        assert_eq!(copied(&mut watch), before);
+    });
+}
+
+/// A put that is refused before anybody looks at what it passes once left its memory marked as read by the server for ever.
+#[test]
+fn a_put_that_is_refused_unread_gives_its_memory_back() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut config = config(12);
+    let none = Token { rights: Rights { devices: Some(vec!["cuda:7".into()]), ..Rights::ALL }, ..drawn() };
+    config.settings.guard = Arc::new(Guard::with_tokens(Tokens::new([none.clone()])));
+    let server = Live::start_at(config, &uri("refused"));
+    let mut options = ConnectOptions::default();
+    options.client.token = Some(Arc::new(none));
+    let mut client = blocking::Session::connect(&server.uri, options).expect("a session");
+    let region = shared(&mut client, &content(1 << 20, 1));
+    match client.put(&spec(region.len()), Bytes::from_owner(region.clone()), PutOptions::default()) {
+        Err(ClientError::Remote(error)) => assert_eq!(error.code, ErrorCode::Forbidden, "{error}"),
+        other => panic!("{other:?}"),
+    }
+    region.try_thaw().expect("the refused put gave its use back");
+}
+
+fn drawn() -> Token {
+    Token::draw("none").expect("a token")
 }

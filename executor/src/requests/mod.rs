@@ -50,6 +50,7 @@ impl Core {
             if sliced {
                 peer.discard(id);
             }
+            peer.give_back(&request);
             peer.reply(id, kind, &Reply::Failed(error));
         };
         if self.is_closing() {
@@ -68,8 +69,10 @@ impl Core {
             }
             return;
         }
-        if let Admission::Handled = session.admit(peer, id, kind, announce) {
-            return;
+        match session.admit(peer, id, kind, announce) {
+            Admission::New => {}
+            Admission::Handled => return,
+            Admission::Refused => return peer.give_back(&request),
         }
         match self.change(&from, request) {
             Ok(Some(answer)) => session.complete(id, answer),

@@ -6,5 +6,6 @@ mod graphs;
 mod handles;
 mod limits;
 mod scene;
+mod slow;
 mod transfers;
 mod wire;

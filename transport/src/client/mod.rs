@@ -8,6 +8,7 @@ mod api;
 pub mod blocking;
 mod engine;
 mod lanes;
+mod passing;
 mod session;
 mod shares;
 mod staging;

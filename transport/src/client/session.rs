@@ -11,14 +11,14 @@ use tokio::sync::{mpsc as stream, oneshot};
 use super::api;
 use super::engine::Engine;
 use super::lanes::Lanes;
-use super::shares::Shares;
+use super::passing::{News, Passing};
 use super::{
     BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
     Program, PutOptions, RunOptions, Tensor,
 };
 use crate::connection::{Client, RequestId};
 use crate::link::wait::Alarm;
-use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
+use crate::memory::{Landing, Region, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{Arguments, ContentHash, DecodeError, Handle, Offered, PutBody, Reply, Request, TensorSpec, limits};
 
@@ -28,9 +28,11 @@ pub struct Session {
     door: Arc<Door>,
     eager_bytes: u64,
     slice_bytes: u32,
-    /// What it shares with its server; `None`: the link shares no memory.
-    shares: Option<Arc<Shares>>,
+    passing: Arc<Passing>,
 }
+
+/// How often a get that was interrupted is begun again.
+const SECOND_CHANCES: u32 = 16;
 
 /// Where commands go in.
 struct Door {
@@ -82,13 +84,16 @@ impl Session {
         let heard = alarm.clone();
         let (tell, ready) = oneshot::channel();
         let uri = uri.clone();
+        let (news, staging) = (Arc::new(News::default()), options.staging);
+        let told = news.clone();
         std::thread::Builder::new()
             .name("genie-session".into())
             .spawn(move || {
                 let client = Client::new(options.client, Instant::now());
                 let mut engine = Engine::new(Lanes::new(uri, options.tls, client), options.spin);
                 engine.wait(|c| c.is_ready() || c.dead().is_some());
-                let shares = engine.lanes.can_share().then(|| engine.lanes.shares().clone());
+                let shares = engine.lanes.shares().clone();
+                report(&mut engine, &told);
                 let client = engine.client();
                 let state = match client.dead() {
                     Some(error) => Err(error.clone()),
@@ -101,12 +106,13 @@ impl Session {
                 let go_on = state.is_ok();
                 // A user who stopped waiting for the connection wants no session.
                 if tell.send(state).is_ok() && go_on {
-                    drive(&mut engine, &inbox, &heard);
+                    drive(&mut engine, &inbox, &heard, &told);
                 }
             })
             .map_err(io)?;
         let (eager_bytes, slice_bytes, shares) = ready.await.map_err(|_| ClientError::Interrupted)??;
-        Ok(Self { door: Arc::new(Door { commands, alarm }), eager_bytes, slice_bytes, shares })
+        let passing = Arc::new(Passing::new(shares, news, staging));
+        Ok(Self { door: Arc::new(Door { commands, alarm }), eager_bytes, slice_bytes, passing })
     }
 
     /// Sends bytes there and back.
@@ -142,12 +148,14 @@ impl Session {
     /// [`ClientError::OutOfMemory`].
     pub fn shared(&self, len: usize) -> Result<Slab, ClientError> {
         let full = || ClientError::OutOfMemory { bytes: len as u64 };
-        let Some(shares) = &self.shares else { return Slab::try_zeroed(len).ok_or_else(full) };
-        let bytes = Arc::new(SharedBytes::new(len).map_err(|_| full())?);
-        bytes.memory().populate();
-        // The lanes' thread tells the server, before any request that is made later.
-        shares.add(bytes.clone());
-        Ok(Slab::shared(bytes))
+        match self.passing.slab(len) {
+            None => Slab::try_zeroed(len).ok_or_else(full),
+            Some(slab) => {
+                let slab = slab.map_err(|_| full())?;
+                slab.populate();
+                Ok(slab)
+            }
+        }
     }
 
     /// Makes a tensor resident. `data` is sent from where it lies.
@@ -160,8 +168,11 @@ impl Session {
         }
         let (eager, slice_bytes, spec) = (self.eager_bytes, self.slice_bytes, spec.clone());
         let private = options.weight.is_none() && options.name.is_none();
-        if let Some((place, bytes)) = self.shares.as_ref().filter(|_| private).and_then(|shares| shares.find(&data)) {
-            bytes.take_use();
+        let mut place = if private { self.passing.find(&data) } else { None };
+        if place.is_none() && private && spec.bytes() > eager {
+            place = self.passing.stage(&data).await;
+        }
+        if let Some(place) = place {
             let device = options.device;
             let start = move |c: &mut Client| {
                 let options = PutOptions { device, ..PutOptions::default() };
@@ -207,6 +218,16 @@ impl Session {
             return self.call(start, read).await;
         }
         let bytes = usize::try_from(length).map_err(|_| DecodeError::Overflow("length"))?;
+        for _ in 0..SECOND_CHANCES {
+            let Some((slab, into)) = self.passing.target(bytes) else { break };
+            let start = move |c: &mut Client| c.start(&Request::GetInto { handle, offset, length, into }, None, None).0;
+            match self.call(start, |reply| api::got(&reply).map(|_| ())).await {
+                Ok(()) => return Ok(slab.freeze()),
+                // The connection was lost. The old one's server side may still write there: not here again.
+                Err(ClientError::Interrupted) => drop(slab),
+                Err(error) => return Err(error),
+            }
+        }
         let slice_bytes = self.slice_bytes;
         let slab = Slab::try_zeroed(bytes).ok_or(ClientError::OutOfMemory { bytes: length })?;
         let landing = Landing::new(vec![slab], slice_bytes);
@@ -423,8 +444,14 @@ impl Drop for Door {
     }
 }
 
+/// Tells of the connection as it is now.
+fn report(engine: &mut Engine, news: &News) {
+    let can_share = engine.lanes.can_share();
+    news.tell(engine.client().sessions_lost(), can_share);
+}
+
 /// The thread of a session: takes commands, moves bytes, delivers answers, until every handle on it is gone.
-fn drive(engine: &mut Engine, inbox: &mpsc::Receiver<Command>, alarm: &Alarm) {
+fn drive(engine: &mut Engine, inbox: &mpsc::Receiver<Command>, alarm: &Alarm, news: &News) {
     let mut waiting: HashMap<RequestId, Deliver> = HashMap::new();
     let mut over = Vec::new();
     loop {
@@ -443,6 +470,7 @@ fn drive(engine: &mut Engine, inbox: &mpsc::Receiver<Command>, alarm: &Alarm) {
             }
         }
         let moved = engine.lanes.turn(Instant::now());
+        report(engine, news);
         let client = engine.client();
         for (&id, deliver) in &mut waiting {
             let mut flow = Flow::More;

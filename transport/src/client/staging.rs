@@ -1,6 +1,7 @@
 //! Shared memory that ordinary memory is copied to, so that it is passed instead of sent.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::shares::Shares;
 use crate::memory::{SharedBytes, Slab, copy_counted};
@@ -12,6 +13,34 @@ pub(super) struct Staging {
     pieces: Vec<Piece>,
     /// Bytes that all pieces may have together.
     limit: u64,
+    /// Bytes of the pieces that are being filled.
+    drafted: Arc<AtomicU64>,
+}
+
+/// A piece that is being filled. Dropped, its memory is given up.
+#[derive(Debug)]
+pub(super) struct Draft {
+    piece: Option<Piece>,
+    bytes: u64,
+    drafted: Arc<AtomicU64>,
+}
+
+impl Draft {
+    /// Writes bytes from `at` on; what does not fit is not written.
+    pub(super) fn fill(&mut self, at: usize, bytes: &[u8]) {
+        let Some(piece) = &mut self.piece else { return };
+        // Little by little: joining takes longer than the copy.
+        piece.join(bytes.len());
+        if let Some(to) = piece.slab.get_mut(at..).and_then(|slab| slab.get_mut(..bytes.len())) {
+            copy_counted(to, bytes);
+        }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        self.drafted.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
 }
 
 #[derive(Debug)]
@@ -20,6 +49,18 @@ struct Piece {
     slab: Slab,
     /// How far its pages were joined to large ones.
     joined: usize,
+    /// It was written before, and is worth joining.
+    again: bool,
+}
+
+impl Piece {
+    fn join(&mut self, step: usize) {
+        if self.again {
+            let to = self.joined.saturating_add(step).min(self.bytes.len());
+            self.bytes.memory().join(self.joined, to);
+            self.joined = to;
+        }
+    }
 }
 
 /// Pages of a piece that is used again are joined to large ones, so many bytes a time: it takes longer than a copy, and is worth
@@ -35,7 +76,7 @@ const MOST: usize = 128;
 impl Staging {
     /// Nothing yet, and at most `limit` bytes.
     pub(super) fn new(limit: u64) -> Self {
-        Self { pieces: Vec::new(), limit }
+        Self { pieces: Vec::new(), limit, drafted: Arc::default() }
     }
 
     /// Whether there is to be none: what is not shared by its user travels in slices, both ways.
@@ -46,9 +87,29 @@ impl Staging {
     /// Copies bytes to a shared piece: where they are, with one use taken. `None`: there is no room; send them.
     pub(super) fn copy(&mut self, data: &[u8], shares: &Shares) -> Option<Shared> {
         let piece = self.piece(data.len(), shares)?;
+        piece.join(JOINED);
         copy_counted(&mut piece.slab[..data.len()], data);
         let (place, _) = shares.find(&piece.slab[..data.len()])?;
         piece.bytes.take_use();
+        Some(place)
+    }
+
+    /// A piece of at least `len` bytes, to be filled without this being held. `None`: there is no room.
+    pub(super) fn begin(&mut self, len: usize, shares: &Shares) -> Option<Draft> {
+        let found = self.piece(len, shares)?.bytes.start();
+        let at = self.pieces.iter().position(|piece| piece.bytes.start() == found)?;
+        let piece = self.pieces.swap_remove(at);
+        let bytes = piece.slab.len() as u64;
+        self.drafted.fetch_add(bytes, Ordering::AcqRel);
+        Some(Draft { piece: Some(piece), bytes, drafted: self.drafted.clone() })
+    }
+
+    /// Takes a piece back of which the first `len` bytes are filled: where they are, with one use taken.
+    pub(super) fn finish(&mut self, mut draft: Draft, len: usize, shares: &Shares) -> Option<Shared> {
+        let piece = draft.piece.take()?;
+        let (place, _) = shares.find(piece.slab.get(..len)?)?;
+        piece.bytes.take_use();
+        self.pieces.push(piece);
         Some(place)
     }
 
@@ -69,11 +130,9 @@ impl Staging {
             }
         }
         if let Some((i, _)) = found {
-            let piece = &mut self.pieces[i];
-            let to = piece.joined.saturating_add(JOINED).min(piece.bytes.len());
-            piece.bytes.memory().join(piece.joined, to);
-            piece.joined = to;
-            return self.pieces.get_mut(i);
+            let piece = self.pieces.get_mut(i)?;
+            piece.again = true;
+            return Some(piece);
         }
         // Rounded up by an eighth at most, so that the next of about its size fits.
         let step = (len.checked_next_power_of_two()? / 16).max(4096);
@@ -82,14 +141,16 @@ impl Staging {
         let bytes = Arc::new(SharedBytes::new(size).ok()?);
         shares.add(bytes.clone());
         let slab = Slab::shared(bytes.clone());
-        self.pieces.push(Piece { bytes, slab, joined: 0 });
+        self.pieces.push(Piece { bytes, slab, joined: 0, again: false });
         self.pieces.last_mut()
     }
 
     /// Lets go of unused pieces until `wanted` more bytes fit.
     fn make_room(&mut self, wanted: u64) -> Option<()> {
+        let wanted = wanted.checked_add(self.drafted.load(Ordering::Acquire))?;
+        let drafts = Arc::strong_count(&self.drafted) - 1;
         let total = |pieces: &[Piece]| pieces.iter().map(|p| p.slab.len() as u64).sum::<u64>();
-        while self.pieces.len() >= MOST || total(&self.pieces).checked_add(wanted)? > self.limit {
+        while self.pieces.len() + drafts >= MOST || total(&self.pieces).checked_add(wanted)? > self.limit {
             let unused = self.pieces.iter().position(|piece| !piece.bytes.is_used())?;
             self.pieces.remove(unused);
         }
@@ -123,6 +184,15 @@ mod tests {
         staging.pieces[0].bytes.give_use_back();
         assert!(put(&mut staging, 4000), "the unused piece made room");
         assert_eq!(staging.pieces.len(), 1);
+        let mut staging = Staging::new(4 << 20);
+        let mut draft = staging.begin(2500 << 10, &shares).unwrap();
+        assert!(staging.begin(2500 << 10, &shares).is_none(), "what is being filled counts");
+        draft.fill(1 << 20, &[7; 100]);
+        let place = staging.finish(draft, 2500 << 10, &shares).unwrap();
+        assert_eq!(staging.pieces[0].slab[1 << 20], 7);
+        staging.pieces[0].bytes.give_use_back();
+        drop(staging.begin(2500 << 10, &shares).unwrap());
+        assert_ne!(staging.copy(&vec![1; 2500 << 10], &shares).unwrap().region, place.region, "it was given up");
         let mut staging = Staging::new(1 << 30);
         assert!((0..MOST).all(|_| put(&mut staging, 1)));
         assert!(!put(&mut staging, 1), "each has a descriptor");

@@ -34,6 +34,9 @@ pub enum LaneEnd {
     Refused(RemoteError),
 }
 
+/// How often, within the time that a client may be silent, one is looked at that is behind.
+const LOOKS: u32 = 3;
+
 /// The machine. Bytes in by [`Self::space`] and [`Self::filled`]; time by [`Self::deadline`] and [`Self::timeout`].
 pub struct ControlLane<S: Service> {
     service: Arc<S>,
@@ -48,6 +51,9 @@ pub struct ControlLane<S: Service> {
     /// Whole frames may wait in the framer until the client has read its replies.
     pending: bool,
     eager_most: u32,
+    /// What the client had taken when that was looked at last; and when, while nothing is read: its pings wait unread then.
+    taken: u64,
+    looked: Option<Instant>,
 }
 
 enum State {
@@ -91,6 +97,8 @@ impl<S: Service> ControlLane<S> {
             asked: 0,
             pending: false,
             eager_most: u32::MAX,
+            taken: 0,
+            looked: None,
         })
     }
 
@@ -116,6 +124,7 @@ impl<S: Service> ControlLane<S> {
     /// when to ask again.
     pub fn is_held(&mut self) -> bool {
         let held = self.peer().is_some_and(|peer| peer.is_behind());
+        self.looked = if held { self.looked.or(Some(self.heard)) } else { None };
         if held {
             // What it sent meanwhile is not seen: a frame's time begins anew.
             self.frame_began = None;
@@ -160,7 +169,11 @@ impl<S: Service> ControlLane<S> {
     pub fn deadline(&self) -> Instant {
         let settings = self.service.settings();
         let silence = match self.state {
-            State::Open(_) => self.heard + settings.silence(),
+            State::Open(_) => match self.looked {
+                // Looked at more often: whether it takes what it asked for.
+                Some(looked) => (self.heard + settings.silence()).min(looked + settings.silence() / LOOKS),
+                None => self.heard + settings.silence(),
+            },
             _ => self.heard + settings.patience,
         };
         self.frame_began.map_or(silence, |began| silence.min(began + settings.patience))
@@ -168,6 +181,10 @@ impl<S: Service> ControlLane<S> {
 
     /// The deadline has passed.
     pub fn timeout(&mut self, now: Instant) -> Step {
+        if now < self.deadline() {
+            return Step::Continue;
+        }
+        self.look(now);
         if now < self.deadline() {
             return Step::Continue;
         }
@@ -180,6 +197,17 @@ impl<S: Service> ControlLane<S> {
             _ => format!("no greeting within {} s", seconds(patience)),
         };
         self.refuse(RemoteError::new(ErrorCode::TimedOut, message))
+    }
+
+    /// A client that is behind with reading is no silent one while it takes what it asked for.
+    fn look(&mut self, now: Instant) {
+        let Some(progress) = self.peer().map(|peer| peer.progress()) else { return };
+        if self.looked.is_some() {
+            self.looked = Some(now);
+            if std::mem::replace(&mut self.taken, progress) != progress {
+                self.heard = now;
+            }
+        }
     }
 
     /// The lane is gone: tells the service. Called by drop, too.
@@ -240,7 +268,12 @@ impl<S: Service> ControlLane<S> {
                     peer.discard(id);
                 }
                 match decoded {
-                    _ if !within => peer.reply(id, kind, &Reply::Failed(no_credit(settings.credits))),
+                    decoded if !within => {
+                        if let Ok(request) = &decoded {
+                            peer.give_back(request);
+                        }
+                        peer.reply(id, kind, &Reply::Failed(no_credit(settings.credits)));
+                    }
                     Ok(request) => self.service.request(peer, id, request, now),
                     Err(error) => peer.reply(id, kind, &Reply::Failed(error.into())),
                 }

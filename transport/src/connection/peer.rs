@@ -1,7 +1,7 @@
 //! A connection as the server sees it.
 
 use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,9 @@ use super::seats::{Seat, Seats};
 use super::service::{Noted, Service};
 use crate::auth::{Identity, Secret, lane_key};
 use crate::memory::{Landing, NoRegion, PeerTarget, Region, Regions};
-use crate::wire::{Control, ErrorCode, Flags, Kind, RemoteError, Reply, Shared, body_crc, encode_header};
+use crate::wire::{
+    Control, ErrorCode, Flags, Kind, PutBody, PutRequest, RemoteError, Reply, Request, Shared, body_crc, encode_header,
+};
 
 /// Wakes the driver of one lane, from whatever thread: there is something to send, a landing was registered, or the connection
 /// was closed. Must be cheap and must not block.
@@ -66,6 +68,8 @@ pub struct Peer {
     checked: bool,
     /// The control lane waits for the bulk lanes to send.
     held: AtomicBool,
+    /// Changes whenever the client has taken something of what it asked for.
+    progress: AtomicU64,
 }
 
 /// Which attempts to open a bulk lane were made: all below the last 64, and those of the last 64 whose bits are set.
@@ -133,6 +137,7 @@ impl Peer {
             stuck,
             checked,
             held: AtomicBool::new(false),
+            progress: AtomicU64::new(0),
         })
     }
 
@@ -215,6 +220,14 @@ impl Peer {
         self.regions()?.passed(place.region, place.offset, length).map_err(|e| no_region(&e))
     }
 
+    /// A request is refused before anybody looked at what it passes: its use of shared memory is given back.
+    pub fn give_back(&self, request: &Request<'_>) {
+        if let Request::Put(PutRequest { body: PutBody::Passed(place), spec, .. }) = request {
+            // Should it not be there, there is nothing to give back.
+            drop(self.passed(*place, spec.bytes()));
+        }
+    }
+
     /// Memory that the client shares, to be filled for it.
     ///
     /// # Errors
@@ -246,9 +259,18 @@ impl Peer {
     pub fn flush(&self) -> io::Result<bool> {
         let mut out = self.lock();
         let ControlOut { outbox, sink, .. } = &mut *out;
+        let waited = outbox.waiting();
         let done = outbox.flush(&mut **sink);
+        if outbox.waiting() < waited {
+            self.progress.fetch_add(1, Ordering::AcqRel);
+        }
         self.note(outbox);
         done
+    }
+
+    /// Changes whenever the client has taken something of what it asked for.
+    pub(super) fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Acquire)
     }
 
     /// Bytes that wait on the control lane.
@@ -277,6 +299,7 @@ impl Peer {
 
     /// A bulk lane has sent: if the control lane waited for that, it goes on.
     pub fn moved_on(&self) {
+        self.progress.fetch_add(1, Ordering::AcqRel);
         if self.held.load(Ordering::Acquire) && self.bulk.len() < ENOUGH_TRANSFERS {
             self.held.store(false, Ordering::Release);
             self.driver.wake();
