@@ -54,6 +54,10 @@ struct State {
     lane_faults: AtomicU64,
     controls: AtomicU64,
     bulks: AtomicU64,
+    /// Microseconds that the first bulk lane rests after each read.
+    slow: AtomicU64,
+    /// Bytes over each bulk lane, in the order of their opening.
+    carried: Mutex<Vec<u64>>,
     closing: AtomicBool,
     streams: Mutex<Vec<Socket>>,
 }
@@ -75,8 +79,9 @@ struct Way {
     from: Socket,
     to: Socket,
     is_up: bool,
-    /// Whether the connection is a bulk lane, as its first frame says.
+    /// Whether the connection is a bulk lane, as its first frame says; and which of them.
     bulk: Arc<AtomicBool>,
+    number: Arc<AtomicU64>,
     /// Whether the other direction has ended.
     gone: Arc<AtomicBool>,
 }
@@ -161,6 +166,16 @@ impl Proxy {
         self.state.lane_allowance.store(bytes, Ordering::Release);
     }
 
+    /// The bulk lane that is opened first rests so long after each read, from here on.
+    pub fn slow_first_lane(&self, rest: Duration) {
+        self.state.slow.store(rest.as_micros() as u64, Ordering::Release);
+    }
+
+    /// Bytes that passed over each bulk lane, up and down, in the order of their opening.
+    pub fn carried(&self) -> Vec<u64> {
+        self.state.carried.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// How often that has happened.
     pub fn lane_faults(&self) -> u64 {
         self.state.lane_faults.load(Ordering::Acquire)
@@ -206,6 +221,8 @@ impl State {
             lane_faults: AtomicU64::new(0),
             controls: AtomicU64::new(0),
             bulks: AtomicU64::new(0),
+            slow: AtomicU64::new(0),
+            carried: Mutex::default(),
             closing: AtomicBool::new(false),
             streams: Mutex::default(),
         }
@@ -224,11 +241,19 @@ impl State {
                 server.set_nodelay(true).expect("sockets take options");
             }
             let (bulk, gone) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+            let number = Arc::new(AtomicU64::new(0));
             let clones = (client.try_clone(), server.try_clone(), client.try_clone(), server.try_clone());
             let (Ok(client_too), Ok(server_too), Ok(kept_client), Ok(kept_server)) = clones else { continue };
             self.streams().extend([kept_client, kept_server]);
-            let up = Way { from: client, to: server_too, is_up: true, bulk: bulk.clone(), gone: gone.clone() };
-            let down = Way { from: server, to: client_too, is_up: false, bulk, gone };
+            let up = Way {
+                from: client,
+                to: server_too,
+                is_up: true,
+                bulk: bulk.clone(),
+                number: number.clone(),
+                gone: gone.clone(),
+            };
+            let down = Way { from: server, to: client_too, is_up: false, bulk, number, gone };
             for way in [up, down] {
                 let state = self.clone();
                 std::thread::spawn(move || state.pass(way));
@@ -247,7 +272,8 @@ impl State {
                     Socket::Unix(_) => part.first_chunk().map(Local::decode) == Some(Ok(Local::Bulk)),
                 };
                 way.bulk.store(is_bulk, Ordering::Release);
-                (if is_bulk { &self.bulks } else { &self.controls }).fetch_add(1, Ordering::AcqRel);
+                let number = if is_bulk { &self.bulks } else { &self.controls }.fetch_add(1, Ordering::AcqRel);
+                way.number.store(number, Ordering::Release);
             }
             let bulk = way.bulk.load(Ordering::Acquire);
             while bulk && way.is_up && self.is_holding() {
@@ -273,6 +299,9 @@ impl State {
                     std::thread::park_timeout(LOOK);
                 }
             }
+            if bulk {
+                self.carry(way.number.load(Ordering::Acquire), n as u64);
+            }
             let each = self.each.load(Ordering::Acquire);
             let spend = |left: u64| match left {
                 u64::MAX => None,
@@ -294,6 +323,21 @@ impl State {
         way.gone.store(true, Ordering::Release);
         way.to.end();
         way.from.end();
+    }
+
+    /// Bytes pass over a bulk lane; the first one rests.
+    fn carry(&self, number: u64, bytes: u64) {
+        let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = number as usize;
+        if carried.len() <= number {
+            carried.resize(number + 1, 0);
+        }
+        carried[number] += bytes;
+        drop(carried);
+        let rest = self.slow.load(Ordering::Acquire);
+        if number == 0 && rest > 0 {
+            std::thread::sleep(Duration::from_micros(rest));
+        }
     }
 
     /// Whether these bytes are what the next lane's fault waits for.

@@ -1,11 +1,13 @@
 //! A client that speaks the protocol by hand, so that it can speak it badly.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use genie_transport::auth::{lane_key, lane_proof};
 use genie_transport::connection::{Framer, Recorded};
+use genie_transport::link::Stream;
+use genie_transport::link::tls::{TlsClient, TlsStream};
 use genie_transport::wire::{
     Caps, Control, Flags, HEADER_BYTES, Kind, LaneHello, OpenedSession, RemoteError, Reply, Request, Welcome, body_crc,
     encode_header, limits,
@@ -16,10 +18,12 @@ use crate::answer::{Outcome, Told, own};
 /// How long anything is waited for: a server that has not answered by then never will.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// One lane, a plain socket.
+/// One lane.
 pub struct Raw {
     /// The socket.
     pub stream: TcpStream,
+    /// What is between it and the bytes, where they are encrypted.
+    tls: Option<TlsStream>,
     framer: Framer,
     /// Ids of requests count up.
     last: u64,
@@ -41,7 +45,25 @@ impl Raw {
     pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(LONGEST)).expect("a timeout");
         stream.set_nodelay(true).expect("no delay");
-        Self { stream, framer: Framer::new(limits::CONTROL_PAYLOAD_BYTES), last: 0 }
+        Self { stream, tls: None, framer: Framer::new(limits::CONTROL_PAYLOAD_BYTES), last: 0 }
+    }
+
+    /// Connects over TLS, to a server at an address that its certificate is for.
+    ///
+    /// # Panics
+    /// If the server is not there.
+    pub fn dial_tls(server: SocketAddr, tls: &TlsClient) -> Self {
+        let mut raw = Self::dial(server);
+        let lane = raw.stream.try_clone().expect("a second descriptor");
+        lane.set_nonblocking(true).expect("sockets take options");
+        let host = server.ip().to_string();
+        raw.tls = Some(TlsStream::client(Box::new(lane), tls, &host).expect("the address can have a certificate"));
+        raw
+    }
+
+    /// The channel's exporter value, which proofs are bound to; `None`: it is not encrypted, or its handshake is not over.
+    pub fn binding(&self) -> Option<[u8; 32]> {
+        self.tls.as_ref().and_then(|tls| tls.channel().binding)
     }
 
     /// Connects and greets.
@@ -90,7 +112,10 @@ impl Raw {
 
     /// Sends bytes, whatever they are. A server that has closed meanwhile is heard of by [`Self::hear`].
     pub fn send(&mut self, bytes: &[u8]) {
-        let _ = self.stream.write_all(bytes);
+        let _ = match &self.tls {
+            Some(tls) => send_all(tls, bytes),
+            None => self.stream.write_all(bytes),
+        };
     }
 
     /// A fresh id for a request.
@@ -140,7 +165,11 @@ impl Raw {
                 let (meta, payload) = (frame.meta.to_vec(), frame.payload.to_vec());
                 return Some(Recorded { header: frame.header, meta, payload });
             }
-            match self.stream.read(self.framer.space()) {
+            let got = match &self.tls {
+                Some(tls) => wait(|| tls.recv(self.framer.space(), &mut [])),
+                None => self.stream.read(self.framer.space()),
+            };
+            match got {
                 Ok(0) => return None,
                 Ok(n) => self.framer.filled(n),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -172,6 +201,28 @@ impl Raw {
             }
         }
     }
+}
+
+/// What comes of an attempt that is made again until it can be.
+fn wait<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + LONGEST;
+    loop {
+        match attempt() {
+            Err(e) if e.kind() == ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            end => return end,
+        }
+    }
+}
+
+fn send_all(tls: &TlsStream, bytes: &[u8]) -> io::Result<()> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        sent += wait(|| tls.send(&[IoSlice::new(&bytes[sent..])]))?;
+    }
+    // A greeting goes out with the end of the handshake.
+    wait(|| if tls.push()? && tls.channel().binding.is_some() { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) })
 }
 
 /// A frame with good checksums.

@@ -18,9 +18,9 @@ const FOUND: Duration = Duration::from_millis(3 * 400 + 1000);
 /// The client's requests end, with an error that says what was wrong; once the server goes on, so does the client.
 pub(crate) fn a_server_that_stops(scheme: &str) {
     let place = Place::of(scheme);
-    let (server, uri) = server(&place.listen, 1, Some(KEEPALIVE));
+    let (server, uri) = server(&place, &place.listen, 1, Some(KEEPALIVE));
     let uri = uri.parse().expect("an address");
-    let mut options = options();
+    let mut options = options(&place.certificates);
     options.client.lease_ms = 60_000;
     let mut patient = options.clone();
     patient.client.reconnect_for = Duration::from_secs(20);
@@ -66,9 +66,10 @@ pub(crate) fn a_server_that_stops(scheme: &str) {
 /// The server lets go of a client that stops, and of all that it held for it.
 pub(crate) fn a_client_that_stops(scheme: &str) {
     let place = Place::of(scheme);
-    let (_server, uri) = server(&place.listen, 1, Some(KEEPALIVE));
-    let mut watch = blocking::Session::connect(&uri.parse().expect("an address"), options()).expect("a session");
-    let mut client = victim(&uri, 3);
+    let (_server, uri) = server(&place, &place.listen, 1, Some(KEEPALIVE));
+    let mut watch =
+        blocking::Session::connect(&uri.parse().expect("an address"), options(&place.certificates)).expect("a session");
+    let mut client = victim(&place, &uri, 3);
     client.hear("ready", Duration::from_secs(10));
     let mut sessions = || {
         let stats = watch.stats().expect("the server answers");

@@ -66,14 +66,16 @@ fn settles(watch: &mut blocking::Session) {
 pub(crate) fn clients_are_killed(scheme: &str) {
     let kills = kills();
     let place = Place::of(scheme);
-    let (server, uri) = server(&place.listen, 1, None);
-    let connect = || blocking::Session::connect(&uri.parse().expect("an address"), options()).expect("a session");
+    let (server, uri) = server(&place, &place.listen, 1, None);
+    let connect = || {
+        blocking::Session::connect(&uri.parse().expect("an address"), options(&place.certificates)).expect("a session")
+    };
     let (mut watch, mut other) = (connect(), connect());
     let mut churn = Churn::new(seed(), MOST);
     let mut rng = Rng::new(seed());
     let mut before = None;
     for kill in 1..=kills {
-        let mut victim = victim(&uri, rng.draw());
+        let mut victim = victim(&place, &uri, rng.draw());
         victim.hear("ready", LONGEST * 5);
         let pause = pause(&mut rng);
         std::thread::sleep(pause);
@@ -116,8 +118,8 @@ pub(crate) fn clients_are_killed(scheme: &str) {
 pub(crate) fn servers_are_killed(scheme: &str) {
     let kills = kills();
     let place = Place::of(scheme);
-    let (mut alive, uri) = server(&place.listen, 1, None);
-    let mut client = survivor(&uri, seed());
+    let (mut alive, uri) = server(&place, &place.listen, 1, None);
+    let mut client = survivor(&place, &uri, seed());
     client.hear("ready", LONGEST * 5);
     let mut rng = Rng::new(seed());
     let mut before = None;
@@ -127,7 +129,7 @@ pub(crate) fn servers_are_killed(scheme: &str) {
         let pause = pause(&mut rng);
         std::thread::sleep(pause);
         alive.kill();
-        (alive, _) = server(&uri, 1 + kill, None);
+        (alive, _) = server(&place, &uri, 1 + kill, None);
         let said = client.hear("recovered after", LONGEST);
         println!("kill {kill}, {pause:?} into the work: {said}");
         failures += u64::from(!said.starts_with('0'));

@@ -26,6 +26,11 @@ over!(uring, "uring": kills::clients_are_killed, kills::servers_are_killed, half
     half_open::a_client_that_stops, scarce::descriptors_run_out);
 over!(tcp, "tcp": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
     half_open::a_client_that_stops, scarce::descriptors_run_out);
+over!(tcps, "tcps": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
+    half_open::a_client_that_stops, scarce::descriptors_run_out);
+#[cfg(target_os = "linux")]
+over!(urings, "urings": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
+    half_open::a_client_that_stops, scarce::descriptors_run_out);
 #[cfg(feature = "rdma")]
 over!(rdma, "rdma": kills::clients_are_killed, kills::servers_are_killed, half_open::a_server_that_stops,
     half_open::a_client_that_stops);

@@ -10,11 +10,14 @@ use genie_tests::serve::{Live, config};
 use genie_transport::client::{ClientError, ConnectOptions, blocking};
 use genie_transport::wire::ErrorCode;
 
+use crate::place::{Place, access, trust};
+
 const LISTEN: &str = "GENIE_CHAOS_LISTEN";
 const EPOCH: &str = "GENIE_CHAOS_EPOCH";
 const SEED: &str = "GENIE_CHAOS_SEED";
 const KEEPALIVE: &str = "GENIE_CHAOS_KEEPALIVE_MS";
 const DESCRIPTORS: &str = "GENIE_CHAOS_DESCRIPTORS";
+const CERTIFICATES: &str = "GENIE_CHAOS_CERTIFICATES";
 
 /// Payloads up to this many bytes travel inline.
 const EAGER: u32 = 4 << 10;
@@ -25,36 +28,52 @@ pub(crate) const MOST: u64 = 500_000;
 /// What nobody comes back for is let go of after this time.
 pub(crate) const LEASE: Duration = Duration::from_millis(50);
 
-/// A server at this place; and where it listens.
-pub(crate) fn server(listen: &str, epoch: u64, keepalive: Option<Duration>) -> (Role, String) {
-    server_with(listen, epoch, keepalive, 0)
+/// A server at this address of a place; and where it listens.
+pub(crate) fn server(place: &Place, listen: &str, epoch: u64, keepalive: Option<Duration>) -> (Role, String) {
+    server_with(place, listen, epoch, keepalive, 0)
 }
 
 /// A server that may have so many descriptors; 0: as many as the system allows.
-pub(crate) fn server_with(listen: &str, epoch: u64, keepalive: Option<Duration>, descriptors: u64) -> (Role, String) {
+pub(crate) fn server_with(
+    place: &Place,
+    listen: &str,
+    epoch: u64,
+    keepalive: Option<Duration>,
+    descriptors: u64,
+) -> (Role, String) {
     let descriptors = descriptors.to_string();
     let (epoch, keepalive) = (epoch.to_string(), keepalive.map_or(String::new(), |k| k.as_millis().to_string()));
     let mut role = Role::start(
         "roles::a_server",
-        &[(LISTEN, listen), (EPOCH, &epoch), (KEEPALIVE, &keepalive), (DESCRIPTORS, &descriptors)],
+        &[
+            (LISTEN, listen),
+            (EPOCH, &epoch),
+            (KEEPALIVE, &keepalive),
+            (DESCRIPTORS, &descriptors),
+            (CERTIFICATES, &place.certificates),
+        ],
     );
     let uri = role.hear("serving", Duration::from_secs(20));
     (role, uri)
 }
 
 /// A client that works with a server until it is killed.
-pub(crate) fn victim(uri: &str, seed: u64) -> Role {
-    Role::start("roles::a_victim", &[(LISTEN, uri), (SEED, &seed.to_string())])
+pub(crate) fn victim(place: &Place, uri: &str, seed: u64) -> Role {
+    client("roles::a_victim", place, uri, seed)
 }
 
 /// A client that works with a server until it has seen it fail and come back, as often as it is told to.
-pub(crate) fn survivor(uri: &str, seed: u64) -> Role {
-    Role::start("roles::a_survivor", &[(LISTEN, uri), (SEED, &seed.to_string())])
+pub(crate) fn survivor(place: &Place, uri: &str, seed: u64) -> Role {
+    client("roles::a_survivor", place, uri, seed)
 }
 
-/// How clients of these tests connect.
-pub(crate) fn options() -> ConnectOptions {
-    let mut options = ConnectOptions::default();
+fn client(role: &'static str, place: &Place, uri: &str, seed: u64) -> Role {
+    Role::start(role, &[(LISTEN, uri), (SEED, &seed.to_string()), (CERTIFICATES, &place.certificates)])
+}
+
+/// How clients of these tests connect, with the certificates of a place.
+pub(crate) fn options(certificates: &str) -> ConnectOptions {
+    let mut options = ConnectOptions { tls: trust(certificates), ..ConnectOptions::default() };
     options.client.lanes = 2;
     options.client.lease_ms = LEASE.as_millis() as u32;
     options.client.backoff = Duration::from_millis(5);
@@ -72,7 +91,7 @@ fn told_seed() -> u64 {
 
 fn told_session() -> blocking::Session {
     let uri = told(LISTEN).parse().expect("an address");
-    blocking::Session::connect(&uri, options()).expect("a session")
+    blocking::Session::connect(&uri, options(&told(CERTIFICATES))).expect("a session")
 }
 
 /// What is said to this process, but for questions where it is: those are answered whatever the rest of it does. The end of its
@@ -109,7 +128,8 @@ fn a_server() {
     if descriptors > 0 {
         rlimit::setrlimit(rlimit::Resource::NOFILE, descriptors, descriptors).expect("it is less than before");
     }
-    let server = Live::start_at(config, &told(LISTEN).parse().expect("an address"));
+    let listen = told(LISTEN).parse().expect("an address");
+    let server = Live::start_for(config, &listen, &access(&told(CERTIFICATES)));
     say(&format!("serving {}", server.uri));
     for order in orders() {
         assert_eq!(order, "", "a server is told nothing");

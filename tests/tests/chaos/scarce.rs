@@ -14,9 +14,9 @@ const DESCRIPTORS: u64 = 64;
 
 pub(crate) fn descriptors_run_out(scheme: &str) {
     let place = Place::of(scheme);
-    let (_server, uri) = server_with(&place.listen, 1, None, DESCRIPTORS);
+    let (_server, uri) = server_with(&place, &place.listen, 1, None, DESCRIPTORS);
     let uri = uri.parse().expect("an address");
-    let mut options = options();
+    let mut options = options(&place.certificates);
     options.client.lease_ms = 60_000;
     options.client.reconnect_for = Duration::from_millis(300);
     let connect = || blocking::Session::connect(&uri, options.clone());

@@ -5,7 +5,7 @@ use genie_graph::DType;
 use genie_tests::proxy::LaneFault;
 use genie_transport::wire::TensorSpec;
 
-use crate::link::{Client, Lanes, SLICE};
+use crate::link::{Client, Lanes, Relayed, SLICE};
 
 /// A dozen slices, the last one short.
 const BYTES: usize = 12 * SLICE + 77;
@@ -95,4 +95,26 @@ pub(crate) fn small_requests_go_on<L: Lanes>() {
         assert!(client.finish_get(get).expect("a get") == sent[..]);
     }
     assert_eq!(link.lane_faults(), 2);
+}
+
+/// Slices go to the lane that takes them: one that is slow carries few, and holds nothing up for as long as an equal share would
+/// take it.
+pub(crate) fn a_slow_lane_carries_less<L: Relayed>() {
+    // Much more than lies in the buffers of a lane.
+    const LARGE: usize = 48 << 20;
+    let link = L::start();
+    // 64 KiB a rest at the most: 50 times less than the others.
+    link.relay().slow_first_lane(std::time::Duration::from_millis(5));
+    let mut client = link.connect_lanes(3);
+    let bytes: Bytes = (0..LARGE as u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
+    let spec = TensorSpec::new(DType::U8, &[LARGE as u64]).expect("a shape");
+    let tensor = client.put(&spec, bytes.clone()).expect("a put");
+    let up = link.relay().carried();
+    assert!(up.len() >= 3, "{up:?}");
+    let (slow, all): (u64, u64) = (up[0], up.iter().sum());
+    assert!(slow * 5 < all, "the slow lane carried {slow} of {all} bytes: {up:?}");
+    assert!(client.get(&tensor).expect("a get") == bytes[..]);
+    let both = link.relay().carried();
+    let (slow, all) = (both[0] - slow, both.iter().sum::<u64>() - all);
+    assert!(slow * 5 < all, "the slow lane carried {slow} of {all} bytes back: {both:?}");
 }

@@ -1,7 +1,7 @@
 //! What the suite needs of a link.
 
 use bytes::Bytes;
-use genie_tests::proxy::LaneFault;
+use genie_tests::proxy::{LaneFault, Proxy};
 use genie_transport::client::{ClientError, Tensor};
 use genie_transport::wire::{Handle, OpenedSession, TensorSpec};
 
@@ -48,6 +48,12 @@ pub(crate) trait Lanes: Link {
 
     /// Connections, and bulk lanes, that were opened so far.
     fn opened_lanes(&self) -> (u64, u64);
+}
+
+/// A link whose lanes pass a relay, which can slow one of them down.
+pub(crate) trait Relayed: Lanes {
+    /// The relay.
+    fn relay(&self) -> &Proxy;
 }
 
 /// A client. Requests that are started are under way together.

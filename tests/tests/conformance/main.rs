@@ -9,6 +9,7 @@ mod shm;
 mod sim;
 mod suite;
 mod tcp;
+mod tls;
 
 /// The suite as tests of one link.
 macro_rules! conforms {
@@ -53,9 +54,48 @@ conforms!(from_uring_to_tcp, crate::tcp::Sockets<false, true>);
 conforms!(from_tcp_to_uring, crate::tcp::Sockets<true, false>);
 conforms!(simulated, crate::sim::Simulated);
 survives_lanes!(lanes_over_tcp, crate::tcp::Tcp);
+#[cfg(target_os = "linux")]
+survives_lanes!(lanes_over_uring, crate::tcp::Sockets<true, true>);
+survives_lanes!(lanes_over_shm, crate::shm::InSlices);
 survives_lanes!(lanes_simulated, crate::sim::Simulated);
 #[cfg(feature = "rdma")]
 conforms!(over_rdma, crate::rdma::Rdma);
+
+/// Lanes of unlike speed.
+mod unlike_lanes {
+    #[test]
+    fn over_tcp() {
+        crate::lanes::a_slow_lane_carries_less::<crate::tcp::Tcp>();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn over_uring() {
+        crate::lanes::a_slow_lane_carries_less::<crate::tcp::Sockets<true, true>>();
+    }
+
+    #[test]
+    fn over_shm() {
+        crate::lanes::a_slow_lane_carries_less::<crate::shm::InSlices>();
+    }
+}
+
+/// What a relay between cannot see it can neither hold back nor corrupt: the rest of the suite.
+macro_rules! conforms_encrypted {
+    ($name:ident, $link:ty) => {
+        mod $name {
+            conforms!(@ $link: every_size_comes_back, ranges, pipelined_requests, a_generate_can_be_cancelled,
+                an_upload_goes_on_where_it_was_cut, a_download_that_is_cut_is_whole, a_session_is_taken_up_by_its_token,
+                two_clients, bulk_is_not_copied, refusals_are_told);
+        }
+    };
+}
+
+conforms_encrypted!(over_tcps, crate::tls::Encrypted<false, false>);
+#[cfg(target_os = "linux")]
+conforms_encrypted!(over_urings, crate::tls::Encrypted<true, true>);
+#[cfg(target_os = "linux")]
+conforms_encrypted!(from_tcps_to_urings, crate::tls::Encrypted<true, false>);
 
 /// Where large tensors are passed there is nothing to cut, hold back or corrupt: the rest of the suite.
 mod over_shm_by_reference {

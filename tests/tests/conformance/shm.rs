@@ -1,39 +1,43 @@
 //! Shared memory, with a relay of its sockets between that can cut, hold back and corrupt.
 
-use genie_tests::proxy::Proxy;
+use std::time::Duration;
+
+use genie_tests::proxy::{LaneFault, Proxy};
 use genie_tests::serve::{Live, config};
 use genie_transport::client::{ConnectOptions, blocking};
 use genie_transport::wire::OpenedSession;
 
-use crate::link::{EAGER, Link, SLICE};
+use crate::link::{EAGER, Lanes, Link, Relayed, SLICE};
 
 /// All tensors in slices.
-pub(crate) struct InSlices(Relayed);
+pub(crate) struct InSlices(Between);
 
 /// Large tensors by reference.
-pub(crate) struct ByReference(Relayed);
+pub(crate) struct ByReference(Between);
 
-struct Relayed {
+struct Between {
     proxy: Proxy,
     _server: Live,
 }
 
-impl Relayed {
+impl Between {
     fn start() -> Self {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mut config = config(3);
         config.settings.eager_bytes = EAGER as u32;
         config.settings.slice_bytes = SLICE as u32;
+        config.settings.stuck = Duration::from_millis(100);
         let name = format!("genie-conforms-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let uri = format!("shm://{}", std::env::temp_dir().join(name).display());
         let server = Live::start_at(config, &uri.parse().expect("an address"));
         Self { proxy: Proxy::to_shm(&server.uri), _server: server }
     }
 
-    fn connect(&self, resume: Option<OpenedSession>, staging: u64) -> blocking::Session {
+    fn connect(&self, resume: Option<OpenedSession>, staging: u64, lanes: u32) -> blocking::Session {
         let mut options = ConnectOptions { staging, ..ConnectOptions::default() };
-        options.client.lanes = 2;
+        options.client.lanes = lanes;
+        options.client.stuck = Duration::from_millis(100);
         options.client.resume = resume;
         blocking::Session::connect(&self.proxy.uri, options).expect("a session")
     }
@@ -45,11 +49,11 @@ macro_rules! relayed {
             type Client = blocking::Session;
 
             fn start() -> Self {
-                Self(Relayed::start())
+                Self(Between::start())
             }
 
             fn connect(&self, resume: Option<OpenedSession>) -> Self::Client {
-                self.0.connect(resume, $staging)
+                self.0.connect(resume, $staging, 2)
             }
 
             fn arrived(&self) -> u64 {
@@ -77,6 +81,30 @@ macro_rules! relayed {
             }
         }
     };
+}
+
+impl Lanes for InSlices {
+    fn connect_lanes(&self, lanes: u32) -> Self::Client {
+        self.0.connect(None, 0, lanes)
+    }
+
+    fn lane_fault_after(&self, bytes: u64, fault: LaneFault) {
+        self.0.proxy.lane_fault_after(bytes, fault);
+    }
+
+    fn lane_faults(&self) -> u64 {
+        self.0.proxy.lane_faults()
+    }
+
+    fn opened_lanes(&self) -> (u64, u64) {
+        self.0.proxy.lanes()
+    }
+}
+
+impl Relayed for InSlices {
+    fn relay(&self) -> &Proxy {
+        &self.0.proxy
+    }
 }
 
 relayed!(InSlices, 0);

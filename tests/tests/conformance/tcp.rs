@@ -13,7 +13,7 @@ use genie_transport::client::{
 };
 use genie_transport::wire::{Handle, OpenedSession, TensorSpec};
 
-use crate::link::{Client, EAGER, Lanes, Link, SLICE};
+use crate::link::{Client, EAGER, Lanes, Link, Relayed, SLICE};
 
 /// `SERVER` and `CLIENT`: whether that side is uring.
 pub(crate) struct Sockets<const SERVER: bool, const CLIENT: bool> {
@@ -93,6 +93,12 @@ impl<const SERVER: bool, const CLIENT: bool> Lanes for Sockets<SERVER, CLIENT> {
 
     fn opened_lanes(&self) -> (u64, u64) {
         self.proxy.lanes()
+    }
+}
+
+impl<const SERVER: bool, const CLIENT: bool> Relayed for Sockets<SERVER, CLIENT> {
+    fn relay(&self) -> &Proxy {
+        &self.proxy
     }
 }
 

@@ -5,7 +5,7 @@ use genie_graph::DType;
 use genie_tests::raw::{Raw, control, lane_hello, request};
 use genie_transport::auth::{Exchange, Token};
 use genie_transport::client::{ClientError, PutOptions};
-use genie_transport::wire::{Caps, Control, ErrorCode, Mac, Proof, Request, TensorSpec, Welcome};
+use genie_transport::wire::{Caps, Control, ErrorCode, Mac, Proof, Request, TensorSpec};
 
 use super::{Scene, over_both};
 
@@ -48,8 +48,15 @@ fn without_the_token_nobody_gets_in() {
     });
 }
 
+fn dial(scene: &Scene) -> Raw {
+    match &scene.tls {
+        Some(tls) => Raw::dial_tls(scene.server.address(), tls),
+        None => Raw::dial(scene.server.address()),
+    }
+}
+
 fn challenged(scene: &Scene) -> (Raw, [u8; 32]) {
-    let mut raw = Raw::dial(scene.server.address());
+    let mut raw = dial(scene);
     raw.send(&control(&Control::Hello(Caps::OURS)));
     match raw.hear_control() {
         Some(Control::Challenge(nonce)) => (raw, nonce),
@@ -57,9 +64,10 @@ fn challenged(scene: &Scene) -> (Raw, [u8; 32]) {
     }
 }
 
-fn proof(token: &Token, server_nonce: &[u8; 32]) -> Proof {
-    let nonce = [3; 32];
-    let exchange = Exchange { server_nonce, client_nonce: &nonce, name: &token.name, binding: None };
+/// As who has the token makes it for this lane.
+fn proof(token: &Token, raw: &Raw, server_nonce: &[u8; 32]) -> Proof {
+    let (nonce, binding) = ([3; 32], raw.binding());
+    let exchange = Exchange { server_nonce, client_nonce: &nonce, name: &token.name, binding };
     Proof { nonce, proof: exchange.client_proof(&token.secret), name: token.name.clone() }
 }
 
@@ -67,40 +75,55 @@ fn proof(token: &Token, server_nonce: &[u8; 32]) -> Proof {
 #[test]
 fn what_was_heard_on_the_way_opens_nothing() {
     let alice = token("alice");
-    let scene = Scene::new(&[&alice], false);
-    let (mut first, nonce) = challenged(&scene);
-    let heard = control(&Control::Proof(proof(&alice, &nonce)));
-    first.send(&heard);
-    let Some(Control::Welcome(welcome)) = first.hear_control() else { panic!("not welcomed") };
-    assert_ne!(welcome.proof, Mac([0; 32]));
-    let (mut again, other) = challenged(&scene);
-    assert_ne!(nonce, other, "nonces are drawn for one connection");
-    again.send(&heard);
-    assert_eq!(again.goodbye().code, ErrorCode::Unauthorized);
-    assert_eq!(scene.refused("genie_refused_replay_total"), 1);
-    // The welcome's salt alone is no lane key.
-    let mut lane = Raw::dial(scene.server.address());
-    lane.send(&control(&Control::LaneHello(lane_hello(&Welcome { ..welcome }, 1))));
-    assert_eq!(lane.goodbye().code, ErrorCode::Unauthorized);
-    assert_eq!(scene.refused("genie_refused_lane_total"), 1);
+    over_both(&[&alice], |scene| {
+        let (mut first, nonce) = challenged(scene);
+        let heard = control(&Control::Proof(proof(&alice, &first, &nonce)));
+        first.send(&heard);
+        let Some(Control::Welcome(welcome)) = first.hear_control() else { panic!("not welcomed") };
+        assert_ne!(welcome.proof, Mac([0; 32]));
+        let (mut again, other) = challenged(scene);
+        assert_ne!(nonce, other, "nonces are drawn for one connection");
+        again.send(&heard);
+        assert_eq!(again.goodbye().code, ErrorCode::Unauthorized);
+        assert_eq!(scene.refused("genie_refused_replay_total"), 1);
+        // The welcome's salt alone is no lane key.
+        let mut lane = dial(scene);
+        lane.send(&control(&Control::LaneHello(lane_hello(&welcome, 1))));
+        assert_eq!(lane.goodbye().code, ErrorCode::Unauthorized);
+        assert_eq!(scene.refused("genie_refused_lane_total"), 1);
+    });
+}
+
+/// A proof that was made for one channel, as one in the middle has it, is worth nothing on another with the same challenge.
+#[test]
+fn a_proof_is_for_its_channel_alone() {
+    let alice = token("alice");
+    let scene = Scene::new(&[&alice], true);
+    let (other, _) = challenged(&scene);
+    let (mut raw, nonce) = challenged(&scene);
+    assert_ne!(raw.binding(), other.binding());
+    raw.send(&control(&Control::Proof(proof(&alice, &other, &nonce))));
+    assert_eq!(raw.goodbye().code, ErrorCode::Unauthorized);
+    assert_eq!(scene.refused("genie_refused_token_total"), 1);
 }
 
 #[test]
 fn who_skips_the_proof_is_ended() {
     let alice = token("alice");
-    let scene = Scene::new(&[&alice], false);
-    let open = request(1, &Request::Open { quota: 0, lease_ms: 0 });
-    let (mut after, _) = challenged(&scene);
-    after.send(&open);
-    assert_eq!(after.goodbye().code, ErrorCode::Unauthorized);
-    let (mut twice, _) = challenged(&scene);
-    twice.send(&control(&Control::Hello(Caps::OURS)));
-    assert_eq!(twice.goodbye().code, ErrorCode::Unauthorized);
-    let mut at_once = Raw::dial(scene.server.address());
-    at_once.send(&[control(&Control::Hello(Caps::OURS)), open].concat());
-    assert_eq!(at_once.goodbye().code, ErrorCode::Unauthorized);
-    assert_eq!(scene.refused("genie_refused_no_proof_total"), 3);
-    assert!(scene.connect(Some(&alice)).is_ok());
+    over_both(&[&alice], |scene| {
+        let open = request(1, &Request::Open { quota: 0, lease_ms: 0 });
+        let (mut after, _) = challenged(scene);
+        after.send(&open);
+        assert_eq!(after.goodbye().code, ErrorCode::Unauthorized);
+        let (mut twice, _) = challenged(scene);
+        twice.send(&control(&Control::Hello(Caps::OURS)));
+        assert_eq!(twice.goodbye().code, ErrorCode::Unauthorized);
+        let mut at_once = dial(scene);
+        at_once.send(&[control(&Control::Hello(Caps::OURS)), open].concat());
+        assert_eq!(at_once.goodbye().code, ErrorCode::Unauthorized);
+        assert_eq!(scene.refused("genie_refused_no_proof_total"), 3);
+        assert!(scene.connect(Some(&alice)).is_ok());
+    });
 }
 
 /// A server that does not ask, or does not know the token, is somebody else's.
