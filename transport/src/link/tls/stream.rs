@@ -158,6 +158,14 @@ impl TlsStream {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
+    /// What to wait for of the lane, for whoever waits for this: a handshake reads and writes whatever that is.
+    fn wants(&self, read: bool, write: bool) -> (bool, bool) {
+        match self.open.get() {
+            Some(_) => (read, write || self.has_unsent()),
+            None => (true, self.has_unsent()),
+        }
+    }
+
     fn from(&self) -> Option<Arc<str>> {
         match &self.role {
             Role::Client => None,
@@ -235,18 +243,15 @@ impl Stream for TlsStream {
     }
 
     fn interest(&self, read: bool, write: bool) -> Interest {
-        // A handshake reads and writes whatever its owner waits for.
-        match self.open.get() {
-            Some(_) => self.lane.interest(read, write || self.has_unsent()),
-            None => self.lane.interest(true, self.has_unsent()),
-        }
+        let (read, write) = self.wants(read, write);
+        self.lane.interest(read, write)
     }
 
     fn arm(&self, read: bool, write: bool) -> bool {
         let held = read && self.open.get().is_some_and(|open| lock(&open.opener).has_something());
-        let wanted = self.interest(read, write);
-        // Asked in any case: what is armed is disarmed.
-        self.lane.arm(wanted.read, wanted.write) || held
+        // What is waited for, not on which descriptor and how. Asked in any case: what is armed is disarmed.
+        let (read, write) = self.wants(read, write);
+        self.lane.arm(read, write) || held
     }
 
     fn disarm(&self) {
