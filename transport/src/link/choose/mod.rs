@@ -79,7 +79,11 @@ pub fn choose(facts: &Facts) -> Choice {
     }
     match admit(facts, asked) {
         Ok(()) => {
-            let why = if facts.forced.is_some() { "it was asked for" } else { "nothing better is there" };
+            let why = match facts.forced {
+                Some(_) => "it was asked for",
+                None if is_encrypted(asked) => "a CA was given, and the server speaks TLS",
+                None => "nothing better is there",
+            };
             choice.order.push(Candidate { uri: facts.asked.clone(), scheme: asked, why });
         }
         Err(why) => choice.left_out.push(LeftOut { scheme: asked, why }),
@@ -112,6 +116,10 @@ fn admit(facts: &Facts, scheme: LinkScheme) -> Result<(), String> {
     if is_encrypted(scheme) && !facts.trusts {
         return Err("no CA was given: nobody could tell whose certificate it is".to_owned());
     }
+    if scheme == LinkScheme::Urings {
+        // One copy more of what is encrypted, and no figure that says that it pays: docs/decisions/0005-tls-records.md.
+        return Err("it is not known to be faster than tcps: ask for it by name".to_owned());
+    }
     let stays_here = match scheme {
         LinkScheme::Shm => true,
         // A network card's address is never a loopback one.
@@ -143,7 +151,7 @@ fn judge(facts: &Facts, offer: &LinkOffer) -> Result<Candidate, String> {
         LinkScheme::Rdma => "the server has an RDMA device: tensors go from memory to memory",
         LinkScheme::Tcps => "a CA was given, and the server offers TLS",
         LinkScheme::Uring => "both ends have io_uring, and it is no slower here",
-        LinkScheme::Urings => "a CA was given, and both ends have io_uring",
+        LinkScheme::Urings => "the server offers TLS by io_uring",
         LinkScheme::Tcp => "the server listens there",
     };
     Ok(Candidate { uri, scheme, why })

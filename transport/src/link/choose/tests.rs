@@ -72,7 +72,7 @@ fn what_holds_whatever_is_offered() {
         assert_eq!(schemes.contains(&LinkScheme::Uring), free(LinkScheme::Uring) && open, "{facts:?}");
         let tls = free(LinkScheme::Tcps) && (facts.forced.is_some() || facts.trusts);
         assert_eq!(schemes.contains(&LinkScheme::Tcps), tls, "{facts:?}");
-        let rings = free(LinkScheme::Urings) && (facts.forced.is_some() || facts.trusts);
+        let rings = free(LinkScheme::Urings) && facts.forced.is_some();
         assert_eq!(schemes.contains(&LinkScheme::Urings), rings, "{facts:?}");
         // Whatever is offered is accounted for.
         for scheme in LinkScheme::ALL.iter().copied().filter(|&s| s != LinkScheme::Tcp && offered(s)) {
