@@ -59,6 +59,7 @@ pub(crate) struct BenchArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
     Transfer(bench::transfer::TransferArgs),
+    Price(bench::price::PriceArgs),
     Interference(bench::interference::InterferenceArgs),
     Growth(bench::growth::GrowthArgs),
     Latency(bench::latency::LatencyArgs),
@@ -94,6 +95,8 @@ mod tests {
             "genie bench put --connect tcp://127.0.0.1:7070 --sizes 65536,1048576,4194304,67108864 --floor --json",
             "genie bench transfer --connect tcp://127.0.0.1:7070 --op put --sizes 64M --lanes 4 --threads 2 --json",
             "genie bench transfer --serve --links tcp,tcp --op echo,put,get,mixed --sizes 64,4K:64K:4 --rate 1000 --csv",
+            "genie bench price --serve --serve-args=--unchecked --op put,get --sizes 1M,4M --pairs 5 --json",
+            "genie bench price --uri tcps://a:2,tcp://a:1 --ca ca.pem --sizes 64M",
             "genie bench interference --serve --tensor 1G --json",
             "genie bench growth --serve --connections 1,10000 --residents 1,100000 --json",
             "genie serve --listen tcps://0.0.0.0:7070 --tokens t --tls-cert c --tls-key k --client-ca a --plaintext-off-host",

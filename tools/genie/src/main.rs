@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Command::Gap(args) => gap::run(&args, say),
         Command::Bench(bench) => match bench.command {
             BenchCommand::Transfer(args) => bench::transfer::run(&args, say),
+            BenchCommand::Price(args) => bench::price::run(&args, say),
             BenchCommand::Interference(args) => bench::interference::run(&args, say),
             BenchCommand::Growth(args) => bench::growth::run(&args, say),
             BenchCommand::Latency(args) => bench::latency::run(&args, say),

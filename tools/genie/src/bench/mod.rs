@@ -9,6 +9,7 @@ pub(crate) mod interference;
 pub(crate) mod latency;
 mod load;
 mod memory;
+pub(crate) mod price;
 pub(crate) mod put;
 mod row;
 mod server;

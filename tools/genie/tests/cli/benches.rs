@@ -168,6 +168,27 @@ fn what_cannot_be_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_price_is_measured_in_pairs() {
+    let quick = ["bench", "price", "--serve", "--time", "0.02", "--pairs", "3", "--sizes", "512K", "--json"];
+    let rows = json(&good(&[&quick[..], &["--serve-args=--unchecked"]].concat()));
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.iter().map(|r| r["op"].as_str().unwrap()).collect::<Vec<_>>(), ["put", "get"]);
+    for row in rows {
+        assert!(["with_gb_s", "without_gb_s", "ratio"].iter().all(|f| number(row, f) > 0.0), "{row}");
+        let quartiles: Vec<_> = row["ratio_quartiles"].as_array().unwrap().iter().filter_map(Value::as_f64).collect();
+        assert!(quartiles[0] <= number(row, "ratio") && number(row, "ratio") <= quartiles[1], "{row}");
+        assert!(row["without"].as_str().unwrap().ends_with("unchecked"), "{row}");
+    }
+    // Two addresses: the first beside the second.
+    let rows = json(&good(&[&quick[..], &["--links", "shm,tcp", "--op", "put"]].concat()));
+    let (with, without) = (rows[0]["with"].as_str().unwrap(), rows[0]["without"].as_str().unwrap());
+    assert!(with.starts_with("shm://") && without.starts_with("tcp://"), "{rows}");
+    // A server that does not go without them is not measured as if it did.
+    let (code, error) = bad(&quick);
+    assert!(code == 1 && error.contains("--unchecked"), "{error}");
+}
+
+#[test]
 fn a_small_request_beside_a_large_put() {
     let call = ["bench", "interference", "--serve", "--tensor", "256M", "--turns", "1", "--json"];
     let rows = json(&good(&call));

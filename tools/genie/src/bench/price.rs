@@ -1,0 +1,185 @@
+//! `genie bench price`: what integrity, or TLS, costs a tensor.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use genie_transport::Uri;
+use genie_transport::client::blocking::Session;
+use genie_transport::wire::Caps;
+use serde::Serialize;
+
+use super::load::{self, Plan, Until};
+use super::memory::ordinary;
+use super::server::ServerArgs;
+use super::sizes::{Sizes, flatten, sizes};
+use super::work::{Op, Work};
+use super::{median, rounded, row};
+use crate::connect::{self, LinkArgs, seconds};
+use crate::progress::Progress;
+use crate::say::{self, Say};
+
+/// Measure what integrity, or TLS, costs: throughput with it and without it, in turns, within one run.
+///
+/// With one address, slices with checksums are measured beside slices without (the server has to allow that: `genie serve
+/// --unchecked`). With two, the first address is measured beside the second: tcps:// beside tcp://.
+///
+/// A turn of one is followed by a turn of the other, and the next pair begins with the other one, so that memory that gets slower
+/// or faster meanwhile changes both. A pair gives a ratio; the row has the median of these, and the quartiles around it.
+///
+/// With --json: a list with a row for each op and size: op, bytes, with, without (what was measured), with_gb_s, without_gb_s
+/// (medians of the turns), ratio, ratio_quartiles, pairs.
+///
+/// Examples:
+///   genie bench price --serve --serve-args=--unchecked --sizes 1M,4M,64M
+///   genie bench price --uri tcps://127.0.0.1:7071,tcp://127.0.0.1:7070 --ca ca.pem --op put,get --json
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct PriceArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// What to measure: put, get, or mixed.
+    #[arg(long, value_name = "OP", value_enum, value_delimiter = ',', default_value = "put,get")]
+    op: Vec<Op>,
+    /// Bytes of a tensor: 1M,4M, and sweeps FROM:TO:FACTOR.
+    #[arg(long, value_delimiter = ',', default_value = "1M,4M,64M", value_parser = sizes)]
+    sizes: Vec<Sizes>,
+    /// Requests in flight.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    depth: u32,
+    /// Bulk lanes of each session.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    lanes: u32,
+    /// Pairs of turns.
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
+    pairs: u32,
+    /// Seconds of each turn.
+    #[arg(long, value_name = "S", default_value_t = 0.2, value_parser = seconds)]
+    time: f64,
+    /// Index of the server's device.
+    #[arg(long, default_value_t = 0)]
+    device: u16,
+    #[command(flatten)]
+    link: LinkArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    op: &'static str,
+    bytes: u64,
+    with: String,
+    without: String,
+    with_gb_s: f64,
+    without_gb_s: f64,
+    /// The median of the pairs' ratios, and their first and third quartiles.
+    ratio: f64,
+    ratio_quartiles: [f64; 2],
+    pairs: u32,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &PriceArgs, say: Say) -> Result<()> {
+    if args.op.contains(&Op::Echo) {
+        bail!("an echo has no slices: --op put, get or mixed");
+    }
+    if args.time <= 0.0 {
+        bail!("--time 0 measures nothing");
+    }
+    let sizes = flatten(&args.sizes);
+    let servers = args.server.ready(&args.link)?;
+    let (mut with, mut without) = match servers.uris() {
+        [uri] => (Side::open(args, uri, false)?, Side::open(args, uri, true)?),
+        [with, without] => (Side::open(args, with, false)?, Side::open(args, without, false)?),
+        _ => bail!("one address, for integrity beside none, or two, to measure the first beside the second"),
+    };
+    let mut progress = Progress::steps("price", (args.op.len() * sizes.len()) as u64);
+    let mut rows = Vec::new();
+    for &op in &args.op {
+        for &bytes in &sizes {
+            progress.say(format!("{} {}", op.name(), row::size(bytes)));
+            let row = measure(args, op, bytes, &mut with, &mut without);
+            rows.push(row.with_context(|| format!("{} of {bytes} bytes", op.name()))?);
+            progress.step();
+        }
+    }
+    drop(progress);
+    with.session.close()?;
+    without.session.close()?;
+    say.result(&rows, |rows| table(rows))
+}
+
+/// One of the two that are compared.
+struct Side {
+    name: String,
+    session: Session,
+}
+
+impl Side {
+    fn open(args: &PriceArgs, uri: &Uri, unchecked: bool) -> Result<Self> {
+        let mut session = connect::session_with(uri, args.link, |options| {
+            options.client.lanes = args.lanes;
+            options.client.unchecked = unchecked;
+        })?;
+        if unchecked && !session.welcome().is_some_and(|w| w.caps.has(Caps::UNCHECKED)) {
+            bail!("{uri} does not do without checksums: start it with `genie serve --unchecked`");
+        }
+        let name = if unchecked { format!("{uri} unchecked") } else { uri.to_string() };
+        Ok(Self { name, session })
+    }
+}
+
+fn measure(args: &PriceArgs, op: Op, bytes: u64, with: &mut Side, without: &mut Side) -> Result<Row> {
+    // Both send the same bytes: from other memory one might be faster.
+    let data = ordinary(usize::try_from(bytes)?);
+    let mut works = [&mut *with, without]
+        .map(|side| Work::new(&mut side.session, op, data.clone(), args.device, 1))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let plan = Plan { depth: args.depth as usize, rate: None, until: Until::Time(Duration::from_secs_f64(args.time)) };
+    let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
+    // Not counted: the first pair takes memory that later ones find.
+    for pair in 0..=args.pairs {
+        let mut rate = [0.0; 2];
+        for turn in 0..2 {
+            let which = (turn + pair as usize) % 2;
+            let outcome = load::run(&mut works[which], plan)?;
+            rate[which] = (outcome.requests * bytes) as f64 / outcome.took.as_secs_f64() / 1e9;
+        }
+        if pair > 0 {
+            rates.iter_mut().zip(rate).for_each(|(all, one)| all.push(one));
+            ratios.push(rate[0] / rate[1]);
+        }
+    }
+    works.into_iter().try_for_each(Work::end)?;
+    ratios.sort_by(f64::total_cmp);
+    let quartile = |part: usize| ratios[(ratios.len() - 1) * part / 4];
+    Ok(Row {
+        op: op.name(),
+        bytes,
+        with: with.name.clone(),
+        without: without.name.clone(),
+        with_gb_s: rounded(median(&rates[0])),
+        without_gb_s: rounded(median(&rates[1])),
+        ratio: rounded(median(&ratios)),
+        ratio_quartiles: [rounded(quartile(1)), rounded(quartile(3))],
+        pairs: args.pairs,
+    })
+}
+
+fn table(rows: &[Row]) -> String {
+    let names = rows.first().map(|r| format!("with: {}; without: {}", r.with, r.without)).unwrap_or_default();
+    let cells = rows.iter().map(|r| {
+        let (with, without) = (row::digits(r.with_gb_s), row::digits(r.without_gb_s));
+        let [low, high] = r.ratio_quartiles;
+        [
+            r.op.to_owned(),
+            row::size(r.bytes),
+            with,
+            without,
+            format!("{:.3}", r.ratio),
+            format!("{low:.2} to {high:.2}"),
+        ]
+    });
+    let head = ["op", "size", "with GB/s", "without GB/s", "ratio", "half of the pairs within"];
+    format!("{}\n{names}", say::table(head, cells))
+}
