@@ -96,14 +96,64 @@ fn send_all(stream: &TlsStream, bytes: &[u8]) {
 fn receive_all(stream: &TlsStream, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     let mut got = 0;
-    while got < length {
+    // Records are opened where they belong if they fit there whole, and else delivered piece by piece: both happen.
+    for pieces in [77, usize::MAX, 40_000, 16_384, 16_385, 1].into_iter().cycle() {
+        if got == length {
+            break;
+        }
         let rest = &mut bytes[got..];
-        let (a, b) = rest.split_at_mut(rest.len().min(77));
+        let (a, b) = rest.split_at_mut(rest.len().min(pieces));
         let n = wait(|| stream.recv(a, b)).unwrap();
         assert!(n > 0, "ended after {got} bytes");
         got += n;
     }
     bytes
+}
+
+/// As slices are sent and received: a head, and a payload that is a number of records.
+#[test]
+fn slices_arrive_whole_and_in_place() {
+    const HEAD: usize = 56;
+    let authority = Authority::new();
+    let (server_tls, client_tls) = both(&authority, false);
+    let (near, far) = pair();
+    let client = TlsStream::client(lane(near), &client_tls, "127.0.0.1").unwrap();
+    let server = server(&server_tls, far);
+    let slices: Vec<Vec<u8>> = [1, 300, 16_384, 16_385, 256 << 10, 256 << 10, (256 << 10) + 1]
+        .into_iter()
+        .enumerate()
+        .map(|(i, n)| noise(HEAD + n + i)[i..].to_vec())
+        .collect();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            for slice in &slices {
+                let mut sent = 0;
+                while sent < slice.len() {
+                    let (head, payload) = slice.split_at(sent.max(HEAD));
+                    sent += wait(|| client.send(&[IoSlice::new(&head[sent..]), IoSlice::new(payload)])).unwrap();
+                }
+            }
+            wait(|| if client.push()? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }).unwrap();
+        });
+        let (mut head, mut next) = ([0; HEAD], [0; HEAD]);
+        let mut have = 0;
+        for (i, slice) in slices.iter().enumerate() {
+            while have < HEAD {
+                have += wait(|| server.recv(&mut head[have..], &mut [])).unwrap();
+            }
+            assert_eq!(head, slice[..HEAD], "slice {i}");
+            have = 0;
+            let mut payload = vec![0; slice.len() - HEAD];
+            let mut got = 0;
+            while got < payload.len() {
+                let n = wait(|| server.recv(&mut payload[got..], &mut next)).unwrap();
+                have = (got + n).saturating_sub(payload.len());
+                got += n - have;
+            }
+            assert!(payload == slice[HEAD..], "slice {i}");
+            head = next;
+        }
+    });
 }
 
 fn noise(length: usize) -> Vec<u8> {

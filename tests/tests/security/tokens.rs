@@ -27,6 +27,18 @@ fn a_token_opens_and_its_lanes_carry() {
     });
 }
 
+/// Slices go without checksums where every record is authenticated, and nowhere else.
+#[test]
+fn checksums_are_left_out_over_tls_alone() {
+    let alice = token("alice");
+    over_both(&[&alice], |scene| {
+        let mut session = scene.connect(Some(&alice)).unwrap();
+        let welcome = session.welcome().unwrap();
+        assert_eq!(welcome.caps.has(Caps::UNCHECKED), scene.tls.is_some());
+        session.close().unwrap();
+    });
+}
+
 #[test]
 fn without_the_token_nobody_gets_in() {
     let (alice, other) = (token("alice"), token("alice"));

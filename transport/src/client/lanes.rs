@@ -55,6 +55,7 @@ impl Lanes {
         if self.control.is_none() && self.client.wants_connection(now) {
             match self.dial.control() {
                 Ok(stream) => {
+                    self.client.set_sealed(stream.is_sealed());
                     self.control = Some(stream);
                     self.told = Told::default();
                     // Opening it may have taken seconds.

@@ -343,7 +343,9 @@ impl<S: Service> ControlLane<S> {
         let key = lane_key(admitted.lane_secret.as_ref(), &salt);
         self.framer.set_payload_cap(limits::CONTROL_PAYLOAD_BYTES);
         let s = self.service.settings();
-        let ours = if s.unchecked { Caps::OURS.and(Caps::UNCHECKED) } else { Caps::OURS };
+        // A TLS channel proves each record: checksums would find nothing more on the way.
+        let sealed = sink.channel().binding.is_some();
+        let ours = if s.unchecked || sealed { Caps::OURS.and(Caps::UNCHECKED) } else { Caps::OURS };
         let caps = ours.common(caps);
         let link = (s.stuck, !caps.has(Caps::UNCHECKED));
         let peer = Peer::new(self.directory.next_id(), (key, admitted.identity), sink, driver, link);
@@ -380,6 +382,13 @@ impl<S: Service> ControlLane<S> {
         })?;
         if peer.lane_count() >= self.service.settings().max_lanes as usize {
             return Err(RemoteError::new(ErrorCode::Busy, "the connection has as many bulk lanes as it may"));
+        }
+        let sealed = matches!(&self.state, State::Greeting(sink, _) if sink.channel().binding.is_some());
+        if !(sealed || peer.is_checked() || self.service.settings().unchecked) {
+            return Err(RemoteError::new(
+                ErrorCode::Malformed,
+                "a connection over TLS whose slices have no checksums has all of its lanes over TLS",
+            ));
         }
         if self.framer.in_frame() {
             return Err(RemoteError::new(

@@ -98,6 +98,12 @@ pub trait Stream: Send + Sync {
         Channel::default()
     }
 
+    /// Whether whatever is received over this lane is proven to be what the other side sent, bit by bit: payloads then need no
+    /// checksums of their own.
+    fn is_sealed(&self) -> bool {
+        false
+    }
+
     /// Nothing will be sent any more: the other side receives what was, and then the end.
     fn finish(&self);
 

@@ -78,7 +78,7 @@ pub struct ClientOptions {
     /// or stands still in the middle of a slice, five times as long.
     pub stuck: Duration,
     /// Asks the server to do without checksums over slices. If it grants that, a bit that flips on the way past TCP's own sum goes
-    /// unnoticed, unless the tensor is put by its hash.
+    /// unnoticed, unless the tensor is put by its hash. Over TLS, where every record is authenticated, there are none anyway.
     pub unchecked: bool,
     /// A session to take up, instead of opening one.
     pub resume: Option<OpenedSession>,

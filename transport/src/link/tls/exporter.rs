@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ring::hkdf::{HKDF_SHA256, HKDF_SHA384, KeyType, Prk};
+use aws_lc_rs::hkdf::{HKDF_SHA256, HKDF_SHA384, KeyType, Prk};
 use rustls::{CipherSuite, KeyLog};
 use zeroize::Zeroizing;
 
@@ -38,10 +38,10 @@ impl ExporterSecret {
     /// The exporter's value for [`LABEL`] and an empty context.
     pub(super) fn value(&self, suite: CipherSuite) -> Option<[u8; 32]> {
         let (hash, algorithm) = match suite {
-            CipherSuite::TLS13_AES_256_GCM_SHA384 => (&ring::digest::SHA384, HKDF_SHA384),
-            _ => (&ring::digest::SHA256, HKDF_SHA256),
+            CipherSuite::TLS13_AES_256_GCM_SHA384 => (&aws_lc_rs::digest::SHA384, HKDF_SHA384),
+            _ => (&aws_lc_rs::digest::SHA256, HKDF_SHA256),
         };
-        let empty = ring::digest::digest(hash, &[]);
+        let empty = aws_lc_rs::digest::digest(hash, &[]);
         let secret = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if secret.is_empty() {
             return None;

@@ -8,7 +8,9 @@ mod config;
 mod dial;
 mod exporter;
 mod handshake;
+mod opener;
 mod record;
+mod sealer;
 mod stream;
 
 pub use config::{TlsClient, TlsFileError, TlsServer};

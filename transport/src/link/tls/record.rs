@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rustls::ConnectionTrafficSecrets;
 
 /// Bytes of a record's head.
@@ -15,6 +15,11 @@ const TAG: usize = 16;
 
 /// Records that one key seals, at the most, before the next: well within what AES-GCM bears (2^24.5).
 const RECORDS_PER_KEY: u64 = 1 << 23;
+
+/// Bytes of a record that holds so many.
+pub(super) const fn sealed(length: usize) -> usize {
+    HEAD + length + 1 + TAG
+}
 
 /// What a record holds.
 pub(super) const ALERT: u8 = 21;
@@ -48,24 +53,34 @@ impl Direction {
         self.sequence >= RECORDS_PER_KEY
     }
 
-    /// Appends a record that holds these bytes (`PLAIN` at the most), of one kind, to `out`.
+    /// Makes a record that holds these bytes (`PLAIN` at the most), of one kind, at the front of `out`. How long it is.
     pub(super) fn seal<'a>(
         &mut self,
         kind: u8,
-        parts: impl Iterator<Item = &'a [u8]>,
+        mut parts: impl Iterator<Item = &'a [u8]>,
         length: usize,
-        out: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        let body = length + 1 + TAG;
-        let head = head(body);
-        out.extend_from_slice(&head);
-        let at = out.len();
-        parts.for_each(|part| out.extend_from_slice(part));
-        out.push(kind);
-        let nonce = self.nonce()?;
-        let tag = self.key.seal_in_place_separate_tag(nonce, Aad::from(head), &mut out[at..]);
-        out.extend_from_slice(tag.map_err(|_| io::Error::other("a record could not be sealed"))?.as_ref());
-        Ok(())
+        out: &mut [u8],
+    ) -> io::Result<usize> {
+        let head = head(length + 1 + TAG);
+        let whole = sealed(length);
+        let (place, rest) = out[..whole].split_at_mut(HEAD + length);
+        place[..HEAD].copy_from_slice(&head);
+        let place = &mut place[HEAD..];
+        let (nonce, aad) = (self.nonce()?, Aad::from(head));
+        let first = parts.next().unwrap_or_default();
+        let sealed = if first.len() == length {
+            // From where it lies to where it goes: no copy.
+            self.key.seal_out_of_place_scatter(nonce, aad, first, place, &[kind], rest)
+        } else {
+            let mut at = 0;
+            for part in std::iter::once(first).chain(parts) {
+                place[at..at + part.len()].copy_from_slice(part);
+                at += part.len();
+            }
+            self.key.seal_in_place_scatter(nonce, aad, place, &[kind], rest)
+        };
+        sealed.map_err(|_| io::Error::other("a record could not be sealed"))?;
+        Ok(whole)
     }
 
     /// Opens a record's body in place: how many bytes from its front are its content, and of what kind.
@@ -73,12 +88,18 @@ impl Direction {
         let head = head(body.len());
         let nonce = self.nonce()?;
         let plain = self.key.open_in_place(nonce, Aad::from(head), body).map_err(|_| forged())?;
-        // Zeros after the kind are padding.
-        let kind = plain.iter().rposition(|&b| b != 0).ok_or_else(forged)?;
-        if kind > PLAIN {
-            return Err(forged());
-        }
-        Ok((kind, plain[kind]))
+        content(plain)
+    }
+
+    /// Opens a record's body to the front of `out`, which is as long at least: how many bytes there are its content, and of what
+    /// kind.
+    pub(super) fn open_into(&mut self, body: &[u8], out: &mut [u8]) -> io::Result<(usize, u8)> {
+        let head = head(body.len());
+        let nonce = self.nonce()?;
+        let (sealed, tag) = body.split_at_checked(body.len() - TAG).ok_or_else(forged)?;
+        let out = &mut out[..sealed.len()];
+        self.key.open_separate_gather(nonce, Aad::from(head), sealed, tag, out).map_err(|_| forged())?;
+        content(out)
     }
 
     fn nonce(&mut self) -> io::Result<Nonce> {
@@ -102,6 +123,16 @@ pub(super) fn body_len(head: [u8; HEAD]) -> io::Result<usize> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "what came is no TLS record"));
     }
     Ok(length)
+}
+
+/// How many bytes of an opened record are its content, and of what kind.
+fn content(plain: &[u8]) -> io::Result<(usize, u8)> {
+    // Zeros after the kind are padding.
+    let kind = plain.iter().rposition(|&b| b != 0).ok_or_else(forged)?;
+    if kind > PLAIN {
+        return Err(forged());
+    }
+    Ok((kind, plain[kind]))
 }
 
 fn head(body: usize) -> [u8; HEAD] {

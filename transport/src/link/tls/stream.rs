@@ -12,7 +12,9 @@ use rustls::{AlertDescription, CertificateError, Error};
 use super::Untrusted;
 use super::config::{TlsClient, TlsServer};
 use super::handshake::{Established, Handshake, Keys, Progress};
-use super::record::{ALERT, DATA, Direction, HANDSHAKE, HEAD, PLAIN, RECORD, body_len};
+use super::opener::Opener;
+use super::record::Direction;
+use super::sealer::Sealer;
 use crate::auth::{Channel, Guard, Refused};
 use crate::link::wait::Interest;
 use crate::link::{Ready, Stream};
@@ -40,46 +42,17 @@ enum Role {
 }
 
 /// A channel whose handshake is over.
-struct Open {
+pub(super) struct Open {
     sealer: Mutex<Sealer>,
     opener: Mutex<Opener>,
-    keys: Mutex<Keys>,
+    pub(super) keys: Mutex<Keys>,
     channel: Channel,
     /// Sealed bytes wait to be sent.
-    unsent: AtomicBool,
+    pub(super) unsent: AtomicBool,
     /// The other side wants this one to change its keys.
-    renew: AtomicBool,
+    pub(super) renew: AtomicBool,
 }
 
-struct Sealer {
-    direction: Direction,
-    /// Sealed; sent up to `sent`.
-    out: Vec<u8>,
-    sent: usize,
-    finished: bool,
-}
-
-struct Opener {
-    direction: Direction,
-    /// Received: `start..end`, of which `start..plain` is opened and yet to be delivered.
-    buf: Vec<u8>,
-    start: usize,
-    plain: usize,
-    /// What follows the opened bytes of their record: kind, padding, tag.
-    tail: usize,
-    end: usize,
-    /// The last read filled all there was: there is more where that came from.
-    filled: bool,
-    over: bool,
-    /// What is told with the next call.
-    failed: Option<io::Error>,
-}
-
-/// What is sealed before the lane is asked to take it: little enough to be in the cache still.
-const BATCH: usize = 8 * PLAIN;
-/// Received bytes that are held: from enough for small frames to enough for bulk.
-const FIRST_INPUT: usize = 4 << 10;
-const MOST_INPUT: usize = 256 << 10;
 /// What a refused peer may still send before its lane is closed on it.
 const MOST_AWAY: usize = 1 << 20;
 
@@ -266,6 +239,10 @@ impl Stream for TlsStream {
         self.open.get().map(|open| open.channel.clone()).unwrap_or_default()
     }
 
+    fn is_sealed(&self) -> bool {
+        true
+    }
+
     fn ready(&self) -> Ready {
         self.lane.ready()
     }
@@ -274,10 +251,9 @@ impl Stream for TlsStream {
         if let Some(open) = self.open.get() {
             let mut sealer = lock(&open.sealer);
             // A lane that is gone has nothing left to finish.
-            if sealer.say(ALERT, &[1, 0]).and_then(|()| sealer.flush(&*self.lane, open)).is_err() {
+            if sealer.finish(&*self.lane, open).is_err() {
                 tracing::debug!("a channel's end was not said");
             }
-            sealer.finished = true;
         }
         self.lane.finish();
     }
@@ -297,22 +273,9 @@ impl Drop for TlsStream {
 impl Open {
     fn new(done: Established, from: Option<Arc<str>>) -> io::Result<Self> {
         let Established { keys, send, receive, rest, channel, .. } = done;
-        let sealer = Sealer { direction: Direction::new(send)?, out: Vec::new(), sent: 0, finished: false };
-        let end = rest.len();
-        let opener = Opener {
-            direction: Direction::new(receive)?,
-            buf: rest,
-            start: 0,
-            plain: 0,
-            tail: 0,
-            end,
-            filled: false,
-            over: false,
-            failed: None,
-        };
         Ok(Self {
-            sealer: Mutex::new(sealer),
-            opener: Mutex::new(opener),
+            sealer: Mutex::new(Sealer::new(Direction::new(send)?)),
+            opener: Mutex::new(Opener::new(Direction::new(receive)?, rest)),
             keys: Mutex::new(keys),
             channel: Channel { from, ..channel },
             unsent: AtomicBool::new(false),
@@ -321,255 +284,8 @@ impl Open {
     }
 }
 
-impl Sealer {
-    fn send(&mut self, lane: &dyn Stream, open: &Open, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.flush(lane, open)?;
-        if !self.is_empty() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        if self.finished {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        if self.direction.is_worn() || open.renew.swap(false, Ordering::AcqRel) {
-            self.renew(open)?;
-        }
-        let all: usize = bufs.iter().map(|b| b.len()).sum();
-        let mut parts = Parts { bufs, at: 0 };
-        let mut taken = 0;
-        while taken < all.min(BATCH) {
-            let length = (all - taken).min(PLAIN);
-            self.direction.seal(DATA, parts.take(length), length, &mut self.out)?;
-            taken += length;
-        }
-        // What is sealed counts as sent: the rest of it goes with the next call.
-        self.flush(lane, open)?;
-        Ok(taken)
-    }
-
-    /// Says that keys change, and changes them.
-    fn renew(&mut self, open: &Open) -> io::Result<()> {
-        // KeyUpdate, the other side need not change its own.
-        self.say(HANDSHAKE, &[24, 0, 0, 1, 0])?;
-        self.direction = Direction::new(lock(&open.keys).next_send().map_err(io::Error::other)?)?;
-        Ok(())
-    }
-
-    fn say(&mut self, kind: u8, bytes: &[u8]) -> io::Result<()> {
-        self.direction.seal(kind, std::iter::once(bytes), bytes.len(), &mut self.out)
-    }
-
-    fn flush(&mut self, lane: &dyn Stream, open: &Open) -> io::Result<()> {
-        while !self.is_empty() {
-            match lane.send(&[IoSlice::new(&self.out[self.sent..])]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => self.sent += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    open.unsent.store(true, Ordering::Release);
-                    return Ok(());
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        self.out.clear();
-        self.sent = 0;
-        open.unsent.store(false, Ordering::Release);
-        Ok(())
-    }
-
-    fn is_empty(&self) -> bool {
-        self.sent == self.out.len()
-    }
-}
-
-impl Opener {
-    fn receive<'a>(
-        &mut self,
-        lane: &dyn Stream,
-        open: &Open,
-        mut first: &'a mut [u8],
-        mut then: &'a mut [u8],
-    ) -> io::Result<usize> {
-        let mut delivered = 0;
-        loop {
-            for out in [&mut first, &mut then] {
-                let n = out.len().min(self.plain - self.start);
-                let (now, later) = std::mem::take(out).split_at_mut(n);
-                now.copy_from_slice(&self.buf[self.start..self.start + n]);
-                self.start += n;
-                delivered += n;
-                *out = later;
-            }
-            if self.start < self.plain {
-                return Ok(delivered);
-            }
-            self.start += std::mem::take(&mut self.tail);
-            self.plain = self.start;
-            if self.over {
-                return Ok(delivered);
-            }
-            if let Some(error) = self.failed.take() {
-                return Err(error);
-            }
-            match self.next_record(open) {
-                Ok(true) => continue,
-                Ok(false) => {}
-                Err(error) if delivered == 0 => return Err(error),
-                // After what came before it.
-                Err(error) => self.failed = Some(error),
-            }
-            if delivered > 0 {
-                return Ok(delivered);
-            }
-            let space = self.space();
-            let most = space.len();
-            match lane.recv(space, &mut []) {
-                Ok(0) => self.over = true,
-                Ok(n) => {
-                    self.end += n;
-                    self.filled = n == most;
-                }
-                Err(e) => return Err(e),
-            }
-        }
-    }
-
-    /// Opens the next record, if all of it is there.
-    fn next_record(&mut self, open: &Open) -> io::Result<bool> {
-        let received = &mut self.buf[self.start..self.end];
-        let Some((head, rest)) = received.split_first_chunk_mut::<HEAD>() else { return Ok(false) };
-        let length = body_len(*head)?;
-        let Some(body) = rest.get_mut(..length) else { return Ok(false) };
-        let (content, kind) = self.direction.open(body)?;
-        self.start += HEAD;
-        match kind {
-            DATA => {
-                self.plain = self.start + content;
-                self.tail = length - content;
-                return Ok(true);
-            }
-            ALERT => self.alert(&self.buf[self.start..self.start + content])?,
-            HANDSHAKE => {
-                let message = self.start..self.start + content;
-                let told = told(&self.buf[message])?;
-                if told.renewed {
-                    self.direction = Direction::new(lock(&open.keys).next_receive().map_err(io::Error::other)?)?;
-                }
-                if told.asked {
-                    open.renew.store(true, Ordering::Release);
-                }
-            }
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "a TLS record of an unknown kind")),
-        }
-        if kind == ALERT {
-            self.over = true;
-        }
-        self.start += length;
-        self.plain = self.start;
-        Ok(true)
-    }
-
-    fn alert(&self, alert: &[u8]) -> io::Result<()> {
-        match alert {
-            [_, 0] => Ok(()),
-            [_, code] => {
-                let (why, message) = explain(&Error::AlertReceived(AlertDescription::from(*code)));
-                Err(match why {
-                    Refused::Handshake => io::Error::new(io::ErrorKind::ConnectionAborted, message),
-                    _ => io::Error::other(Untrusted(message)),
-                })
-            }
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "a TLS alert of another length than two bytes")),
-        }
-    }
-
-    /// Where to read to: room for a whole record at least, from where the unopened bytes end.
-    fn space(&mut self) -> &mut [u8] {
-        if self.start == self.end {
-            (self.start, self.plain, self.end) = (0, 0, 0);
-        }
-        if self.start > 0 && self.buf.len() - self.end < HEAD + RECORD {
-            self.buf.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            (self.start, self.plain) = (0, 0);
-        }
-        if self.buf.len() < FIRST_INPUT || (self.filled && self.buf.len() < MOST_INPUT) {
-            let size = (self.buf.len() * 4).clamp(FIRST_INPUT, MOST_INPUT);
-            self.buf.resize(size.max(self.end + FIRST_INPUT), 0);
-        } else if self.end == self.buf.len() {
-            self.buf.resize(self.end + HEAD + RECORD, 0);
-        }
-        &mut self.buf[self.end..]
-    }
-
-    /// Whether something can be delivered without the lane.
-    fn has_something(&self) -> bool {
-        let received = &self.buf[self.start + self.tail.min(self.end - self.start)..self.end];
-        let whole = received.first_chunk::<HEAD>().map(|h| HEAD + usize::from(u16::from_be_bytes([h[3], h[4]])));
-        self.start < self.plain
-            || self.over
-            || self.failed.is_some()
-            || whole.is_some_and(|whole| received.len() >= whole)
-    }
-}
-
-/// What the other side's messages after the handshake ask for.
-#[derive(Default)]
-struct Told {
-    /// Its keys have changed.
-    renewed: bool,
-    /// Ours are to.
-    asked: bool,
-}
-
-fn told(mut messages: &[u8]) -> io::Result<Told> {
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, "a TLS message that cannot come after the handshake");
-    let mut told = Told::default();
-    while let Some((&[kind, a, b, c], rest)) = messages.split_first_chunk::<4>() {
-        let length = u32::from_be_bytes([0, a, b, c]) as usize;
-        let (message, rest) = rest.split_at_checked(length).ok_or_else(bad)?;
-        match (kind, message) {
-            // A ticket: sessions outlive connections by their own means.
-            (4, _) => {}
-            // Nothing may follow within the record: it would be sealed with the new keys.
-            (24, [asked @ (0 | 1)]) if rest.is_empty() => (told.renewed, told.asked) = (true, *asked == 1),
-            _ => return Err(bad()),
-        }
-        messages = rest;
-    }
-    if messages.is_empty() { Ok(told) } else { Err(bad()) }
-}
-
-/// Buffers, cut where records are.
-struct Parts<'a, 'b> {
-    bufs: &'a [IoSlice<'b>],
-    /// Of the first.
-    at: usize,
-}
-
-impl<'a> Parts<'a, '_> {
-    /// The next `length` bytes.
-    fn take(&mut self, mut length: usize) -> impl Iterator<Item = &'a [u8]> {
-        std::iter::from_fn(move || {
-            while length > 0 {
-                let (buf, rest) = self.bufs.split_first()?;
-                let n = length.min(buf.len() - self.at);
-                let bytes = &buf[self.at..self.at + n];
-                self.at += n;
-                length -= n;
-                if self.at == buf.len() {
-                    (self.bufs, self.at) = (rest, 0);
-                }
-                if n > 0 {
-                    return Some(bytes);
-                }
-            }
-            None
-        })
-    }
-}
-
 /// Why a handshake has failed, for people.
-fn explain(error: &Error) -> (Refused, String) {
+pub(super) fn explain(error: &Error) -> (Refused, String) {
     use AlertDescription as Alert;
     let certificate = |reason: &str| (Refused::Certificate, format!("TLS: {reason}"));
     match error {
@@ -610,6 +326,6 @@ fn explain(error: &Error) -> (Refused, String) {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
