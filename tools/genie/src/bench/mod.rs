@@ -23,6 +23,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use genie_transport::Uri;
+use genie_transport::client::blocking::Session;
+use genie_transport::wire::Caps;
 use hdrhistogram::Histogram;
 
 /// An echo travels in one frame on the control lane, which takes no larger one.
@@ -38,6 +40,17 @@ fn same_host(uri: &Uri) -> Result<()> {
     let here = host_port.starts_with('/') || host_port.to_socket_addrs()?.all(|a| is_here(a.ip()));
     if !here {
         bail!("the floor is measured over loopback, but {uri} is another machine: leave out --floor, or measure there");
+    }
+    Ok(())
+}
+
+/// What is asked to go without checksums goes without them: measured with them, it would be called what it is not.
+fn is_unchecked(session: &mut Session, uri: &Uri) -> Result<()> {
+    if !session.welcome().is_some_and(|welcome| welcome.caps.has(Caps::UNCHECKED)) {
+        bail!(
+            "{uri} does not go without checksums: start it with `genie serve --unchecked`, or here with \
+             --serve-args=--unchecked"
+        );
     }
     Ok(())
 }

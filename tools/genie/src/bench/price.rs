@@ -6,7 +6,6 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use genie_transport::Uri;
 use genie_transport::client::blocking::Session;
-use genie_transport::wire::Caps;
 use serde::Serialize;
 
 use super::load::{self, Plan, Until};
@@ -120,8 +119,8 @@ impl Side {
             options.client.lanes = args.lanes;
             options.client.unchecked = unchecked;
         })?;
-        if unchecked && !session.welcome().is_some_and(|w| w.caps.has(Caps::UNCHECKED)) {
-            bail!("{uri} does not do without checksums: start it with `genie serve --unchecked`");
+        if unchecked {
+            super::is_unchecked(&mut session, uri)?;
         }
         let name = if unchecked { format!("{uri} unchecked") } else { uri.to_string() };
         Ok(Self { name, session })

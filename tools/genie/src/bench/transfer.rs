@@ -69,7 +69,7 @@ pub(crate) struct TransferArgs {
     /// Where the client's payloads lie: heap, pinned (locked pages), shared (over shm://), device (with CUDA).
     #[arg(long, value_enum, default_value = "heap")]
     memory: Memory,
-    /// Checksums of bulk slices.
+    /// Checksums of bulk slices; off where the server was started with --unchecked. Over tcps:// records are authenticated instead.
     #[arg(long, value_enum, default_value = "on")]
     integrity: Switch,
     /// Index of the server's device.
@@ -223,10 +223,14 @@ struct Bench<'a> {
 
 impl TransferArgs {
     fn session(&self, uri: &Uri) -> Result<Session> {
-        connect::session_with(uri, self.link, |options| {
+        let mut session = connect::session_with(uri, self.link, |options| {
             options.client.lanes = self.lanes;
             options.client.unchecked = self.integrity == Switch::Off;
-        })
+        })?;
+        if self.integrity == Switch::Off {
+            super::is_unchecked(&mut session, uri)?;
+        }
+        Ok(session)
     }
 }
 

@@ -116,6 +116,8 @@ fn what_is_asked_for_is_done() {
     assert_eq!(number(&rows[0], "rate"), 400.0);
     assert_eq!(number(&rows[0], "requests") + number(&rows[0], "unstarted"), 20.0);
 
+    let server = Server::at("tcp://127.0.0.1:0", &["--device", "cpu", "--unchecked"]);
+    let uri = server.uri.as_str();
     let pinned = ["--uri", uri, "--memory", "pinned", "--integrity", "off", "--sizes", "512K", "--json", "--no-floor"];
     let rows = json(&good(&call(&pinned)));
     sound(&rows[0]);
@@ -146,6 +148,7 @@ fn what_cannot_be_is_refused_with_the_reason() {
     for (more, why) in [
         (&["--uri", uri, "--memory", "shared"][..], "shm://"),
         (&["--uri", uri, "--memory", "device"], "CUDA"),
+        (&["--uri", uri, "--integrity", "off"], "--unchecked"),
         (&["--uri", uri, "--op", "get", "--memory", "pinned"], "--memory is for puts"),
         (&["--uri", uri, "--op", "put,echo", "--sizes", "5M"], "too many for an echo"),
         (&["--uri", uri, "--time", "0"], "--iterations"),
