@@ -11,8 +11,8 @@ pub const LOCAL_BYTES: usize = size_of::<layout::Local>();
 /// `GNSM`, as the bytes stand on the wire.
 const MAGIC: u32 = u32::from_le_bytes(*b"GNSM");
 
-/// Version of shared memory's layout and of these messages.
-const VERSION: u64 = 1;
+/// Version of shared memory's layout and of these messages. 1 had rings of bytes, 2 has rings of records.
+const VERSION: u64 = 2;
 
 /// A message on the Unix socket of a lane in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,11 @@ pub enum Local {
         /// Who it takes the client for.
         client: u32,
     },
+    /// The server's answer to a client of another version.
+    Version {
+        /// The one that the server speaks.
+        spoken: u64,
+    },
     /// There is something in a ring, or room.
     Wake,
     /// The client shares memory for tensors; it comes with the message.
@@ -50,6 +55,9 @@ pub enum Local {
 }
 
 impl Local {
+    /// What a client of another version is told.
+    pub const OUR_VERSION: Self = Self::Version { spoken: VERSION };
+
     /// Checks a message.
     ///
     /// # Errors
@@ -71,6 +79,7 @@ impl Local {
             5 => (Self::Wake, &[first, second, third]),
             6 => (Self::Share { region: first, bytes: second }, &[third]),
             7 => (Self::Unshare { region: first }, &[second, third]),
+            8 => (Self::Version { spoken: first }, &[second, third]),
             other => return Err(DecodeError::Enum { what: "local message", value: u32::from(other) }),
         };
         if rest.iter().any(|&field| field != 0) {
@@ -89,6 +98,7 @@ impl Local {
             Self::Wake => (5, 0, 0),
             Self::Share { region, bytes } => (6, region, bytes),
             Self::Unshare { region } => (7, region, 0),
+            Self::Version { spoken } => (8, spoken, 0),
         };
         let raw = layout::Local {
             magic: MAGIC.into(),
@@ -120,8 +130,21 @@ mod tests {
             Local::Wake,
             Local::Share { region: 7, bytes: u64::MAX },
             Local::Unshare { region: 1 },
+            Local::Version { spoken: 3 },
         ] {
             assert_eq!(Local::decode(&message.encode()), Ok(message));
+        }
+    }
+
+    /// Rings were of bytes once. Either end would take the other's for nothing at all, and wait.
+    #[test]
+    fn another_version_is_told_from_nonsense() {
+        for lane in [Local::Control, Local::Bulk] {
+            for version in [0, 1, 3_u8] {
+                let mut bytes = lane.encode();
+                bytes[8] = version;
+                assert_eq!(Local::decode(&bytes), Err(DecodeError::Version(version)));
+            }
         }
     }
 

@@ -63,7 +63,16 @@ pub(super) fn control(path: &Path, timeout: Duration) -> io::Result<ControlStrea
                 );
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
             }
-            Ok(None) => return Err(io::ErrorKind::ConnectionAborted.into()),
+            Ok(Some((Local::Version { spoken }, None))) => {
+                let message = format!(
+                    "the server lays shared memory out in another way (version {spoken}): update the older side, or use tcp://"
+                );
+                return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+            }
+            // A server of the first version says nothing to a client of another.
+            Ok(None) => {
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server took the lane and ended it"));
+            }
             Ok(Some(_)) => return Err(io::Error::new(io::ErrorKind::InvalidData, "no server of Genie listens there")),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 let left = until.saturating_duration_since(Instant::now());

@@ -15,7 +15,7 @@ use super::socket::{Socket, may_share, own_user, peer_user};
 use crate::link::wait::{self, Interest};
 use crate::link::{Ready, Stream};
 use crate::memory::Regions;
-use crate::wire::Local;
+use crate::wire::{DecodeError, Local};
 
 /// A bound path. The file goes with this value.
 #[derive(Debug)]
@@ -117,7 +117,13 @@ impl Accepted {
         if let Some(kind) = self.lane.get() {
             return Ok(kind.stream());
         }
-        let kind = match self.socket.receive()? {
+        let first = self.socket.receive().inspect_err(|error| {
+            if is_of_another_version(error) {
+                // If the client does not hear it, it hears the end.
+                let _ = self.socket.send(Local::OUR_VERSION, None);
+            }
+        });
+        let kind = match first? {
             Some((Local::Control, None)) => {
                 let (stream, memory) = ControlStream::server(self.socket.clone())?;
                 self.socket.send(Local::Rings { bytes: memory.len() as u64 }, memory.fd())?;
@@ -131,6 +137,12 @@ impl Accepted {
         };
         Ok(self.lane.get_or_init(|| kind).stream())
     }
+}
+
+/// Whether a lane began by a version that this side does not speak.
+fn is_of_another_version(error: &io::Error) -> bool {
+    let decode = error.get_ref().and_then(|inner| inner.downcast_ref::<DecodeError>());
+    matches!(decode, Some(DecodeError::Version(_)))
 }
 
 impl Stream for Accepted {
@@ -190,5 +202,48 @@ impl Stream for Accepted {
 
     fn regions(&self) -> Option<Arc<Regions>> {
         self.lane.get().and_then(|kind| kind.stream().regions())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::link::shm::dial;
+    use crate::wire::LOCAL_BYTES;
+
+    /// Rings of records and rings of bytes look alike: two ends of unlike versions would wait for each other for ever.
+    #[test]
+    fn a_client_of_another_version_is_told() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let server = accepted(server).unwrap().unwrap();
+        let mut first = Local::Control.encode();
+        first[8] -= 1;
+        client.write_all(&first).unwrap();
+        assert_eq!(server.recv(&mut [0; 64], &mut []).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        drop(server);
+        let mut answer = [0; LOCAL_BYTES];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(Local::decode(&answer), Ok(Local::OUR_VERSION));
+        assert_eq!(client.read(&mut answer).unwrap(), 0, "and that is all");
+    }
+
+    #[test]
+    fn a_server_of_another_version_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (listener, _bound) = bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            listener.set_nonblocking(false).unwrap();
+            let (mut lane, _) = listener.accept().unwrap();
+            lane.read_exact(&mut [0; LOCAL_BYTES]).unwrap();
+            lane.write_all(&Local::Version { spoken: 77 }.encode()).unwrap();
+        });
+        let error = dial::control(&path, Duration::from_secs(20)).unwrap_err();
+        server.join().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        assert!(error.to_string().contains("version 77"), "{error}");
     }
 }
