@@ -167,7 +167,7 @@ impl ClientLane {
             State::Opening { framer, .. } => {
                 framer.filled(n);
                 let Some(frame) = framer.next_frame()? else { return Ok(()) };
-                frame.intact?;
+                frame.intact.map_err(DecodeError::from)?;
                 match Control::decode(&frame.header, frame.meta)? {
                     Control::LaneWelcome(lane) if lane == self.lane => {}
                     Control::Goodbye(error) => return Err(error.into()),

@@ -231,7 +231,7 @@ impl<S: Service> ControlLane<S> {
         self.frame_began = None;
         let id = frame.header.id;
         let State::Open(peer) = &self.state else {
-            frame.intact?;
+            frame.intact.map_err(DecodeError::from)?;
             let challenged = matches!(self.state, State::Challenged { .. });
             if challenged && frame.header.kind != Ok(Kind::Challenge) {
                 return Err(self.skipped(now));
@@ -246,7 +246,7 @@ impl<S: Service> ControlLane<S> {
         };
         match frame.header.kind {
             Ok(kind) if Control::is(kind) => {
-                frame.intact?;
+                frame.intact.map_err(DecodeError::from)?;
                 match Control::decode(&frame.header, frame.meta)? {
                     Control::Ping => peer.control(id, &Control::Pong),
                     Control::Cancel => self.service.cancel(peer, id, now),
@@ -261,7 +261,10 @@ impl<S: Service> ControlLane<S> {
             kind => {
                 let settings = self.service.settings();
                 let kind = kind.unwrap_or(Kind::Echo);
-                let decoded = frame.intact.and_then(|()| Request::decode(&frame.header, frame.meta, frame.payload));
+                let decoded = match frame.intact {
+                    Ok(()) => Request::decode(&frame.header, frame.meta, frame.payload),
+                    Err(corrupted) => Err(corrupted.into()),
+                };
                 let within = peer.begin(settings.credits);
                 if kind == Kind::Put && (!within || decoded.is_err()) {
                     // Should its slices come, they do not wait for a place.

@@ -36,7 +36,7 @@ pub use bulk_out::{BulkLane, BulkOut, OutSlice, Outgoing, Resent, Taken};
 pub use client::{Answer, Client, ClientError, ClientOptions, Counters, LaneCounts, LanePlan};
 pub use client_lane::ClientLane;
 pub use control_lane::{ControlLane, LaneEnd, Step};
-pub use framer::{Frame, Framer};
+pub use framer::{Corrupted, Frame, Framer};
 pub use lending::{Lending, ServedLane};
 pub use links::{Offers, Side, same_host};
 pub use outbox::{Outbox, Sink};

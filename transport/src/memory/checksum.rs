@@ -17,6 +17,30 @@ pub fn crc32c(first: &[u8], then: &[u8]) -> u32 {
     digest.finalize() as u32
 }
 
+/// CRC32C of a header's words, as they lie in memory in little-endian order: what is about to be written is not read back first.
+pub fn crc32c_words(words: [u64; 3], last: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("sse4.2") {
+        // SAFETY: the processor has the instructions, as was just asked.
+        return unsafe { few(words, last) };
+    }
+    let mut bytes = [0; 28];
+    let (front, back) = bytes.split_at_mut(24);
+    for (to, word) in front.chunks_exact_mut(8).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    back.copy_from_slice(&last.to_le_bytes());
+    crc32c(&bytes, &[])
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "sse4.2")]
+fn few([a, b, c]: [u64; 3], last: u32) -> u32 {
+    use std::arch::x86_64::{_mm_crc32_u32, _mm_crc32_u64};
+    let crc = _mm_crc32_u64(_mm_crc32_u64(_mm_crc32_u64(u64::from(!0u32), a), b), c);
+    !_mm_crc32_u32(crc as u32, last)
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse4.2")]
 fn small(first: &[u8], then: &[u8]) -> u32 {
@@ -47,6 +71,14 @@ mod tests {
         assert_eq!(crc32c(b"123456789", &[]), 0xe306_9283);
         assert_eq!(crc32c(b"1234", b"56789"), 0xe306_9283);
         assert_eq!(crc32c(&[], &[]), 0);
+    }
+
+    #[test]
+    fn words_are_their_bytes() {
+        let words = [0x0123_4567_89ab_cdef, u64::MAX, 7];
+        let bytes: Vec<u8> =
+            words.iter().flat_map(|word: &u64| word.to_le_bytes()).chain(9_u32.to_le_bytes()).collect();
+        assert_eq!(crc32c_words(words, 9), crc32c(&bytes, &[]));
     }
 
     /// Whatever way it is made, and however the bytes are cut.

@@ -127,6 +127,7 @@ impl SharedMemory {
     }
 
     /// The first byte; valid for [`Self::len`] bytes for as long as this lives. Page-aligned.
+    #[inline]
     pub fn start(&self) -> NonNull<u8> {
         // A mapping is never at address 0; should it be, nothing would be read there.
         NonNull::new(self.map.as_mut_ptr()).unwrap_or(NonNull::dangling())

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::error::DecodeError;
 use super::{VERSION, limits};
-use crate::memory::crc32c;
+use crate::memory::{crc32c, crc32c_words};
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 32;
@@ -223,13 +223,11 @@ pub fn encode_header(
     // all of them to arrive in the cache.
     let first = u64::from(MAGIC) | u64::from(VERSION) << 16 | u64::from(kind as u8) << 24 | u64::from(flags.0) << 32;
     let lengths = u64::from(meta_len) | u64::from(payload_len) << 32;
-    let mut bytes = [0; HEADER_BYTES];
-    for (to, word) in bytes.chunks_exact_mut(8).zip([first, id, lengths, u64::from(body_crc)]) {
-        to.copy_from_slice(&word.to_le_bytes());
-    }
-    let header_crc = crc(&bytes[..HEADER_BYTES - 4]);
-    bytes[HEADER_BYTES - 4..].copy_from_slice(&header_crc.to_le_bytes());
-    bytes
+    let words = [first, id, lengths];
+    let header_crc = crc32c_words(words, body_crc);
+    let last = u64::from(body_crc) | u64::from(header_crc) << 32;
+    let [first, id, lengths] = words.map(U64::new);
+    zerocopy::transmute!([first, id, lengths, U64::new(last)])
 }
 
 /// CRC32C of metadata followed by payload.

@@ -237,7 +237,7 @@ impl Client {
 
     fn frames(&mut self, framer: &mut Framer) -> Result<(), ClientError> {
         while let Some(frame) = framer.next_frame()? {
-            frame.intact?;
+            frame.intact.map_err(DecodeError::from)?;
             self.frame(&frame.header, frame.meta, frame.payload)?;
         }
         Ok(())
@@ -465,7 +465,7 @@ impl Client {
         let mut frame = std::mem::take(&mut slot.frame);
         slot.bulk = bulk;
         frame.clear();
-        frame.resize(HEADER_BYTES, 0);
+        frame.extend_from_slice(&[0; HEADER_BYTES]);
         let mut small = std::mem::take(&mut slot.small);
         small.clear();
         let kind = request.encode(&mut frame, &mut small);
@@ -476,12 +476,12 @@ impl Client {
         let body: &[u8] = borrowed.unwrap_or(if slot.payload.is_empty() { &small } else { &slot.payload });
         let meta_len = frame.len() - HEADER_BYTES;
         // What the server could only refuse, and with it the connection, is not sent.
-        let refused = match &self.state {
-            State::Dead(error) => Some(error.clone()),
-            _ => too_long("metadata", meta_len, limits::META_BYTES)
-                .or_else(|| too_long("payload", body.len(), limits::CONTROL_PAYLOAD_BYTES)),
-        };
-        if let Some(error) = refused {
+        let fits = meta_len <= limits::META_BYTES as usize && body.len() <= limits::CONTROL_PAYLOAD_BYTES as usize;
+        if !fits || matches!(self.state, State::Dead(_)) {
+            let error = match &self.state {
+                State::Dead(error) => error.clone(),
+                _ => too_long(meta_len, body.len()),
+            };
             frame.clear();
             slot.frame = frame;
             slot.small = small;
@@ -556,9 +556,14 @@ fn after(from: Instant, wait: Duration) -> Instant {
     from + wait.min(AGES)
 }
 
-fn too_long(what: &'static str, length: usize, limit: u32) -> Option<ClientError> {
-    let (length, limit) = (length as u64, u64::from(limit));
-    (length > limit).then_some(DecodeError::TooLong { what, length, limit }.into())
+/// Why a frame is not sent of which one part is too long.
+#[cold]
+fn too_long(meta: usize, payload: usize) -> ClientError {
+    let (what, length, limit) = match u32::try_from(meta) {
+        Ok(..=limits::META_BYTES) => ("payload", payload, limits::CONTROL_PAYLOAD_BYTES),
+        _ => ("metadata", meta, limits::META_BYTES),
+    };
+    DecodeError::TooLong { what, length: length as u64, limit: limit.into() }.into()
 }
 
 /// When a server that says nothing is pinged, and when it is taken for dead: what it asked for, and never more than the usual

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::connection::{Framer, Side, same_host};
 use crate::link::Stream;
 use crate::link::wait::Waiter;
-use crate::wire::{AskLinks, Control, Kind, Links, body_crc, encode_header};
+use crate::wire::{AskLinks, Control, DecodeError, Kind, Links, body_crc, encode_header};
 
 /// How long a server may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -98,7 +98,7 @@ impl Lane<'_> {
         self.send(&Control::AskLinks(*ask), until)?;
         loop {
             if let Some(frame) = self.framer.next_frame().map_err(io::Error::other)? {
-                frame.intact.map_err(io::Error::other)?;
+                frame.intact.map_err(|corrupted| io::Error::other(DecodeError::from(corrupted)))?;
                 return match Control::decode(&frame.header, frame.meta).map_err(io::Error::other)? {
                     Control::Links(links) => Ok(links),
                     Control::Goodbye(error) => Err(io::Error::other(error)),

@@ -109,7 +109,7 @@ impl Pulling {
             Err(e) => return Err(gone(&e)),
         }
         let Some(frame) = framer.next_frame()? else { return Ok(true) };
-        frame.intact?;
+        frame.intact.map_err(DecodeError::from)?;
         match Control::decode(&frame.header, frame.meta)? {
             Control::LaneWelcome(_) => {}
             Control::Goodbye(error) => return Err(error.into()),
@@ -221,7 +221,7 @@ impl Work {
 
     fn frames(&mut self, framer: &mut Framer) -> Result<(), ClientError> {
         while let Some(frame) = framer.next_frame()? {
-            frame.intact?;
+            frame.intact.map_err(DecodeError::from)?;
             match OneSided::decode(&frame.header, frame.meta)? {
                 OneSided::Heads(heads) if self.heads.is_none() => self.heads = Some(heads),
                 OneSided::Grant { transfer, offset, total, len, window, pieces } => {

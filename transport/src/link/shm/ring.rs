@@ -169,6 +169,7 @@ impl Writer {
     }
 
     /// Whether the reader sleeps and is to be woken by the caller; it is asked once a sleep.
+    #[inline]
     pub(super) fn is_to_wake(&self) -> bool {
         let flag = self.place.flag(READER_SLEEPS);
         flag.load(Ordering::SeqCst) != 0 && flag.swap(0, Ordering::SeqCst) != 0
@@ -227,11 +228,13 @@ impl Reader {
     }
 
     /// Whether something waits.
+    #[inline]
     pub(super) fn has_more(&self) -> bool {
         self.left.load(Ordering::Relaxed) > 0 || self.next().is_some()
     }
 
     /// The record that begins where this side is.
+    #[inline]
     fn next(&self) -> Option<(u64, u64)> {
         let head = self.head.load(Ordering::Relaxed);
         record(self.place.word(head).load(Ordering::SeqCst), self.key, head)
@@ -274,6 +277,7 @@ impl Reader {
     }
 
     /// Asks for the line behind the one that is watched, so that the two travel together.
+    #[inline]
     pub(super) fn expect(&self) {
         #[cfg(target_arch = "x86_64")]
         {
