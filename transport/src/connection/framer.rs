@@ -1,6 +1,6 @@
 //! Frames of a control lane on their way in.
 
-use crate::wire::{DecodeError, HEADER_BYTES, Header, body_crc, decode_header};
+use crate::wire::{DecodeError, HEADER_BYTES, Header, body_crc, whole_header, why_no_header};
 
 /// Cuts a control lane's bytes into frames. One buffer, grown only for a frame whose header was checked and is within its
 /// caps; many frames that came with one read are handed out one after another.
@@ -132,7 +132,10 @@ impl Framer {
             Some(header) => header,
             None => {
                 let Some(head) = received.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
-                decode_header(head, self.payload_cap)?
+                match whole_header(head, self.payload_cap) {
+                    Some(header) => header,
+                    None => return Err(why_no_header(head, self.payload_cap)),
+                }
             }
         };
         let whole = HEADER_BYTES + header.body_len();

@@ -122,6 +122,9 @@ kinds! {
     Release = 0x44,
 }
 
+/// Those that a header may have.
+const FLAGS: u16 = 0b111;
+
 /// Bits of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Flags(u16);
@@ -175,25 +178,24 @@ impl Header {
 /// # Errors
 /// Every [`DecodeError`] here means that the byte stream cannot be trusted any further: the connection ends.
 pub fn decode_header(bytes: &[u8; HEADER_BYTES], payload_cap: u32) -> Result<Header, DecodeError> {
-    let raw = RawHeader::ref_from_bytes(bytes).map_err(|_| DecodeError::Truncated)?;
-    if raw.magic.get() != MAGIC {
-        return Err(DecodeError::Magic(raw.magic.get()));
-    }
-    let expected = crc(&bytes[..HEADER_BYTES - 4]);
-    if raw.header_crc.get() != expected {
-        return Err(DecodeError::HeaderChecksum { found: raw.header_crc.get(), expected });
-    }
-    if raw.version != VERSION {
-        return Err(DecodeError::Version(raw.version));
-    }
-    if raw.reserved.get() != 0 || raw.flags.get() & !0b111 != 0 {
-        return Err(DecodeError::Reserved("header"));
-    }
+    whole_header(bytes, payload_cap).ok_or_else(|| why_no_header(bytes, payload_cap))
+}
+
+/// The same, and nothing about what is wrong: a header that comes back beside what an error takes is moved, just after it was
+/// written, by loads that wait for all of its fields' stores.
+#[inline]
+pub(crate) fn whole_header(bytes: &[u8; HEADER_BYTES], payload_cap: u32) -> Option<Header> {
+    let raw = RawHeader::ref_from_bytes(bytes).ok()?;
     let (meta_len, payload_len) = (raw.meta_len.get(), raw.payload_len.get());
-    meta_len.checked_add(payload_len).ok_or(DecodeError::Overflow("metadata and payload length"))?;
-    check_cap("metadata", meta_len, limits::META_BYTES)?;
-    check_cap("payload", payload_len, payload_cap)?;
-    Ok(Header {
+    let whole = raw.magic.get() == MAGIC
+        && raw.header_crc.get() == crc(&bytes[..HEADER_BYTES - 4])
+        && raw.version == VERSION
+        && raw.reserved.get() == 0
+        && raw.flags.get() & !FLAGS == 0
+        && meta_len <= limits::META_BYTES
+        && payload_len <= payload_cap
+        && meta_len.checked_add(payload_len).is_some();
+    whole.then(|| Header {
         kind: Kind::from_code(raw.kind).ok_or(raw.kind),
         flags: Flags(raw.flags.get()),
         id: raw.id.get(),
@@ -203,11 +205,27 @@ pub fn decode_header(bytes: &[u8; HEADER_BYTES], payload_cap: u32) -> Result<Hea
     })
 }
 
-fn check_cap(what: &'static str, length: u32, limit: u32) -> Result<(), DecodeError> {
-    if length > limit {
-        return Err(DecodeError::TooLong { what, length: u64::from(length), limit: u64::from(limit) });
+/// Why a header is none.
+#[cold]
+pub(crate) fn why_no_header(bytes: &[u8; HEADER_BYTES], payload_cap: u32) -> DecodeError {
+    let Ok(raw) = RawHeader::ref_from_bytes(bytes) else { return DecodeError::Truncated };
+    let (found, expected) = (raw.header_crc.get(), crc(&bytes[..HEADER_BYTES - 4]));
+    let (meta_len, payload_len) = (raw.meta_len.get(), raw.payload_len.get());
+    if raw.magic.get() != MAGIC {
+        DecodeError::Magic(raw.magic.get())
+    } else if found != expected {
+        DecodeError::HeaderChecksum { found, expected }
+    } else if raw.version != VERSION {
+        DecodeError::Version(raw.version)
+    } else if raw.reserved.get() != 0 || raw.flags.get() & !FLAGS != 0 {
+        DecodeError::Reserved("header")
+    } else if meta_len.checked_add(payload_len).is_none() {
+        DecodeError::Overflow("metadata and payload length")
+    } else if meta_len > limits::META_BYTES {
+        DecodeError::TooLong { what: "metadata", length: meta_len.into(), limit: limits::META_BYTES.into() }
+    } else {
+        DecodeError::TooLong { what: "payload", length: payload_len.into(), limit: payload_cap.into() }
     }
-    Ok(())
 }
 
 /// The bytes of a header.

@@ -27,6 +27,7 @@ pub use argument::{Argument, Arguments, Dims, write_argument, write_resident};
 pub use control::{Caps, Control, LaneHello, Mac, Proof, Welcome, token_name};
 pub use error::{DecodeError, Effect, ErrorCode, RemoteError};
 pub use header::{Flags, HEADER_BYTES, Header, Kind, body_crc, decode_header, encode_header};
+pub(crate) use header::{whole_header, why_no_header};
 pub use links::{AskLinks, LinkOffer, LinkScheme, Links, UnknownScheme};
 pub use local::{LOCAL_BYTES, Local};
 pub use one_sided::{Heads, OneSided, PIECES, Piece, Pieces, WINDOWS};
