@@ -14,6 +14,11 @@ pub trait Sink: Send {
     /// Any other error means that the lane is gone.
     fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize>;
 
+    /// Whether something that it took waits here still, for a driver that pushes it.
+    fn has_unsent(&self) -> bool {
+        false
+    }
+
     /// Memory that the other side shares, where the link can share any.
     fn regions(&self) -> Option<Arc<Regions>> {
         None

@@ -180,9 +180,9 @@ impl Peer {
         let flags = reply.encode(meta, payload);
         let payload = reply.payload().unwrap_or(payload);
         let done = send(outbox, &mut **sink, kind, flags, id, meta, payload);
-        let behind = self.note(outbox);
+        let (behind, unsent) = (self.note(outbox), sink.has_unsent());
         drop(out);
-        self.sent(done, behind);
+        self.sent(done, behind, unsent);
     }
 
     /// Sends the bytes of these regions, in order, as slices of transfer `id`. The regions are held until they are sent.
@@ -290,9 +290,11 @@ impl Peer {
 
     /// Whether its client is to read before more of its requests are.
     pub fn is_behind(&self) -> bool {
-        let many = self.bulk.len() >= ENOUGH_TRANSFERS;
+        let mut many = self.bulk.len() >= ENOUGH_TRANSFERS;
         if many {
-            self.held.store(true, Ordering::Release);
+            self.held.store(true, Ordering::SeqCst);
+            // A bulk lane may have sent the last of them before it could see that.
+            many = self.bulk.len() >= ENOUGH_TRANSFERS;
         }
         many || self.backlog() >= ENOUGH_BACKLOG
     }
@@ -447,12 +449,12 @@ impl Peer {
         meta.clear();
         let (kind, flags) = message.encode(meta);
         let done = send(outbox, &mut **sink, kind, flags, id, meta, &[]);
-        let behind = self.note(outbox);
+        let (behind, unsent) = (self.note(outbox), sink.has_unsent());
         drop(out);
-        self.sent(done, behind);
+        self.sent(done, behind, unsent);
     }
 
-    fn sent(&self, done: io::Result<()>, behind: usize) {
+    fn sent(&self, done: io::Result<()>, behind: usize, unsent: bool) {
         if done.is_err() {
             self.close();
         } else if behind > BACKLOG_BYTES {
@@ -461,7 +463,7 @@ impl Peer {
             let mut out = self.lock();
             out.outbox.clear();
             self.note(&out.outbox);
-        } else if behind > 0 {
+        } else if behind > 0 || unsent {
             self.driver.wake();
         }
     }

@@ -27,6 +27,8 @@ pub(super) struct Slot {
     pub(super) kind: Kind,
     /// Header, metadata and small payload as sent, to be sent again after a reconnect; empty: is not sent again.
     pub(super) frame: Vec<u8>,
+    /// It is not sent again: once it went out, its frame is gone.
+    pub(super) once: bool,
     /// The rest of the payload, in the caller's memory.
     pub(super) payload: Bytes,
     /// A buffer for payloads that are encoded.
@@ -211,6 +213,7 @@ impl Requests {
                 bulk: Bulk::None,
                 sent: false,
                 ever_sent: false,
+                once: false,
                 again: 0,
                 asks: false,
                 cancelled: false,
@@ -276,6 +279,7 @@ impl Requests {
         slot.bulk = Bulk::None;
         slot.sent = false;
         slot.ever_sent = false;
+        slot.once = false;
         slot.again = 0;
         slot.asks = false;
         slot.cancelled = false;

@@ -98,6 +98,11 @@ pub trait Stream: Send + Sync {
         Channel::default()
     }
 
+    /// Whether the other side is gone, where that is known without reading.
+    fn is_over(&self) -> bool {
+        false
+    }
+
     /// Whether whatever is received over this lane is proven to be what the other side sent, bit by bit: payloads then need no
     /// checksums of their own.
     fn is_sealed(&self) -> bool {
@@ -175,6 +180,10 @@ pub struct StreamSink(pub Arc<dyn Stream>);
 impl Sink for StreamSink {
     fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         self.0.send(bufs)
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.0.has_unsent()
     }
 
     fn regions(&self) -> Option<Arc<Regions>> {

@@ -158,10 +158,11 @@ impl TransferArgs {
     }
 
     fn plan(&self, depth: u32, turn: u32) -> Plan {
+        let turns = self.turns();
         let until = match self.iterations {
             // The remainder goes to the first turns: with fewer requests than turns some have none.
-            Some(n) => Until::Count(n / u64::from(TURNS) + u64::from(u64::from(turn) < n % u64::from(TURNS))),
-            None => Until::Time(Duration::from_secs_f64(self.time) / TURNS),
+            Some(n) => Until::Count(n / u64::from(turns) + u64::from(u64::from(turn) < n % u64::from(turns))),
+            None => Until::Time(Duration::from_secs_f64(self.time) / turns),
         };
         Plan { depth: depth as usize, rate: self.rate.map(|r| r / f64::from(self.threads)), until }
     }
@@ -222,6 +223,11 @@ struct Bench<'a> {
 }
 
 impl TransferArgs {
+    /// Turns are for the floor's sake: each begins and ends with nothing in flight.
+    fn turns(&self) -> u32 {
+        if self.no_floor { 1 } else { TURNS }
+    }
+
     fn session(&self, uri: &Uri) -> Result<Session> {
         let mut session = connect::session_with(uri, self.link, |options| {
             options.client.lanes = self.lanes;
@@ -244,7 +250,7 @@ impl Bench<'_> {
         let barrier = Barrier::new(self.sessions.len() + 1);
         let observer = &mut *self.observer;
         let floors = self.floors;
-        let slice = Duration::from_secs_f64(args.time) / TURNS;
+        let slice = Duration::from_secs_f64(args.time) / args.turns();
         let (mut spent, mut failed) = (Spent::default(), Ok(()));
         let threads: Vec<Result<Thread>> = std::thread::scope(|scope| {
             let threads: Vec<_> = self
@@ -258,7 +264,7 @@ impl Bench<'_> {
                 failed = floors.turn(beside, op, &message, (streams, depth), slice / 2);
                 beside.warmed();
             }
-            for _ in 0..TURNS {
+            for _ in 0..args.turns() {
                 let before = Usage::look(observer);
                 barrier.wait();
                 barrier.wait();
@@ -278,7 +284,7 @@ impl Bench<'_> {
         let threads: Vec<Thread> = threads.into_iter().collect::<Result<_>>()?;
         failed?;
         let mut outcome = Outcome::empty()?;
-        for turn in 0..TURNS as usize {
+        for turn in 0..args.turns() as usize {
             let mut all = Outcome::empty()?;
             threads.iter().filter_map(|thread| thread.turns.get(turn)).for_each(|one| all.beside(one));
             outcome.after(&all);
@@ -341,7 +347,7 @@ fn thread(
     barrier.wait();
     let mut turns = Vec::new();
     let mut failed = Ok(());
-    for turn in 0..TURNS {
+    for turn in 0..args.turns() {
         barrier.wait();
         if let (Ok((work, _)), Ok(())) = (&mut work, &failed) {
             failed = load::run(work, args.plan(depth, turn)).map(|outcome| turns.push(outcome));

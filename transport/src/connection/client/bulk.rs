@@ -89,7 +89,8 @@ impl Client {
 
     /// Whether the payloads of slices have checksums.
     pub fn is_checked(&self) -> bool {
-        self.welcome.is_none_or(|w| !w.caps.has(Caps::UNCHECKED))
+        let asked = self.options.unchecked || self.sealed;
+        !asked || self.welcome.is_none_or(|w| !w.caps.has(Caps::UNCHECKED))
     }
 
     /// Notes whether nothing is arriving over a bulk lane.

@@ -38,6 +38,9 @@ impl Client {
             slot.ever_sent = true;
             slot.forget_replies();
             self.outbox.push(&slot.frame, &[], &slot.payload);
+            if slot.once {
+                slot.frame.clear();
+            }
             self.in_flight += 1;
             let (wire, asks, cancelled) = (slot.wire, slot.asks, slot.cancelled);
             if !asks {

@@ -508,8 +508,8 @@ impl Client {
         }
         // A large echo that went out is not worth a copy: it fails with its connection.
         // Nor is what asks for bytes in shared memory: an answer to the first asking may still be on its way there.
-        let once = (flows && kind == Kind::Echo && body.len() > 4096) || matches!(request, Request::GetInto { .. });
-        if !once {
+        slot.once = matches!(request, Request::GetInto { .. });
+        if !flows || !(slot.once || (kind == Kind::Echo && body.len() > 4096)) {
             match (slot.payload.is_empty(), kind) {
                 (false, _) => {}
                 (true, Kind::Echo | Kind::Put | Kind::Run) if borrowed.is_some() => {

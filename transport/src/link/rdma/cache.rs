@@ -17,6 +17,9 @@ use crate::memory::{Extent, Pool, Slab, extent_of, extents_gone, is_live};
 /// Foreign memory that stays registered while nothing of it is on its way: as much as this together.
 const HELD: usize = 64 << 20;
 
+/// Pieces that stay registered beyond that while others are on their way: enough that puts in flight find theirs again.
+const KEPT: usize = 32;
+
 /// Slabs of the lane's own, for slices that cannot be reached where they lie.
 const STAGING: u64 = 256 << 20;
 
@@ -108,17 +111,14 @@ impl<R: Registrar> Cache<R> {
         let fresh = Arc::new(unsafe { self.registrar.register(bytes.as_ptr(), bytes.len(), false) }?);
         state.registered += 1;
         state.foreign.push_back((bytes.clone(), fresh.clone()));
+        // Puts that overlap never leave it idle. What is on its way is held by who sends it.
+        state.let_go(KEPT);
         Ok(fresh)
     }
 
     /// Nothing is on its way: foreign memory beyond what may be held is let go, the oldest first.
     pub(super) fn idle(&self) {
-        let mut state = self.lock();
-        let mut held: usize = state.foreign.iter().map(|(bytes, _)| bytes.len()).sum();
-        while held > HELD {
-            let Some((bytes, _)) = state.foreign.pop_front() else { break };
-            held -= bytes.len();
-        }
+        self.lock().let_go(0);
     }
 
     /// A slab to copy a slice through.
@@ -138,6 +138,15 @@ impl<R: Registrar> Cache<R> {
 }
 
 impl<T> State<T> {
+    /// Lets the oldest foreign memory go, as far as more is held than may be; so many pieces stay in any case.
+    fn let_go(&mut self, kept: usize) {
+        let mut held: usize = self.foreign.iter().map(|(bytes, _)| bytes.len()).sum();
+        while held > HELD && self.foreign.len() > kept {
+            let Some((bytes, _)) = self.foreign.pop_front() else { break };
+            held -= bytes.len();
+        }
+    }
+
     /// Allocations that were freed are deregistered.
     fn follow(&mut self) {
         let gone = extents_gone();

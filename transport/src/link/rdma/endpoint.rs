@@ -412,10 +412,17 @@ impl Endpoint {
         unsafe { self.post(request, token) }
     }
 
-    /// The next completion wakes who waits for the descriptors. Whether there is something already.
-    pub(super) fn arm(&mut self) -> io::Result<bool> {
+    /// The next completion wakes who waits for the descriptors. Whether there is something already to be read, or room to write.
+    pub(super) fn arm(&mut self, read: bool, write: bool) -> io::Result<bool> {
         self.qp.completions.notify()?;
-        Ok(self.poll()? || self.has_news())
+        let polled = self.poll()?;
+        self.settle()?;
+        Ok(polled || (read && self.has_news()) || (write && (self.broken.is_some() || self.may_send(2))))
+    }
+
+    /// Whether the connection is broken.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.is_some()
     }
 
     /// Quiets the descriptors, and looks whether the other side is still there.

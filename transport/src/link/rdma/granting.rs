@@ -143,7 +143,7 @@ impl Granting {
 
     fn frames(&mut self, framer: &mut Framer, now: Instant) -> io::Result<()> {
         while let Some(frame) = framer.next_frame().map_err(refuse)? {
-            frame.intact.map_err(refuse)?;
+            frame.intact.map_err(|corrupted| refuse(DecodeError::from(corrupted)))?;
             let OneSided::Release { window, read } = OneSided::decode(&frame.header, frame.meta).map_err(refuse)?
             else {
                 return Err(refuse(DecodeError::Range("a message that only a server sends")));

@@ -101,6 +101,8 @@ impl Stream for Lane {
             }
             if !endpoint.poll()? {
                 endpoint.failure()?;
+                // Credits that could not be given back when bytes were read.
+                endpoint.settle()?;
                 return Err(io::ErrorKind::WouldBlock.into());
             }
         }
@@ -125,9 +127,13 @@ impl Stream for Lane {
         Interest { fd: self.fd(), read: true, write: false }
     }
 
-    fn arm(&self, _read: bool, _write: bool) -> bool {
+    fn arm(&self, read: bool, write: bool) -> bool {
         // A failure is found by whoever looks next.
-        self.endpoint().arm().unwrap_or(true)
+        self.endpoint().arm(read, write).unwrap_or(true)
+    }
+
+    fn is_over(&self) -> bool {
+        self.endpoint().is_broken()
     }
 
     fn disarm(&self) {

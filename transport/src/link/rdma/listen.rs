@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::cm::Id;
+use super::cm::{Id, Knock};
 use super::domains::Domains;
 use super::endpoint::Endpoint;
 use super::faults::Faults;
@@ -62,6 +62,13 @@ impl Listener {
         self.address
     }
 
+    fn take(&self, knock: Knock) -> io::Result<Lane> {
+        let context = knock.id.context().ok_or_else(|| io::Error::other("a client without a device"))?;
+        let membership = self.domains.of(knock.said.domain, context)?;
+        let endpoint = Endpoint::accept(knock, &membership.domain, &self.options)?;
+        Lane::new(endpoint, membership, self.options)
+    }
+
     /// The next lane.
     ///
     /// # Errors
@@ -71,12 +78,11 @@ impl Listener {
             let mut ready = self.events.readable().await?;
             match self.id.knock() {
                 Ok(None) => ready.clear_ready(),
-                Ok(Some(knock)) => {
-                    let context = knock.id.context().ok_or_else(|| io::Error::other("a client without a device"))?;
-                    let membership = self.domains.of(knock.said.domain, context)?;
-                    let endpoint = Endpoint::accept(knock, &membership.domain, &self.options)?;
-                    return Ok(Arc::new(Lane::new(endpoint, membership, self.options)?.suffering(self.faults.clone())));
-                }
+                Ok(Some(knock)) => match self.take(knock) {
+                    Ok(lane) => return Ok(Arc::new(lane.suffering(self.faults.clone()))),
+                    Err(error) if is_ours(&error) => return Err(error),
+                    Err(error) => tracing::info!(%error, "a client was not connected"),
+                },
                 Err(error) => {
                     // One client's fault: the listener goes on.
                     tracing::info!(%error, "a client was not connected");
@@ -84,6 +90,11 @@ impl Listener {
             }
         }
     }
+}
+
+/// Whether it is this machine that has no more of something: whoever knocks next fares no better.
+fn is_ours(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE))
 }
 
 impl std::fmt::Debug for Listener {

@@ -20,6 +20,9 @@ const TURN: Duration = Duration::from_micros(400);
 /// How long a client may take to read why its connection ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Bytes that are read away at the end; who sends more is reset.
+const MOST_AWAY: usize = 1 << 20;
+
 impl<S: Service> Lane<S> {
     pub(super) async fn control(&mut self, lane: &mut ControlLane<S>, wake: &Notify) -> io::Result<Step> {
         let mut pace = self.pace(self.stream.io().patience());
@@ -30,6 +33,9 @@ impl<S: Service> Lane<S> {
         let mut others = now + TURN;
         loop {
             let held = lane.is_held();
+            if held && self.stream.io().is_over() {
+                return Ok(Step::End(LaneEnd::Left));
+            }
             let got = match (held, lane.has_pending()) {
                 (true, _) => Err(io::ErrorKind::WouldBlock.into()),
                 (false, true) => Ok(None),
@@ -125,6 +131,7 @@ impl<S: Service> Lane<S> {
         io.finish();
         // Closing a socket with unread bytes resets it, and what was said last is lost with it: they are read away.
         let mut away = vec![0; 16 << 10];
+        let mut most = MOST_AWAY;
         while Instant::now() < until {
             match io.recv(&mut away, &mut []) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -132,7 +139,10 @@ impl<S: Service> Lane<S> {
                         return;
                     }
                 }
-                Ok(1..) => {}
+                Ok(n @ 1..) if n < most => {
+                    most -= n;
+                    tokio::task::yield_now().await;
+                }
                 _ => return,
             }
         }

@@ -251,6 +251,10 @@ impl Stream for ControlStream {
         Ready::default()
     }
 
+    fn is_over(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     fn finish(&self) {
         self.socket.finish();
     }

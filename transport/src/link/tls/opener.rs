@@ -23,6 +23,8 @@ pub(super) struct Opener {
     /// The last read filled all there was: there is more where that came from.
     filled: bool,
     over: bool,
+    /// Records in a row that held nothing for who reads.
+    barren: u32,
     /// What is told with the next call.
     failed: Option<io::Error>,
 }
@@ -31,11 +33,14 @@ pub(super) struct Opener {
 const FIRST_INPUT: usize = 4 << 10;
 const MOST_INPUT: usize = 256 << 10;
 
+/// Records that may come without content in a row: session tickets, new keys. Each costs work, and moves nothing on.
+const MOST_BARREN: u32 = 32;
+
 impl Opener {
     /// `buf`: what came already.
     pub(super) fn new(direction: Direction, buf: Vec<u8>) -> Self {
         let end = buf.len();
-        Self { direction, buf, start: 0, plain: 0, tail: 0, end, filled: false, over: false, failed: None }
+        Self { direction, buf, start: 0, plain: 0, tail: 0, end, filled: false, over: false, barren: 0, failed: None }
     }
 
     /// Delivers what there is into one buffer and then the other. 0: the other side has closed.
@@ -69,6 +74,13 @@ impl Opener {
             }
             match self.next_record(open, first) {
                 Ok(Some(n)) => {
+                    self.barren = if n > 0 || self.plain > self.start { 0 } else { self.barren + 1 };
+                    if self.barren > MOST_BARREN {
+                        return Err(io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            "too many TLS records that hold nothing",
+                        ));
+                    }
                     first = &mut std::mem::take(&mut first)[n..];
                     delivered += n;
                     continue;

@@ -65,6 +65,12 @@ impl Mailbox {
         self.alarm.ring();
     }
 
+    /// Drops what nobody will read: not under the lock, for a lane that ends wakes its siblings.
+    fn clear(&self) {
+        let letters = std::mem::take(&mut *self.lock());
+        drop(letters);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Letter>> {
         self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,7 +105,7 @@ impl Crew {
                     }
                     own.closed.store(true, Ordering::Release);
                     // Whoever waits for a lane that never began is told by the letter's end.
-                    own.lock().clear();
+                    own.clear();
                 })?;
                 threads.push(mailbox.clone());
                 Ok(mailbox)
@@ -174,7 +180,7 @@ impl BulkSeat for Seat {
         mailbox.post(Letter::Serve(Box::new(Served { bell, stream, lane, same_host, done })));
         if mailbox.closed.load(Ordering::Acquire) {
             // Nobody reads it: the lane ends with its letter.
-            mailbox.lock().clear();
+            mailbox.clear();
         }
         ended
     }
@@ -332,7 +338,9 @@ impl Thread {
                 Err(broken) => seated.end(&mut self.ring, broken.to_string()),
             }
         }
-        self.next = self.next.min(seated.served.lane.deadline(now));
+        if seated.end.is_none() {
+            self.next = self.next.min(seated.served.lane.deadline(now));
+        }
         if seated.end.is_some()
             && seated.io.is_quiet()
             && let Some(Seated { served, io, end: Some(why) }) = self.lanes.remove(&place)

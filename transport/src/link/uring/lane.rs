@@ -18,6 +18,8 @@ pub(super) struct LaneIo {
     payload: Option<Ticket>,
     head: Option<Ticket>,
     sending: Option<Ticket>,
+    /// Whether that is a zero-copy send.
+    sending_zero: bool,
     /// Zero-copy sends whose memory the kernel still reads.
     held: Vec<Ticket>,
     zero_copy: ZeroCopy,
@@ -57,7 +59,17 @@ impl From<io::Error> for Broken {
 impl LaneIo {
     pub(super) fn new(file: Fixed, zero_copy: ZeroCopy) -> Self {
         let (payload, head, sending) = (None, None, None);
-        Self { file, payload, head, sending, held: Vec::new(), zero_copy, recalled: false, ending: false }
+        Self {
+            file,
+            payload,
+            head,
+            sending,
+            sending_zero: false,
+            held: Vec::new(),
+            zero_copy,
+            recalled: false,
+            ending: false,
+        }
     }
 
     pub(super) fn file(&self) -> Fixed {
@@ -103,7 +115,8 @@ impl LaneIo {
             && !self.ending
             && let Some(slice) = lane.lend_slice(now)
         {
-            self.sending = Some(ring.send(self.file, slice, self.zero_copy.next())?);
+            self.sending_zero = self.zero_copy.next();
+            self.sending = Some(ring.send(self.file, slice, self.sending_zero)?);
         }
         Ok(())
     }
@@ -140,6 +153,11 @@ impl LaneIo {
                 }
                 let n = got.as_ref().map_or(0, |n| n.unwrap_or(0));
                 lane.give_slice(slice, n, now);
+                if self.sending_zero && is_refused(result) {
+                    // The slice goes once more, by a copy.
+                    self.zero_copy.was_copied();
+                    return Ok(());
+                }
                 self.zero_copy.sent(lane.has_more(), now);
                 got?;
                 Ok(())
@@ -165,15 +183,20 @@ impl LaneIo {
         Ok(())
     }
 
-    /// Whether the kernel reads memory of zero-copy sends that have ended.
+    /// Whether the kernel may read memory of zero-copy sends until the other side has it all.
     pub(super) fn holds_sent(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || (self.sending.is_some() && self.sending_zero)
     }
 
     /// Whether nothing is in flight.
     pub(super) fn is_quiet(&self) -> bool {
         self.payload.is_none() && self.head.is_none() && self.sending.is_none() && self.held.is_empty()
     }
+}
+
+/// Whether a send failed because it was zero-copy: its pages count as locked memory, and there may be no more of that.
+fn is_refused(result: i32) -> bool {
+    matches!(result.saturating_neg(), libc::ENOMEM | libc::ENOBUFS | libc::EOPNOTSUPP)
 }
 
 /// Throws away what a socket has not sent: the kernel lets go of the memory that zero-copy sends would read.
