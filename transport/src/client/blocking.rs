@@ -42,8 +42,6 @@ pub struct Pending {
     landing: Option<Arc<Landing>>,
     /// Where a get over shared memory goes.
     into: Option<Into>,
-    /// Shared memory that a put names: it is shared until the answer is here.
-    _keep: Option<Arc<SharedBytes>>,
 }
 
 /// A get whose bytes the server writes to this side's memory.
@@ -206,14 +204,14 @@ impl Session {
     }
 
     /// Where the bytes of a put lie in memory that the server shares, or were copied to.
-    fn place(&mut self, data: &Bytes, options: &PutOptions<'_>) -> Option<(Shared, Option<Arc<SharedBytes>>)> {
+    fn place(&mut self, data: &Bytes, options: &PutOptions<'_>) -> Option<(Shared, Arc<SharedBytes>)> {
         // What others see, or what is checked, is the server's own.
         if options.weight.is_some() || options.name.is_some() || !self.engine.lanes.can_share() {
             return None;
         }
         if let Some((place, bytes)) = self.engine.lanes.shares().find(data) {
             bytes.take_use();
-            return Some((place, Some(bytes)));
+            return Some((place, bytes));
         }
         if data.len() as u64 <= self.eager_bytes() {
             return None;
@@ -223,9 +221,9 @@ impl Session {
             self.staging.clear();
         }
         let shares = self.engine.lanes.shares().clone();
-        let place = self.staging.copy(data, &shares)?;
+        let staged = self.staging.copy(data, &shares)?;
         self.engine.lanes.tell_shares(Instant::now());
-        Some((place, None))
+        Some(staged)
     }
 
     /// Makes a tensor resident, and waits for it. `data` is sent from where it lies.
@@ -250,9 +248,10 @@ impl Session {
         if data.len() as u64 != spec.bytes() {
             return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
         }
-        if let Some((place, keep)) = self.place(&data, &options) {
+        if let Some((place, bytes)) = self.place(&data, &options) {
             let pending = self.start(&api::put_new(spec, options, PutBody::Passed(place)), None);
-            return Ok(Pending { _keep: keep, ..pending });
+            self.engine.client().passes(pending.id, bytes);
+            return Ok(pending);
         }
         if spec.bytes() <= self.eager_bytes() {
             let request = api::put_new(spec, options, PutBody::Inline(&data));
@@ -358,7 +357,7 @@ impl Session {
         let landing = Landing::new(vec![slab], slice_bytes);
         let request = Request::Get { handle, offset, length, sliced: Some(slice_bytes) };
         let id = self.engine.client().start_get(&request, landing.clone());
-        Ok(Pending { id, landing: Some(landing), into: None, _keep: None })
+        Ok(Pending { id, landing: Some(landing), into: None })
     }
 
     /// Waits for a get.
@@ -635,13 +634,13 @@ impl Session {
         if let Err(error) = sent {
             self.engine.lanes.broken(&error, Instant::now());
         }
-        Pending { id, landing: None, into: None, _keep: None }
+        Pending { id, landing: None, into: None }
     }
 
     fn start_sliced(&mut self, request: &Request<'_>, data: Bytes, slice_bytes: u32) -> Pending {
         let id = self.engine.client().start_put(request, vec![data], slice_bytes);
         self.engine.lanes.turn(Instant::now());
-        Pending { id, landing: None, into: None, _keep: None }
+        Pending { id, landing: None, into: None }
     }
 
     fn call<T>(

@@ -69,14 +69,14 @@ impl Passing {
     }
 
     /// Where bytes lie that the user shares already, with one use taken.
-    pub(super) fn find(&self, data: &[u8]) -> Option<Shared> {
+    pub(super) fn find(&self, data: &[u8]) -> Option<(Shared, Arc<SharedBytes>)> {
         let (place, bytes) = self.shares.find(data).filter(|_| self.news.can_share.load(Ordering::Acquire))?;
         bytes.take_use();
-        Some(place)
+        Some((place, bytes))
     }
 
     /// Copies bytes to shared memory, a step at a time: where they are, with one use taken. `None`: send them.
-    pub(super) async fn stage(&self, data: &[u8]) -> Option<Shared> {
+    pub(super) async fn stage(&self, data: &[u8]) -> Option<(Shared, Arc<SharedBytes>)> {
         if !self.news.can_share.load(Ordering::Acquire) {
             return None;
         }

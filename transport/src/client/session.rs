@@ -172,11 +172,13 @@ impl Session {
         if place.is_none() && private && spec.bytes() > eager {
             place = self.passing.stage(&data).await;
         }
-        if let Some(place) = place {
+        if let Some((place, bytes)) = place {
             let device = options.device;
             let start = move |c: &mut Client| {
                 let options = PutOptions { device, ..PutOptions::default() };
-                c.start(&api::put_new(&spec, options, PutBody::Passed(place)), None, None).0
+                let id = c.start(&api::put_new(&spec, options, PutBody::Passed(place)), None, None).0;
+                c.passes(id, bytes);
+                id
             };
             return self.call(start, |reply| api::tensor(&reply)).await;
         }

@@ -85,13 +85,13 @@ impl Staging {
     }
 
     /// Copies bytes to a shared piece: where they are, with one use taken. `None`: there is no room; send them.
-    pub(super) fn copy(&mut self, data: &[u8], shares: &Shares) -> Option<Shared> {
+    pub(super) fn copy(&mut self, data: &[u8], shares: &Shares) -> Option<(Shared, Arc<SharedBytes>)> {
         let piece = self.piece(data.len(), shares)?;
         piece.join(JOINED);
         copy_counted(&mut piece.slab[..data.len()], data);
-        let (place, _) = shares.find(&piece.slab[..data.len()])?;
+        let found = shares.find(&piece.slab[..data.len()])?;
         piece.bytes.take_use();
-        Some(place)
+        Some(found)
     }
 
     /// A piece of at least `len` bytes, to be filled without this being held. `None`: there is no room.
@@ -105,12 +105,17 @@ impl Staging {
     }
 
     /// Takes a piece back of which the first `len` bytes are filled: where they are, with one use taken.
-    pub(super) fn finish(&mut self, mut draft: Draft, len: usize, shares: &Shares) -> Option<Shared> {
+    pub(super) fn finish(
+        &mut self,
+        mut draft: Draft,
+        len: usize,
+        shares: &Shares,
+    ) -> Option<(Shared, Arc<SharedBytes>)> {
         let piece = draft.piece.take()?;
-        let (place, _) = shares.find(piece.slab.get(..len)?)?;
+        let found = shares.find(piece.slab.get(..len)?)?;
         piece.bytes.take_use();
         self.pieces.push(piece);
-        Some(place)
+        Some(found)
     }
 
     /// Forgets all: what the server used of it, it will not give back.
@@ -165,13 +170,14 @@ mod tests {
     #[test]
     fn a_piece_is_used_again_once_the_server_has_given_it_back() {
         let (mut staging, shares) = (Staging::new(64 << 20), Shares::default());
-        let first = staging.copy(&[1; 100_000], &shares).unwrap();
-        let second = staging.copy(&[2; 100_000], &shares).unwrap();
+        let copy = |staging: &mut Staging, data: &[u8]| staging.copy(data, &shares).unwrap().0;
+        let first = copy(&mut staging, &[1; 100_000]);
+        let second = copy(&mut staging, &[2; 100_000]);
         assert_ne!(first.region, second.region, "the first is used");
         staging.pieces[0].bytes.give_use_back();
-        assert_eq!(staging.copy(&[3; 99_000], &shares).unwrap().region, first.region);
+        assert_eq!(copy(&mut staging, &[3; 99_000]).region, first.region);
         assert_eq!(staging.pieces[0].slab[..3], [3; 3]);
-        assert_ne!(staging.copy(&[4; 100_000], &shares).unwrap().region, first.region);
+        assert_ne!(copy(&mut staging, &[4; 100_000]).region, first.region);
     }
 
     #[test]
@@ -188,11 +194,11 @@ mod tests {
         let mut draft = staging.begin(2500 << 10, &shares).unwrap();
         assert!(staging.begin(2500 << 10, &shares).is_none(), "what is being filled counts");
         draft.fill(1 << 20, &[7; 100]);
-        let place = staging.finish(draft, 2500 << 10, &shares).unwrap();
+        let (place, _) = staging.finish(draft, 2500 << 10, &shares).unwrap();
         assert_eq!(staging.pieces[0].slab[1 << 20], 7);
         staging.pieces[0].bytes.give_use_back();
         drop(staging.begin(2500 << 10, &shares).unwrap());
-        assert_ne!(staging.copy(&vec![1; 2500 << 10], &shares).unwrap().region, place.region, "it was given up");
+        assert_ne!(staging.copy(&vec![1; 2500 << 10], &shares).unwrap().0.region, place.region, "it was given up");
         let mut staging = Staging::new(1 << 30);
         assert!((0..MOST).all(|_| put(&mut staging, 1)));
         assert!(!put(&mut staging, 1), "each has a descriptor");

@@ -29,7 +29,14 @@ pub struct Outgoing {
     skip: Vec<u8>,
     /// Slices to send again, beside the ones from `next` on.
     again: Vec<Again>,
+    /// Bytes that it has handed out in its turn.
+    turn: u64,
 }
+
+/// From one transfer the lanes take so many bytes before it is another's turn. A tensor of this size goes in one turn, so that the
+/// first of several is there, and its memory free again, before the last has begun: slices in turns would have all of them
+/// end at once, and the receiver write to all of their memory at a time, which is more than its cache holds.
+const TURN_BYTES: u64 = 4 << 20;
 
 /// A slice to send again; not over the lane that carried it, if there is another.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +49,16 @@ impl Outgoing {
     /// A transfer of all bytes of the pieces.
     pub fn new(transfer: u64, pieces: Vec<Bytes>, slice_bytes: u32) -> Self {
         let total = pieces.iter().map(|p| p.len() as u64).sum();
-        Self { transfer, pieces, total, slice_bytes: slice_bytes.max(1), next: 0, skip: Vec::new(), again: Vec::new() }
+        Self {
+            transfer,
+            pieces,
+            total,
+            slice_bytes: slice_bytes.max(1),
+            next: 0,
+            skip: Vec::new(),
+            again: Vec::new(),
+            turn: 0,
+        }
     }
 
     /// Leaves out the slices whose bit is set.
@@ -397,13 +413,17 @@ impl BulkOut {
             let slice = index.map(|index| make(&outgoing, index, *checked));
             if let Some(index) = index {
                 log.hand(outgoing.transfer, index, now);
+                outgoing.turn += outgoing.range(index).1;
             }
             if outgoing.is_sent() {
                 sent.insert(outgoing.transfer, outgoing);
                 if sent.len() > *keep {
                     sent.pop_first();
                 }
+            } else if slice.is_some() && outgoing.turn < TURN_BYTES {
+                waiting.push_front(outgoing);
             } else {
+                outgoing.turn = 0;
                 waiting.push_back(outgoing);
             }
             if slice.is_some() {

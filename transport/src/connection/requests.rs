@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::client::ClientError;
 use super::slots::{IdHasher, Slots};
-use crate::memory::{Landing, extend_counted};
+use crate::memory::{Landing, SharedBytes, extend_counted};
 use crate::wire::{Effect, ErrorCode, Header, Kind, Reply, set_announce, set_id};
 
 /// How often a request is sent again because it, or a slice of its answer, came corrupted.
@@ -34,6 +34,8 @@ pub(super) struct Slot {
     /// A buffer for payloads that are encoded.
     pub(super) small: Vec<u8>,
     pub(super) bulk: Bulk,
+    /// Shared memory that it names, of which one use was taken for it: the server gives that back, once it has heard of it.
+    pub(super) passed: Option<Arc<SharedBytes>>,
     /// Whether it was sent on this connection.
     pub(super) sent: bool,
     /// Whether it was sent on any.
@@ -211,6 +213,7 @@ impl Requests {
                 payload: Bytes::new(),
                 small: Vec::new(),
                 bulk: Bulk::None,
+                passed: None,
                 sent: false,
                 ever_sent: false,
                 once: false,
@@ -277,6 +280,9 @@ impl Requests {
         slot.frame.clear();
         slot.payload = Bytes::new();
         slot.bulk = Bulk::None;
+        if let Some(passed) = slot.passed.take().filter(|_| !slot.ever_sent) {
+            passed.give_use_back();
+        }
         slot.sent = false;
         slot.ever_sent = false;
         slot.once = false;

@@ -26,7 +26,7 @@ use super::outbox::{Outbox, Sink};
 use super::requests::{Bulk, RequestId, Requests};
 use super::service::SILENT_KEEPALIVES;
 use crate::auth::{Channel, Secret};
-use crate::memory::Landing;
+use crate::memory::{Landing, SharedBytes};
 use crate::wire::{
     Caps, Control, DecodeError, Effect, ErrorCode, Flags, HEADER_BYTES, Kind, Mac, OpenedSession, PutBody, PutRequest,
     RemoteError, Reply, Request, Welcome, body_crc, encode_header, limits,
@@ -370,6 +370,14 @@ impl Client {
         sink: Option<&mut dyn Sink>,
     ) -> (RequestId, io::Result<()>) {
         self.begin(request, payload, Bulk::None, sink)
+    }
+
+    /// A request names this shared memory, of which one use was taken for it. It stays shared until the request has ended; if that
+    /// is before the server could hear of it, the use is given back.
+    pub fn passes(&mut self, id: RequestId, bytes: Arc<SharedBytes>) {
+        if let Some(slot) = self.requests.get(id.0) {
+            slot.passed = Some(bytes);
+        }
     }
 
     /// Starts a put in slices. The request's body must be [`crate::wire::PutBody::Sliced`].

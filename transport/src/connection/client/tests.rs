@@ -272,3 +272,24 @@ fn a_silent_server_is_given_up_after_three_keepalives() {
     hear(&mut client, &control(&Control::Pong), began + Duration::from_secs(2)).unwrap();
     client.timeout(began + Duration::from_secs(4)).unwrap();
 }
+
+/// The use of shared memory that was taken for a put leaked when the put ended before the server heard of it.
+#[test]
+fn a_put_that_ends_unsent_gives_its_memory_back() {
+    let now = Instant::now();
+    let bytes = Arc::new(SharedBytes::new(4096).unwrap());
+    let put = |client: &mut Client| {
+        bytes.take_use();
+        let (id, _) = client.start(&Request::Devices, None, None);
+        client.passes(id, bytes.clone());
+        id
+    };
+    let mut client = client(now);
+    let unsent = put(&mut client);
+    client.end(unsent);
+    assert!(!bytes.is_used());
+    connect(&mut client, now);
+    let sent = put(&mut client);
+    client.end(sent);
+    assert!(bytes.is_used(), "the server has heard of it, and gives it back");
+}

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::probe::{Probe, SpeaksTls, Told};
 use super::{Candidate, Facts, choose};
@@ -144,7 +144,12 @@ struct Base {
     tls: Option<TlsClient>,
     dial: Box<dyn Dial>,
     stream: Option<Arc<dyn Stream>>,
+    /// When the server answered over it.
+    asked: Instant,
 }
+
+/// How long a lane may stand unused before another is opened in its place: a server waits ten seconds for a greeting.
+const STALE: Duration = Duration::from_secs(3);
 
 type Opened = (Arc<dyn Stream>, Box<dyn Dial>, Duration);
 
@@ -158,7 +163,7 @@ impl Base {
             let stream = dial.control()?;
             let told = probe.ask(&stream);
             let stream = told.is_ok().then_some(stream);
-            Ok::<_, io::Error>((Self { uri, loopback, tls: tls.cloned(), dial, stream }, told))
+            Ok::<_, io::Error>((Self { uri, loopback, tls: tls.cloned(), dial, stream, asked: Instant::now() }, told))
         };
         if tls.is_some() {
             let (base, told) = over(Uri::Tls { host: host.to_owned(), port })?;
@@ -182,7 +187,14 @@ impl Base {
 
     fn open(&mut self, candidate: &Candidate, probe: &Probe, told: &Told) -> io::Result<Opened> {
         if candidate.uri == self.uri {
-            let stream = self.stream.take().ok_or(io::ErrorKind::NotConnected)?;
+            let mut stream = self.stream.take().ok_or(io::ErrorKind::NotConnected)?;
+            if self.asked.elapsed() > STALE {
+                stream = self.dial.control()?;
+                let there = probe.ask(&stream)?;
+                if there.links.server != told.links.server {
+                    return Err(io::Error::other("the server was restarted meanwhile: try again"));
+                }
+            }
             let dial = std::mem::replace(&mut self.dial, dialer_with(&self.uri, self.tls.clone()));
             return Ok((stream, dial, told.round_trip));
         }
