@@ -84,6 +84,7 @@ fn limits_are_what_they_are() {
         ("META_BYTES", u64::from(limits::META_BYTES)),
         ("CONTROL_PAYLOAD_BYTES", u64::from(limits::CONTROL_PAYLOAD_BYTES)),
         ("SLICE_BYTES", u64::from(limits::SLICE_BYTES)),
+        ("SLICES", limits::SLICES),
         ("RANK", limits::RANK as u64),
         ("NAME_BYTES", limits::NAME_BYTES as u64),
         ("TENSOR_BYTES", limits::TENSOR_BYTES),

@@ -275,6 +275,13 @@ impl Range {
         let length = self.length_of(total)?;
         let pieces = cut(segments, self.offset, length);
         match (self.sliced, &pieces[..]) {
+            (Some(slice_bytes), [_, ..]) if length.div_ceil(u64::from(slice_bytes.max(1))) > limits::SLICES => {
+                let most = limits::SLICES;
+                let message = format!(
+                    "{length} bytes in slices of {slice_bytes} are more than {most} slices: ask for larger ones, or in ranges"
+                );
+                return Err(fail(ErrorCode::OutOfRange, message));
+            }
             (Some(slice_bytes), [_, ..]) => {
                 peer.send_sliced(id, pieces, slice_bytes);
                 peer.reply(id, Kind::Get, &Reply::Got(&[]));

@@ -1,10 +1,10 @@
 //! A bulk lane's sending half: slices straight from the memory they lie in.
 
 mod lend;
+mod outgoing;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,164 +12,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 pub use lend::OutSlice;
+pub use outgoing::{Outgoing, Taken};
 
 use super::lane_log::LaneLog;
 use super::outbox::Sink;
 use crate::wire::{SLICE_FRAME_BYTES, SliceHead};
-
-/// A transfer on its way out: bytes in one or more pieces, cut into slices on a uniform grid.
-#[derive(Debug)]
-pub struct Outgoing {
-    transfer: u64,
-    pieces: Vec<Bytes>,
-    total: u64,
-    slice_bytes: u32,
-    next: u32,
-    /// Slices that the receiver has; bit i of byte i / 8.
-    skip: Vec<u8>,
-    /// Slices to send again, beside the ones from `next` on.
-    again: Vec<Again>,
-    /// Bytes that it has handed out in its turn.
-    turn: u64,
-}
-
-/// From one transfer the lanes take so many bytes before it is another's turn. A tensor of this size goes in one turn, so that the
-/// first of several is there, and its memory free again, before the last has begun: slices in turns would have all of them
-/// end at once, and the receiver write to all of their memory at a time, which is more than its cache holds.
-const TURN_BYTES: u64 = 4 << 20;
-
-/// A slice to send again; not over the lane that carried it, if there is another.
-#[derive(Clone, Copy, Debug)]
-struct Again {
-    index: u32,
-    not_over: Option<u32>,
-}
-
-impl Outgoing {
-    /// A transfer of all bytes of the pieces.
-    pub fn new(transfer: u64, pieces: Vec<Bytes>, slice_bytes: u32) -> Self {
-        let total = pieces.iter().map(|p| p.len() as u64).sum();
-        Self {
-            transfer,
-            pieces,
-            total,
-            slice_bytes: slice_bytes.max(1),
-            next: 0,
-            skip: Vec::new(),
-            again: Vec::new(),
-            turn: 0,
-        }
-    }
-
-    /// Leaves out the slices whose bit is set.
-    pub fn skipping(mut self, bits: Vec<u8>) -> Self {
-        self.skip = bits;
-        self
-    }
-
-    fn slices(&self) -> u32 {
-        u32::try_from(self.total.div_ceil(u64::from(self.slice_bytes))).unwrap_or(u32::MAX)
-    }
-
-    /// A slice's first byte and its bytes.
-    fn range(&self, index: u32) -> (u64, u64) {
-        let offset = u64::from(index) * u64::from(self.slice_bytes);
-        (offset, u64::from(self.slice_bytes).min(self.total.saturating_sub(offset)))
-    }
-
-    /// The bytes of one slice, wherever it lies.
-    fn taken(&self, offset: u64, len: u64, checked: bool) -> Taken {
-        let mut start = 0u64;
-        let mut pieces = Vec::with_capacity(1);
-        for piece in &self.pieces {
-            let end = start + piece.len() as u64;
-            let (from, to) = (offset.max(start), (offset + len).min(end));
-            if from < to {
-                pieces.push((piece.clone(), (from - start) as usize..(to - start) as usize));
-            }
-            start = end;
-        }
-        Taken { transfer: self.transfer, offset, total: self.total, checked, pieces }
-    }
-
-    fn skips(&self, index: u32) -> bool {
-        self.skip.get(index as usize / 8).is_some_and(|b| b & (1 << (index % 8)) != 0)
-    }
-
-    /// The slice that begins with this byte.
-    fn index_of(&self, offset: u64) -> Option<u32> {
-        u32::try_from(offset / u64::from(self.slice_bytes)).ok().filter(|&i| i < self.slices())
-    }
-
-    /// Whether a slice waits to be sent, for the first time or again.
-    fn has_waiting(&self, index: u32) -> bool {
-        (index >= self.next && !self.skips(index)) || self.again.iter().any(|a| a.index == index)
-    }
-
-    /// Whether there is a slice for this lane; if it is the only one, it gets any.
-    fn has_for(&self, lane: u32, alone: bool) -> bool {
-        self.again.iter().any(|a| alone || a.not_over != Some(lane))
-            || (self.next..self.slices()).any(|i| !self.skips(i))
-    }
-
-    fn is_sent(&self) -> bool {
-        self.again.is_empty() && !(self.next..self.slices()).any(|i| !self.skips(i))
-    }
-
-    fn next_index(&mut self, lane: u32, alone: bool) -> Option<u32> {
-        if let Some(at) = self.again.iter().rposition(|a| alone || a.not_over != Some(lane)) {
-            return Some(self.again.swap_remove(at).index);
-        }
-        let index = (self.next..self.slices()).find(|&i| !self.skips(i))?;
-        self.next = index + 1;
-        Some(index)
-    }
-
-    fn slice(&self, index: u32, checked: bool) -> Sending {
-        let (offset, len) = self.range(index);
-        let mut start = 0u64;
-        let mut pieces = Pieces::None;
-        for piece in &self.pieces {
-            let end = start + piece.len() as u64;
-            let (from, to) = (offset.max(start), (offset + len).min(end));
-            if from < to {
-                pieces.push(piece.slice((from - start) as usize..(to - start) as usize));
-            }
-            start = end;
-        }
-        Sending { transfer: self.transfer, offset, total: self.total, pieces, checked, head: None, sent: 0 }
-    }
-}
-
-/// A slice for a link that takes slices whole: its bytes in their allocations.
-#[derive(Clone, Debug)]
-pub struct Taken {
-    /// Of this transfer.
-    pub transfer: u64,
-    /// First byte within it.
-    pub offset: u64,
-    /// Bytes of the whole transfer.
-    pub total: u64,
-    /// The sender's memory, each with the part of it that belongs to the slice.
-    pub pieces: Vec<(Bytes, Range<usize>)>,
-    checked: bool,
-}
-
-impl Taken {
-    /// The slice's bytes, piece by piece.
-    pub fn bytes(&self) -> impl Iterator<Item = &[u8]> {
-        self.pieces.iter().map(|(piece, part)| piece.get(part.clone()).unwrap_or_default())
-    }
-
-    /// The head in front of it, with a checksum of the bytes where both sides want one.
-    pub fn head(&self) -> [u8; SLICE_FRAME_BYTES] {
-        if !self.checked {
-            let len = self.bytes().map(|view| view.len() as u32).sum();
-            return SliceHead::encode_unchecked(self.transfer, self.offset, self.total, len);
-        }
-        SliceHead::encode_pieces(self.transfer, self.offset, self.total, self.bytes())
-    }
-}
 
 /// One slice on its way out.
 #[derive(Clone, Debug)]
@@ -234,13 +81,34 @@ struct State {
     sent: BTreeMap<u64, Outgoing>,
     /// How many of those are kept.
     keep: usize,
+    /// Transfers that were wholly sent and are not kept, which the lanes remember: should a slice of theirs be lost, the receiver
+    /// is told.
+    dropped: VecDeque<u64>,
     lanes: Vec<LaneLog>,
     checked: bool,
 }
 
+/// From one transfer the lanes take so many bytes before it is another's turn. A tensor of this size goes in one turn, so that the
+/// first of several is there, and its memory free again, before the last has begun: slices in turns would have all of them
+/// end at once, and the receiver write to all of their memory at a time, which is more than its cache holds.
+const TURN_BYTES: u64 = 4 << 20;
+
+/// Transfers that are not kept and are remembered.
+const REMEMBERED: usize = 1024;
+
+/// Lanes that take no more, and of which the other side has not said yet what came over them.
+const CLOSED_LANES: usize = 64;
+
 impl Default for State {
     fn default() -> Self {
-        Self { waiting: VecDeque::new(), sent: BTreeMap::new(), keep: usize::MAX, lanes: Vec::new(), checked: true }
+        Self {
+            waiting: VecDeque::new(),
+            sent: BTreeMap::new(),
+            keep: usize::MAX,
+            dropped: VecDeque::new(),
+            lanes: Vec::new(),
+            checked: true,
+        }
     }
 }
 
@@ -272,15 +140,18 @@ impl BulkOut {
         self.used.store(true, Ordering::Release);
         state.forget(outgoing.transfer);
         state.waiting.push_back(outgoing);
+        while state.dropped.len() > REMEMBERED
+            && let Some(transfer) = state.dropped.pop_front()
+        {
+            if state.find(transfer).is_none() {
+                state.lanes.iter_mut().for_each(|log| log.forget(transfer));
+            }
+        }
     }
 
     /// Forgets a transfer: no further slice of it begins.
     pub fn end(&self, transfer: u64) {
-        let mut state = self.lock();
-        state.forget(transfer);
-        let State { waiting, sent, lanes, .. } = &mut *state;
-        let kept = |t: u64| sent.contains_key(&t) || waiting.iter().any(|o| o.transfer == t);
-        lanes.iter_mut().for_each(|log| log.trim(kept));
+        self.lock().forget(transfer);
     }
 
     /// Forgets every transfer and every lane.
@@ -288,6 +159,7 @@ impl BulkOut {
         let mut state = self.lock();
         state.waiting.clear();
         state.sent.clear();
+        state.dropped.clear();
         state.lanes.clear();
     }
 
@@ -357,8 +229,8 @@ impl BulkOut {
                 return Resent::Queued;
             }
             for &(lane, at) in &open {
-                let patience = if state.is_alone(lane) { stuck * 5 } else { stuck };
-                if at + patience <= now {
+                let patience = if state.is_alone(lane) { stuck.saturating_mul(5) } else { stuck };
+                if now.saturating_duration_since(at) >= patience {
                     return Resent::Stuck(lane);
                 }
             }
@@ -367,7 +239,7 @@ impl BulkOut {
             }
         }
         let not_over = open.last().map(|(lane, _)| *lane);
-        state.send_again(transfer, Again { index, not_over });
+        state.send_again(transfer, std::iter::once(index), not_over);
         Resent::Queued
     }
 
@@ -379,7 +251,14 @@ impl BulkOut {
     /// A lane takes no more. Before the other side has said what came over it ([`Self::lost_lane`]), it is not known what it
     /// lost.
     pub fn close_lane(&self, lane: u32) {
-        self.lock().lanes.iter_mut().filter(|log| log.lane == lane).for_each(LaneLog::close);
+        let mut state = self.lock();
+        state.lanes.iter_mut().filter(|log| log.lane == lane).for_each(LaneLog::close);
+        // Where the other side never says, its slices go out again once they are asked for.
+        if state.lanes.iter().filter(|log| !log.is_open()).count() > CLOSED_LANES
+            && let Some(at) = state.lanes.iter().position(|log| !log.is_open())
+        {
+            state.lanes.remove(at);
+        }
     }
 
     /// The other side has ended a lane, and so many slices came over it: the others go out again. Gives the transfers that it
@@ -387,14 +266,9 @@ impl BulkOut {
     pub fn lost_lane(&self, lane: u32, came: u64) -> Vec<u64> {
         let mut state = self.lock();
         let Some(at) = state.lanes.iter().position(|log| log.lane == lane) else { return Vec::new() };
-        let log = state.lanes.swap_remove(at);
-        let mut unknown = Vec::new();
-        for (transfer, index) in log.lost(came) {
-            if !state.send_again(transfer, Again { index, not_over: None }) && !unknown.contains(&transfer) {
-                unknown.push(transfer);
-            }
-        }
-        unknown
+        let log = state.lanes.remove(at);
+        let lost = log.lost(came);
+        lost.filter_map(|(transfer, slices)| (!state.send_again(transfer, slices, None)).then_some(transfer)).collect()
     }
 
     /// The next slice for this lane; transfers take turns.
@@ -405,7 +279,7 @@ impl BulkOut {
     fn next_of<T>(&self, lane: u32, now: Instant, make: impl Fn(&Outgoing, u32, bool) -> T) -> Option<T> {
         let mut state = self.lock();
         let alone = state.is_alone(lane);
-        let State { waiting, sent, keep, lanes, checked } = &mut *state;
+        let State { waiting, sent, keep, dropped, lanes, checked } = &mut *state;
         let log = lanes.iter_mut().find(|log| log.lane == lane && log.is_open())?;
         for _ in 0..waiting.len() {
             let mut outgoing = waiting.pop_front()?;
@@ -417,8 +291,10 @@ impl BulkOut {
             }
             if outgoing.is_sent() {
                 sent.insert(outgoing.transfer, outgoing);
-                if sent.len() > *keep {
-                    sent.pop_first();
+                if sent.len() > *keep
+                    && let Some((transfer, _)) = sent.pop_first()
+                {
+                    dropped.push_back(transfer);
                 }
             } else if slice.is_some() && outgoing.turn < TURN_BYTES {
                 waiting.push_front(outgoing);
@@ -454,18 +330,16 @@ impl State {
     fn forget(&mut self, transfer: u64) {
         self.waiting.retain(|o| o.transfer != transfer);
         self.sent.remove(&transfer);
+        self.lanes.iter_mut().for_each(|log| log.forget(transfer));
     }
 
     /// Whether the transfer is kept.
-    fn send_again(&mut self, transfer: u64, again: Again) -> bool {
+    fn send_again(&mut self, transfer: u64, slices: impl Iterator<Item = u32>, not_over: Option<u32>) -> bool {
         if let Some(outgoing) = self.sent.remove(&transfer) {
             self.waiting.push_back(outgoing);
         }
         let Some(outgoing) = self.waiting.iter_mut().rev().find(|o| o.transfer == transfer) else { return false };
-        // Begun anew on another grid, it may have fewer slices than before.
-        if again.index < outgoing.slices() && !outgoing.has_waiting(again.index) {
-            outgoing.again.push(again);
-        }
+        slices.for_each(|index| outgoing.send_again(index, not_over));
         true
     }
 }
@@ -570,5 +444,86 @@ impl Sending {
             }
         }
         Ok((None, false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LANE: u32 = 1;
+
+    fn all(out: &BulkOut, lane: u32, now: Instant) -> Vec<u64> {
+        std::iter::from_fn(|| out.take(lane, now)).map(|taken| taken.offset).collect()
+    }
+
+    /// Once, a lane's end looked through all that waited to be sent again for each slice that it had lost: one frame of a client
+    /// that had asked for a large tensor in small slices, and said that none had come, held the connection for minutes.
+    #[test]
+    fn a_lane_that_lost_a_quarter_of_a_million_slices_ends_at_once() {
+        let now = Instant::now();
+        let (out, bytes) = (BulkOut::default(), Bytes::from(vec![0; 1 << 18]));
+        out.push(Outgoing::new(7, vec![bytes], 1));
+        out.open_lane(LANE);
+        assert_eq!(all(&out, LANE, now).len(), 1 << 18);
+        for index in 0..1 << 18 {
+            assert_eq!(out.again(7, index, true, Duration::MAX, now), Resent::Queued);
+        }
+        assert!(out.lost_lane(LANE, 3).is_empty());
+        out.open_lane(2);
+        assert_eq!(all(&out, 2, now), (3..1 << 18).collect::<Vec<_>>());
+        // Each is asked for once more, and lane 2 may not carry it.
+        out.open_lane(3);
+        for index in 3..1 << 18 {
+            assert_eq!(out.again(7, index, false, Duration::MAX, now), Resent::Queued);
+        }
+        assert!(!out.has_for(2) && out.has_for(3));
+        assert!(out.take(2, now).is_none());
+        assert_eq!(all(&out, 3, now).len(), (1 << 18) - 3);
+    }
+
+    #[test]
+    fn a_slice_that_is_late_goes_over_another_lane_and_never_is_no_time() {
+        let now = Instant::now();
+        let out = BulkOut::default();
+        out.push(Outgoing::new(7, vec![Bytes::from_static(&[0; 8])], 4));
+        out.open_lane(LANE);
+        assert_eq!(all(&out, LANE, now), [0, 4]);
+        out.open_lane(2);
+        assert_eq!(out.again(7, 4, true, Duration::MAX, now), Resent::Queued);
+        assert_eq!((all(&out, LANE, now), all(&out, 2, now)), (vec![], vec![4]));
+        let later = now + Duration::from_secs(2);
+        assert_eq!(out.again(7, 0, true, Duration::from_secs(1), later), Resent::Stuck(LANE));
+        assert_eq!(out.again(8, 0, true, Duration::from_secs(1), later), Resent::Unknown);
+    }
+
+    #[test]
+    fn what_is_not_kept_is_named_when_a_lane_loses_it() {
+        let now = Instant::now();
+        let out = BulkOut::keeping(1);
+        out.open_lane(LANE);
+        for transfer in [7, 8] {
+            out.push(Outgoing::new(transfer, vec![Bytes::from_static(&[0; 4])], 4));
+            assert_eq!(all(&out, LANE, now), [0]);
+        }
+        assert!(!out.has(7) && out.has(8));
+        assert_eq!(out.lost_lane(LANE, 0), [7]);
+        // A lane's memory of them ends, too.
+        out.open_lane(2);
+        for transfer in 9..9 + 2 * REMEMBERED as u64 + 100 {
+            out.push(Outgoing::new(transfer, vec![Bytes::from_static(&[0; 4])], 4));
+            assert!(!all(&out, 2, now).is_empty());
+        }
+        assert!(out.lost_lane(2, 0).len() <= REMEMBERED + 1);
+    }
+
+    #[test]
+    fn lanes_that_nobody_accounts_for_are_forgotten() {
+        let out = BulkOut::default();
+        for lane in 0..1000 {
+            out.open_lane(lane);
+            out.close_lane(lane);
+        }
+        assert_eq!(out.lock().lanes.len(), CLOSED_LANES);
     }
 }

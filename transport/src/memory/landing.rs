@@ -29,6 +29,9 @@ struct State {
     /// The slabs themselves; `None` once finished.
     slabs: Option<Vec<Slab>>,
     slices: Vec<Slice>,
+    /// One bit a slice, least significant first: 1 where it has landed. Who asks what is missing does so often, and a transfer may
+    /// have a quarter of a million slices.
+    bits: Vec<u8>,
     landed: u32,
     /// Leases that are out and not lost.
     leased: u32,
@@ -53,6 +56,9 @@ enum Slice {
 unsafe impl Send for Landing {}
 // SAFETY: all shared state is behind the mutex; the bytes are reached only through disjoint leases.
 unsafe impl Sync for Landing {}
+
+/// Bytes of the map of what has landed that are looked at together.
+const BLOCK: usize = 64;
 
 /// What became of asking for a slice.
 pub enum Claim {
@@ -83,6 +89,7 @@ impl Landing {
         let state = State {
             slabs: Some(slabs),
             slices: vec![Slice::Missing; slices],
+            bits: vec![0; slices.div_ceil(8)],
             landed: 0,
             leased: 0,
             last_lease: 0,
@@ -108,12 +115,7 @@ impl Landing {
 
     /// One bit a slice, least significant first: 1 where it has landed.
     pub fn landed_bits(&self) -> Vec<u8> {
-        let state = self.lock();
-        let mut bits = vec![0; state.slices.len().div_ceil(8)];
-        for (i, _) in state.slices.iter().enumerate().filter(|(_, s)| **s == Slice::Landed) {
-            bits[i / 8] |= 1 << (i % 8);
-        }
-        bits
+        self.lock().bits.clone()
     }
 
     /// Bytes that have landed.
@@ -133,8 +135,21 @@ impl Landing {
     /// The first bytes of slices that have not landed: `most` at the most.
     pub fn missing(&self, most: usize) -> Vec<u64> {
         let state = self.lock();
-        let missing = state.slices.iter().zip(0_u64..).filter(|(s, _)| **s != Slice::Landed);
-        missing.take(most).map(|(_, i)| i * u64::from(self.slice_bytes)).collect()
+        let mut missing = Vec::with_capacity(most.min(state.slices.len() - state.landed as usize));
+        // Most of a large transfer has landed when this is asked, and is passed over a block at a time.
+        for (block, bits) in
+            state.bits.chunks(BLOCK).enumerate().filter(|(_, bits)| **bits != [u8::MAX; BLOCK][..bits.len()])
+        {
+            let first = block * BLOCK * 8;
+            let last = (first + bits.len() * 8).min(state.slices.len());
+            let left = most - missing.len();
+            let here = (first..last).filter(|i| bits[(i - first) / 8] & (1 << (i % 8)) == 0).take(left);
+            missing.extend(here.map(|i| i as u64 * u64::from(self.slice_bytes)));
+            if missing.len() == most {
+                break;
+            }
+        }
+        missing
     }
 
     /// Whether the slice that begins with this byte has landed.
@@ -214,6 +229,7 @@ impl Landing {
         let mut state = self.lock();
         state.round = state.round.wrapping_add(1);
         state.landed = 0;
+        state.bits.fill(0);
         state.slices.iter_mut().filter(|s| **s == Slice::Landed).for_each(|s| *s = Slice::Missing);
     }
 
@@ -362,6 +378,9 @@ impl SliceLease {
             Some(slice @ Slice::Leased { .. }) if slice.is_of(self.number) => *slice = Slice::Landed,
             _ => return false,
         }
+        if let Some(bits) = state.bits.get_mut(self.index / 8) {
+            *bits |= 1 << (self.index % 8);
+        }
         state.landed += 1;
         // In one step with the count: whoever lands the last slice must find no lease out, or nobody would finish.
         state.leased -= 1;
@@ -456,6 +475,24 @@ mod tests {
         drop(lease);
         assert_eq!(landing.landed_bits(), [0]);
         assert!(matches!(landing.claim(&head(8, 16, &[1; 8])), Claim::Lease(_)));
+    }
+
+    #[test]
+    fn the_few_that_are_missing_among_many_are_found() {
+        let landing = Landing::new(vec![Slab::zeroed(3001)], 1);
+        let gaps = [0, 511, 512, 1700, 2999, 3000];
+        for at in (0..3001).filter(|at| !gaps.contains(at)) {
+            let Claim::Lease(mut lease) = landing.claim(&head(at, 3001, &[1])) else { panic!("no lease") };
+            fill(&mut lease, &[1]);
+            assert!(!lease.landed());
+        }
+        assert_eq!(landing.missing(100), gaps);
+        assert_eq!(landing.missing(4), gaps[..4]);
+        assert_eq!(landing.missing(0), []);
+        let mut bits = vec![255; 376];
+        gaps.iter().for_each(|&at| bits[at as usize / 8] &= !(1 << (at % 8)));
+        bits[375] = 0;
+        assert_eq!(landing.landed_bits(), bits);
     }
 
     /// A slice that crawls over one lane comes over another as well: who claimed it last writes it, and nobody else.

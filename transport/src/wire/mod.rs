@@ -34,7 +34,7 @@ pub use one_sided::{Heads, OneSided, PIECES, Piece, Pieces, WINDOWS};
 pub use rdma::{Immediate, PRIVATE_BYTES, Private};
 pub use reply::{DeviceEntry, Finish, Offered, OpenedSession, Reply, StatEntry};
 pub use request::{BindEntry, PutBody, PutRequest, PutTarget, Request, Shared, set_announce, set_id};
-pub use slice::{SLICE_FRAME_BYTES, SliceChecker, SliceHead};
+pub use slice::{SLICE_FRAME_BYTES, SliceChecker, SliceHead, slice_bytes_for};
 pub use types::{ContentHash, Handle, ResidencyCode, SessionToken, TensorSpec};
 
 /// Version of the protocol that this code speaks.
@@ -48,6 +48,8 @@ pub mod limits {
     pub const CONTROL_PAYLOAD_BYTES: u32 = 4 << 20;
     /// Payload of one slice on a bulk lane.
     pub const SLICE_BYTES: u32 = 4 << 20;
+    /// Slices of one transfer: both sides keep notes of each.
+    pub const SLICES: u64 = 1 << 18;
     /// Dimensions of a tensor.
     pub const RANK: usize = 8;
     /// Bytes of a name.

@@ -9,6 +9,12 @@ use super::{layout, limits};
 /// Bytes in front of a slice's payload: header and slice head.
 pub const SLICE_FRAME_BYTES: usize = HEADER_BYTES + size_of::<layout::Slice>();
 
+/// The slice size for a transfer of `total` bytes: the one that the server `prefers`, unless that makes too many slices.
+pub fn slice_bytes_for(total: u64, prefers: u32) -> u32 {
+    let least = total.div_ceil(limits::SLICES).next_multiple_of(4096).min(u64::from(limits::SLICE_BYTES));
+    prefers.max(least as u32)
+}
+
 /// Where a slice belongs. Its payload is `len` bytes of tensor, and `crc` is CRC32C over the slice head and them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SliceHead {
@@ -128,5 +134,23 @@ impl SliceChecker {
     /// Whether all the bytes so far have the checksum that was sent.
     pub fn matches(self) -> bool {
         self.digest.finalize() as u32 == self.expected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_transfer_goes_in_larger_slices() {
+        for (total, size) in [
+            (1, 1 << 18),
+            (1 << 36, 1 << 18),
+            ((1 << 36) + 1, (1 << 18) + 4096),
+            (1 << 40, 4 << 20),
+            (u64::MAX - (1 << 20), 4 << 20),
+        ] {
+            assert_eq!(slice_bytes_for(total, 1 << 18), size, "{total}");
+        }
     }
 }

@@ -150,6 +150,16 @@ pub(in crate::wire) fn slice_bytes(n: u32) -> Result<u32, DecodeError> {
     Ok(n)
 }
 
+/// The slice size of a transfer of so many bytes.
+fn grid(n: u32, total: u64) -> Result<u32, DecodeError> {
+    let size = slice_bytes(n)?;
+    let slices = total.div_ceil(u64::from(size));
+    if slices > limits::SLICES {
+        return Err(DecodeError::TooLong { what: "slices of one transfer", length: slices, limit: limits::SLICES });
+    }
+    Ok(size)
+}
+
 fn put<'a>(meta: &'a [u8], payload: &'a [u8]) -> Result<PutRequest<'a>, DecodeError> {
     let (raw, rest) = layout::take::<layout::Put>(meta)?;
     layout::zero(&raw.zero, "put")?;
@@ -195,7 +205,7 @@ fn put<'a>(meta: &'a [u8], payload: &'a [u8]) -> Result<PutRequest<'a>, DecodeEr
         PutBody::Passed(shared(payload, spec.bytes())?)
     } else if raw.flags & SLICED != 0 {
         empty(payload, ())?;
-        PutBody::Sliced { slice_bytes: slice_bytes(raw.slice_bytes.get())?, announce: raw.flags & ANNOUNCE != 0 }
+        PutBody::Sliced { slice_bytes: grid(raw.slice_bytes.get(), spec.bytes())?, announce: raw.flags & ANNOUNCE != 0 }
     } else if payload.len() as u64 == spec.bytes() {
         PutBody::Inline(payload)
     } else {
@@ -224,7 +234,7 @@ fn get<'a>(meta: &[u8], payload: &[u8]) -> Result<Request<'a>, DecodeError> {
     empty(payload, ())?;
     let sliced = match raw.sliced {
         0 => None,
-        1 => Some(slice_bytes(raw.slice_bytes.get())?),
+        1 => Some(grid(raw.slice_bytes.get(), length)?),
         other => return Err(DecodeError::Enum { what: "sliced", value: u32::from(other) }),
     };
     Ok(Request::Get { handle: Handle::from_field(&raw.handle), offset, length, sliced })

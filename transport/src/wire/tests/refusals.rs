@@ -73,6 +73,12 @@ fn puts_are_refused_for_the_right_reason() {
     }
     let over = limits::SLICE_BYTES + 4096;
     assert!(matches!(put(slices, &over.to_le_bytes()), DecodeError::TooLong { what: "slice size", .. }));
+    let many = put(DIM, &(1_u64 << 30).to_le_bytes());
+    assert_eq!(
+        many,
+        DecodeError::TooLong { what: "slices of one transfer", length: 3 << 20, limit: limits::SLICES },
+        "3 * 2^30 floats of 4 bytes in slices of 4096"
+    );
     assert_eq!(put(SPEC, &[200]), DecodeError::Enum { what: "dtype", value: 200 });
     assert_eq!(put(SPEC + 1, &[9]), DecodeError::Rank(9));
     assert_eq!(put(SPEC + 2, &[1]), DecodeError::Reserved("tensor spec"));

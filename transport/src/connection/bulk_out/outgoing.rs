@@ -1,0 +1,172 @@
+//! One transfer on its way out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::{Pieces, Sending};
+use crate::wire::{SLICE_FRAME_BYTES, SliceHead};
+
+/// A transfer on its way out: bytes in one or more pieces, cut into slices on a uniform grid.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub(super) transfer: u64,
+    pieces: Vec<Bytes>,
+    pub(super) total: u64,
+    slice_bytes: u32,
+    slices: u32,
+    /// The next slice to send for the first time; none that is skipped.
+    next: u32,
+    /// Slices that the receiver has; bit i of byte i / 8.
+    skip: Vec<u8>,
+    /// Slices to send again, beside the ones from `next` on: by the lane that carried them, which carries them again only where
+    /// there is no other. A peer may ask for each of a large transfer's slices, and for as many at once as a lane was given:
+    /// one slice costs the same however many wait.
+    again: BTreeMap<Option<u32>, BTreeSet<u32>>,
+    /// Bytes that it has handed out in its turn.
+    pub(super) turn: u64,
+}
+
+impl Outgoing {
+    /// A transfer of all bytes of the pieces.
+    pub fn new(transfer: u64, pieces: Vec<Bytes>, slice_bytes: u32) -> Self {
+        let total: u64 = pieces.iter().map(|p| p.len() as u64).sum();
+        let slice_bytes = slice_bytes.max(1);
+        let slices = u32::try_from(total.div_ceil(u64::from(slice_bytes))).unwrap_or(u32::MAX);
+        Self {
+            transfer,
+            pieces,
+            total,
+            slice_bytes,
+            slices,
+            next: 0,
+            skip: Vec::new(),
+            again: BTreeMap::new(),
+            turn: 0,
+        }
+    }
+
+    /// Leaves out the slices whose bit is set.
+    pub fn skipping(mut self, bits: Vec<u8>) -> Self {
+        self.skip = bits;
+        self.next_from(0);
+        self
+    }
+
+    /// A slice's first byte and its bytes.
+    pub(super) fn range(&self, index: u32) -> (u64, u64) {
+        let offset = u64::from(index) * u64::from(self.slice_bytes);
+        (offset, u64::from(self.slice_bytes).min(self.total.saturating_sub(offset)))
+    }
+
+    /// The bytes of one slice, wherever it lies.
+    pub(super) fn taken(&self, offset: u64, len: u64, checked: bool) -> Taken {
+        let mut start = 0u64;
+        let mut pieces = Vec::with_capacity(1);
+        for piece in &self.pieces {
+            let end = start + piece.len() as u64;
+            let (from, to) = (offset.max(start), (offset + len).min(end));
+            if from < to {
+                pieces.push((piece.clone(), (from - start) as usize..(to - start) as usize));
+            }
+            start = end;
+        }
+        Taken { transfer: self.transfer, offset, total: self.total, checked, pieces }
+    }
+
+    fn skips(&self, index: u32) -> bool {
+        self.skip.get(index as usize / 8).is_some_and(|b| b & (1 << (index % 8)) != 0)
+    }
+
+    fn next_from(&mut self, index: u32) {
+        self.next = (index..self.slices).find(|&i| !self.skips(i)).unwrap_or(self.slices);
+    }
+
+    /// The slice that begins with this byte.
+    pub(super) fn index_of(&self, offset: u64) -> Option<u32> {
+        u32::try_from(offset / u64::from(self.slice_bytes)).ok().filter(|&i| i < self.slices)
+    }
+
+    /// Whether a slice waits to be sent, for the first time or again.
+    pub(super) fn has_waiting(&self, index: u32) -> bool {
+        (index >= self.next && !self.skips(index)) || self.again.values().any(|slices| slices.contains(&index))
+    }
+
+    /// Whether there is a slice for this lane; if it is the only one, it gets any.
+    pub(super) fn has_for(&self, lane: u32, alone: bool) -> bool {
+        self.next < self.slices || self.again.keys().any(|not_over| alone || *not_over != Some(lane))
+    }
+
+    /// Whether every slice was handed out.
+    pub(super) fn is_sent(&self) -> bool {
+        self.again.is_empty() && self.next >= self.slices
+    }
+
+    pub(super) fn next_index(&mut self, lane: u32, alone: bool) -> Option<u32> {
+        let mut groups = self.again.iter_mut();
+        if let Some((&not_over, slices)) = groups.find(|(not_over, _)| alone || **not_over != Some(lane)) {
+            let index = slices.pop_first();
+            if slices.is_empty() {
+                self.again.remove(&not_over);
+            }
+            return index;
+        }
+        let index = Some(self.next).filter(|&i| i < self.slices)?;
+        self.next_from(index + 1);
+        Some(index)
+    }
+
+    /// A slice is sent once more, if it does not wait already; over another lane than `not_over`, if there is one.
+    pub(super) fn send_again(&mut self, index: u32, not_over: Option<u32>) {
+        // Begun anew on another grid, it may have fewer slices than before.
+        if index < self.slices && !self.has_waiting(index) {
+            self.again.entry(not_over).or_default().insert(index);
+        }
+    }
+
+    pub(super) fn slice(&self, index: u32, checked: bool) -> Sending {
+        let (offset, len) = self.range(index);
+        let mut start = 0u64;
+        let mut pieces = Pieces::None;
+        for piece in &self.pieces {
+            let end = start + piece.len() as u64;
+            let (from, to) = (offset.max(start), (offset + len).min(end));
+            if from < to {
+                pieces.push(piece.slice((from - start) as usize..(to - start) as usize));
+            }
+            start = end;
+        }
+        Sending { transfer: self.transfer, offset, total: self.total, pieces, checked, head: None, sent: 0 }
+    }
+}
+
+/// A slice for a link that takes slices whole: its bytes in their allocations.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// Of this transfer.
+    pub transfer: u64,
+    /// First byte within it.
+    pub offset: u64,
+    /// Bytes of the whole transfer.
+    pub total: u64,
+    /// The sender's memory, each with the part of it that belongs to the slice.
+    pub pieces: Vec<(Bytes, Range<usize>)>,
+    checked: bool,
+}
+
+impl Taken {
+    /// The slice's bytes, piece by piece.
+    pub fn bytes(&self) -> impl Iterator<Item = &[u8]> {
+        self.pieces.iter().map(|(piece, part)| piece.get(part.clone()).unwrap_or_default())
+    }
+
+    /// The head in front of it, with a checksum of the bytes where both sides want one.
+    pub fn head(&self) -> [u8; SLICE_FRAME_BYTES] {
+        if !self.checked {
+            let len = self.bytes().map(|view| view.len() as u32).sum();
+            return SliceHead::encode_unchecked(self.transfer, self.offset, self.total, len);
+        }
+        SliceHead::encode_pieces(self.transfer, self.offset, self.total, self.bytes())
+    }
+}
