@@ -22,6 +22,9 @@ use crate::weights::WeightStore;
 /// Programs that stay although no session has them.
 const RECENT_PROGRAMS: usize = 32;
 
+/// Ticks in which owners are judged after a change.
+const JUDGED: u32 = 3;
+
 /// See the module.
 pub(crate) struct Core {
     pub(crate) config: Config,
@@ -34,6 +37,9 @@ pub(crate) struct Core {
     /// Programs that stay when the last session that has them ends: whoever comes next need not send their graphs.
     recent: Mutex<VecDeque<Arc<Program>>>,
     numbers: AtomicU64,
+    /// As of which of the guard's changes owners were judged, and how often they are judged still: a request that was under way may
+    /// open one more session for somebody who is gone.
+    judged: Mutex<(u64, u32)>,
     closing: AtomicBool,
 }
 
@@ -63,6 +69,7 @@ impl Core {
             programs: Mutex::default(),
             recent: Mutex::default(),
             numbers: AtomicU64::new(1),
+            judged: Mutex::default(),
             closing: AtomicBool::new(false),
             config,
         })
@@ -240,8 +247,34 @@ impl Core {
             tracing::info!(session = session.number, "session lease ended");
             self.end_session(&session);
         }
+        self.end_unwelcome();
         for slot in &self.devices {
             slot.weights.forget_partial(|upload| upload.is_older_than(self.config.default_lease, now));
+        }
+    }
+
+    /// Ends the sessions of owners who would not come in any more: nobody takes them up, and what they run goes on.
+    fn end_unwelcome(self: &Arc<Self>) {
+        let guard = &self.config.settings.guard;
+        let changes = guard.changes();
+        {
+            let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+            if judged.0 != changes {
+                *judged = (changes, JUDGED);
+            }
+            if judged.1 == 0 {
+                return;
+            }
+            judged.1 -= 1;
+        }
+        for session in self.registry.all().into_iter().filter(|s| !guard.is_current_owner(&s.owner)) {
+            tracing::info!(session = session.number, owner = session.owner.name(), "session ended: its owner is out");
+            let peer = session.lock().peer.clone();
+            self.end_session(&session);
+            if let Some(peer) = peer {
+                let message = "what this session was opened by was changed or taken back: connect again";
+                peer.goodbye(fail(ErrorCode::Unauthorized, message));
+            }
         }
     }
 }

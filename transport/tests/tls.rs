@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use genie_transport::auth::Guard;
+use genie_transport::auth::{Guard, Trust};
 use genie_transport::link::Stream;
 use genie_transport::link::tls::{TlsClient, TlsServer, TlsStream, Untrusted};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::crypto::ring::cipher_suite;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -193,40 +194,51 @@ fn bytes_arrive_as_they_were_sent_both_ways_at_once() {
     }
 }
 
-/// Another implementation at the other end: rustls with its own record layer, which also changes its keys and has tickets.
+/// Another implementation at the other end: rustls with its own record layer, which also changes its keys and has tickets. In each
+/// cipher suite that may be chosen: the key's length, and the hash that others are derived by, differ.
 #[test]
-fn rustls_itself_understands_us() {
+fn rustls_itself_understands_us_in_every_suite() {
     let authority = Authority::new();
     let (server_tls, client_tls) = both(&authority, false);
-    // A client of rustls's against our server.
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(authority.ca()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let (near, far) = pair();
-    let theirs = rustls::ClientConnection::new(Arc::new(config), "127.0.0.1".try_into().unwrap()).unwrap();
-    talk(rustls::StreamOwned::new(theirs, near), &server(&server_tls, far), |c| {
-        c.export_keying_material([0; 32], b"EXPORTER-genie-channel-1", Some(&[])).unwrap()
-    });
-    // Our client against a server of rustls's.
-    let (cert, key) = authority.sign("127.0.0.1", 31);
-    let certs = CertificateDer::pem_file_iter(cert).unwrap().map(Result::unwrap).collect();
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(certs, PrivateKeyDer::from_pem_file(key).unwrap())
-        .unwrap();
-    let (near, far) = pair();
-    let theirs = rustls::ServerConnection::new(Arc::new(config)).unwrap();
-    let ours = TlsStream::client(lane(near), &client_tls, "127.0.0.1").unwrap();
-    talk(rustls::StreamOwned::new(theirs, far), &ours, |c| {
-        c.export_keying_material([0; 32], b"EXPORTER-genie-channel-1", Some(&[])).unwrap()
-    });
+    for suite in [
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ] {
+        let mut provider = rustls::crypto::ring::default_provider();
+        provider.cipher_suites = vec![suite];
+        let provider = Arc::new(provider);
+        // A client of rustls's against our server.
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(authority.ca()).unwrap()).unwrap();
+        let config = rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let (near, far) = pair();
+        let theirs = rustls::ClientConnection::new(Arc::new(config), "127.0.0.1".try_into().unwrap()).unwrap();
+        talk(rustls::StreamOwned::new(theirs, near), &server(&server_tls, far), |c| {
+            assert_eq!(c.negotiated_cipher_suite(), Some(suite));
+            c.export_keying_material([0; 32], b"EXPORTER-genie-channel-1", Some(&[])).unwrap()
+        });
+        // Our client against a server of rustls's.
+        let (cert, key) = authority.sign("127.0.0.1", 31);
+        let certs = CertificateDer::pem_file_iter(cert).unwrap().map(Result::unwrap).collect();
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(certs, PrivateKeyDer::from_pem_file(key).unwrap())
+            .unwrap();
+        let (near, far) = pair();
+        let theirs = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+        let ours = TlsStream::client(lane(near), &client_tls, "127.0.0.1").unwrap();
+        talk(rustls::StreamOwned::new(theirs, far), &ours, |c| {
+            assert_eq!(c.negotiated_cipher_suite(), Some(suite));
+            c.export_keying_material([0; 32], b"EXPORTER-genie-channel-1", Some(&[])).unwrap()
+        });
+    }
 }
 
 /// The other end echoes, and changes its keys in between.
@@ -426,4 +438,24 @@ fn a_changed_record_is_never_delivered() {
         drop((client, server));
         meddler.join().unwrap();
     }
+}
+
+/// A certificate that came in is judged again when the authorities were read anew: those of one that was taken out are out.
+#[test]
+fn an_authority_that_was_taken_out_is_not_trusted_any_more() {
+    let (authority, next) = (Authority::new(), Authority::named("the next"));
+    let (server_tls, client_tls) = both(&authority, true);
+    let (near, far) = pair();
+    let client = TlsStream::client(lane(near), &client_tls, "127.0.0.1").unwrap();
+    let server = server(&server_tls, far);
+    std::thread::scope(|s| {
+        s.spawn(|| send_all(&client, b"hello"));
+        assert_eq!(receive_all(&server, 5), b"hello");
+    });
+    let shown = server.channel().certificates.expect("it showed one");
+    assert!(server_tls.trusts(&shown) && !server_tls.trusts(&[]) && !server_tls.trusts(&[vec![1, 2, 3]]));
+    std::fs::copy(next.ca(), authority.ca()).unwrap();
+    assert!(server_tls.trusts(&shown), "until it is told");
+    server_tls.reload().unwrap();
+    assert!(!server_tls.trusts(&shown));
 }

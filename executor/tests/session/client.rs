@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use genie_executor::{Config, Executor, Mode};
 use genie_graph::DType;
+use genie_transport::auth::{Identity, Token};
 use genie_transport::connection::{BulkEvent, BulkIn, Peer, Recorder, Service, Want};
 use genie_transport::wire::{
     Argument, Arguments, BindEntry, ContentHash, DeviceEntry, ErrorCode, Finish, Flags, Handle, Kind, Offered,
@@ -53,6 +54,14 @@ impl Server {
     pub(crate) fn connect(&self) -> Client<'_> {
         let (peer, recorder) = Peer::detached();
         Client { server: self, peer, recorder, next: 1, opened: None }
+    }
+
+    /// A connection that speaks for this token, with a session.
+    pub(crate) fn client_of(&self, token: &Arc<Token>) -> Client<'_> {
+        let (peer, recorder) = Peer::detached_as(Identity::of_token(token.clone()));
+        let mut client = Client { server: self, peer, recorder, next: 1, opened: None };
+        client.open(0);
+        client
     }
 
     /// A connection with a session of its own.

@@ -1,8 +1,10 @@
 //! Sessions: opened, resumed, taken over, outlived, ended.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use genie_graph::Phase;
+use genie_transport::auth::{Guard, Token, Tokens};
 use genie_transport::wire::{ErrorCode, Request, SessionToken};
 
 use crate::client::{EPOCH, Server, noise};
@@ -167,4 +169,37 @@ fn shutting_down_tells_everybody() {
     assert!(client.peer.is_closed(), "goodbye was said");
     let mut late = server.connect();
     assert_eq!(late.fails(Request::Open { quota: 0, lease_ms: 0 }), ErrorCode::ShuttingDown);
+}
+
+/// A token was taken back, and its connections ended: the session kept its memory, and what it ran went on, until its lease was over.
+#[test]
+fn a_session_whose_token_was_taken_back_ends_with_all_that_it_has() {
+    let [alice, bob] = ["alice", "bob"].map(|name| Arc::new(Token::draw(name).unwrap()));
+    let both = Tokens::new([(*alice).clone(), (*bob).clone()]);
+    let guard = Arc::new(Guard::with_tokens(both));
+    let mut server = Server::with(1, 64 << 20, |config| config.settings.guard = guard.clone());
+    let (bytes, held) = (noise(5000, 1), |server: &Server| server.counter("genie_session_bytes"));
+    let (hers, connected, here) = {
+        let mut away = server.client_of(&alice);
+        away.put(&bytes);
+        away.break_off();
+        let mut there = server.client_of(&alice);
+        there.put(&bytes);
+        let mut his = server.client_of(&bob);
+        his.put(&bytes);
+        (away.opened.unwrap(), there.peer.clone(), his.peer.clone())
+    };
+    server.pass(Duration::from_millis(10));
+    assert_eq!(held(&server), 15_000);
+    guard.set_tokens(Tokens::new([(*bob).clone()]));
+    server.pass(Duration::from_millis(10));
+    assert_eq!(held(&server), 5000, "bob's alone");
+    assert!(connected.is_closed() && !here.is_closed());
+    let mut again = server.connect();
+    let resume = Request::Resume { token: hers.token, epoch: hers.epoch, unanswered: 1 };
+    assert_eq!(again.fails(resume), ErrorCode::SessionGone);
+    // A request that was under way opens one more for her; it ends by itself.
+    server.client_of(&alice).put(&bytes);
+    server.pass(Duration::from_millis(10));
+    assert_eq!(held(&server), 5000);
 }

@@ -134,7 +134,7 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
         ready(&Ready { uri, uris, devices: names, pid: std::process::id() }, say)?;
         tokio::select! {
             () = ticks(&executor) => {}
-            () = reloads(args, &access, server.directory()) => {}
+            () = reloads(args, &access, server.directory(), &executor) => {}
             () = stop.asked() => {}
         }
         listening.shutdown().await;
@@ -180,36 +180,44 @@ fn access(args: &ServeArgs) -> Result<Access> {
         (Some(cert), Some(key)) => Some(Arc::new(TlsServer::load(cert, key, args.client_ca.as_deref())?)),
         _ => None,
     };
+    if let Some(tls) = &tls {
+        guard.set_trust(tls.clone());
+    }
     let plaintext_off_host = args.plaintext_off_host;
     Ok(Access { guard: Arc::new(guard), tls, plaintext_off_host, ..Access::default() })
 }
 
 /// Reads tokens and certificates again whenever it is asked to. What cannot be read leaves what was there before.
-async fn reloads(args: &ServeArgs, access: &Access, directory: &Directory) {
+async fn reloads(args: &ServeArgs, access: &Access, directory: &Directory, executor: &Executor) {
     let Ok(mut signals) = signal(SignalKind::hangup()) else { return std::future::pending().await };
     while signals.recv().await.is_some() {
-        if let Some(tls) = &access.tls
-            && let Err(error) = tls.reload()
-        {
-            tracing::error!(%error, "the certificates stay as they were");
-        }
-        let Some(path) = &args.tokens else { continue };
-        match Tokens::load(path) {
-            Ok(tokens) => {
-                tracing::info!(tokens = tokens.len(), "tokens were read again");
-                access.guard.set_tokens(tokens);
-                dismiss(&access.guard, directory);
+        if let Some(tls) = &access.tls {
+            match tls.reload() {
+                Ok(()) => access.guard.set_trust(tls.clone()),
+                Err(error) => tracing::error!(%error, "the certificates stay as they were"),
             }
-            Err(error) => tracing::error!(%error, "the tokens stay as they were"),
         }
+        if let Some(path) = &args.tokens {
+            match Tokens::load(path) {
+                Ok(tokens) => {
+                    tracing::info!(tokens = tokens.len(), "tokens were read again");
+                    access.guard.set_tokens(tokens);
+                }
+                Err(error) => tracing::error!(%error, "the tokens stay as they were"),
+            }
+        }
+        dismiss(&access.guard, directory);
+        // With the connections go the sessions that nobody may take up any more.
+        executor.tick(Instant::now());
     }
 }
 
-/// Ends the connections whose token was taken back or changed; who still has one comes back by it.
+/// Ends the connections whose token was taken back or changed, or whose certificate is not trusted any more; who still may comes
+/// back.
 fn dismiss(guard: &Guard, directory: &Directory) {
     for peer in directory.peers() {
         if !guard.is_current(peer.identity()) {
-            let message = "the token of this connection was changed or taken back: connect again";
+            let message = "the token or certificate of this connection was changed or taken back: connect again";
             peer.goodbye(RemoteError::new(ErrorCode::Unauthorized, message));
         }
     }

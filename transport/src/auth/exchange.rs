@@ -12,6 +12,8 @@ pub struct Channel {
     pub binding: Option<[u8; 32]>,
     /// Who the link itself knows the other side to be (TLS: the client certificate's fingerprint).
     pub peer: Option<Arc<str>>,
+    /// The certificates that it showed, its own first, as they came (DER).
+    pub certificates: Option<Arc<Vec<Vec<u8>>>>,
     /// Where the other side is, for logs.
     pub from: Option<Arc<str>>,
 }

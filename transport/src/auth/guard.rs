@@ -55,11 +55,21 @@ reasons! {
 pub struct Guard {
     /// `None`: nobody is asked.
     tokens: RwLock<Option<Arc<Tokens>>>,
+    /// `None`: a certificate that was good once stays so.
+    trust: RwLock<Option<Arc<dyn Trust>>>,
+    /// Counts changes of the two.
+    changes: AtomicU64,
     /// Stands for the secret of a token that there is not: to find that out takes as long as a wrong secret.
     nobody: Secret,
     refused: [AtomicU64; Refused::ALL.len()],
     seen: Mutex<Seen>,
     log: Mutex<Log>,
+}
+
+/// Judges the certificates that clients have shown.
+pub trait Trust: Send + Sync {
+    /// Whether somebody who shows these, its own first (DER), would come in now.
+    fn trusts(&self, certificates: &[Vec<u8>]) -> bool;
 }
 
 /// Who a connection turned out to speak for.
@@ -107,6 +117,8 @@ impl Guard {
         let nobody = Secret::draw().unwrap_or(Secret::from_bytes([0; 32]));
         Self {
             tokens: RwLock::new(tokens),
+            trust: RwLock::default(),
+            changes: AtomicU64::new(0),
             nobody,
             refused: Default::default(),
             seen: Mutex::default(),
@@ -117,6 +129,18 @@ impl Guard {
     /// From now on these tokens hold. Connections that proved another one stay: see [`Self::is_current`].
     pub fn set_tokens(&self, tokens: Tokens) {
         *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(tokens));
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// From now on certificates are judged by this; to be said again when it has come to judge otherwise.
+    pub fn set_trust(&self, trust: Arc<dyn Trust>) {
+        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Some(trust);
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Changes whenever somebody who came in before may not come in any more.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Whether connections must prove a token.
@@ -126,6 +150,21 @@ impl Guard {
 
     /// Whether who came in as this would come in as the same now.
     pub fn is_current(&self, identity: &Identity) -> bool {
+        self.trusts(identity) && self.has_token_of(identity)
+    }
+
+    /// Whether what belongs to this identity may stay: if it has a token, whatever certificate it showed beside that may be replaced.
+    pub fn is_current_owner(&self, identity: &Identity) -> bool {
+        if identity.token().is_some() { self.has_token_of(identity) } else { self.is_current(identity) }
+    }
+
+    fn trusts(&self, identity: &Identity) -> bool {
+        let Some(certificates) = identity.certificates() else { return true };
+        let trust = self.trust.read().unwrap_or_else(PoisonError::into_inner).clone();
+        trust.is_none_or(|trust| trust.trusts(certificates))
+    }
+
+    fn has_token_of(&self, identity: &Identity) -> bool {
         match (identity.token(), self.tokens()) {
             (None, None) => true,
             (Some(token), Some(tokens)) => tokens.find(&token.name).is_some_and(|now| **now == *token),
@@ -140,7 +179,7 @@ impl Guard {
 
     /// Who comes over this channel, where nobody is asked for a token.
     pub(crate) fn unasked(&self, channel: Channel) -> Admitted {
-        let identity = channel.peer.map_or(Identity::ANYONE, Identity::of_channel);
+        let identity = channel.peer.map_or(Identity::ANYONE, Identity::of_channel).showing(channel.certificates);
         Admitted { identity, proof: Mac([0; 32]), lane_secret: None }
     }
 
@@ -161,7 +200,7 @@ impl Guard {
         let seen = self.saw(proof, proven && token.is_some());
         match token {
             Some(token) if proven => Ok(Admitted {
-                identity: Identity::of_token(token.clone()),
+                identity: Identity::of_token(token.clone()).showing(channel.certificates.clone()),
                 proof: exchange.server_proof(secret),
                 lane_secret: Some(exchange.lane_secret(secret)),
             }),
@@ -298,6 +337,33 @@ mod tests {
         assert!(!guard.is_current(&identity));
         guard.set_tokens(Tokens::default());
         assert!(!guard.is_current(&identity) && guard.asks_for_tokens());
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_any_more_is_not_current() {
+        struct Only(u8);
+        impl Trust for Only {
+            fn trusts(&self, certificates: &[Vec<u8>]) -> bool {
+                certificates[0] == [self.0]
+            }
+        }
+        let shown = |byte: u8| Some(Arc::new(vec![vec![byte]]));
+        let (open, alice) = (Guard::open(), Arc::new(Token::draw("alice").unwrap()));
+        let channel = Channel { peer: Some("certificate 1".into()), certificates: shown(1), ..Channel::default() };
+        let identity = open.unasked(channel).identity;
+        assert!(open.is_current(&identity));
+        open.set_trust(Arc::new(Only(1)));
+        assert!(open.is_current(&identity) && open.is_current(&Identity::ANYONE));
+        let before = open.changes();
+        open.set_trust(Arc::new(Only(2)));
+        assert!(!open.is_current(&identity) && !open.is_current_owner(&identity) && open.changes() != before);
+        let guard = Guard::with_tokens(Tokens::new([(*alice).clone()]));
+        guard.set_trust(Arc::new(Only(2)));
+        let identity = Identity::of_token(alice).showing(shown(1));
+        assert!(!guard.is_current(&identity), "its connection ends");
+        assert!(guard.is_current_owner(&identity), "and may be opened again with another certificate");
+        guard.set_tokens(Tokens::default());
+        assert!(!guard.is_current_owner(&identity));
     }
 
     #[test]

@@ -29,7 +29,11 @@ impl Rights {
 
 /// Who a connection speaks for. Sessions belong to one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity(Who);
+pub struct Identity {
+    who: Who,
+    /// What it showed besides, if it did.
+    certificates: Option<Arc<Vec<Vec<u8>>>>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Who {
@@ -43,21 +47,32 @@ enum Who {
 
 impl Identity {
     /// Who comes to a server that asks nobody.
-    pub const ANYONE: Self = Self(Who::Anyone);
+    pub const ANYONE: Self = Self { who: Who::Anyone, certificates: None };
 
     /// Who proved this token.
     pub fn of_token(token: Arc<Token>) -> Self {
-        Self(Who::Token(token))
+        Self { who: Who::Token(token), certificates: None }
     }
 
     /// Whom the link itself knows by this name.
     pub fn of_channel(peer: Arc<str>) -> Self {
-        Self(Who::Channel(peer))
+        Self { who: Who::Channel(peer), certificates: None }
+    }
+
+    /// With the certificates that it showed, its own first.
+    #[must_use]
+    pub fn showing(self, certificates: Option<Arc<Vec<Vec<u8>>>>) -> Self {
+        Self { certificates, ..self }
+    }
+
+    /// The certificates that it showed, its own first (DER).
+    pub fn certificates(&self) -> Option<&[Vec<u8>]> {
+        self.certificates.as_deref().map(Vec::as_slice)
     }
 
     /// The name: of the token, or the link's for it.
     pub fn name(&self) -> &str {
-        match &self.0 {
+        match &self.who {
             Who::Anyone => "anyone",
             Who::Token(token) => &token.name,
             Who::Channel(peer) => peer,
@@ -66,7 +81,7 @@ impl Identity {
 
     /// What it may do.
     pub fn rights(&self) -> &Rights {
-        match &self.0 {
+        match &self.who {
             Who::Token(token) => &token.rights,
             Who::Anyone | Who::Channel(_) => &Rights::ALL,
         }
@@ -74,14 +89,14 @@ impl Identity {
 
     /// Whether both are the same one. A token whose rights have changed is still the same; one with another secret is not.
     pub fn is_same(&self, other: &Self) -> bool {
-        match (&self.0, &other.0) {
+        match (&self.who, &other.who) {
             (Who::Token(a), Who::Token(b)) => a.name == b.name && a.secret == b.secret,
             (a, b) => a == b,
         }
     }
 
     pub(super) fn token(&self) -> Option<&Token> {
-        match &self.0 {
+        match &self.who {
             Who::Token(token) => Some(token),
             _ => None,
         }

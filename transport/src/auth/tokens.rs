@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -162,9 +162,15 @@ impl Token {
         if path.exists() && read(path)?.iter().any(|(_, token)| token.name == self.name) {
             return Err(TokenFileError::Taken { path: path.into(), name: self.name.clone() });
         }
-        let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(io)?;
+        let mut file = OpenOptions::new().read(true).create(true).append(true).mode(0o600).open(path).map_err(io)?;
+        // An editor may have left the last line without its end.
+        let mut last = [b'\n'];
+        if let Some(at) = file.metadata().map_err(io)?.len().checked_sub(1) {
+            file.read_exact_at(&mut last, at).map_err(io)?;
+        }
+        let start = if last == [b'\n'] { "" } else { "\n" };
         // In one write: a server that reads the file now finds the whole line or nothing of it.
-        file.write_all(format!("{}\n", self.line()).as_bytes()).map_err(io)?;
+        file.write_all(format!("{start}{}\n", self.line()).as_bytes()).map_err(io)?;
         file.sync_all().map_err(io)
     }
 
@@ -332,6 +338,12 @@ mod tests {
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
         b.append(&path).unwrap();
         assert!(matches!(a.append(&path), Err(TokenFileError::Taken { .. })));
+        // An editor left the last line without its end: the next token stood on it, and none of the file could be read.
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.trim_end()).unwrap();
+        Token::draw("c").unwrap().append(&path).unwrap();
+        assert_eq!(Tokens::load(&path).unwrap().len(), 3);
+        std::fs::write(&path, text).unwrap();
         let tokens = Tokens::load(&path).unwrap();
         assert_eq!((tokens.len(), &**tokens.find("b").unwrap()), (2, &b));
         assert!(matches!(Token::load(&path), Err(TokenFileError::NotOne { found: 2, .. })));

@@ -5,9 +5,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use crate::auth::Trust;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +47,17 @@ pub enum TlsFileError {
 /// A server's side.
 #[derive(Debug)]
 pub struct TlsServer {
-    config: RwLock<Arc<ServerConfig>>,
+    loaded: RwLock<Loaded>,
     asks_for_certificates: bool,
     files: Files,
+}
+
+/// What the files held.
+#[derive(Clone, Debug)]
+struct Loaded {
+    config: Arc<ServerConfig>,
+    /// Checks the certificates of clients, where they must show one.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 #[derive(Clone, Debug)]
@@ -70,8 +81,8 @@ impl TlsServer {
     /// [`TlsFileError`].
     pub fn load(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self, TlsFileError> {
         let files = Files { cert: cert.into(), key: key.into(), client_ca: client_ca.map(Path::to_path_buf) };
-        let config = RwLock::new(Arc::new(files.server()?));
-        Ok(Self { config, asks_for_certificates: client_ca.is_some(), files })
+        let loaded = RwLock::new(files.server()?);
+        Ok(Self { loaded, asks_for_certificates: client_ca.is_some(), files })
     }
 
     /// Reads the files again; new lanes use what stands there now.
@@ -79,8 +90,8 @@ impl TlsServer {
     /// # Errors
     /// [`TlsFileError`]; what was there before goes on being used.
     pub fn reload(&self) -> Result<(), TlsFileError> {
-        let config = Arc::new(self.files.server()?);
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        let loaded = self.files.server()?;
+        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
         Ok(())
     }
 
@@ -90,7 +101,20 @@ impl TlsServer {
     }
 
     pub(super) fn config(&self) -> Arc<ServerConfig> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.loaded().config
+    }
+
+    fn loaded(&self) -> Loaded {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Trust for TlsServer {
+    fn trusts(&self, certificates: &[Vec<u8>]) -> bool {
+        let Some(verifier) = self.loaded().verifier else { return true };
+        let mut shown = certificates.iter().map(|der| CertificateDer::from(der.as_slice()));
+        let Some(own) = shown.next() else { return false };
+        verifier.verify_client_cert(&own, &shown.collect::<Vec<_>>(), UnixTime::now()).is_ok()
     }
 }
 
@@ -122,17 +146,19 @@ impl TlsClient {
 }
 
 impl Files {
-    fn server(&self) -> Result<ServerConfig, TlsFileError> {
+    fn server(&self) -> Result<Loaded, TlsFileError> {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| unfit("the certificate", &self.cert, &e))?;
-        let builder = match &self.client_ca {
+        let verifier = match &self.client_ca {
             Some(ca) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider())
-                    .build()
-                    .map_err(|e| unfit("the clients' authority", ca, &e))?;
-                builder.with_client_cert_verifier(verifier)
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider());
+                Some(verifier.build().map_err(|e| unfit("the clients' authority", ca, &e))?)
             }
+            None => None,
+        };
+        let builder = match &verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
             None => builder.with_no_client_auth(),
         };
         let mut config = builder
@@ -140,7 +166,7 @@ impl Files {
             .map_err(|e| unfit("the certificate", &self.cert, &e))?;
         config.enable_secret_extraction = true;
         config.send_tls13_tickets = 0;
-        Ok(config)
+        Ok(Loaded { config: Arc::new(config), verifier })
     }
 }
 

@@ -212,13 +212,14 @@ impl Handshake {
         };
         let suite = common.negotiated_cipher_suite().map_or(CipherSuite::TLS13_AES_128_GCM_SHA256, |s| s.suite());
         let binding = exporter.value(suite).ok_or_else(|| Error::General("no exporter secret".into()))?;
-        let peer = match &side {
-            Side::Server(s) => s.peer_certificates().and_then(<[_]>::first).map(|certificate| {
-                let hash = blake3::hash(certificate.as_ref()).to_hex();
-                Arc::from(format!("certificate {}", &hash[..32]))
-            }),
+        let certificates: Option<Vec<Vec<u8>>> = match &side {
+            Side::Server(s) => s.peer_certificates().map(|all| all.iter().map(|c| c.as_ref().to_vec()).collect()),
             Side::Client(_) => None,
         };
+        let peer = certificates.as_ref().and_then(|all| all.first()).map(|certificate| {
+            let hash = blake3::hash(certificate).to_hex();
+            Arc::from(format!("certificate {}", &hash[..32]))
+        });
         let (secrets, keys) = match side {
             Side::Client(c) => {
                 let (secrets, keys) = c.dangerous_into_kernel_connection()?;
@@ -229,7 +230,8 @@ impl Handshake {
                 (secrets, Keys::Server(Box::new(keys)))
             }
         };
-        let channel = Channel { binding: Some(binding), peer, from: None };
+        let certificates = certificates.map(Arc::new);
+        let channel = Channel { binding: Some(binding), peer, certificates, from: None };
         Ok(Established { keys, send: secrets.tx, receive: secrets.rx, rest: input[fed..].to_vec(), early, channel })
     }
 }
