@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What one session (or the names of the server) may hold, and holds.
 #[derive(Debug)]
 pub(crate) struct Account {
-    quota: u64,
+    quota: AtomicU64,
     used: AtomicU64,
 }
 
@@ -20,11 +20,16 @@ pub(crate) struct OverQuota {
 
 impl Account {
     pub(crate) fn new(quota: u64) -> Arc<Self> {
-        Arc::new(Self { quota, used: AtomicU64::new(0) })
+        Arc::new(Self { quota: AtomicU64::new(quota), used: AtomicU64::new(0) })
     }
 
     pub(crate) fn quota(&self) -> u64 {
-        self.quota
+        self.quota.load(Ordering::Acquire)
+    }
+
+    /// From now on it may hold so much; what it holds already, it holds.
+    pub(crate) fn set_quota(&self, quota: u64) {
+        self.quota.store(quota, Ordering::Release);
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -33,10 +38,11 @@ impl Account {
 
     /// Charges `bytes`, or nothing.
     pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Result<Charge, OverQuota> {
-        let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= self.quota);
+        let quota = self.quota();
+        let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= quota);
         match self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits) {
             Ok(_) => Ok(Charge { account: self.clone(), bytes }),
-            Err(used) => Err(OverQuota { wanted: bytes, used, quota: self.quota }),
+            Err(used) => Err(OverQuota { wanted: bytes, used, quota }),
         }
     }
 }

@@ -8,13 +8,15 @@ use genie_transport::wire::{ContentHash, ErrorCode, RemoteError, TensorSpec};
 
 use crate::account::{Account, Charge};
 use crate::error::fail;
+use crate::rights::owner_of;
 
 /// Tensors by name.
 ///
 /// Names belong to the server, not to a session: a named tensor outlives the session that put it, and every session of the
 /// server's trust domain finds it. It is an immutable snapshot: another put with the same name replaces it at once and whole,
-/// and who has a handle on the old one keeps the old bytes. Names are charged to an account of their own. Where it, or the
-/// device's memory, is short, the least recently used name that no session has a handle on is let go.
+/// and who has a handle on the old one keeps the old bytes. Names are charged to an account of their owner's and to one of
+/// all names. Where one is short, the least recently used name of the same owner that no session has a handle on is let go, never
+/// another owner's; where the device's memory is, anybody's.
 pub(crate) struct Names {
     account: Arc<Account>,
     inner: Mutex<NamesInner>,
@@ -23,6 +25,8 @@ pub(crate) struct Names {
 #[derive(Default)]
 struct NamesInner {
     tensors: HashMap<String, Named>,
+    /// What each owner's names hold.
+    owners: HashMap<String, Arc<Account>>,
     clock: u64,
 }
 
@@ -32,9 +36,14 @@ pub(crate) struct Named {
     pub(crate) spec: TensorSpec,
     pub(crate) weight: Option<ContentHash>,
     pub(crate) region: Region,
-    /// Of the server's account for names.
-    _charge: Charge,
+    _charge: NameCharge,
     used: u64,
+}
+
+/// What a name costs: its owner, and all names together.
+pub(crate) struct NameCharge {
+    _own: Charge,
+    _all: Charge,
 }
 
 impl Named {
@@ -44,6 +53,14 @@ impl Named {
 }
 
 impl NamesInner {
+    /// The account of an owner's names, which may hold `quota` bytes.
+    fn account(&mut self, owner: &str, quota: u64) -> Arc<Account> {
+        self.owners.retain(|_, account| account.used() > 0 || Arc::strong_count(account) > 1);
+        let account = self.owners.entry(owner.into()).or_insert_with(|| Account::new(quota));
+        account.set_quota(quota);
+        account.clone()
+    }
+
     /// How many names each memory has: a weight may have several.
     fn names_of(&self) -> HashMap<usize, usize> {
         let mut names = HashMap::new();
@@ -68,23 +85,31 @@ impl Names {
         Self { account: Account::new(quota), inner: Mutex::default() }
     }
 
-    /// Charges a tensor that is to get the name `name`, after letting go of others where that makes enough room.
-    pub(crate) fn charge(&self, name: &str, bytes: u64) -> Result<Charge, RemoteError> {
+    /// Charges a tensor that is to get the name `name`, after letting go of others of the same owner where that makes enough room.
+    /// `quota`: what one session of the owner's may hold, which its names may hold besides.
+    pub(crate) fn charge(&self, name: &str, bytes: u64, quota: Option<u64>) -> Result<NameCharge, RemoteError> {
+        let owner = owner_of(name);
+        let account = self.lock().account(owner, quota.unwrap_or(u64::MAX));
         loop {
-            let over = match self.account.charge(bytes) {
+            let charged = account.charge(bytes).map_err(|over| (over, "this token's"));
+            let charged = charged.and_then(|own| match self.account.charge(bytes) {
+                Ok(all) => Ok(NameCharge { _own: own, _all: all }),
+                Err(over) => Err((over, "the server's")),
+            });
+            let (over, whose) = match charged {
                 Ok(charge) => return Ok(charge),
                 Err(over) => over,
             };
             let idle = {
                 let inner = self.lock();
-                let others = inner.idle().filter(|(other, _)| *other != name);
+                let others = inner.idle().filter(|(other, _)| is_another_of(other, name));
                 others.map(|(_, named)| named.region.len() as u64).fold(0, u64::saturating_add)
             };
             let enough = over.used.saturating_sub(idle).checked_add(bytes).is_some_and(|sum| sum <= over.quota);
-            if !enough || !self.evict_where(|other, _| other != name) {
+            if !enough || !self.evict_where(|other, _| is_another_of(other, name)) {
                 let message = format!(
-                    "{bytes} bytes wanted, but the server's named tensors may take {}, and those in use take {}: put it \
-                     without a name, or give the server more room for names",
+                    "{bytes} bytes wanted, but {whose} named tensors may take {}, and those that make no room take {}: put it \
+                     without a name, or give more room for names",
                     over.quota,
                     over.used.saturating_sub(idle)
                 );
@@ -101,7 +126,7 @@ impl Names {
         spec: TensorSpec,
         weight: Option<ContentHash>,
         region: Region,
-        charge: Charge,
+        charge: NameCharge,
     ) {
         let mut inner = self.lock();
         inner.clock += 1;
@@ -150,4 +175,9 @@ impl Names {
     fn lock(&self) -> MutexGuard<'_, NamesInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether this is another name of the same owner.
+fn is_another_of(other: &str, name: &str) -> bool {
+    other != name && owner_of(other) == owner_of(name)
 }

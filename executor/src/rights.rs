@@ -48,8 +48,13 @@ impl Core {
 /// The name that a tensor has among all tenants': each has names of its own.
 pub(crate) fn scoped(identity: &Identity, name: &str) -> String {
     // Neither tokens' names nor fingerprints hold the character between the two, and nobody is called "".
-    let owner = if *identity == Identity::ANYONE { "" } else { identity.name() };
+    let owner = if identity.is_same(&Identity::ANYONE) { "" } else { identity.name() };
     format!("{owner}\0{name}")
+}
+
+/// Whose name it is, of one that [`scoped`] made.
+pub(crate) fn owner_of(scoped: &str) -> &str {
+    scoped.split_once('\0').map_or("", |(owner, _)| owner)
 }
 
 fn uploads_weight(request: &Request<'_>) -> bool {

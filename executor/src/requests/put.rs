@@ -378,7 +378,8 @@ impl Core {
     /// Ends a put with a new resident of the session.
     pub(super) fn install(&self, waiter: Waiter, device: u16, weight: Option<ContentHash>, region: Region) {
         let Waiter { session, id, spec, name, charge } = waiter;
-        let named = match name.map(|name| self.names.charge(&name, spec.bytes()).map(|charge| (name, charge))) {
+        let quota = session.owner.rights().quota;
+        let named = match name.map(|name| self.names.charge(&name, spec.bytes(), quota).map(|charge| (name, charge))) {
             Some(Err(error)) => return session.complete(id, Answer::Failed(error)),
             Some(Ok(named)) => Some(named),
             None => None,

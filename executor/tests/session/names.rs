@@ -1,5 +1,8 @@
 //! Named tensors.
 
+use std::sync::Arc;
+
+use genie_transport::auth::Token;
 use genie_transport::wire::{ErrorCode, Request};
 
 use crate::client::{Server, noise, private, put_request, sliced_put, tensor};
@@ -111,4 +114,39 @@ fn names_have_a_quota_of_their_own() {
     client.call(Request::Free(first)).unwrap();
     client.call(put_request(private(None, Some("b")), &noise(6000, 1))).unwrap();
     assert_eq!(client.fails(Request::LookupName("a")), ErrorCode::NoSuchName);
+}
+
+/// Names went over a token's quota, session by session, and pushed other tenants' names out.
+#[test]
+fn the_names_of_one_owner_take_nothing_from_anothers() {
+    let token = |name: &str| {
+        let mut token = Token::draw(name).unwrap();
+        token.rights.quota = Some(10_000);
+        Arc::new(token)
+    };
+    let (alice, bob) = (token("alice"), token("bob"));
+    let server = Server::with(1, 1 << 20, |config| config.names_quota = 14_000);
+    let give = |client: &mut crate::client::Client<'_>, name: &str, bytes: usize| {
+        client.call(put_request(private(None, Some(name)), &noise(bytes, 1)))
+    };
+    let mut hers = server.client_of(&alice);
+    let handle = tensor(give(&mut hers, "a", 6000));
+    hers.call(Request::Free(handle)).unwrap();
+    let mut his = server.client_of(&bob);
+    let first = tensor(give(&mut his, "x", 6000));
+    his.call(Request::Free(first)).unwrap();
+    // All names together are short: his own goes, not hers.
+    let second = tensor(give(&mut his, "y", 6000));
+    his.call(Request::Free(second)).unwrap();
+    assert_eq!(his.fails(Request::LookupName("x")), ErrorCode::NoSuchName);
+    let hers_still = tensor(hers.call(Request::LookupName("a")));
+    hers.call(Request::Free(hers_still)).unwrap();
+    // A second session has names of the same account.
+    let held = tensor(his.call(Request::LookupName("y")));
+    let mut again = server.client_of(&bob);
+    let over = give(&mut again, "z", 6000).unwrap_err();
+    assert_eq!(over.code, ErrorCode::OverQuota);
+    assert!(over.message.contains("this token's named tensors may take 10000"), "{over}");
+    his.call(Request::Free(held)).unwrap();
+    give(&mut again, "z", 6000).unwrap();
 }
