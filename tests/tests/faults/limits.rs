@@ -93,6 +93,7 @@ fn more_connections_than_allowed() {
     let rest: Vec<_> = (0..2).map(|_| Raw::greet(scene.server.address())).collect();
     for _ in 0..3 {
         let mut raw = Raw::dial(scene.server.address());
+        raw.send(&genie_tests::raw::control(&genie_transport::wire::Control::Hello(genie_transport::wire::Caps::OURS)));
         is(&raw.goodbye(), ErrorCode::Busy, &["its most of 4 connections", "try again later"]);
     }
     scene.witness.is_unharmed();

@@ -13,6 +13,20 @@ use super::seats::LaneSeat;
 use super::service::{Service, Settings};
 use crate::wire::DecodeError;
 
+/// Slices sent in one turn: a reader that keeps up would never let the sink be full.
+const SLICES_A_TURN: usize = 16;
+
+/// Why sending has paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// Nothing is left.
+    All,
+    /// The sink takes no more for now.
+    Full,
+    /// More can be sent at once, after others had their turn.
+    Turn,
+}
+
 /// The machine. Its driver, again and again: ends it if [`Self::is_over`], calls [`Self::poll`], reads into [`Self::want`] (then
 /// [`Self::filled`], or [`Self::idle`]), calls [`Self::flush`] and [`Self::overdue`], and waits until [`Self::deadline`] or until
 /// its [`Driver`] is woken. Dropped or [`Self::end`]ed, the lane alone is over: what it lost goes over the others.
@@ -32,12 +46,12 @@ pub struct BulkMachine {
 }
 
 impl BulkMachine {
-    /// Lane `lane` of a connection. `None`: it has as many as it may, or had one of this number; close it.
-    pub fn new(peer: Arc<Peer>, lane: u32, driver: Arc<dyn Driver>, settings: &Settings, now: Instant) -> Option<Self> {
-        let seat = LaneSeat::take(peer, lane, driver, settings)?;
-        Some(Self {
+    /// The lane with this place in its connection.
+    pub fn new(seat: LaneSeat, driver: Arc<dyn Driver>, settings: &Settings, now: Instant) -> Self {
+        seat.drive(driver);
+        Self {
             input: BulkIn::new(true).checked(seat.peer().is_checked()),
-            output: BulkLane::new(lane),
+            output: BulkLane::new(seat.lane()),
             patience: settings.patience,
             silence: settings.silence(),
             slice: (0, now),
@@ -45,7 +59,7 @@ impl BulkMachine {
             all_sent: true,
             held: false,
             seat,
-        })
+        }
     }
 
     /// Its connection.
@@ -103,21 +117,25 @@ impl BulkMachine {
         result
     }
 
-    /// Sends slices until the sink is full (`false`) or none is left for this lane (`true`).
+    /// Sends slices until the sink is full, none is left for this lane, or others should have a turn.
     ///
     /// # Errors
     /// The sink's, if the lane is gone.
-    pub fn flush(&mut self, sink: &mut dyn Sink, now: Instant) -> io::Result<bool> {
+    pub fn flush(&mut self, sink: &mut dyn Sink, now: Instant) -> io::Result<Flushed> {
         let peer = self.seat.peer();
         let sending = self.output.wants_to_send(peer.bulk());
-        self.all_sent = !sending || self.output.flush(peer.bulk(), sink, usize::MAX, now)?;
+        self.all_sent = !sending || self.output.flush(peer.bulk(), sink, SLICES_A_TURN, now)?;
         if self.all_sent || self.output.sent() != self.sent.0 {
             self.sent = (self.output.sent(), now);
             if sending {
                 peer.moved_on();
             }
         }
-        Ok(self.all_sent)
+        Ok(match self.all_sent {
+            true => Flushed::All,
+            false if self.output.is_sending() => Flushed::Full,
+            false => Flushed::Turn,
+        })
     }
 
     /// As a driver by operations sees it.

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use super::framer::Framer;
 use super::outbox::Sink;
 use super::peer::{Driver, Peer, no_credit};
+use super::seats::LaneSeat;
 use super::service::{Directory, Service};
+use super::strangers::Stranger;
 use crate::auth::{Admitted, Channel, Refused, lane_key};
 use crate::wire::{
     AskLinks, Caps, Control, DecodeError, ErrorCode, Kind, LaneHello, Proof, RemoteError, Reply, Request, Welcome,
@@ -19,8 +21,8 @@ use crate::wire::{
 pub enum Step {
     /// Go on reading.
     Continue,
-    /// From here on this is a bulk lane of that connection.
-    Bulk(Arc<Peer>, u32),
+    /// From here on this is a bulk lane of a connection, which it has its place in.
+    Bulk(LaneSeat),
     /// Send what waits, then close.
     End(LaneEnd),
 }
@@ -37,12 +39,20 @@ pub enum LaneEnd {
 /// How often, within the time that a client may be silent, one is looked at that is behind.
 const LOOKS: u32 = 3;
 
+/// Frames in a row before others may have a turn.
+const FRAMES_A_TURN: usize = 128;
+
 /// The machine. Bytes in by [`Self::space`] and [`Self::filled`]; time by [`Self::deadline`] and [`Self::timeout`].
 pub struct ControlLane<S: Service> {
     service: Arc<S>,
     directory: Arc<Directory>,
     framer: Framer,
     state: State,
+    accepted: Instant,
+    /// What the guard had been told until then.
+    judged: u64,
+    /// Until it is known who it is.
+    stranger: Option<Stranger>,
     heard: Instant,
     /// When the frame that is arriving began to.
     frame_began: Option<Instant>,
@@ -70,7 +80,7 @@ enum State {
 }
 
 impl<S: Service> ControlLane<S> {
-    /// A lane that was just accepted. `None`: the server has as many connections as it may; close it.
+    /// A lane that was just accepted. `None`: the server has more lanes of strangers than it may; close it.
     pub fn new(
         service: Arc<S>,
         directory: Arc<Directory>,
@@ -78,20 +88,23 @@ impl<S: Service> ControlLane<S> {
         driver: Arc<dyn Driver>,
         now: Instant,
     ) -> Option<Self> {
-        let limit = service.settings().max_connections;
-        if !directory.admit(limit) {
-            let message = format!("the server has its most of {limit} connections: try again later");
+        let Some(stranger) = directory.stranger(driver.clone(), service.settings().max_strangers) else {
+            let message = "too many lanes wait here that have not said who they are: try again";
             farewell(&mut *sink, &RemoteError::new(ErrorCode::Busy, message));
             return None;
-        }
+        };
         // Greetings have no payload: who has not greeted takes no memory for one.
         let framer = Framer::new(0);
         let state = State::Greeting(sink, driver);
+        let judged = service.settings().guard.changes();
         Some(Self {
             service,
             directory,
             framer,
             state,
+            accepted: now,
+            judged,
+            stranger: Some(stranger),
             heard: now,
             frame_began: None,
             asked: 0,
@@ -132,7 +145,8 @@ impl<S: Service> ControlLane<S> {
         held
     }
 
-    /// Whether frames were received that wait for [`Self::filled`] with no more bytes, once the lane is not held.
+    /// Whether frames were received that wait for [`Self::filled`] with no more bytes, once the lane is not held: others may have a
+    /// turn before.
     pub fn has_pending(&self) -> bool {
         self.pending
     }
@@ -144,11 +158,11 @@ impl<S: Service> ControlLane<S> {
         }
         self.framer.filled(n);
         self.pending = false;
-        loop {
+        for frames in 0.. {
             // One read may bring thousands of requests, and each may be answered by megabytes.
             match self.peer() {
                 Some(peer) if peer.is_closed() => return Step::End(LaneEnd::Left),
-                Some(peer) if peer.is_behind() => {
+                Some(peer) if frames >= FRAMES_A_TURN || peer.is_behind() => {
                     self.pending = true;
                     return Step::Continue;
                 }
@@ -174,7 +188,10 @@ impl<S: Service> ControlLane<S> {
                 Some(looked) => (self.heard + settings.silence()).min(looked + settings.silence() / LOOKS),
                 None => self.heard + settings.silence(),
             },
-            _ => self.heard + settings.patience,
+            // It has to go at once.
+            _ if self.is_displaced() => return self.accepted,
+            // However much it says: only the answer to who it is counts.
+            _ => self.accepted + settings.patience,
         };
         self.frame_began.map_or(silence, |began| silence.min(began + settings.patience))
     }
@@ -191,12 +208,21 @@ impl<S: Service> ControlLane<S> {
         let settings = self.service.settings();
         let (silence, patience) = (settings.silence(), settings.patience);
         let seconds = |d: Duration| d.as_secs_f32();
+        if self.is_displaced() {
+            let message = "others wait, and this lane has not said for long who it is: try again";
+            return self.refuse(RemoteError::new(ErrorCode::TimedOut, message));
+        }
         let message = match (&self.state, self.frame_began) {
             (State::Open(_), None) => format!("nothing heard for {} s: send pings", seconds(silence)),
             (State::Open(_), Some(_)) => format!("a frame took longer than {} s to arrive", seconds(patience)),
             _ => format!("no greeting within {} s", seconds(patience)),
         };
         self.refuse(RemoteError::new(ErrorCode::TimedOut, message))
+    }
+
+    /// Whether it did not say for long who it is, and has to make room for others: nothing is worth waiting for.
+    pub fn is_displaced(&self) -> bool {
+        self.stranger.as_ref().is_some_and(Stranger::is_displaced)
     }
 
     /// A client that is behind with reading is no silent one while it takes what it asked for.
@@ -214,16 +240,17 @@ impl<S: Service> ControlLane<S> {
     pub fn closed(&mut self, now: Instant) {
         let state = std::mem::replace(&mut self.state, State::Over);
         match state {
-            State::Over => return,
+            State::Over => {}
             State::Open(peer) => {
                 self.directory.remove(peer.id());
                 peer.close();
                 peer.landings().clear();
                 self.service.closed(&peer, now);
+                self.directory.leave();
             }
             State::Greeting(..) | State::Challenged { .. } => {}
         }
-        self.directory.leave();
+        self.stranger = None;
     }
 
     fn next_frame(&mut self, now: Instant) -> Result<Option<Step>, RemoteError> {
@@ -338,8 +365,15 @@ impl<S: Service> ControlLane<S> {
         driver: Arc<dyn Driver>,
         admitted: Admitted,
     ) -> Result<Step, RemoteError> {
+        let limit = self.service.settings().max_connections;
+        if !self.directory.admit(limit) {
+            self.state = State::Greeting(sink, driver);
+            let message = format!("the server has its most of {limit} connections: try again later");
+            return Err(RemoteError::new(ErrorCode::Busy, message));
+        }
         let mut salt = [0; 16];
         if let Err(error) = getrandom::fill(&mut salt) {
+            self.directory.leave();
             self.state = State::Greeting(sink, driver);
             return Err(RemoteError::new(ErrorCode::Internal, error.to_string()));
         }
@@ -354,6 +388,15 @@ impl<S: Service> ControlLane<S> {
         let peer = Peer::new(self.directory.next_id(), (key, admitted.identity), sink, driver, link);
         // A bulk lane may come as soon as the welcome is out.
         self.directory.insert(&peer);
+        // Whoever takes a token back does so first, and then ends the connections that it finds: this one was not there yet.
+        if s.guard.changes() != self.judged && !s.guard.is_current(peer.identity()) {
+            self.directory.remove(peer.id());
+            self.directory.leave();
+            let message = "what this connection came in by was changed or taken back just now: connect again";
+            let error = RemoteError::new(ErrorCode::Unauthorized, message);
+            peer.goodbye(error.clone());
+            return Err(error);
+        }
         peer.control(
             0,
             &Control::Welcome(Welcome {
@@ -370,6 +413,7 @@ impl<S: Service> ControlLane<S> {
             }),
         );
         self.state = State::Open(peer);
+        self.stranger = None;
         Ok(Step::Continue)
     }
 
@@ -383,9 +427,6 @@ impl<S: Service> ControlLane<S> {
                 "no connection has this number and lane key, or it opened a lane by these words before: connect again";
             self.service.settings().guard.refuse(Refused::Lane, &channel, "", message, now)
         })?;
-        if peer.lane_count() >= self.service.settings().max_lanes as usize {
-            return Err(RemoteError::new(ErrorCode::Busy, "the connection has as many bulk lanes as it may"));
-        }
         let sealed = matches!(&self.state, State::Greeting(sink, _) if sink.channel().binding.is_some());
         if !(sealed || peer.is_checked() || self.service.settings().unchecked) {
             return Err(RemoteError::new(
@@ -399,10 +440,12 @@ impl<S: Service> ControlLane<S> {
                 "a bulk lane waits for its welcome before it sends slices",
             ));
         }
+        // Before the welcome: whatever comes between that and its first slice, the client hears of the lane's end.
+        let seat = LaneSeat::take(peer, hello.lane, self.service.settings().max_lanes)?;
         if let State::Greeting(sink, _) = &mut self.state {
             write(&mut **sink, &Control::LaneWelcome(hello.lane));
         }
-        Ok(Step::Bulk(peer, hello.lane))
+        Ok(Step::Bulk(seat))
     }
 
     /// It may still be this lane that the client chooses.

@@ -29,9 +29,10 @@ mod requests;
 mod seats;
 mod service;
 mod slots;
+mod strangers;
 
 pub use bulk_in::{BulkEvent, BulkIn, Landings, Loan, Place, Want};
-pub use bulk_machine::BulkMachine;
+pub use bulk_machine::{BulkMachine, Flushed};
 pub use bulk_out::{BulkLane, BulkOut, OutSlice, Outgoing, Resent, Taken};
 pub use client::{Answer, Client, ClientError, ClientOptions, Counters, LaneCounts, LanePlan};
 pub use client_lane::ClientLane;

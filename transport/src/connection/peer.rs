@@ -326,13 +326,16 @@ impl Peer {
         self.wake_lanes();
     }
 
-    /// A bulk lane joins: it is woken from now on. `None`: there are `most` already, or there was one of this number.
-    pub(super) fn add_lane(&self, lane: u32, driver: Arc<dyn Driver>, most: usize) -> Option<Arc<Seat>> {
+    /// A bulk lane joins.
+    ///
+    /// # Errors
+    /// There are `most` already, or there was one of this number.
+    pub(super) fn add_lane(&self, lane: u32, most: usize) -> Result<Arc<Seat>, RemoteError> {
         let mut seats = self.seats();
-        let seat = seats.take(lane, driver, most)?;
+        let seat = seats.take(lane, most)?;
         // Under the same lock: a client that ends the lane at once finds both or neither.
         self.bulk.open_lane(lane);
-        Some(seat)
+        Ok(seat)
     }
 
     /// A bulk lane is gone, and takes no more; so many slices came over it.
@@ -341,10 +344,6 @@ impl Peer {
         self.seats().leave(lane);
         self.control(0, &Control::LaneEnded { lane, slices: came });
         self.wake_lanes();
-    }
-
-    pub(super) fn lane_count(&self) -> usize {
-        self.seats().len()
     }
 
     /// Whether the payloads of slices have checksums.

@@ -1,11 +1,12 @@
 //! The bulk lanes of a connection, as the server counts them.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::peer::{Driver, Peer};
-use super::service::{Noted, Service, Settings};
+use super::service::{Noted, Service};
+use crate::wire::{ErrorCode, RemoteError};
 
 /// Numbers of lanes that are over and are remembered.
 const REMEMBERED: usize = 256;
@@ -13,7 +14,8 @@ const REMEMBERED: usize = 256;
 /// One lane.
 pub(super) struct Seat {
     lane: u32,
-    driver: Arc<dyn Driver>,
+    /// Once somebody drives it: who then looks at everything anyway.
+    driver: OnceLock<Arc<dyn Driver>>,
     over: AtomicBool,
     idle: AtomicBool,
 }
@@ -28,6 +30,12 @@ impl Seat {
     pub(super) fn set_idle(&self, idle: bool) {
         self.idle.store(idle, Ordering::Release);
     }
+
+    fn wake(&self) {
+        if let Some(driver) = self.driver.get() {
+            driver.wake();
+        }
+    }
 }
 
 /// A bulk lane's place in its connection. Dropped, the lane is over, and the client is told what came over it: whatever held the
@@ -41,10 +49,19 @@ pub struct LaneSeat {
 }
 
 impl LaneSeat {
-    /// For lane `lane`. `None`: the connection has as many as it may, or had one of this number; close the lane.
-    pub fn take(peer: Arc<Peer>, lane: u32, driver: Arc<dyn Driver>, settings: &Settings) -> Option<Self> {
-        let seat = peer.add_lane(lane, driver, settings.max_lanes as usize)?;
-        Some(Self { peer, seat, lane, came: 0 })
+    /// For lane `lane`, which nobody drives yet.
+    ///
+    /// # Errors
+    /// The connection has as many as it may, or has ended the lane already.
+    pub(super) fn take(peer: Arc<Peer>, lane: u32, most: u32) -> Result<Self, RemoteError> {
+        let seat = peer.add_lane(lane, most as usize)?;
+        Ok(Self { peer, seat, lane, came: 0 })
+    }
+
+    /// Wakes this driver from now on. Once.
+    pub fn drive(&self, driver: Arc<dyn Driver>) {
+        // A second driver there is not: whoever has the seat names its own.
+        let _ = self.seat.driver.set(driver);
     }
 
     /// Its connection.
@@ -87,6 +104,12 @@ impl Drop for LaneSeat {
     }
 }
 
+impl std::fmt::Debug for LaneSeat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LaneSeat").field("peer", &self.peer).field("lane", &self.lane).finish_non_exhaustive()
+    }
+}
+
 /// All lanes of a connection.
 #[derive(Default)]
 pub(super) struct Seats {
@@ -95,13 +118,17 @@ pub(super) struct Seats {
 }
 
 impl Seats {
-    pub(super) fn take(&mut self, lane: u32, driver: Arc<dyn Driver>, most: usize) -> Option<Arc<Seat>> {
-        if self.taken.len() >= most || self.gone.contains(&lane) || self.taken.iter().any(|s| s.lane == lane) {
-            return None;
+    pub(super) fn take(&mut self, lane: u32, most: usize) -> Result<Arc<Seat>, RemoteError> {
+        if self.gone.contains(&lane) || self.taken.iter().any(|s| s.lane == lane) {
+            return Err(RemoteError::new(ErrorCode::Malformed, "the connection has or had a bulk lane of this number"));
         }
-        let seat = Arc::new(Seat { lane, driver, over: AtomicBool::new(false), idle: AtomicBool::new(true) });
+        if self.taken.len() >= most {
+            return Err(RemoteError::new(ErrorCode::Busy, "the connection has as many bulk lanes as it may"));
+        }
+        let (over, idle) = (AtomicBool::new(false), AtomicBool::new(true));
+        let seat = Arc::new(Seat { lane, driver: OnceLock::new(), over, idle });
         self.taken.push(seat.clone());
-        Some(seat)
+        Ok(seat)
     }
 
     /// A lane is gone.
@@ -115,14 +142,10 @@ impl Seats {
         match self.taken.iter().find(|s| s.lane == lane) {
             Some(seat) => {
                 seat.over.store(true, Ordering::Release);
-                seat.driver.wake();
+                seat.wake();
             }
             None => self.remember(lane),
         }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.taken.len()
     }
 
     /// How many lanes lie idle.
@@ -131,7 +154,7 @@ impl Seats {
     }
 
     pub(super) fn wake(&self) {
-        self.taken.iter().for_each(|s| s.driver.wake());
+        self.taken.iter().for_each(|s| s.wake());
     }
 
     fn remember(&mut self, lane: u32) {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::links::Offers;
-use super::peer::Peer;
+use super::peer::{Driver, Peer};
+use super::strangers::{Stranger, Strangers};
 use crate::auth::{Guard, lane_proof};
 use crate::wire::{LaneHello, Request};
 
@@ -27,10 +28,12 @@ pub struct Settings {
     pub slice_bytes: u32,
     /// Silence after which a client should send a ping. Three of them without a word, and a connection is taken for dead.
     pub keepalive: Duration,
-    /// How long a connection may take for its first frame, and any frame for its last byte.
+    /// How long a lane may take to say who it is, and any frame for its last byte.
     pub patience: Duration,
     /// Connections at a time; one more is told that the server is busy.
     pub max_connections: usize,
+    /// Lanes at a time that have not said who they are. For one more the oldest has to go.
+    pub max_strangers: usize,
     /// How long a bulk lane may hold up a transfer while others lie idle, before it is ended; alone, five times as long.
     pub stuck: Duration,
     /// Whether a client may have its slices without checksums, if it asks. TCP's own sum lets one corrupted segment in 65,536 pass.
@@ -56,6 +59,7 @@ impl Settings {
             keepalive: Duration::from_secs(10),
             patience: Duration::from_secs(10),
             max_connections: 16_384,
+            max_strangers: 4096,
             stuck: Duration::from_secs(1),
             unchecked: false,
             max_lanes: 16,
@@ -113,6 +117,7 @@ pub struct Directory {
     peers: Mutex<HashMap<u64, Weak<Peer>>>,
     next: AtomicU64,
     open: AtomicUsize,
+    strangers: Arc<Strangers>,
 }
 
 impl Directory {
@@ -120,6 +125,11 @@ impl Directory {
     pub(super) fn admit(&self, limit: usize) -> bool {
         let room = |n: usize| (n < limit).then_some(n + 1);
         self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok()
+    }
+
+    /// Counts a lane that has not said who it is. `None`: there are too many.
+    pub(super) fn stranger(&self, driver: Arc<dyn Driver>, most: usize) -> Option<Stranger> {
+        self.strangers.arrive(driver, most)
     }
 
     pub(super) fn leave(&self) {

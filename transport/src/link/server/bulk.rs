@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::{Lane, TURN};
-use crate::connection::{BulkMachine, Service, Want};
+use crate::connection::{BulkMachine, Flushed, Service, Want};
 use crate::link::StreamSink;
 
 impl<S: Service> Lane<S> {
@@ -41,14 +41,16 @@ impl<S: Service> Lane<S> {
                     Err(e) => return Err(e),
                 }
             }
-            let all_sent = lane.flush(&mut sink, now)? && (!io.has_unsent() || io.push()?);
+            let flushed = lane.flush(&mut sink, now)?;
+            let all_sent = flushed == Flushed::All && (!io.has_unsent() || io.push()?);
             if let Some(why) = lane.overdue(now) {
                 return Ok(why);
             }
-            if moved {
+            let more = flushed == Flushed::Turn;
+            if moved || more {
                 pace.arrived(now);
                 turn += 1;
-                if turn % TURN == 0 {
+                if more || turn % TURN == 0 {
                     tokio::task::yield_now().await;
                 }
                 continue;

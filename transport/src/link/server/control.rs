@@ -91,7 +91,9 @@ impl<S: Service> Lane<S> {
                     if now >= lane.deadline()
                         && let step @ (Step::End(_) | Step::Bulk(..)) = lane.timeout(now)
                     {
-                        self.drain_out(lane).await;
+                        if !lane.is_displaced() {
+                            self.drain_out(lane).await;
+                        }
                         return Ok(step);
                     }
                 }

@@ -18,7 +18,7 @@ use self::pace::Pace;
 use self::watched::Watched;
 use super::host::{BulkHost, Waiting};
 use super::{Stream, StreamSink};
-use crate::connection::{BulkMachine, ControlLane, Directory, Driver, LaneEnd, LaneSeat, Service, Step};
+use crate::connection::{BulkMachine, ControlLane, Directory, Driver, LaneEnd, Service, Step};
 
 /// Serves a [`Service`] over any number of links.
 pub struct Server<S: Service> {
@@ -104,34 +104,30 @@ impl<S: Service> Lane<S> {
         };
         control.set_eager_most(self.stream.io().eager_bytes());
         match self.control(&mut control, &wake).await {
-            Ok(Step::Bulk(peer, lane)) => {
+            Ok(Step::Bulk(place)) => {
                 // It counts as part of its connection from here on.
                 drop(control);
                 let wake = Arc::new(Notify::new());
                 let (settings, now) = (self.service.settings(), Instant::now());
                 let patience = settings.patience * 3;
-                if let Some(remote) = self.stream.io().clone().remote(lane, patience, now)? {
-                    if let Some(seat) = LaneSeat::take(peer, lane, wake.clone(), settings) {
-                        self.remote(seat, remote, &wake).await;
-                    }
+                if let Some(remote) = self.stream.io().clone().remote(place.lane(), patience, now)? {
+                    place.drive(wake.clone());
+                    self.remote(place, remote, &wake).await;
                     return Ok(LaneEnd::Left);
                 }
                 if let Some(seat) = self.stream.io().host().map(BulkHost::seat).transpose()?.flatten() {
                     let driver = seat.driver();
-                    if let Some(lane) = BulkMachine::new(peer, lane, driver.clone(), settings, now) {
-                        let ended = seat.serve(self.stream.io().clone(), lane.served(self.service.clone()));
-                        // Should this task be dropped, the lane ends.
-                        let _waiting = Waiting(driver);
-                        // A host that is gone has ended its lanes.
-                        let _ = ended.await;
-                    }
+                    let lane = BulkMachine::new(place, driver.clone(), settings, now);
+                    let ended = seat.serve(self.stream.io().clone(), lane.served(self.service.clone()));
+                    // Should this task be dropped, the lane ends.
+                    let _waiting = Waiting(driver);
+                    // A host that is gone has ended its lanes.
+                    let _ = ended.await;
                     return Ok(LaneEnd::Left);
                 }
                 self.stream.unwatch();
                 self.stream.io().begin_bulk();
-                let Some(mut lane) = BulkMachine::new(peer, lane, wake.clone(), settings, now) else {
-                    return Ok(LaneEnd::Left);
-                };
+                let mut lane = BulkMachine::new(place, wake.clone(), settings, now);
                 let why = self.bulk(&mut lane, &wake).await;
                 lane.end(&*self.service, &why, Instant::now());
                 Ok(LaneEnd::Left)

@@ -276,11 +276,9 @@ impl<S: Service> ServerLane<S> {
         };
         match moved {
             Ok((moved, None)) => moved,
-            Ok((_, Some(Step::Bulk(peer, number)))) => {
-                match BulkMachine::new(peer, number, Arc::new(Always), service.settings(), now) {
-                    Some(lane) => self.state = LaneState::Bulk(Box::new(lane)),
-                    None => self.end(now),
-                }
+            Ok((_, Some(Step::Bulk(seat)))) => {
+                let lane = BulkMachine::new(seat, Arc::new(Always), service.settings(), now);
+                self.state = LaneState::Bulk(Box::new(lane));
                 true
             }
             Ok((_, Some(_))) | Err(_) => {
