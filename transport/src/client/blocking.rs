@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::api::{self, Range};
 use super::engine::Engine;
 use super::lanes::Lanes;
+use super::shares::Passed;
 use super::staging::Staging;
 use super::{
     BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
@@ -19,7 +20,7 @@ use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
     Arguments, ContentHash, DecodeError, Finish, Handle, Offered, OpenedSession, PutBody, PutRequest, PutTarget, Reply,
-    Request, Shared, TensorSpec, Welcome,
+    Request, TensorSpec, Welcome, slice_bytes_for,
 };
 
 /// A session on a server. One owner; requests can still be in flight together: [`Self::start_put`], [`Self::start_run`].
@@ -108,8 +109,9 @@ impl Session {
         self.engine.client().welcome().copied()
     }
 
-    fn slice_bytes(&mut self) -> u32 {
-        self.engine.client().welcome().map_or(1 << 18, |w| w.slice_bytes)
+    /// For a transfer of `total` bytes.
+    fn slice_bytes(&mut self, total: u64) -> u32 {
+        slice_bytes_for(total, self.engine.client().welcome().map_or(1 << 18, |w| w.slice_bytes))
     }
 
     // ---- small things
@@ -204,14 +206,13 @@ impl Session {
     }
 
     /// Where the bytes of a put lie in memory that the server shares, or were copied to.
-    fn place(&mut self, data: &Bytes, options: &PutOptions<'_>) -> Option<(Shared, Arc<SharedBytes>)> {
+    fn place(&mut self, data: &Bytes, options: &PutOptions<'_>) -> Option<Passed> {
         // What others see, or what is checked, is the server's own.
         if options.weight.is_some() || options.name.is_some() || !self.engine.lanes.can_share() {
             return None;
         }
-        if let Some((place, bytes)) = self.engine.lanes.shares().find(data) {
-            bytes.take_use();
-            return Some((place, bytes));
+        if let Some(passed) = self.engine.lanes.shares().pass(data) {
+            return Some(passed);
         }
         if data.len() as u64 <= self.eager_bytes() {
             return None;
@@ -221,9 +222,9 @@ impl Session {
             self.staging.clear();
         }
         let shares = self.engine.lanes.shares().clone();
-        let staged = self.staging.copy(data, &shares)?;
+        let passed = self.staging.copy(data, &shares)?;
         self.engine.lanes.tell_shares(Instant::now());
-        Some(staged)
+        Some(passed)
     }
 
     /// Makes a tensor resident, and waits for it. `data` is sent from where it lies.
@@ -248,16 +249,16 @@ impl Session {
         if data.len() as u64 != spec.bytes() {
             return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
         }
-        if let Some((place, bytes)) = self.place(&data, &options) {
+        if let Some(Passed { place, bytes, servers_gone }) = self.place(&data, &options) {
             let pending = self.start(&api::put_new(spec, options, PutBody::Passed(place)), None);
-            self.engine.client().passes(pending.id, bytes);
+            self.engine.client().passes(pending.id, bytes, servers_gone);
             return Ok(pending);
         }
         if spec.bytes() <= self.eager_bytes() {
             let request = api::put_new(spec, options, PutBody::Inline(&data));
             return Ok(self.start(&request, Some(data.clone())));
         }
-        let slice_bytes = self.slice_bytes();
+        let slice_bytes = self.slice_bytes(spec.bytes());
         // A weight may be there in part, from an upload that was cut: ask before sending.
         let announce = options.weight.is_some();
         let request = api::put_new(spec, options, PutBody::Sliced { slice_bytes, announce });
@@ -305,7 +306,7 @@ impl Session {
             let request = Request::Put(PutRequest { target, spec, body: PutBody::Inline(&data) });
             self.start(&request, Some(data.clone()))
         } else {
-            let slice_bytes = self.slice_bytes();
+            let slice_bytes = self.slice_bytes(spec.bytes());
             let body = PutBody::Sliced { slice_bytes, announce: false };
             self.start_sliced(&Request::Put(PutRequest { target, spec, body }), data, slice_bytes)
         };
@@ -347,13 +348,13 @@ impl Session {
             None => self.slab(bytes)?,
         };
         if self.engine.lanes.can_share()
-            && let Some((into, _)) = self.engine.lanes.shares().find(&slab)
+            && let Some(into) = self.engine.lanes.shares().find(&slab)
         {
             let mut pending = self.start(&Request::GetInto { handle, offset, length, into }, None);
             pending.into = Some(Into { slab, range: Range { handle, offset, length } });
             return Ok(pending);
         }
-        let slice_bytes = self.slice_bytes();
+        let slice_bytes = self.slice_bytes(length);
         let landing = Landing::new(vec![slab], slice_bytes);
         let request = Request::Get { handle, offset, length, sliced: Some(slice_bytes) };
         let id = self.engine.client().start_get(&request, landing.clone());

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::shares::{Shares, Told};
@@ -26,6 +27,8 @@ pub(super) struct Lanes {
     shares: Arc<Shares>,
     /// What the control lane knows of them.
     told: Told,
+    /// Servers whose uses of them were forgotten.
+    servers_gone: u64,
 }
 
 /// From one look at bulk lanes that have nothing to do to the next.
@@ -43,6 +46,7 @@ impl Lanes {
             bulk_look: Instant::now(),
             shares: Arc::default(),
             told: Told::default(),
+            servers_gone: 0,
         }
     }
 
@@ -70,7 +74,13 @@ impl Lanes {
         if self.control.is_none() {
             return false;
         }
-        match self.move_bytes(now) {
+        let moved = self.move_bytes(now);
+        // Before any request of the next session is begun.
+        if self.servers_gone != self.client.servers_gone() {
+            self.servers_gone = self.client.servers_gone();
+            self.shares.forget_uses(self.servers_gone);
+        }
+        match moved {
             Ok(moved) => moved,
             Err(error) => {
                 self.drop_lanes();
@@ -201,8 +211,15 @@ impl Lanes {
         }
         self.bulk_look = now + BULK_LOOK;
         let Self { client, bulk, .. } = self;
+        let counters = client.counters().clone();
+        let came = || counters.down.load(Ordering::Relaxed);
         bulk.retain_mut(|lane| {
-            let over = match lane.turn(client, now) {
+            let before = came();
+            let turn = lane.turn(client, now);
+            if came() != before {
+                client.lane_heard(now);
+            }
+            let over = match turn {
                 _ if client.is_lane_over(lane.lane()) => "it was taken out".to_owned(),
                 Ok(did) => {
                     moved |= did;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-use super::shares::Shares;
+use super::shares::{Passed, Shares};
 use super::staging::Staging;
 use crate::memory::{SharedBytes, Slab};
 use crate::wire::Shared;
@@ -64,19 +64,17 @@ impl Passing {
             return None;
         }
         let slab = self.slab(len)?.ok()?;
-        let (place, _) = self.shares.find(&slab)?;
+        let place = self.shares.find(&slab)?;
         Some((slab, place))
     }
 
     /// Where bytes lie that the user shares already, with one use taken.
-    pub(super) fn find(&self, data: &[u8]) -> Option<(Shared, Arc<SharedBytes>)> {
-        let (place, bytes) = self.shares.find(data).filter(|_| self.news.can_share.load(Ordering::Acquire))?;
-        bytes.take_use();
-        Some((place, bytes))
+    pub(super) fn find(&self, data: &[u8]) -> Option<Passed> {
+        if self.news.can_share.load(Ordering::Acquire) { self.shares.pass(data) } else { None }
     }
 
     /// Copies bytes to shared memory, a step at a time: where they are, with one use taken. `None`: send them.
-    pub(super) async fn stage(&self, data: &[u8]) -> Option<(Shared, Arc<SharedBytes>)> {
+    pub(super) async fn stage(&self, data: &[u8]) -> Option<Passed> {
         if !self.news.can_share.load(Ordering::Acquire) {
             return None;
         }

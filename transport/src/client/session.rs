@@ -12,6 +12,7 @@ use super::api;
 use super::engine::Engine;
 use super::lanes::Lanes;
 use super::passing::{News, Passing};
+use super::shares::Passed;
 use super::{
     BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
     Program, PutOptions, RunOptions, Tensor,
@@ -20,7 +21,9 @@ use crate::connection::{Client, RequestId};
 use crate::link::wait::Alarm;
 use crate::memory::{Landing, Region, Slab, copy_counted};
 use crate::uri::Uri;
-use crate::wire::{Arguments, ContentHash, DecodeError, Handle, Offered, PutBody, Reply, Request, TensorSpec, limits};
+use crate::wire::{
+    Arguments, ContentHash, DecodeError, Handle, Offered, PutBody, Reply, Request, TensorSpec, limits, slice_bytes_for,
+};
 
 /// A session on a server; clones share it. Dropping the last one leaves the session to its lease; [`Self::close`] ends it.
 #[derive(Clone)]
@@ -166,18 +169,19 @@ impl Session {
         if data.len() as u64 != spec.bytes() {
             return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
         }
-        let (eager, slice_bytes, spec) = (self.eager_bytes, self.slice_bytes, spec.clone());
+        let (eager, slice_bytes) = (self.eager_bytes, slice_bytes_for(spec.bytes(), self.slice_bytes));
+        let spec = spec.clone();
         let private = options.weight.is_none() && options.name.is_none();
         let mut place = if private { self.passing.find(&data) } else { None };
         if place.is_none() && private && spec.bytes() > eager {
             place = self.passing.stage(&data).await;
         }
-        if let Some((place, bytes)) = place {
+        if let Some(Passed { place, bytes, servers_gone }) = place {
             let device = options.device;
             let start = move |c: &mut Client| {
                 let options = PutOptions { device, ..PutOptions::default() };
                 let id = c.start(&api::put_new(&spec, options, PutBody::Passed(place)), None, None).0;
-                c.passes(id, bytes);
+                c.passes(id, bytes, servers_gone);
                 id
             };
             return self.call(start, |reply| api::tensor(&reply)).await;
@@ -230,7 +234,7 @@ impl Session {
                 Err(error) => return Err(error),
             }
         }
-        let slice_bytes = self.slice_bytes;
+        let slice_bytes = slice_bytes_for(length, self.slice_bytes);
         let slab = Slab::try_zeroed(bytes).ok_or(ClientError::OutOfMemory { bytes: length })?;
         let landing = Landing::new(vec![slab], slice_bytes);
         let at = landing.clone();

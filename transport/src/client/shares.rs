@@ -16,8 +16,19 @@ pub(super) struct Shares {
     version: AtomicU64,
 }
 
+/// A place with one use taken.
+#[derive(Debug)]
+pub(super) struct Passed {
+    pub(super) place: Shared,
+    pub(super) bytes: Arc<SharedBytes>,
+    /// Servers that were gone when the use was taken: see [`crate::connection::Client::passes`].
+    pub(super) servers_gone: u64,
+}
+
 #[derive(Debug, Default)]
 struct All {
+    /// As of when no piece had a use.
+    servers_gone: u64,
     next: u64,
     pieces: Vec<(u64, Arc<SharedBytes>)>,
     /// Gone, and the server not told.
@@ -44,14 +55,24 @@ impl Shares {
     }
 
     /// Where these bytes lie, if all of them do in one shared piece.
-    pub(super) fn find(&self, bytes: &[u8]) -> Option<(Shared, Arc<SharedBytes>)> {
-        let from = bytes.as_ptr().addr();
-        let to = from.checked_add(bytes.len())?;
-        self.lock().pieces.iter().find_map(|(number, piece)| {
-            let start = piece.start().addr().get();
-            let inside = start <= from && to <= start + piece.len();
-            inside.then(|| (Shared { region: *number, offset: (from - start) as u64 }, piece.clone()))
-        })
+    pub(super) fn find(&self, bytes: &[u8]) -> Option<Shared> {
+        self.lock().find(bytes).map(|(place, _)| place)
+    }
+
+    /// The same, for a request that passes them: with one use taken.
+    pub(super) fn pass(&self, bytes: &[u8]) -> Option<Passed> {
+        let all = self.lock();
+        let (place, piece) = all.find(bytes)?;
+        piece.take_use();
+        Some(Passed { place, bytes: piece.clone(), servers_gone: all.servers_gone })
+    }
+
+    /// So many servers are gone by now, whose uses nobody gives back.
+    pub(super) fn forget_uses(&self, servers_gone: u64) {
+        let mut all = self.lock();
+        if std::mem::replace(&mut all.servers_gone, servers_gone) != servers_gone {
+            all.pieces.iter().for_each(|(_, piece)| piece.forget_uses());
+        }
     }
 
     /// Tells a lane what it does not know yet; a fresh one all. Nothing where there is nothing to tell.
@@ -80,6 +101,16 @@ impl Shares {
 }
 
 impl All {
+    fn find(&self, bytes: &[u8]) -> Option<(Shared, &Arc<SharedBytes>)> {
+        let from = bytes.as_ptr().addr();
+        let to = from.checked_add(bytes.len())?;
+        self.pieces.iter().find_map(|(number, piece)| {
+            let start = piece.start().addr().get();
+            let inside = start <= from && to <= start + piece.len();
+            inside.then(|| (Shared { region: *number, offset: (from - start) as u64 }, piece))
+        })
+    }
+
     fn drop_unused(&mut self) {
         let Self { pieces, gone, .. } = self;
         // Only this list has it. The server keeps what it still reads mapped by itself.

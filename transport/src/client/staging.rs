@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::shares::Shares;
+use super::shares::{Passed, Shares};
 use crate::memory::{SharedBytes, Slab, copy_counted};
-use crate::wire::Shared;
 
 /// Pieces of shared memory, used again when the resident that one became is gone.
 #[derive(Debug)]
@@ -85,13 +84,11 @@ impl Staging {
     }
 
     /// Copies bytes to a shared piece: where they are, with one use taken. `None`: there is no room; send them.
-    pub(super) fn copy(&mut self, data: &[u8], shares: &Shares) -> Option<(Shared, Arc<SharedBytes>)> {
+    pub(super) fn copy(&mut self, data: &[u8], shares: &Shares) -> Option<Passed> {
         let piece = self.piece(data.len(), shares)?;
         piece.join(JOINED);
         copy_counted(&mut piece.slab[..data.len()], data);
-        let found = shares.find(&piece.slab[..data.len()])?;
-        piece.bytes.take_use();
-        Some(found)
+        shares.pass(&piece.slab[..data.len()])
     }
 
     /// A piece of at least `len` bytes, to be filled without this being held. `None`: there is no room.
@@ -105,17 +102,11 @@ impl Staging {
     }
 
     /// Takes a piece back of which the first `len` bytes are filled: where they are, with one use taken.
-    pub(super) fn finish(
-        &mut self,
-        mut draft: Draft,
-        len: usize,
-        shares: &Shares,
-    ) -> Option<(Shared, Arc<SharedBytes>)> {
+    pub(super) fn finish(&mut self, mut draft: Draft, len: usize, shares: &Shares) -> Option<Passed> {
         let piece = draft.piece.take()?;
-        let found = shares.find(piece.slab.get(..len)?)?;
-        piece.bytes.take_use();
+        let passed = shares.pass(piece.slab.get(..len)?)?;
         self.pieces.push(piece);
-        Some(found)
+        Some(passed)
     }
 
     /// Forgets all: what the server used of it, it will not give back.
@@ -170,14 +161,13 @@ mod tests {
     #[test]
     fn a_piece_is_used_again_once_the_server_has_given_it_back() {
         let (mut staging, shares) = (Staging::new(64 << 20), Shares::default());
-        let copy = |staging: &mut Staging, data: &[u8]| staging.copy(data, &shares).unwrap().0;
-        let first = copy(&mut staging, &[1; 100_000]);
-        let second = copy(&mut staging, &[2; 100_000]);
+        let first = staging.copy(&[1; 100_000], &shares).unwrap().place;
+        let second = staging.copy(&[2; 100_000], &shares).unwrap().place;
         assert_ne!(first.region, second.region, "the first is used");
         staging.pieces[0].bytes.give_use_back();
-        assert_eq!(copy(&mut staging, &[3; 99_000]).region, first.region);
+        assert_eq!(staging.copy(&[3; 99_000], &shares).unwrap().place.region, first.region);
         assert_eq!(staging.pieces[0].slab[..3], [3; 3]);
-        assert_ne!(copy(&mut staging, &[4; 100_000]).region, first.region);
+        assert_ne!(staging.copy(&[4; 100_000], &shares).unwrap().place.region, first.region);
     }
 
     #[test]
@@ -194,13 +184,28 @@ mod tests {
         let mut draft = staging.begin(2500 << 10, &shares).unwrap();
         assert!(staging.begin(2500 << 10, &shares).is_none(), "what is being filled counts");
         draft.fill(1 << 20, &[7; 100]);
-        let (place, _) = staging.finish(draft, 2500 << 10, &shares).unwrap();
+        let place = staging.finish(draft, 2500 << 10, &shares).unwrap().place;
         assert_eq!(staging.pieces[0].slab[1 << 20], 7);
         staging.pieces[0].bytes.give_use_back();
         drop(staging.begin(2500 << 10, &shares).unwrap());
-        assert_ne!(staging.copy(&vec![1; 2500 << 10], &shares).unwrap().0.region, place.region, "it was given up");
+        assert_ne!(staging.copy(&vec![1; 2500 << 10], &shares).unwrap().place.region, place.region, "it was given up");
         let mut staging = Staging::new(1 << 30);
         assert!((0..MOST).all(|_| put(&mut staging, 1)));
         assert!(!put(&mut staging, 1), "each has a descriptor");
+    }
+
+    /// A server was killed: what it used nobody gave back, and memory that its user shared could never be written again.
+    #[test]
+    fn the_uses_of_a_server_that_is_gone_end_with_it() {
+        let (mut staging, shares) = (Staging::new(64 << 20), Shares::default());
+        let passed = staging.copy(&[1; 100_000], &shares).unwrap();
+        assert!(passed.bytes.is_used() && passed.servers_gone == 0);
+        shares.forget_uses(0);
+        assert!(passed.bytes.is_used());
+        shares.forget_uses(1);
+        assert!(!passed.bytes.is_used());
+        assert_eq!(shares.pass(&staging.pieces[0].slab[..10]).unwrap().servers_gone, 1);
+        shares.forget_uses(1);
+        assert!(passed.bytes.is_used(), "of the next server");
     }
 }

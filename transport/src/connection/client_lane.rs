@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use super::bulk_in::{BulkIn, Loan, Want};
 use super::bulk_out::{BulkLane, OutSlice};
-use super::client::{Client, ClientError, LaneCounts};
+use super::client::{Client, ClientError, LaneCounts, after};
 use super::framer::Framer;
 use super::lending::Lending;
 use super::outbox::Sink;
-use crate::wire::{Control, DecodeError, Effect};
+use crate::wire::{Control, DecodeError, Effect, ErrorCode};
 
 /// How long a lane may take to be welcomed.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +29,8 @@ pub struct ClientLane {
     /// When bytes last went or came, or there was nothing to do; `busy`: there is something to do since.
     moved: Instant,
     busy: bool,
+    /// Slices that it was known to have carried.
+    carried: u64,
 }
 
 enum State {
@@ -52,7 +54,7 @@ impl ClientLane {
         // A welcome has no payload.
         let (framer, until) = (Framer::new(0), now + GREETING_TIMEOUT);
         let state = State::Opening { hello, sent: 0, framer, until };
-        Self { lane, state, counts: client.lane_counts(lane), moved: now, busy: false }
+        Self { lane, state, counts: client.lane_counts(lane), moved: now, busy: false, carried: 0 }
     }
 
     /// Its number.
@@ -170,7 +172,12 @@ impl ClientLane {
                 frame.intact.map_err(DecodeError::from)?;
                 match Control::decode(&frame.header, frame.meta)? {
                     Control::LaneWelcome(lane) if lane == self.lane => {}
-                    Control::Goodbye(error) => return Err(error.into()),
+                    Control::Goodbye(error) => {
+                        if error.code == ErrorCode::Busy {
+                            client.lane_refused();
+                        }
+                        return Err(error.into());
+                    }
                     _ => return Err(DecodeError::Range("a bulk lane was not welcomed").into()),
                 }
                 client.lane_opened(self.lane);
@@ -197,7 +204,7 @@ impl ClientLane {
             State::Open { input, .. } => {
                 // Until the server is heard, which wakes the driver anyway, there is nothing to say.
                 let tells = (self.busy || input.in_slice()) && client.heard() > self.moved;
-                let stands_still = tells.then(|| self.moved + client.lane_patience());
+                let stands_still = tells.then(|| after(self.moved, client.lane_patience()));
                 input.deadline().into_iter().chain(stands_still).min()
             }
         }
@@ -218,7 +225,7 @@ impl ClientLane {
                 }
                 // Where nothing at all is heard, it is not this lane's fault.
                 let patience = client.lane_patience();
-                if now < self.moved + patience || client.heard() <= self.moved {
+                if now < after(self.moved, patience) || client.heard() <= self.moved {
                     return Ok(());
                 }
                 Err(gone("it stands still while the server is heard"))
@@ -232,6 +239,11 @@ impl ClientLane {
                 client.bulk_event(&event);
             }
             client.lane_idles(self.lane, !input.in_slice());
+            let carried =
+                self.counts.slices_up.load(Ordering::Relaxed) + self.counts.slices_down.load(Ordering::Relaxed);
+            if std::mem::replace(&mut self.carried, carried) != carried {
+                client.lane_carries();
+            }
         }
     }
 }

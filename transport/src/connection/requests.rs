@@ -34,8 +34,8 @@ pub(super) struct Slot {
     /// A buffer for payloads that are encoded.
     pub(super) small: Vec<u8>,
     pub(super) bulk: Bulk,
-    /// Shared memory that it names, of which one use was taken for it: the server gives that back, once it has heard of it.
-    pub(super) passed: Option<Arc<SharedBytes>>,
+    /// Shared memory that it passes, with a use that the server gives back once it has seen the request.
+    pub(super) used: Option<Arc<SharedBytes>>,
     /// Whether it was sent on this connection.
     pub(super) sent: bool,
     /// Whether it was sent on any.
@@ -213,7 +213,7 @@ impl Requests {
                 payload: Bytes::new(),
                 small: Vec::new(),
                 bulk: Bulk::None,
-                passed: None,
+                used: None,
                 sent: false,
                 ever_sent: false,
                 once: false,
@@ -280,9 +280,7 @@ impl Requests {
         slot.frame.clear();
         slot.payload = Bytes::new();
         slot.bulk = Bulk::None;
-        if let Some(passed) = slot.passed.take().filter(|_| !slot.ever_sent) {
-            passed.give_use_back();
-        }
+        slot.used = None;
         slot.sent = false;
         slot.ever_sent = false;
         slot.once = false;
@@ -311,6 +309,11 @@ impl Requests {
     pub(super) fn is_mending(&self) -> bool {
         let kept = |kind: Kind| !matches!(kind, Kind::Echo | Kind::Get | Kind::Devices | Kind::Stats);
         self.slots.iter().any(|(_, slot)| slot.again > 0 && kept(slot.kind) && !slot.is_over())
+    }
+
+    /// The server that would give uses of shared memory back is gone.
+    pub(super) fn forget_uses(&mut self) {
+        self.slots.values_mut().for_each(|slot| slot.used = None);
     }
 
     pub(super) fn fail_all(&mut self, error: &ClientError) {

@@ -230,10 +230,18 @@ impl SharedBytes {
         }
     }
 
-    /// One use less.
+    /// One use less, where there is one.
     pub fn give_use_back(&self) {
         if let Some(uses) = self.uses() {
-            uses.fetch_sub(1, Ordering::AcqRel);
+            // The other side may have written any number there.
+            let _ = uses.fetch_update(Ordering::AcqRel, Ordering::Acquire, |uses| uses.checked_sub(1));
+        }
+    }
+
+    /// No uses: those who had any are gone.
+    pub fn forget_uses(&self) {
+        if let Some(uses) = self.uses() {
+            uses.store(0, Ordering::Release);
         }
     }
 
@@ -319,5 +327,11 @@ mod tests {
         assert!(theirs.is_used());
         theirs.give_use_back();
         assert!(!ours.is_used());
+        // Given back once too often: there is no use all the same.
+        theirs.give_use_back();
+        assert!(!ours.is_used());
+        (ours.take_use(), ours.take_use());
+        ours.forget_uses();
+        assert!(!theirs.is_used());
     }
 }

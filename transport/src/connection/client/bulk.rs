@@ -28,7 +28,7 @@ impl Client {
         if self.bulk_used && self.is_ready() { self.lane_count } else { 0 }
     }
 
-    /// How many bulk lanes it uses, and why: decided by how long the greeting took.
+    /// How many bulk lanes it uses, and why: decided by how long the answer took to the question for a session.
     pub fn lane_plan(&self) -> LanePlan {
         LanePlan::new(self.options.lanes, self.rtt)
     }
@@ -85,6 +85,16 @@ impl Client {
         self.counters.lanes_lost.fetch_add(1, Ordering::Relaxed);
         self.bulk.close_lane(lane);
         self.push_control(0, &Control::LaneEnded { lane, slices: came });
+    }
+
+    /// The server has as many bulk lanes of this connection as it lets it have: no more are wanted than are open.
+    pub(in crate::connection) fn lane_refused(&mut self) {
+        self.lane_count = self.lanes.open().clamp(1, self.lane_count.max(1));
+    }
+
+    /// A bulk lane carries slices: however many others fail to, transfers go on.
+    pub(in crate::connection) fn lane_carries(&mut self) {
+        self.lanes.is_of_use();
     }
 
     /// Whether the payloads of slices have checksums.

@@ -55,7 +55,7 @@ impl Client {
     /// The connection is gone: what was sent must be sent again.
     pub(super) fn interrupt(&mut self) {
         self.bulk.clear();
-        self.orphans.extend(self.abandoned.drain(..).map(|(id, _)| id));
+        self.orphans.extend(self.abandoned.drain(..).map(|a| (a.wire, a.used)));
         self.outbox.clear();
         self.in_flight = 0;
         for id in self.requests.waiting() {

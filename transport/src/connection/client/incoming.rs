@@ -15,7 +15,7 @@ impl Client {
             return self.opened(header, meta, payload);
         }
         let (terminal, error) = (!header.flags.has(Flags::MORE), header.flags.has(Flags::ERROR));
-        if let Some(at) = self.abandoned.iter().position(|(id, _)| *id == header.id) {
+        if let Some(at) = self.abandoned.iter().position(|a| a.wire == header.id) {
             if terminal {
                 self.abandoned.swap_remove(at);
                 self.credit_back();
@@ -63,10 +63,8 @@ impl Client {
         match message {
             Control::Challenge(nonce) if self.is_greeting() => return self.prove(&nonce),
             Control::Welcome(welcome) if self.is_greeting() => {
-                self.rtt = self.heard.saturating_duration_since(self.connected);
                 self.welcomed(welcome)?;
                 self.bulk.set_checked(self.is_checked());
-                self.lane_count = self.lane_plan().lanes.max(1);
                 self.open();
             }
             Control::Ping => self.push_control(id, &Control::Pong),
@@ -103,6 +101,7 @@ impl Client {
         let head = encode_header(kind, Flags::default(), id, meta.len() as u32, 0, body_crc(&meta, &[]));
         self.outbox.push(&head, &meta, &[]);
         self.state = State::Opening(id);
+        self.opening = self.heard;
     }
 
     fn opened(&mut self, header: &Header, meta: &[u8], payload: &[u8]) -> Result<(), ClientError> {
@@ -113,8 +112,15 @@ impl Client {
                 self.requests.skip_to(session.next_request);
                 self.session = Some(session);
                 self.state = State::Ready;
-                for id in std::mem::take(&mut self.orphans) {
+                // One exchange and no more: a handshake, or a proof of who is who, says nothing of how far the server is.
+                self.rtt = self.heard.saturating_duration_since(self.opening);
+                self.lane_count = self.lane_plan().lanes.max(1);
+                for (id, used) in std::mem::take(&mut self.orphans) {
                     self.push_control(id, &Control::Cancel);
+                    if let Some(used) = used.filter(|_| id >= session.next_request) {
+                        // It went down with its connection before the server had seen it.
+                        used.give_use_back();
+                    }
                 }
                 self.resume_flow();
                 Ok(())
@@ -125,6 +131,10 @@ impl Client {
                 self.session = None;
                 self.sessions_lost += 1;
                 self.orphans.clear();
+                if error.code == ErrorCode::EpochGone {
+                    self.servers_gone += 1;
+                    self.requests.forget_uses();
+                }
                 tracing::debug!(?error, "the session is gone: opening another");
                 self.requests.fail_all(&ClientError::SessionLost(error.code));
                 self.open();

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::after;
+
 /// The longest pause before a lane is opened again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -55,6 +57,16 @@ impl LaneBook {
         self.pause.map(|(at, _)| at)
     }
 
+    /// Lanes that are open.
+    pub(super) fn open(&self) -> u32 {
+        self.seats.iter().filter(|s| s.open && !s.over).count() as u32
+    }
+
+    /// A lane has brought something.
+    pub(super) fn is_of_use(&mut self) {
+        self.useless = 0;
+    }
+
     /// Since when there is no lane, though one is wanted.
     pub(super) fn none_since(&self) -> Option<Instant> {
         self.none_since
@@ -99,7 +111,7 @@ impl LaneBook {
         }
         self.useless = if useless { self.useless + 1 } else { 0 };
         let pause = self.pause.map_or(first_pause, |(_, pause)| if useless { pause } else { first_pause });
-        self.pause = Some((now + pause, (pause * 2).min(LONGEST_PAUSE)));
+        self.pause = Some((after(now, pause), pause.saturating_mul(2).min(LONGEST_PAUSE)));
         true
     }
 

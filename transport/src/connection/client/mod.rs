@@ -42,8 +42,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// The driver: while [`Self::wants_connection`], opens a control lane and calls [`Self::connected`] or [`Self::lost`]; moves
 /// bytes by [`Self::space`], [`Self::filled`] and [`Self::flush`]; opens a bulk lane whenever [`Self::next_lane`] names one, drives it
-/// by a [`super::ClientLane`], and says [`Self::lane_over`] when it breaks or [`Self::is_lane_over`]; calls [`Self::timeout`] at
-/// [`Self::deadline`].
+/// by a [`super::ClientLane`], says [`Self::lane_heard`] when something came over it, and [`Self::lane_over`] when it breaks or
+/// [`Self::is_lane_over`]; calls [`Self::timeout`] at [`Self::deadline`].
 pub struct Client {
     options: ClientOptions,
     state: State,
@@ -61,12 +61,11 @@ pub struct Client {
     bulk_live: u32,
     bulk_look: Instant,
     lanes: LaneBook,
-    /// How long the server's greeting took.
+    /// How long the answer took to the question for a session.
     rtt: Duration,
     lane_count: u32,
-    /// Requests that were given up before they were answered: each has its credit until its terminal reply comes, and holds
-    /// a put's payload, whose pages a link may have passed on by reference.
-    abandoned: Vec<(u64, Vec<Bytes>)>,
+    /// Requests that were given up before they were answered: each has its credit until its terminal reply comes.
+    abandoned: Vec<Abandoned>,
     /// Until a session is open: when to give up, and the pause after the next failure.
     retry: (Instant, Duration),
     counters: Arc<Counters>,
@@ -76,11 +75,18 @@ pub struct Client {
     progressed: bool,
     /// Requests of earlier connections that nobody waits for any more and whose end was not heard: the server is told to
     /// cancel them when the session is taken up again.
-    orphans: Vec<u64>,
+    orphans: Vec<(u64, Option<Arc<SharedBytes>>)>,
+    /// Servers that had the session and were started anew since.
+    servers_gone: u64,
     /// When the lane that is being greeted came up.
     connected: Instant,
     heard: Instant,
+    /// When something came over a bulk lane: a server that holds requests back until what it owes has been taken answers no ping,
+    /// and is not gone.
+    lanes_heard: Instant,
     said: Instant,
+    /// When the session was asked for: the answer tells how far the server is.
+    opening: Instant,
     sessions_lost: u64,
     /// Whether the link proves what comes over it.
     sealed: bool,
@@ -91,6 +97,14 @@ pub struct Client {
     lane_key: Option<Secret>,
     /// Bulk lanes that the connection has tried to open.
     attempts: AtomicU32,
+}
+
+/// A request that nobody waits for, and its answer is yet to come.
+struct Abandoned {
+    wire: u64,
+    /// A put's payload, whose pages a link may have passed on by reference.
+    _pieces: Vec<Bytes>,
+    used: Option<Arc<SharedBytes>>,
 }
 
 #[derive(Debug)]
@@ -133,9 +147,12 @@ impl Client {
             mending: false,
             progressed: false,
             orphans: Vec::new(),
+            servers_gone: 0,
             connected: now,
             heard: now,
+            lanes_heard: now,
             said: now,
+            opening: now,
             sessions_lost: 0,
             sealed: false,
             channel: Channel::default(),
@@ -164,7 +181,7 @@ impl Client {
         self.framer().reset();
         self.outbox.clear();
         self.in_flight = 0;
-        (self.connected, self.heard, self.said) = (now, now, now);
+        (self.connected, self.heard, self.lanes_heard, self.said) = (now, now, now, now);
         self.progressed = false;
         (self.channel, self.proving, self.lane_key) = (Channel::default(), None, None);
         self.attempts = AtomicU32::new(0);
@@ -208,8 +225,8 @@ impl Client {
         if now >= give_up {
             return self.give_all_up(reason);
         }
-        self.retry.1 = (pause * 2).min(Duration::from_secs(1));
-        self.state = State::Down { next: (now + pause).min(give_up) };
+        self.retry.1 = pause.saturating_mul(2).min(Duration::from_secs(1));
+        self.state = State::Down { next: after(now, pause).min(give_up) };
     }
 
     /// Where received bytes of the control lane go.
@@ -281,11 +298,21 @@ impl Client {
             (State::Down { next }, _) => Some(*next),
             (State::Ready, Some(w)) => {
                 let (keepalive, silence) = patience_with(w);
-                let silence = (self.said + keepalive).min(self.heard + silence);
+                let silence = (self.said + keepalive).min(self.last_heard() + silence);
                 Some(self.bulk_deadline().map_or(silence, |at| at.min(silence)))
             }
             _ => Some(self.connected + self.greeting_time()),
         }
+    }
+
+    /// Something came over a bulk lane: the server is there.
+    pub fn lane_heard(&mut self, now: Instant) {
+        self.lanes_heard = now;
+    }
+
+    /// When anything came, over whichever lane.
+    fn last_heard(&self) -> Instant {
+        self.heard.max(self.lanes_heard)
     }
 
     /// When a server that has not been reached since `from` is given up.
@@ -310,7 +337,7 @@ impl Client {
         match (&self.state, &self.welcome) {
             (State::Ready, Some(w)) => {
                 let (keepalive, silence) = patience_with(w);
-                if self.heard + silence <= now {
+                if self.last_heard() + silence <= now {
                     return Err(silent(silence));
                 }
                 if self.said + keepalive <= now {
@@ -372,14 +399,6 @@ impl Client {
         self.begin(request, payload, Bulk::None, sink)
     }
 
-    /// A request names this shared memory, of which one use was taken for it. It stays shared until the request has ended; if that
-    /// is before the server could hear of it, the use is given back.
-    pub fn passes(&mut self, id: RequestId, bytes: Arc<SharedBytes>) {
-        if let Some(slot) = self.requests.get(id.0) {
-            slot.passed = Some(bytes);
-        }
-    }
-
     /// Starts a put in slices. The request's body must be [`crate::wire::PutBody::Sliced`].
     pub fn start_put(&mut self, request: &Request<'_>, pieces: Vec<Bytes>, slice_bytes: u32) -> RequestId {
         self.bulk_begins();
@@ -390,6 +409,23 @@ impl Client {
     pub fn start_get(&mut self, request: &Request<'_>, landing: Arc<Landing>) -> RequestId {
         self.bulk_begins();
         self.begin(request, None, Bulk::In(landing), None).0
+    }
+
+    /// The request passes memory that both sides share, with a use that was taken when so many [`Self::servers_gone`]. The server gives
+    /// it back; where it never sees the request, this does.
+    pub fn passes(&mut self, id: RequestId, bytes: Arc<SharedBytes>, servers_gone: u64) {
+        if servers_gone != self.servers_gone {
+            // It was forgotten with those of the server before.
+            bytes.take_use();
+        }
+        if let Some(slot) = self.requests.get(id.0) {
+            slot.used = Some(bytes);
+        }
+    }
+
+    /// How often the server was another than before: what the one before used of shared memory, it gives back no more.
+    pub fn servers_gone(&self) -> u64 {
+        self.servers_gone
     }
 
     /// Whether no request moves anything over the bulk lanes.
@@ -420,7 +456,12 @@ impl Client {
         // The server keeps the bytes of a get until it hears that they are here.
         let kept = matches!(slot.bulk, Bulk::In(_)) && slot.sent && !slot.is_awaited();
         let bulk = std::mem::replace(&mut slot.bulk, Bulk::None);
+        let (used, ever_sent) = (slot.used.take(), slot.ever_sent);
         self.requests.end(id.0);
+        if let Some(used) = used.as_ref().filter(|_| !ever_sent) {
+            // The server never heard of it.
+            used.give_use_back();
+        }
         if wanted || kept {
             self.push_control(wire, &Control::Cancel);
         }
@@ -430,11 +471,11 @@ impl Client {
             self.landings.end(wire);
         }
         if orphaned {
-            self.orphans.push(wire);
+            self.orphans.push((wire, used.clone()));
         }
         if awaited {
             let pieces = if let Bulk::Out { pieces, .. } = bulk { pieces } else { Vec::new() };
-            self.abandoned.push((wire, pieces));
+            self.abandoned.push(Abandoned { wire, _pieces: pieces, used });
         }
     }
 
@@ -559,7 +600,7 @@ impl Client {
 }
 
 /// A duration may be "for ever", which no clock can say.
-fn after(from: Instant, wait: Duration) -> Instant {
+pub(super) fn after(from: Instant, wait: Duration) -> Instant {
     const AGES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
     from + wait.min(AGES)
 }

@@ -131,13 +131,13 @@ impl LanePlan {
         }
         let ms = rtt.as_secs_f64() * 1e3;
         if rtt < NEAR {
-            let why = format!("the greeting took {ms:.2} ms: so near, a second lane only takes cores from the first");
+            let why = format!("an answer took {ms:.2} ms: so near, a second lane only takes cores from the first");
             return Self { lanes: 1, why };
         }
         let on_the_way = WISHED_RATE * rtt.as_nanos() / 1_000_000_000;
         let lanes = on_the_way.div_ceil(WINDOW_BYTES).clamp(2, MOST_LANES) as u32;
         let why = format!(
-            "the greeting took {ms:.2} ms: at 10 Gb/s {on_the_way} bytes are on their way, a lane holds {WINDOW_BYTES}; at least 2, \
+            "an answer took {ms:.2} ms: at 10 Gb/s {on_the_way} bytes are on their way, a lane holds {WINDOW_BYTES}; at least 2, \
              so that one that breaks does not stop the rest"
         );
         Self { lanes, why }

@@ -1,6 +1,7 @@
 //! What went wrong once in the client's machine, told without a network.
 
 use super::*;
+use crate::connection::Want;
 use crate::wire::SessionToken;
 
 /// A server's words: the machine under test reads them as bytes.
@@ -59,6 +60,11 @@ fn words(client: &mut Client) -> Vec<(Kind, u64)> {
 fn connect(client: &mut Client, now: Instant) {
     assert!(client.wants_connection(now));
     client.connected(now);
+    welcome(client, now);
+    open(client, now);
+}
+
+fn welcome(client: &mut Client, now: Instant) {
     let welcome = Welcome {
         caps: Caps::OURS,
         connection: 1,
@@ -72,6 +78,9 @@ fn connect(client: &mut Client, now: Instant) {
         proof: Mac([0; 32]),
     };
     hear(client, &control(&Control::Welcome(welcome)), now).unwrap();
+}
+
+fn open(client: &mut Client, now: Instant) {
     let (kind, id) = *words(client).last().unwrap();
     let opened = OpenedSession {
         session: 1,
@@ -273,6 +282,160 @@ fn a_silent_server_is_given_up_after_three_keepalives() {
     client.timeout(began + Duration::from_secs(4)).unwrap();
 }
 
+fn get(client: &mut Client, bytes: usize) -> RequestId {
+    let handle = crate::wire::Handle { index: 1, generation: 1, epoch: 7 };
+    let get = Request::Get { handle, offset: 0, length: bytes as u64, sliced: Some(4096) };
+    client.start_get(&get, Landing::new(vec![crate::memory::Slab::zeroed(bytes)], 4096))
+}
+
+/// A server that owes a client more than a thousand tensors reads nothing before it has sent some, pings included: the client took
+/// it for dead in the middle of its answers, and asked for all of them again, for ever.
+#[test]
+fn a_server_that_is_heard_over_its_bulk_lanes_is_alive() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    for _ in 0..10 {
+        now += Duration::from_secs(2);
+        client.lane_heard(now);
+        client.timeout(now).unwrap();
+    }
+    now += Duration::from_secs(3);
+    client.timeout(now).unwrap_err();
+}
+
+/// Lanes that the server refused counted as lanes that bring nothing: a client that wanted twice as many as it may have gave its
+/// transfers up while they went well over those that it had.
+#[test]
+fn lanes_that_are_refused_do_not_end_what_goes_well_over_others() {
+    let mut now = Instant::now();
+    let options = ClientOptions { lanes: 4, ..ClientOptions::default() };
+    let mut client = Client::new(options, now);
+    connect(&mut client, now);
+    let id = get(&mut client, 8192);
+    let first = client.next_lane(now).unwrap();
+    client.lane_opened(first);
+    let refuse = |client: &mut Client, now: &mut Instant| {
+        *now += Duration::from_secs(2);
+        let lane = client.next_lane(*now).expect("a lane is wanted");
+        client.lane_over(lane, 0, "refused", *now);
+        client.lane_heard(*now);
+        hear(client, &control(&Control::Pong), *now).unwrap();
+        client.timeout(*now).unwrap();
+    };
+    for _ in 0..100 {
+        client.lane_carries();
+        refuse(&mut client, &mut now);
+        assert!(!client.has_answer(id));
+    }
+    for _ in 0..100 {
+        refuse(&mut client, &mut now);
+    }
+    assert!(matches!(client.answer(id), Some(Err(ClientError::Unreachable { .. }))), "none carries anything");
+    // One that is told that it has enough asks for no more.
+    let lane = client.next_lane(now + Duration::from_secs(2)).unwrap();
+    client.lane_refused();
+    client.lane_over(lane, 0, "refused", now);
+    assert_eq!((client.wants_lanes(), client.next_lane(now + Duration::from_secs(9))), (1, None));
+}
+
+/// The handshake and the proof of who is who were taken for the way to the server: two lanes where one does better.
+#[test]
+fn a_long_greeting_is_no_long_way() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    assert!(client.wants_connection(now));
+    client.connected(now);
+    now += Duration::from_millis(30);
+    welcome(&mut client, now);
+    now += Duration::from_micros(300);
+    open(&mut client, now);
+    let _ = get(&mut client, 8192);
+    assert_eq!((client.lane_plan().lanes, client.wants_lanes()), (1, 1));
+    client.lost("cut", now);
+    now = client.deadline().unwrap();
+    client.connected(now);
+    welcome(&mut client, now);
+    open(&mut client, now + Duration::from_millis(30));
+    assert!(client.wants_lanes() > 1);
+}
+
+/// "For ever" was added to a moment, which no clock can say: the session's thread panicked.
+#[test]
+fn patience_without_end_is_no_panic() {
+    let now = Instant::now();
+    let (stuck, backoff) = (Duration::MAX, Duration::MAX);
+    let mut client = Client::new(ClientOptions { stuck, backoff, ..ClientOptions::default() }, now);
+    connect(&mut client, now);
+    let _ = get(&mut client, 8192);
+    let number = client.next_lane(now).unwrap();
+    let mut lane = crate::connection::ClientLane::new(&client, number, now);
+    let Want::Read { first, .. } = lane.want(&mut client, now) else { panic!("it reads") };
+    let welcome = control(&Control::LaneWelcome(number));
+    let head = first.len();
+    first.copy_from_slice(&welcome[..head]);
+    lane.filled(head, &mut client, now).unwrap();
+    let Want::Read { first, .. } = lane.want(&mut client, now) else { panic!("it reads") };
+    first.copy_from_slice(&welcome[head..]);
+    lane.filled(welcome.len() - head, &mut client, now).unwrap();
+    assert!(lane.is_open());
+    // Half a slice's head comes, and no more.
+    let Want::Read { first, .. } = lane.want(&mut client, now) else { panic!("it reads") };
+    assert!(first.len() > 4);
+    lane.filled(4, &mut client, now).unwrap();
+    let later = now + Duration::from_secs(1);
+    hear(&mut client, &control(&Control::Pong), later).unwrap();
+    lane.timeout(&client, later).unwrap();
+    let later = later + Duration::from_secs(1);
+    hear(&mut client, &control(&Control::Pong), later).unwrap();
+    lane.timeout(&client, later).unwrap();
+    assert!(lane.deadline(&client).is_some_and(|at| at > later + Duration::from_secs(1_000_000)));
+    client.lane_over(number, 0, "gone", later);
+    client.lost("gone", later);
+}
+
+/// A put of shared memory went down with its connection, and nobody wanted it any more: the use that was taken for it stayed, and
+/// the memory could never be written again.
+#[test]
+fn a_use_that_the_server_never_saw_is_given_back() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    let bytes = Arc::new(SharedBytes::new(4096).unwrap());
+    let start = |client: &mut Client| {
+        let spec = crate::wire::TensorSpec::new(genie_graph::DType::U8, &[64]).unwrap();
+        let residency = crate::wire::ResidencyCode::Private;
+        let target = crate::wire::PutTarget::New { device: 0, residency, hash: None, name: None };
+        let body = PutBody::Passed(crate::wire::Shared { region: 1, offset: 0 });
+        let (id, _) = client.start(&Request::Put(PutRequest { target, spec, body }), None, None);
+        bytes.take_use();
+        client.passes(id, bytes.clone(), client.servers_gone());
+        id
+    };
+    // One that is awaited when the connection goes, one that waits to be sent again, one that was never sent.
+    let (first, second) = (start(&mut client), start(&mut client));
+    words(&mut client);
+    client.end(first);
+    client.lost("cut", now);
+    client.end(second);
+    let third = start(&mut client);
+    client.end(third);
+    bytes.give_use_back();
+    assert!(bytes.is_used(), "the server may have seen one");
+    bytes.take_use();
+    now = client.deadline().unwrap();
+    // The server has seen none: its next request is the first.
+    connect(&mut client, now);
+    assert!(!bytes.is_used());
+    // What it has answered, it has given back itself.
+    let fourth = start(&mut client);
+    let mut meta = Vec::new();
+    let flags = Reply::Failed(RemoteError::new(ErrorCode::OutOfMemory, "full")).encode(&mut meta, &mut Vec::new());
+    hear(&mut client, &said(Kind::Put, flags, fourth.0, &meta), now).unwrap();
+    client.end(fourth);
+    assert!(bytes.is_used(), "by whoever gives it back");
+}
+
 /// The use of shared memory that was taken for a put leaked when the put ended before the server heard of it.
 #[test]
 fn a_put_that_ends_unsent_gives_its_memory_back() {
@@ -281,7 +444,7 @@ fn a_put_that_ends_unsent_gives_its_memory_back() {
     let put = |client: &mut Client| {
         bytes.take_use();
         let (id, _) = client.start(&Request::Devices, None, None);
-        client.passes(id, bytes.clone());
+        client.passes(id, bytes.clone(), client.servers_gone());
         id
     };
     let mut client = client(now);

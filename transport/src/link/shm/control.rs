@@ -214,7 +214,9 @@ impl Stream for ControlStream {
 
     fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         if self.closed.load(Ordering::Acquire) {
-            return Err(io::ErrorKind::BrokenPipe.into());
+            // Why it has closed may wait here still: a client reads that before it finds the lane gone.
+            let last_words = self.regions.is_none() && self.reader.has_more();
+            return Err(if last_words { io::ErrorKind::WouldBlock } else { io::ErrorKind::BrokenPipe }.into());
         }
         let n = self.writer.write(bufs).map_err(broken)?;
         if n == 0 {

@@ -23,6 +23,8 @@ pub(super) struct Opener {
     /// The last read filled all there was: there is more where that came from.
     filled: bool,
     over: bool,
+    /// Waits in a row with nothing here, none of them after a large read.
+    waits: u32,
     /// Records in a row that held nothing for who reads.
     barren: u32,
     /// What is told with the next call.
@@ -33,6 +35,9 @@ pub(super) struct Opener {
 const FIRST_INPUT: usize = 4 << 10;
 const MOST_INPUT: usize = 256 << 10;
 
+/// Waits without bulk in between, after which its memory is given back.
+pub(super) const SMALL_WAITS: u32 = 16;
+
 /// Records that may come without content in a row: session tickets, new keys. Each costs work, and moves nothing on.
 const MOST_BARREN: u32 = 32;
 
@@ -40,7 +45,19 @@ impl Opener {
     /// `buf`: what came already.
     pub(super) fn new(direction: Direction, buf: Vec<u8>) -> Self {
         let end = buf.len();
-        Self { direction, buf, start: 0, plain: 0, tail: 0, end, filled: false, over: false, barren: 0, failed: None }
+        Self {
+            direction,
+            buf,
+            start: 0,
+            plain: 0,
+            tail: 0,
+            end,
+            filled: false,
+            over: false,
+            waits: 0,
+            barren: 0,
+            failed: None,
+        }
     }
 
     /// Delivers what there is into one buffer and then the other. 0: the other side has closed.
@@ -100,6 +117,9 @@ impl Opener {
                 Ok(n) => {
                     self.end += n;
                     self.filled = n == most;
+                    if n > FIRST_INPUT {
+                        self.waits = 0;
+                    }
                 }
                 Err(e) => return Err(e),
             }
@@ -170,6 +190,25 @@ impl Opener {
             self.buf.resize(self.end + HEAD + RECORD, 0);
         }
         &mut self.buf[self.end..]
+    }
+
+    /// Whoever reads is about to wait: bulk that came once does not keep its memory for the lane's life.
+    pub(super) fn rest(&mut self) {
+        if self.start == self.end && self.tail == 0 && self.buf.len() > FIRST_INPUT {
+            self.waits += 1;
+            if self.waits > SMALL_WAITS {
+                self.waits = 0;
+                self.filled = false;
+                self.buf = Vec::new();
+                (self.start, self.plain, self.end) = (0, 0, 0);
+            }
+        }
+    }
+
+    /// Bytes of memory that it holds.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.buf.capacity()
     }
 
     /// Whether something can be delivered without the lane.

@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::sync::atomic::Ordering;
 
+use super::opener::SMALL_WAITS;
 use super::record::{ALERT, DATA, Direction, HANDSHAKE, PLAIN, sealed};
 use super::stream::{Open, lock};
 use crate::link::Stream;
@@ -14,17 +15,21 @@ pub(super) struct Sealer {
     sent: usize,
     end: usize,
     finished: bool,
+    /// Waits in a row with nothing here, none of them after much was sealed.
+    waits: u32,
 }
 
 /// What is sealed before the lane is asked to take it: a slice, so that the other side is woken once for each; little enough to be in
 /// the cache still.
 const BATCH: usize = 16 * PLAIN;
+/// Memory that is not worth giving back.
+const KEPT: usize = 4 << 10;
 /// A buffer up to this size is a head of those after it.
 const HEAD_ALONE: usize = 256;
 
 impl Sealer {
     pub(super) fn new(direction: Direction) -> Self {
-        Self { direction, out: Vec::new(), sent: 0, end: 0, finished: false }
+        Self { direction, out: Vec::new(), sent: 0, end: 0, finished: false, waits: 0 }
     }
 
     /// Seals as much as fits a batch, and sends what the lane takes of it. How many bytes were sealed.
@@ -85,7 +90,27 @@ impl Sealer {
             self.out.resize(least.next_power_of_two(), 0);
         }
         self.end += self.direction.seal(kind, parts, length, &mut self.out[self.end..])?;
+        if self.end > KEPT {
+            self.waits = 0;
+        }
         Ok(())
+    }
+
+    /// Its lane is about to wait: bulk that went once does not keep its memory for the lane's life.
+    pub(super) fn rest(&mut self) {
+        if self.is_empty() && self.out.len() > KEPT {
+            self.waits += 1;
+            if self.waits > SMALL_WAITS {
+                self.waits = 0;
+                self.out = Vec::new();
+            }
+        }
+    }
+
+    /// Bytes of memory that it holds.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.out.capacity()
     }
 
     /// Sends what is sealed, as far as the lane takes it.
