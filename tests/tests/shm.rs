@@ -8,6 +8,7 @@ use genie_tests::serve::{Live, config};
 use genie_transport::Uri;
 use genie_transport::auth::{Guard, Rights, Token, Tokens};
 use genie_transport::client::{ClientError, ConnectOptions, PutOptions, Tensor, blocking};
+use genie_transport::link::Access;
 use genie_transport::memory::Region;
 use genie_transport::wire::{ContentHash, ErrorCode, TensorSpec};
 
@@ -222,7 +223,10 @@ fn another_user_is_refused() {
     use std::os::unix::process::CommandExt;
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let uri = uri("user");
-    let server = Live::start_at(config(9), &uri);
+    let access = Access::default();
+    let mut config = config(9);
+    config.settings.guard = access.guard.clone();
+    let server = Live::start_for(config, &uri, &access);
     let Uri::Shm { path } = &uri else { panic!("not shared memory") };
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o666)).expect("the file is ours");
     // Another user's program, which must be able to read it.
@@ -239,6 +243,10 @@ fn another_user_is_refused() {
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
             assert!(output.status.success(), "{said}");
             assert!(said.contains("shares memory with that user and root alone"), "{said}");
+            // And it is counted where everybody sees it.
+            let stats = connect(&server).stats().expect("counters");
+            let refused = stats.iter().find(|(name, _)| name == "genie_refused_user_total").expect("the counter").1;
+            assert!(refused > 0, "{stats:?}");
         }
         // Only root can be another user.
         Err(error) => {

@@ -49,6 +49,8 @@ reasons! {
     Forbidden = "genie_refused_forbidden_total",
     /// Somebody asked for a session of somebody else's.
     Session = "genie_refused_session_total",
+    /// A process of another user asked to share memory.
+    User = "genie_refused_user_total",
 }
 
 /// Asks connections who they are, and remembers what it refused.

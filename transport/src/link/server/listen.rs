@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::auth::Guard;
 #[cfg(feature = "rdma")]
 use crate::link::rdma;
 use crate::link::tls::TlsStream;
@@ -53,7 +54,7 @@ enum Kind {
     Tls(tokio::net::TcpListener, Access),
     #[cfg(feature = "rdma")]
     Rdma(rdma::Listener),
-    Shm(tokio::net::UnixListener, shm::Bound),
+    Shm(tokio::net::UnixListener, shm::Bound, Arc<Guard>),
     #[cfg(all(feature = "uring", target_os = "linux"))]
     Uring(tokio::net::TcpListener, Arc<uring::Crew>),
     #[cfg(all(feature = "uring", target_os = "linux"))]
@@ -82,7 +83,7 @@ impl Listener {
             Uri::Shm { path } => {
                 let bind = || {
                     let (listener, bound) = shm::bind(path.as_ref())?;
-                    Ok(Kind::Shm(tokio::net::UnixListener::from_std(listener)?, bound))
+                    Ok(Kind::Shm(tokio::net::UnixListener::from_std(listener)?, bound, access.guard.clone()))
                 };
                 bind().map_err(|source| Refusal::Io { uri: uri.clone(), source })?
             }
@@ -120,7 +121,7 @@ impl Listener {
                 let address = listener.address();
                 Ok(Uri::Rdma { host: address.ip().to_string(), port: address.port() })
             }
-            Kind::Shm(_, bound) => Ok(Uri::Shm { path: bound.path().display().to_string() }),
+            Kind::Shm(_, bound, _) => Ok(Uri::Shm { path: bound.path().display().to_string() }),
             #[cfg(all(feature = "uring", target_os = "linux"))]
             Kind::Uring(listener, _) => {
                 let address = listener.local_addr()?;
@@ -170,9 +171,9 @@ impl Listener {
             }
             #[cfg(feature = "rdma")]
             Kind::Rdma(listener) => listener.accept().await,
-            Kind::Shm(listener, _) => loop {
+            Kind::Shm(listener, _, guard) => loop {
                 let stream = listener.accept().await?.0.into_std()?;
-                if let Some(stream) = shm::accepted(stream)? {
+                if let Some(stream) = shm::accepted(stream, guard)? {
                     return Ok(stream);
                 }
             },

@@ -49,7 +49,11 @@ impl Dial for Dialer {
 pub(super) fn control(path: &Path, timeout: Duration) -> io::Result<ControlStream> {
     let until = Instant::now() + timeout;
     let socket = Arc::new(connect(path, until)?);
-    socket.send(Local::Control, None)?;
+    match socket.send(Local::Control, None) {
+        // A server that refuses does not wait for it, and may be gone: why, lies there to be read.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+        said => said?,
+    }
     let mut waiter = Waiter::default();
     loop {
         match socket.receive() {

@@ -6,12 +6,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
 
 use super::bulk::BulkSocket;
 use super::control::ControlStream;
 use super::socket::{Socket, may_share, own_user, peer_user};
+use crate::auth::{Channel, Guard, Refused};
 use crate::link::wait::{self, Interest};
 use crate::link::{Ready, Stream};
 use crate::memory::Regions;
@@ -70,18 +72,17 @@ impl Drop for Bound {
     }
 }
 
-/// Makes a lane of a socket that was just accepted. `None`: a process of another user, which was told so.
+/// Makes a lane of a socket that was just accepted. `None`: a process of another user, which was told so; the guard has counted it.
 ///
 /// # Errors
 /// The system's.
-pub fn accepted(stream: UnixStream) -> io::Result<Option<Arc<dyn Stream>>> {
+pub fn accepted(stream: UnixStream, guard: &Guard) -> io::Result<Option<Arc<dyn Stream>>> {
     let (own, peer) = (own_user(), peer_user(&stream)?);
     let socket = Socket::new(stream)?;
     if !may_share(own, peer) {
-        tracing::warn!(
-            user = peer,
-            "a client of another user is refused: shared memory is for this server's user, and root"
-        );
+        let channel = Channel { from: Some(Arc::from(format!("user {peer}"))), ..Channel::default() };
+        let message = "a client of another user: shared memory is for this server's user, and root";
+        guard.refuse(Refused::User, &channel, "", message, Instant::now());
         // If the client does not hear it, it hears the end.
         let _ = socket.send(Local::Refused { server: own, client: peer }, None);
         return Ok(None);
@@ -218,7 +219,7 @@ mod tests {
     #[test]
     fn a_client_of_another_version_is_told() {
         let (mut client, server) = UnixStream::pair().unwrap();
-        let server = accepted(server).unwrap().unwrap();
+        let server = accepted(server, &Guard::open()).unwrap().unwrap();
         let mut first = Local::Control.encode();
         first[8] -= 1;
         client.write_all(&first).unwrap();
