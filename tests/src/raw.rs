@@ -2,12 +2,15 @@
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use genie_transport::Uri;
 use genie_transport::auth::{lane_key, lane_proof};
 use genie_transport::connection::{Framer, Recorded};
-use genie_transport::link::Stream;
-use genie_transport::link::tls::{TlsClient, TlsStream};
+use genie_transport::link::tls::TlsClient;
+use genie_transport::link::wait::Waiter;
+use genie_transport::link::{Stream, dialer_with};
 use genie_transport::wire::{
     Caps, Control, Flags, HEADER_BYTES, Kind, LaneHello, OpenedSession, RemoteError, Reply, Request, Welcome, body_crc,
     encode_header, limits,
@@ -20,13 +23,18 @@ const LONGEST: Duration = Duration::from_secs(120);
 
 /// One lane.
 pub struct Raw {
-    /// The socket.
-    pub stream: TcpStream,
-    /// What is between it and the bytes, where they are encrypted.
-    tls: Option<TlsStream>,
+    lane: Lane,
     framer: Framer,
     /// Ids of requests count up.
     last: u64,
+}
+
+/// What carries its bytes.
+enum Lane {
+    /// A plain socket, as any program opens one.
+    Socket(TcpStream),
+    /// A control lane of one of the links.
+    Link(Arc<dyn Stream>),
 }
 
 impl Raw {
@@ -45,25 +53,38 @@ impl Raw {
     pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(LONGEST)).expect("a timeout");
         stream.set_nodelay(true).expect("no delay");
-        Self { stream, tls: None, framer: Framer::new(limits::CONTROL_PAYLOAD_BYTES), last: 0 }
+        Self::on(Lane::Socket(stream))
     }
 
-    /// Connects over TLS, to a server at an address that its certificate is for.
+    fn on(lane: Lane) -> Self {
+        Self { lane, framer: Framer::new(limits::CONTROL_PAYLOAD_BYTES), last: 0 }
+    }
+
+    /// Connects over the link that this address names, and says nothing of the protocol.
     ///
     /// # Panics
     /// If the server is not there.
-    pub fn dial_tls(server: SocketAddr, tls: &TlsClient) -> Self {
-        let mut raw = Self::dial(server);
-        let lane = raw.stream.try_clone().expect("a second descriptor");
-        lane.set_nonblocking(true).expect("sockets take options");
-        let host = server.ip().to_string();
-        raw.tls = Some(TlsStream::client(Box::new(lane), tls, &host).expect("the address can have a certificate"));
-        raw
+    pub fn dial_link(server: &Uri, tls: Option<&TlsClient>) -> Self {
+        Self::on(Lane::Link(dialer_with(server, tls.cloned()).control().expect("the server listens")))
+    }
+
+    /// The socket.
+    ///
+    /// # Panics
+    /// If a link has it.
+    pub fn socket(&self) -> &TcpStream {
+        match &self.lane {
+            Lane::Socket(socket) => socket,
+            Lane::Link(_) => panic!("the socket is the link's own"),
+        }
     }
 
     /// The channel's exporter value, which proofs are bound to; `None`: it is not encrypted, or its handshake is not over.
     pub fn binding(&self) -> Option<[u8; 32]> {
-        self.tls.as_ref().and_then(|tls| tls.channel().binding)
+        match &self.lane {
+            Lane::Socket(_) => None,
+            Lane::Link(link) => link.channel().binding,
+        }
     }
 
     /// Connects and greets.
@@ -112,9 +133,9 @@ impl Raw {
 
     /// Sends bytes, whatever they are. A server that has closed meanwhile is heard of by [`Self::hear`].
     pub fn send(&mut self, bytes: &[u8]) {
-        let _ = match &self.tls {
-            Some(tls) => send_all(tls, bytes),
-            None => self.stream.write_all(bytes),
+        let _ = match &mut self.lane {
+            Lane::Socket(socket) => socket.write_all(bytes),
+            Lane::Link(link) => send_all(&**link, bytes),
         };
     }
 
@@ -165,9 +186,9 @@ impl Raw {
                 let (meta, payload) = (frame.meta.to_vec(), frame.payload.to_vec());
                 return Some(Recorded { header: frame.header, meta, payload });
             }
-            let got = match &self.tls {
-                Some(tls) => wait(|| tls.recv(self.framer.space(), &mut [])),
-                None => self.stream.read(self.framer.space()),
+            let got = match &mut self.lane {
+                Lane::Socket(socket) => socket.read(self.framer.space()),
+                Lane::Link(link) => wait(&**link, true, || link.recv(self.framer.space(), &mut [])),
             };
             match got {
                 Ok(0) => return None,
@@ -203,26 +224,33 @@ impl Raw {
     }
 }
 
-/// What comes of an attempt that is made again until it can be.
-fn wait<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// What comes of an attempt that is made again, whenever the link has woken whoever waits to receive or else to send, until it
+/// can be.
+fn wait<T>(link: &dyn Stream, receives: bool, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let until = Instant::now() + LONGEST;
+    let mut waiter = Waiter::default();
     loop {
         match attempt() {
             Err(e) if e.kind() == ErrorKind::WouldBlock && Instant::now() < until => {
-                std::thread::sleep(Duration::from_micros(200));
+                if !link.arm(receives, !receives) {
+                    // A handshake reads where its caller writes, and may have been driven by another call: not for long.
+                    waiter.wait(std::iter::once(link.interest(receives, !receives)), Duration::from_millis(20));
+                }
+                link.disarm();
             }
             end => return end,
         }
     }
 }
 
-fn send_all(tls: &TlsStream, bytes: &[u8]) -> io::Result<()> {
+fn send_all(link: &dyn Stream, bytes: &[u8]) -> io::Result<()> {
     let mut sent = 0;
     while sent < bytes.len() {
-        sent += wait(|| tls.send(&[IoSlice::new(&bytes[sent..])]))?;
+        sent += wait(link, false, || link.send(&[IoSlice::new(&bytes[sent..])]))?;
     }
-    // A greeting goes out with the end of the handshake.
-    wait(|| if tls.push()? && tls.channel().binding.is_some() { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) })
+    // A greeting goes out with the end of the handshake, where there is one.
+    let is_open = || !link.is_sealed() || link.channel().binding.is_some();
+    wait(link, false, || if link.push()? && is_open() { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) })
 }
 
 /// A frame with good checksums.

@@ -85,15 +85,15 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Says these bytes one by one, until the server has enough of it; whether it had.
 fn dribble(raw: &mut Raw, bytes: &[u8]) -> bool {
-    raw.stream.set_nonblocking(true).expect("it can be asked");
+    raw.socket().set_nonblocking(true).expect("it can be asked");
     let mut peeked = [0];
     let closed = bytes.iter().any(|byte| {
         raw.send(&[*byte]);
         std::thread::sleep(PAUSE);
         // Something has come, or the end.
-        !matches!(raw.stream.peek(&mut peeked), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+        !matches!(raw.socket().peek(&mut peeked), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
     });
-    raw.stream.set_nonblocking(false).expect("it can be asked");
+    raw.socket().set_nonblocking(false).expect("it can be asked");
     closed
 }
 

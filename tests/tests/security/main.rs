@@ -1,4 +1,4 @@
-//! Who gets in, what they may do, and what happens to everybody else: over `tcp://` and `tcps://`, against a real server.
+//! Who gets in, what they may do, and what happens to everybody else: over every link that a machine has, against a real server.
 
 mod rights;
 mod tokens;
@@ -13,31 +13,40 @@ use genie_transport::auth::{Guard, Token, Tokens};
 use genie_transport::client::{ClientError, ConnectOptions, blocking};
 use genie_transport::link::Access;
 use genie_transport::link::tls::{TlsClient, TlsServer};
+use tempfile::TempDir;
 
-/// A server with tokens, over TLS or not.
+/// A server with tokens, on a link.
 struct Scene {
     server: Live,
     guard: Arc<Guard>,
     tls: Option<TlsClient>,
     _authority: Option<Authority>,
+    _folder: TempDir,
 }
 
+/// The links.
+const LINKS: [&str; 5] = ["tcp", "tcps", "uring", "urings", "shm"];
+
 impl Scene {
-    fn new(tokens: &[&Token], encrypted: bool) -> Self {
+    fn new(tokens: &[&Token], scheme: &str) -> Self {
         let guard = Arc::new(Guard::with_tokens(Tokens::new(tokens.iter().map(|&t| t.clone()))));
         let mut config = config(7);
         config.settings.guard = guard.clone();
         config.settings.patience = Duration::from_secs(2);
-        let authority = encrypted.then(Authority::new);
+        let folder = tempfile::tempdir().unwrap();
+        let authority = ["tcps", "urings"].contains(&scheme).then(Authority::new);
         let load = |a: &Authority| {
             let (cert, key) = a.sign("127.0.0.1", 30);
             Arc::new(TlsServer::load(&cert, &key, None).unwrap())
         };
         let access = Access { guard: guard.clone(), tls: authority.as_ref().map(load), ..Access::default() };
-        let uri: Uri = if encrypted { "tcps://127.0.0.1:0" } else { "tcp://127.0.0.1:0" }.parse().unwrap();
-        let server = Live::start_for(config, &uri, &access);
+        let at = match scheme {
+            "shm" => format!("shm://{}", folder.path().join("genie").display()),
+            _ => format!("{scheme}://127.0.0.1:0"),
+        };
+        let server = Live::start_for(config, &at.parse::<Uri>().unwrap(), &access);
         let tls = authority.as_ref().map(|a| TlsClient::load(&a.ca(), None).unwrap());
-        Self { server, guard, tls, _authority: authority }
+        Self { server, guard, tls, _authority: authority, _folder: folder }
     }
 
     fn connect(&self, token: Option<&Token>) -> Result<blocking::Session, ClientError> {
@@ -60,9 +69,11 @@ impl Scene {
     }
 }
 
-/// The same over both.
-fn over_both(tokens: &[&Token], test: impl Fn(&Scene)) {
-    for encrypted in [false, true] {
-        test(&Scene::new(tokens, encrypted));
+/// The same over every link.
+fn over_all(tokens: &[&Token], test: impl Fn(&Scene)) {
+    for scheme in LINKS {
+        // Seen if the test fails.
+        println!("over {scheme}");
+        test(&Scene::new(tokens, scheme));
     }
 }

@@ -25,7 +25,7 @@ fn refused<T>(result: Result<T, ClientError>, code: ErrorCode, words: &str) {
 #[test]
 fn a_device_that_is_not_the_tokens_is_refused_and_not_listed() {
     let none = token("none", Rights { devices: Some(vec!["cuda:7".into()]), ..Rights::ALL });
-    let scene = Scene::new(&[&none], false);
+    let scene = Scene::new(&[&none], "tcp");
     let mut session = scene.connect(Some(&none)).unwrap();
     let spec = TensorSpec::new(DType::U8, &[4]).unwrap();
     let bytes = Bytes::from_static(b"1234");
@@ -43,7 +43,7 @@ fn a_device_that_is_not_the_tokens_is_refused_and_not_listed() {
 fn weights_that_may_only_be_read_are_not_uploaded() {
     let writer = token("writer", Rights::ALL);
     let reader = token("reader", Rights { upload_weights: false, ..Rights::ALL });
-    let scene = Scene::new(&[&writer, &reader], false);
+    let scene = Scene::new(&[&writer, &reader], "tcp");
     let spec = TensorSpec::new(DType::U8, &[4]).unwrap();
     let bytes = Bytes::from_static(b"1234");
     let hash = ContentHash::of(&bytes);
@@ -59,7 +59,7 @@ fn weights_that_may_only_be_read_are_not_uploaded() {
 #[test]
 fn quota_and_sessions_are_capped() {
     let small = token("small", Rights { quota: Some(1 << 16), sessions: Some(1), ..Rights::ALL });
-    let scene = Scene::new(&[&small], false);
+    let scene = Scene::new(&[&small], "tcp");
     let mut session = scene.connect_with(Some(&small), |o| o.client.quota = 1 << 30).unwrap();
     assert_eq!(session.opened().map(|o| o.quota), Some(1 << 16));
     let spec = TensorSpec::new(DType::U8, &[1 << 17]).unwrap();
@@ -74,7 +74,7 @@ fn quota_and_sessions_are_capped() {
 #[test]
 fn a_name_is_not_found_by_another_token() {
     let (alice, bob) = (token("alice", Rights::ALL), token("bob", Rights::ALL));
-    let scene = Scene::new(&[&alice, &bob], false);
+    let scene = Scene::new(&[&alice, &bob], "tcp");
     let spec = TensorSpec::new(DType::U8, &[4]).unwrap();
     let named = PutOptions { name: Some("secret"), ..PutOptions::default() };
     scene.connect(Some(&alice)).unwrap().put(&spec, Bytes::from_static(b"1234"), named).unwrap();

@@ -7,7 +7,7 @@ use genie_transport::auth::{Exchange, Token};
 use genie_transport::client::{ClientError, PutOptions};
 use genie_transport::wire::{Caps, Control, ErrorCode, Mac, Proof, Request, TensorSpec};
 
-use super::{Scene, over_both};
+use super::{Scene, over_all};
 
 fn token(name: &str) -> Token {
     Token::draw(name).unwrap()
@@ -16,7 +16,7 @@ fn token(name: &str) -> Token {
 #[test]
 fn a_token_opens_and_its_lanes_carry() {
     let alice = token("alice");
-    over_both(&[&alice], |scene| {
+    over_all(&[&alice], |scene| {
         let mut session = scene.connect(Some(&alice)).unwrap();
         let bytes = Bytes::from((0..8 << 20).map(|i: u32| (i >> 3) as u8).collect::<Vec<_>>());
         let spec = TensorSpec::new(DType::U8, &[8 << 20]).unwrap();
@@ -31,7 +31,7 @@ fn a_token_opens_and_its_lanes_carry() {
 #[test]
 fn checksums_are_left_out_over_tls_alone() {
     let alice = token("alice");
-    over_both(&[&alice], |scene| {
+    over_all(&[&alice], |scene| {
         let mut session = scene.connect(Some(&alice)).unwrap();
         let welcome = session.welcome().unwrap();
         assert_eq!(welcome.caps.has(Caps::UNCHECKED), scene.tls.is_some());
@@ -42,7 +42,7 @@ fn checksums_are_left_out_over_tls_alone() {
 #[test]
 fn without_the_token_nobody_gets_in() {
     let (alice, other) = (token("alice"), token("alice"));
-    over_both(&[&alice], |scene| {
+    over_all(&[&alice], |scene| {
         assert_eq!(scene.connect(None).err(), Some(ClientError::TokenWanted));
         for wrong in [&other, &token("mallory")] {
             match scene.connect(Some(wrong)).err() {
@@ -61,10 +61,7 @@ fn without_the_token_nobody_gets_in() {
 }
 
 fn dial(scene: &Scene) -> Raw {
-    match &scene.tls {
-        Some(tls) => Raw::dial_tls(scene.server.address(), tls),
-        None => Raw::dial(scene.server.address()),
-    }
+    Raw::dial_link(&scene.server.uri, scene.tls.as_ref())
 }
 
 fn challenged(scene: &Scene) -> (Raw, [u8; 32]) {
@@ -87,7 +84,7 @@ fn proof(token: &Token, raw: &Raw, server_nonce: &[u8; 32]) -> Proof {
 #[test]
 fn what_was_heard_on_the_way_opens_nothing() {
     let alice = token("alice");
-    over_both(&[&alice], |scene| {
+    over_all(&[&alice], |scene| {
         let (mut first, nonce) = challenged(scene);
         let heard = control(&Control::Proof(proof(&alice, &first, &nonce)));
         first.send(&heard);
@@ -110,7 +107,7 @@ fn what_was_heard_on_the_way_opens_nothing() {
 #[test]
 fn a_proof_is_for_its_channel_alone() {
     let alice = token("alice");
-    let scene = Scene::new(&[&alice], true);
+    let scene = Scene::new(&[&alice], "tcps");
     let (other, _) = challenged(&scene);
     let (mut raw, nonce) = challenged(&scene);
     assert_ne!(raw.binding(), other.binding());
@@ -122,7 +119,7 @@ fn a_proof_is_for_its_channel_alone() {
 #[test]
 fn who_skips_the_proof_is_ended() {
     let alice = token("alice");
-    over_both(&[&alice], |scene| {
+    over_all(&[&alice], |scene| {
         let open = request(1, &Request::Open { quota: 0, lease_ms: 0 });
         let (mut after, _) = challenged(scene);
         after.send(&open);
@@ -152,7 +149,7 @@ fn a_server_that_proves_nothing_is_not_talked_to() {
 #[test]
 fn nobody_resumes_the_session_of_another() {
     let (alice, bob) = (token("alice"), token("bob"));
-    over_both(&[&alice, &bob], |scene| {
+    over_all(&[&alice, &bob], |scene| {
         let mut session = scene.connect(Some(&alice)).unwrap();
         let opened = session.opened().unwrap();
         let stolen = scene.connect_with(Some(&bob), |o| o.client.resume = Some(opened)).err();
