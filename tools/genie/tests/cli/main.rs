@@ -5,6 +5,7 @@ mod killed;
 mod limits;
 mod measuring;
 mod model;
+mod refusals;
 mod relay;
 mod restart;
 mod serving;

@@ -18,10 +18,15 @@ impl Server {
     }
 
     pub(crate) fn at(listen: &str, more: &[&str]) -> Self {
+        Self::logging(listen, more, Stdio::inherit())
+    }
+
+    /// What it logs goes there.
+    pub(crate) fn logging(listen: &str, more: &[&str], log: Stdio) -> Self {
         let mut child = genie(&["serve", "--listen", listen])
             .args(more)
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .spawn()
             .expect("the program starts");
         let mut out = BufReader::new(child.stdout.take().expect("its output is piped"));
