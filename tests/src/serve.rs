@@ -8,7 +8,8 @@ use genie_executor::device::Device;
 use genie_executor::device::cpu::CpuDevice;
 use genie_executor::{Config, Executor};
 use genie_transport::Uri;
-use genie_transport::link::{Access, Listener, Server};
+use genie_transport::connection::Offers;
+use genie_transport::link::{Access, Listener, Server, choose};
 
 /// Settings of a server with one small CPU device.
 ///
@@ -61,14 +62,31 @@ impl Live {
     /// # Panics
     /// If it cannot start: the test cannot go on.
     pub fn start_on(config: Config, listener: impl FnOnce() -> Listener) -> Self {
+        Self::start_as(listener, |_| config)
+    }
+
+    /// Starts it at this address, and says of itself, to clients that choose, that it listens there.
+    ///
+    /// # Panics
+    /// If it cannot start: the test cannot go on.
+    pub fn start_offering(mut config: Config, uri: &Uri) -> Self {
+        let bind = || Listener::bind(uri).expect("a port");
+        Self::start_as(bind, |listener| {
+            let offers = listener.offers().expect("an address");
+            config.settings.offers = Arc::new(Offers { boot: choose::boot_id(), offers });
+            config
+        })
+    }
+
+    fn start_as(listener: impl FnOnce() -> Listener, config: impl FnOnce(&Listener) -> Config) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-        let executor = Arc::new(Executor::new(config).expect("a server"));
-        let server = Arc::new(Server::new(executor.clone()));
         let within = runtime.enter();
         let listener = listener();
         let uri = listener.uri().expect("an address");
         drop(within);
+        let executor = Arc::new(Executor::new(config(&listener)).expect("a server"));
+        let server = Arc::new(Server::new(executor.clone()));
         let running = server.clone();
         runtime.spawn(async move { running.run(listener).await });
         let ticking = Arc::downgrade(&executor);

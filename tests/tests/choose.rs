@@ -186,14 +186,8 @@ fn with_a_ca_a_server_without_tls_is_reached_on_this_host_alone() {
 
 #[test]
 fn io_uring_is_chosen_where_it_is_measured_to_be_no_worse() {
-    let mut config = config(14);
-    let own = Live::start_at(genie_tests::serve::config(1), &"tcp://127.0.0.1:0".parse().expect("an address"));
-    let port = own.address().port();
-    drop(own);
-    let offer = |scheme| LinkOffer { scheme, port, path: None };
-    let offers = vec![offer(LinkScheme::Uring), offer(LinkScheme::Tcp)];
-    config.settings.offers = Arc::new(Offers { boot: choose::boot_id(), offers });
-    let server = Live::start_at(config, &format!("uring://127.0.0.1:{port}").parse().expect("an address"));
+    let server = Live::start_offering(config(14), &"uring://127.0.0.1:0".parse().expect("an address"));
+    let port = server.address().port();
     let report = find(server.address());
     let of = |scheme| report.tried.iter().find(|t| t.scheme == scheme).map(|t| &t.outcome);
     // Which it is depends on the machine; that it was measured does not.

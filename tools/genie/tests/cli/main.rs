@@ -5,6 +5,8 @@ mod killed;
 mod limits;
 mod measuring;
 mod model;
+#[cfg(all(feature = "uring", target_os = "linux"))]
+mod no_uring;
 mod refusals;
 mod relay;
 mod restart;
