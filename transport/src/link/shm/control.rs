@@ -158,7 +158,7 @@ impl ControlStream {
             return Ok(false);
         }
         self.drain()?;
-        Ok(self.mail.is_due() && !self.closed.load(Ordering::Acquire))
+        Ok(self.mail.is_due())
     }
 
     fn wake_other(&self) -> io::Result<()> {
@@ -184,6 +184,10 @@ impl Stream for ControlStream {
     fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
         if self.reader.has_more() {
             if self.waits_for_mail()? {
+                if self.closed.load(Ordering::Acquire) {
+                    // What these bytes are about will never come: the lane ends before them, and whoever wrote them asks again.
+                    return Ok(0);
+                }
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             let n = self.reader.read(first, then);
@@ -276,5 +280,135 @@ impl Stream for ControlStream {
 
     fn unshare(&self, number: u64) -> io::Result<()> {
         self.post_in_time(Local::Unshare { region: number }, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! A client that is killed inside a ring operation: whatever it has left behind there, the kernel closes its socket, and the
+    //! server's end of the lane comes to its end by that, without waiting for what will never be written.
+
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::link::wait;
+
+    /// A server's end, and a client's, which is killed by dropping it.
+    fn lane() -> (ControlStream, ControlStream) {
+        let (client, server) = UnixStream::pair().unwrap();
+        let (server, memory) = ControlStream::server(Arc::new(Socket::new(server).unwrap())).unwrap();
+        let passed = memory.fd().unwrap().try_clone_to_owned().unwrap();
+        let client = Arc::new(Socket::new(client).unwrap());
+        (server, ControlStream::client(client, passed, memory.len() as u64).unwrap())
+    }
+
+    /// What still comes over a lane whose client is gone, as its driver finds it: looks, and waits only for what wakes it.
+    fn rest(server: &ControlStream) -> Vec<u8> {
+        let (mut came, mut buf) = (Vec::new(), [0; 4096]);
+        for _ in 0..10 {
+            match server.recv(&mut buf, &mut []) {
+                Ok(0) => return came,
+                Ok(n) => came.extend_from_slice(&buf[..n]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if !server.arm(true, false) {
+                        assert!(wait::ready(server.socket.as_raw_fd()).read, "it would sleep for ever");
+                    }
+                    server.disarm();
+                }
+                // The lane is gone.
+                Err(_) => return came,
+            }
+        }
+        panic!("it goes round and round");
+    }
+
+    fn recv(server: &ControlStream) -> io::ErrorKind {
+        server.recv(&mut [0; 64], &mut []).unwrap_err().kind()
+    }
+
+    fn send(stream: &ControlStream, bytes: &[u8]) {
+        assert_eq!(stream.send(&[IoSlice::new(bytes)]).unwrap(), bytes.len());
+    }
+
+    #[test]
+    fn a_client_killed_between_its_bytes_and_their_word() {
+        // Less than a line, a line and more, and all that fits, behind a record that was whole.
+        for bytes in [1, 100, CAPACITY - 1000] {
+            let (server, client) = lane();
+            send(&client, b"whole");
+            client.writer.die_before_the_word(&vec![7; bytes]);
+            drop(client);
+            assert_eq!(rest(&server), b"whole", "{bytes} bytes of a record without a word");
+            assert!(server.is_over());
+        }
+    }
+
+    #[test]
+    fn a_client_killed_before_it_wakes_who_sleeps() {
+        let (server, client) = lane();
+        assert_eq!(recv(&server), io::ErrorKind::WouldBlock);
+        assert!(!server.arm(true, false), "the server sleeps");
+        client.writer.write(&[IoSlice::new(b"nobody is told of this")]).unwrap();
+        assert!(!wait::ready(server.socket.as_raw_fd()).read);
+        drop(client);
+        assert!(wait::ready(server.socket.as_raw_fd()).read, "the end of the socket wakes it");
+        server.disarm();
+        assert_eq!(rest(&server), b"nobody is told of this");
+    }
+
+    #[test]
+    fn a_client_killed_while_it_sleeps() {
+        // For an answer.
+        let (server, client) = lane();
+        assert!(!client.arm(true, false));
+        drop(client);
+        let answer = server.send(&[IoSlice::new(b"an answer to nobody")]);
+        assert_eq!(answer.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(rest(&server), b"");
+        // For room.
+        let (server, client) = lane();
+        send(&client, &vec![7; CAPACITY - 8]);
+        assert!(!client.arm(false, true));
+        drop(client);
+        // Whom it would tell of room is gone, which may end the lane before the last of what lies in the ring is read.
+        let came = rest(&server);
+        assert!(!came.is_empty() && came.iter().all(|&byte| byte == 7));
+        server.disarm();
+        assert!(server.is_over());
+    }
+
+    #[test]
+    fn a_client_that_counted_mail_and_never_sent_it() {
+        let (server, client) = lane();
+        send(&client, b"before");
+        assert_eq!(server.recv(&mut [0; 64], &mut []).unwrap(), 6);
+        client.mail.count().unwrap().store(3, Ordering::Release);
+        send(&client, b"about what was never shared");
+        // It is not read before what it is about; nor does the server look for that again and again.
+        assert_eq!(recv(&server), io::ErrorKind::WouldBlock);
+        assert!(!server.arm(true, false));
+        assert!(!wait::ready(server.socket.as_raw_fd()).read, "and it sleeps meanwhile");
+        server.disarm();
+        drop(client);
+        assert_eq!(
+            rest(&server),
+            b"",
+            "a request that names what never came would fail, though nothing is wrong with it"
+        );
+        assert!(server.is_over());
+    }
+
+    #[test]
+    fn a_client_killed_in_the_middle_of_a_message() {
+        use std::io::Write;
+        let (server, client) = lane();
+        client.socket.stream().write_all(&Local::Wake.encode()[..5]).unwrap();
+        assert!(!server.arm(true, false));
+        server.disarm();
+        assert!(!server.is_over());
+        drop(client);
+        assert_eq!(rest(&server), b"");
+        assert!(server.is_over());
     }
 }

@@ -319,6 +319,13 @@ mod tests {
 
     use super::*;
 
+    impl Writer {
+        /// What a process that is killed in the middle of a write leaves behind: the bytes lie there, and nobody is told.
+        pub(in crate::link::shm) fn die_before_the_word(&self, bytes: &[u8]) {
+            self.copy(self.tail.load(Ordering::Relaxed) + WORD, bytes);
+        }
+    }
+
     fn ring() -> (Writer, Reader) {
         let memory = Arc::new(SharedMemory::new((HEADER + CAPACITY).next_multiple_of(4096)).unwrap());
         fresh_key(&memory, 0).unwrap();
