@@ -38,6 +38,10 @@ impl Door {
 
 struct State {
     server: Door,
+    encrypted: bool,
+    /// The connection that is the control lane, where that cannot be seen; 0: none is.
+    control: AtomicU64,
+    opened: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
     /// Bytes, up and down, that may pass before everything is cut, and how many after each cut.
@@ -76,6 +80,8 @@ pub enum LaneFault {
 
 /// One direction of a connection.
 struct Way {
+    /// Of its connection, from 1 on.
+    id: u64,
     from: Socket,
     to: Socket,
     is_up: bool,
@@ -95,9 +101,22 @@ impl Proxy {
     /// # Panics
     /// If there is no port left.
     pub fn to(server: SocketAddr) -> Self {
+        Self::to_tcp(server, false)
+    }
+
+    /// In front of a server that encrypts, and for one client at a time: what its connections carry the relay does not see, and takes
+    /// each that comes while another of them is its control lane for a bulk lane.
+    ///
+    /// # Panics
+    /// If there is no port left.
+    pub fn to_encrypted(server: SocketAddr) -> Self {
+        Self::to_tcp(server, true)
+    }
+
+    fn to_tcp(server: SocketAddr, encrypted: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let state = Arc::new(State::new(Door::Tcp(server)));
+        let state = Arc::new(State::new(Door::Tcp(server), encrypted));
         let shared = state.clone();
         std::thread::spawn(move || {
             shared.accept(|| {
@@ -121,7 +140,7 @@ impl Proxy {
         // An earlier test's, of the same process number.
         let _ = std::fs::remove_file(&own);
         let listener = UnixListener::bind(&own).expect("a path");
-        let state = Arc::new(State::new(Door::Unix(path.clone())));
+        let state = Arc::new(State::new(Door::Unix(path.clone()), false));
         let shared = state.clone();
         std::thread::spawn(move || shared.accept(|| listener.accept().map(|(socket, _)| Socket::Unix(socket))));
         let uri = format!("shm://{own}").parse().expect("an address");
@@ -186,6 +205,12 @@ impl Proxy {
         (self.state.controls.load(Ordering::Acquire), self.state.bulks.load(Ordering::Acquire))
     }
 
+    /// Connections, of any lanes, from which something came.
+    pub fn connections(&self) -> u64 {
+        let (controls, bulks) = self.lanes();
+        controls + bulks
+    }
+
     /// Bits flipped so far.
     pub fn flipped(&self) -> u64 {
         self.state.flipped.load(Ordering::Acquire)
@@ -205,9 +230,12 @@ impl Drop for Proxy {
 }
 
 impl State {
-    fn new(server: Door) -> Self {
+    fn new(server: Door, encrypted: bool) -> Self {
         Self {
             server,
+            encrypted,
+            control: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             allowance: AtomicU64::new(u64::MAX),
@@ -245,7 +273,9 @@ impl State {
             let clones = (client.try_clone(), server.try_clone(), client.try_clone(), server.try_clone());
             let (Ok(client_too), Ok(server_too), Ok(kept_client), Ok(kept_server)) = clones else { continue };
             self.streams().extend([kept_client, kept_server]);
+            let id = self.opened.fetch_add(1, Ordering::AcqRel) + 1;
             let up = Way {
+                id,
                 from: client,
                 to: server_too,
                 is_up: true,
@@ -253,7 +283,7 @@ impl State {
                 number: number.clone(),
                 gone: gone.clone(),
             };
-            let down = Way { from: server, to: client_too, is_up: false, bulk, number, gone };
+            let down = Way { id, from: server, to: client_too, is_up: false, bulk, number, gone };
             for way in [up, down] {
                 let state = self.clone();
                 std::thread::spawn(move || state.pass(way));
@@ -268,6 +298,7 @@ impl State {
             let part = &mut buf[..n];
             if std::mem::take(&mut first) && way.is_up {
                 let is_bulk = match &way.from {
+                    Socket::Tcp(_) if self.encrypted => !self.takes_control(way.id),
                     Socket::Tcp(_) => part.get(3) == Some(&(Kind::LaneHello as u8)),
                     Socket::Unix(_) => part.first_chunk().map(Local::decode) == Some(Ok(Local::Bulk)),
                 };
@@ -320,6 +351,10 @@ impl State {
             let counter = if way.is_up { &self.up } else { &self.down };
             counter.fetch_add(n as u64, Ordering::AcqRel);
         }
+        if way.is_up {
+            // Unless it was another.
+            let _ = self.control.compare_exchange(way.id, 0, Ordering::AcqRel, Ordering::Acquire);
+        }
         way.gone.store(true, Ordering::Release);
         way.to.end();
         way.from.end();
@@ -358,7 +393,13 @@ impl State {
             && !self.closing.load(Ordering::Acquire)
     }
 
+    /// Whether this connection is the control lane, where only their order tells.
+    fn takes_control(&self, id: u64) -> bool {
+        self.control.compare_exchange(0, id, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
     fn cut(&self) {
+        self.control.store(0, Ordering::Release);
         for stream in self.streams().drain(..) {
             stream.end();
         }

@@ -9,7 +9,6 @@ mod shm;
 mod sim;
 mod suite;
 mod tcp;
-mod tls;
 
 /// The suite as tests of one link.
 macro_rules! conforms {
@@ -56,6 +55,9 @@ conforms!(simulated, crate::sim::Simulated);
 survives_lanes!(lanes_over_tcp, crate::tcp::Tcp);
 #[cfg(target_os = "linux")]
 survives_lanes!(lanes_over_uring, crate::tcp::Sockets<true, true>);
+survives_lanes!(lanes_over_tcps, crate::tcp::Tcps);
+#[cfg(target_os = "linux")]
+survives_lanes!(lanes_over_urings, crate::tcp::Sockets<true, true, true>);
 survives_lanes!(lanes_over_shm, crate::shm::InSlices);
 survives_lanes!(lanes_simulated, crate::sim::Simulated);
 #[cfg(feature = "rdma")]
@@ -75,31 +77,30 @@ mod unlike_lanes {
     }
 
     #[test]
+    fn over_tcps() {
+        crate::lanes::a_slow_lane_carries_less::<crate::tcp::Tcps>();
+    }
+
+    #[test]
     fn over_shm() {
         crate::lanes::a_slow_lane_carries_less::<crate::shm::InSlices>();
     }
 }
 
-/// What a relay between cannot see it can neither hold back nor corrupt: the rest of the suite.
-macro_rules! conforms_encrypted {
-    ($name:ident, $link:ty) => {
-        mod $name {
-            conforms!(@ $link: every_size_comes_back, ranges, pipelined_requests, a_generate_can_be_cancelled,
-                an_upload_goes_on_where_it_was_cut, a_download_that_is_cut_is_whole, a_session_is_taken_up_by_its_token,
-                two_clients, bulk_is_not_copied, refusals_are_told);
-        }
-    };
-}
-
-conforms_encrypted!(over_tcps, crate::tls::Encrypted<false, false>);
+conforms!(over_tcps, crate::tcp::Tcps);
 #[cfg(target_os = "linux")]
-conforms_encrypted!(over_urings, crate::tls::Encrypted<true, true>);
+conforms!(over_urings, crate::tcp::Sockets<true, true, true>);
 #[cfg(target_os = "linux")]
-conforms_encrypted!(from_tcps_to_urings, crate::tls::Encrypted<true, false>);
+conforms!(from_tcps_to_urings, crate::tcp::Sockets<true, false, true>);
 
-/// Where large tensors are passed there is nothing to cut, hold back or corrupt: the rest of the suite.
+/// Where large tensors are passed there are no bytes to count, hold back or corrupt: the rest of the suite, and a connection that is
+/// cut at any moment.
 mod over_shm_by_reference {
-    conforms!(@ crate::shm::ByReference: every_size_comes_back, ranges, pipelined_requests,
-        small_requests_do_not_wait_behind_bulk, a_generate_can_be_cancelled, a_session_is_taken_up_by_its_token, two_clients,
-        refusals_are_told);
+    conforms!(@ crate::shm::ByReference: every_size_comes_back, ranges, pipelined_requests, a_generate_can_be_cancelled,
+        a_session_is_taken_up_by_its_token, two_clients, refusals_are_told);
+
+    #[test]
+    fn what_is_passed_while_it_is_cut_is_whole() {
+        crate::shm::what_is_passed_while_it_is_cut_is_whole();
+    }
 }

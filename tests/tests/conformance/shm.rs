@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use genie_graph::DType;
 use genie_tests::proxy::{LaneFault, Proxy};
 use genie_tests::serve::{Live, config};
-use genie_transport::client::{ConnectOptions, blocking};
-use genie_transport::wire::OpenedSession;
+use genie_transport::client::{ConnectOptions, PutOptions, blocking};
+use genie_transport::wire::{OpenedSession, TensorSpec};
 
 use crate::link::{EAGER, Lanes, Link, Relayed, SLICE};
 
@@ -109,3 +111,43 @@ impl Relayed for InSlices {
 
 relayed!(InSlices, 0);
 relayed!(ByReference, 1 << 30);
+
+/// A tensor that is passed lies in memory that both sides have: the server reads it there, and writes there what is asked for. The
+/// connection is cut at moments that lie all over that; each transfer is carried over it, and is whole, and the memory comes back.
+pub(crate) fn what_is_passed_while_it_is_cut_is_whole() {
+    const BYTES: usize = (3 << 20) + 5;
+    const ROUNDS: u64 = 60;
+    let link = ByReference::start();
+    let mut client = link.connect(None);
+    let spec = TensorSpec::new(DType::U8, &[BYTES as u64]).expect("a shape");
+    let content = |seed: u64| -> Bytes {
+        let mix = |i: u64| (i ^ (seed << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+        (0..BYTES as u64).map(|i| mix(i) as u8).collect()
+    };
+    let before = link.0.proxy.passed().0;
+    for round in 0..ROUNDS {
+        // From the moment that it is asked for until long after it is done.
+        let moment = || std::thread::sleep(Duration::from_micros((round / 2) * 61));
+        let sent = content(round);
+        let put = client.start_put(&spec, sent.clone(), PutOptions::default()).expect("the bytes fit the shape");
+        if round % 2 == 0 {
+            moment();
+            link.0.proxy.cut();
+        }
+        let tensor = client.finish_put(put).expect("it is carried over the cut");
+        let get = client.start_get(tensor.handle, 0, BYTES as u64).expect("there is memory");
+        if round % 2 == 1 {
+            moment();
+            link.0.proxy.cut();
+        }
+        let got = client.finish_get(get).expect("it is carried over the cut");
+        assert!(got[..] == sent[..], "round {round}: bytes differ");
+        client.recycle(got);
+        client.free(tensor.handle).expect("it was there");
+    }
+    assert_eq!(client.sessions_lost(), 0);
+    assert!(link.0.proxy.lanes().0 > ROUNDS, "the connection outlived its cuts");
+    // Nothing went over a bulk lane: it was passed.
+    let up = link.0.proxy.passed().0 - before;
+    assert!(up < BYTES as u64, "{up} bytes were sent");
+}

@@ -1,30 +1,54 @@
-//! Sockets, with and without io_uring, over the loopback, with a relay between that can cut, hold back and corrupt.
+//! Sockets, with and without io_uring and TLS, over the loopback, with a relay between that can cut, hold back and corrupt.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use genie_graph::DType;
+use genie_tests::authority::Authority;
 use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
 use genie_tests::proxy::{LaneFault, Proxy};
 use genie_tests::serve::{Live, config};
-use genie_transport::Uri;
 use genie_transport::client::{
     BindInputs, ClientError, ConnectOptions, GenerateOptions, Input, PutOptions, Tensor, blocking,
 };
+use genie_transport::link::Access;
+use genie_transport::link::tls::{TlsClient, TlsServer};
 use genie_transport::wire::{Handle, OpenedSession, TensorSpec};
 
 use crate::link::{Client, EAGER, Lanes, Link, Relayed, SLICE};
 
-/// `SERVER` and `CLIENT`: whether that side is uring.
-pub(crate) struct Sockets<const SERVER: bool, const CLIENT: bool> {
+/// `SERVER` and `CLIENT`: whether that side is uring. `TLS`: whether both encrypt.
+pub(crate) struct Sockets<const SERVER: bool, const CLIENT: bool, const TLS: bool = false> {
     proxy: Proxy,
+    tls: Option<TlsClient>,
     _server: Live,
 }
 
 /// Both sides plain.
 pub(crate) type Tcp = Sockets<false, false>;
+/// The same, encrypted.
+pub(crate) type Tcps = Sockets<false, false, true>;
 
-impl<const SERVER: bool, const CLIENT: bool> Link for Sockets<SERVER, CLIENT> {
+impl<const SERVER: bool, const CLIENT: bool, const TLS: bool> Sockets<SERVER, CLIENT, TLS> {
+    fn session(&self, more: impl FnOnce(&mut ConnectOptions)) -> blocking::Session {
+        let mut options = ConnectOptions { tls: self.tls.clone(), ..ConnectOptions::default() };
+        more(&mut options);
+        let through = self.proxy.uri.to_string().replacen("tcp", scheme(CLIENT, TLS), 1);
+        blocking::Session::connect(&through.parse().expect("an address"), options).expect("a session")
+    }
+}
+
+fn scheme(uring: bool, tls: bool) -> &'static str {
+    match (uring, tls) {
+        (false, false) => "tcp",
+        (false, true) => "tcps",
+        (true, false) => "uring",
+        (true, true) => "urings",
+    }
+}
+
+impl<const SERVER: bool, const CLIENT: bool, const TLS: bool> Link for Sockets<SERVER, CLIENT, TLS> {
     type Client = blocking::Session;
 
     fn start() -> Self {
@@ -32,16 +56,24 @@ impl<const SERVER: bool, const CLIENT: bool> Link for Sockets<SERVER, CLIENT> {
         config.settings.eager_bytes = EAGER as u32;
         config.settings.slice_bytes = SLICE as u32;
         config.settings.stuck = Duration::from_millis(100);
-        let server = Live::start_at(config, &uri(SERVER, "127.0.0.1:0"));
-        Self { proxy: Proxy::to(server.address()), _server: server }
+        let uri = format!("{}://127.0.0.1:0", scheme(SERVER, TLS)).parse().expect("an address");
+        if !TLS {
+            let server = Live::start_at(config, &uri);
+            return Self { proxy: Proxy::to(server.address()), tls: None, _server: server };
+        }
+        let authority = Authority::new();
+        let (cert, key) = authority.sign("127.0.0.1", 30);
+        let tls = Some(Arc::new(TlsServer::load(&cert, &key, None).expect("a certificate")));
+        let server = Live::start_for(config, &uri, &Access { tls, ..Access::anybody() });
+        let tls = Some(TlsClient::load(&authority.ca(), None).expect("a CA"));
+        Self { proxy: Proxy::to_encrypted(server.address()), tls, _server: server }
     }
 
     fn connect(&self, resume: Option<OpenedSession>) -> Self::Client {
-        let mut options = ConnectOptions::default();
-        options.client.lanes = 2;
-        options.client.resume = resume;
-        let through = self.proxy.uri.to_string();
-        blocking::Session::connect(&uri(CLIENT, through.trim_start_matches("tcp://")), options).expect("a session")
+        self.session(|options| {
+            options.client.lanes = 2;
+            options.client.resume = resume;
+        })
     }
 
     fn arrived(&self) -> u64 {
@@ -69,18 +101,12 @@ impl<const SERVER: bool, const CLIENT: bool> Link for Sockets<SERVER, CLIENT> {
     }
 }
 
-fn uri(uring: bool, address: &str) -> Uri {
-    let scheme = if uring { "uring" } else { "tcp" };
-    format!("{scheme}://{address}").parse().expect("an address")
-}
-
-impl<const SERVER: bool, const CLIENT: bool> Lanes for Sockets<SERVER, CLIENT> {
+impl<const SERVER: bool, const CLIENT: bool, const TLS: bool> Lanes for Sockets<SERVER, CLIENT, TLS> {
     fn connect_lanes(&self, lanes: u32) -> Self::Client {
-        let mut options = ConnectOptions::default();
-        options.client.lanes = lanes;
-        options.client.stuck = Duration::from_millis(100);
-        let through = self.proxy.uri.to_string();
-        blocking::Session::connect(&uri(CLIENT, through.trim_start_matches("tcp://")), options).expect("a session")
+        self.session(|options| {
+            options.client.lanes = lanes;
+            options.client.stuck = Duration::from_millis(100);
+        })
     }
 
     fn lane_fault_after(&self, bytes: u64, fault: LaneFault) {
@@ -96,7 +122,7 @@ impl<const SERVER: bool, const CLIENT: bool> Lanes for Sockets<SERVER, CLIENT> {
     }
 }
 
-impl<const SERVER: bool, const CLIENT: bool> Relayed for Sockets<SERVER, CLIENT> {
+impl<const SERVER: bool, const CLIENT: bool, const TLS: bool> Relayed for Sockets<SERVER, CLIENT, TLS> {
     fn relay(&self) -> &Proxy {
         &self.proxy
     }
