@@ -1,5 +1,6 @@
 //! SIGKILL at any moment: the other side finds out, ends what was under way once, and gives back all that it held for it.
 
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use genie_tests::child::patience;
@@ -17,6 +18,8 @@ const KILLS: u64 = 100;
 const WARM: u64 = 10;
 /// What must happen has happened within this time, or never will.
 const LONGEST: Duration = Duration::from_secs(2);
+/// What a busy machine may add where many things must happen.
+const SLACK: Duration = Duration::from_secs(8);
 /// A kill comes within this many microseconds of the beginning of the work.
 const SPREAD: u64 = 25_000;
 
@@ -63,6 +66,33 @@ fn settles(watch: &mut blocking::Session) {
     assert!(returned.is_some(), "{used} bytes of the device are taken, for {weights} bytes of weights and names");
 }
 
+/// What a killed client has named is whole, or not there.
+fn nothing_half(session: &mut blocking::Session) -> Result<(), ClientError> {
+    for name in NAMES {
+        match session.lookup(name) {
+            Ok(tensor) => {
+                is_whole(&session.get(&tensor)?);
+                session.free(tensor.handle)?;
+            }
+            Err(ClientError::Remote(error)) if error.code == ErrorCode::NoSuchName => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What comes of work that takes no longer than it may; `None`: it hangs, on a thread that is left behind.
+fn bounded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, done) = channel();
+    // Nobody may wait for it any more.
+    std::thread::spawn(move || drop(sender.send(work())));
+    patience(LONGEST + SLACK, |tick| match done.recv_timeout(tick) {
+        Ok(done) => Some(done),
+        Err(RecvTimeoutError::Timeout) => None,
+        Err(RecvTimeoutError::Disconnected) => panic!("it panicked: see above"),
+    })
+}
+
 pub(crate) fn clients_are_killed(scheme: &str) {
     let kills = kills();
     let place = Place::of(scheme);
@@ -81,17 +111,14 @@ pub(crate) fn clients_are_killed(scheme: &str) {
         std::thread::sleep(pause);
         victim.kill();
         // Nobody else is disturbed, and nothing half of it can be seen.
-        churn.burst(&mut other).unwrap_or_else(|error| panic!("kill {kill}, {pause:?} into the work: {error}"));
-        for name in NAMES {
-            match other.lookup(name) {
-                Ok(tensor) => {
-                    is_whole(&other.get(&tensor).expect("it was found"));
-                    other.free(tensor.handle).expect("it was found");
-                }
-                Err(ClientError::Remote(error)) if error.code == ErrorCode::NoSuchName => {}
-                Err(error) => panic!("kill {kill}, {pause:?} into the work: {error}"),
-            }
-        }
+        let undisturbed = move || {
+            let done = churn.burst(&mut other).and_then(|()| nothing_half(&mut other));
+            (churn, other, done)
+        };
+        let done;
+        (churn, other, done) = bounded(undisturbed)
+            .unwrap_or_else(|| panic!("kill {kill}, {pause:?} into the work: the other client hangs"));
+        done.unwrap_or_else(|error| panic!("kill {kill}, {pause:?} into the work: {error}"));
         if kill == WARM || kill == kills {
             churn.let_go(&mut other).expect("the server is there");
             assert_eq!(other.sessions_lost(), 0);
