@@ -2,7 +2,7 @@
 //! sent arrives, byte for byte, and about as fast as over a raw stream on the same path in the same run.
 //!
 //! Making namespaces needs root; where it is not allowed the tests say so and do nothing. Delay, jitter and reordering need a kernel
-//! with sch_netem: they run where `GENIE_SHAPED=netem` is set (the guest of `make test-rdma` sets it).
+//! with sch_netem: they run where `GENIE_SHAPED=netem` is set (`tools/shaped --far` sets it, in its guest).
 
 mod path;
 mod roles;
@@ -13,31 +13,64 @@ use std::time::Duration;
 use genie_tests::child::patience;
 
 use path::{Need, Path};
-use roles::Ends;
+use roles::{Ends, Took};
 
 /// Of a raw stream's throughput.
 const ENOUGH: f64 = 0.8;
-/// Measured again as often as this before it is too little: congestion control has moods.
-const ROUNDS: u32 = 20;
+/// Rounds are compared one by one, and the one in the middle decides: once, when all of them have been.
+const ROUNDS: usize = 7;
 
-/// What was measured of one side.
-#[derive(Default)]
-struct Rates {
-    best: f64,
-    mean: f64,
-    count: f64,
+/// How much moves in one round, each way.
+#[derive(Clone, Copy)]
+struct Load {
+    /// In one transfer.
+    bytes: u64,
+    /// Transfers of ours, and of the raw stream between them. More where each is a matter of luck: their times are added up.
+    times: u32,
 }
 
-impl Rates {
-    fn add(&mut self, rate: f64) {
-        self.best = self.best.max(rate);
-        self.mean = (self.mean * self.count + rate) / (self.count + 1.0);
-        self.count += 1.0;
+/// What was measured of one way.
+struct Way {
+    name: &'static str,
+    /// MB/s of each round: ours, and a raw stream's.
+    rounds: Vec<(f64, f64)>,
+}
+
+impl Way {
+    fn new(name: &'static str) -> Self {
+        Self { name, rounds: Vec::with_capacity(ROUNDS) }
     }
 
-    /// Of the best where a machine was busy with others, of the means where a path is a matter of luck.
-    fn ratio(&self, of: &Self) -> f64 {
-        (self.best / of.best).max(self.mean / of.mean)
+    fn add(&mut self, bytes: u64, ours: Duration, raw: Duration) {
+        let rate = |took: Duration| bytes as f64 / 1e6 / took.as_secs_f64();
+        self.rounds.push((rate(ours), rate(raw)));
+    }
+
+    /// Of the rounds' ratios, the one in the middle.
+    fn ratio(&self) -> f64 {
+        spread(self.rounds.iter().map(|(ours, raw)| ours / raw))[1]
+    }
+}
+
+/// The least, the one in the middle, and the most.
+fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    [values[0], values[values.len() / 2], values[values.len() - 1]]
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [low, middle, high] = spread(self.rounds.iter().map(|r| r.0));
+        let [raw_low, raw_middle, raw_high] = spread(self.rounds.iter().map(|r| r.1));
+        let [least, ratio, most] = spread(self.rounds.iter().map(|(ours, raw)| ours / raw));
+        write!(
+            f,
+            "{} {middle:.1} MB/s ({low:.1} to {high:.1}), a raw stream {raw_middle:.1} ({raw_low:.1} to {raw_high:.1}): {ratio:.2} \
+             ({least:.2} to {most:.2}) in {} rounds",
+            self.name,
+            self.rounds.len()
+        )
     }
 }
 
@@ -47,35 +80,44 @@ fn tell(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-fn on(name: &str, need: Need, shape: &[&[&str]], bytes: u64) {
+/// Whether the path's pace is kept, over each of these links.
+fn on(name: &str, schemes: &[&str], need: Need, shape: &[&[&str]], load: Load) {
     let path = match Path::new(need) {
         Ok(path) => path,
         Err(why) => return tell(&format!("skipped: {name}: {why}")),
     };
     shape.iter().for_each(|words| path.on_both(words));
-    let mut ends = Ends::start(&path);
-    for what in ["put", "get"] {
-        let (mut ours, mut raw) = (Rates::default(), Rates::default());
-        for round in 1..=ROUNDS {
-            ours.add(ends.rate(what, bytes));
-            raw.add(ends.rate(if what == "put" { "raw-up" } else { "raw-down" }, bytes));
-            if round > 1 && ours.ratio(&raw) >= ENOUGH {
-                break;
-            }
+    for scheme in schemes {
+        let mut ends = Ends::start(&path, scheme);
+        let (mut put, mut get) = (Way::new("put"), Way::new("get"));
+        // What opens lanes, and what lets a congestion window grow, is no part of it.
+        transfers(&mut ends, Load { times: 1, ..load });
+        for _ in 0..ROUNDS {
+            let (ours, raw) = transfers(&mut ends, load);
+            let bytes = load.bytes * u64::from(load.times);
+            put.add(bytes, ours.put, raw.put);
+            get.add(bytes, ours.get, raw.get);
         }
-        let ratio = ours.ratio(&raw);
-        tell(&format!("{name}: {what} {ours}, a raw stream {raw}: {ratio:.2}"));
-        assert!(ratio >= ENOUGH, "{name}: {what} reaches {ours} where a raw stream reaches {raw}");
+        for way in [put, get] {
+            tell(&format!("{name}: {scheme} {way}"));
+            assert!(way.ratio() >= ENOUGH, "{name}: {scheme} {way}");
+        }
     }
+}
+
+/// Ours and a raw stream's, in turns.
+fn transfers(ends: &mut Ends, load: Load) -> (Took, Took) {
+    let (mut ours, mut raw) = (Took::default(), Took::default());
+    for _ in 0..load.times {
+        ours += ends.both(load.bytes);
+        raw.put += ends.time("raw-up", load.bytes);
+        raw.get += ends.time("raw-down", load.bytes);
+    }
+    (ours, raw)
 }
 
 const GIGABIT: &[&str] =
     &["tc", "qdisc", "add", "dev", "DEV", "root", "tbf", "rate", "1gbit", "burst", "256kb", "latency", "50ms"];
-impl std::fmt::Display for Rates {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.1} MB/s at best and {:.1} in the mean of {}", self.best, self.mean, self.count)
-    }
-}
 
 /// No bundles of packets: what is lost, or overtaken, is one.
 const SINGLE: &[&str] = &["ip", "link", "set", "dev", "DEV", "gso_max_segs", "1"];
@@ -97,12 +139,14 @@ const LOSS: &[&str] = &[
 
 #[test]
 fn a_gigabit() {
-    on("1 Gb/s", Need::Nothing, &[GIGABIT], 48 << 20);
+    let load = Load { bytes: 32 << 20, times: 1 };
+    on("1 Gb/s", &["tcp", "uring", "tcps", "urings"], Need::Nothing, &[GIGABIT], load);
 }
 
 #[test]
 fn one_packet_in_a_hundred_is_lost() {
-    on("1 Gb/s, loss 1 %", Need::Nothing, &[SINGLE, GIGABIT, LOSS], 8 << 20);
+    let load = Load { bytes: 8 << 20, times: 3 };
+    on("1 Gb/s, loss 1 %", &["tcp", "uring"], Need::Nothing, &[SINGLE, GIGABIT, LOSS], load);
 }
 
 #[test]
@@ -113,18 +157,33 @@ fn three_seconds_without_a_link() {
         Err(why) => return tell(&format!("skipped: {name}: {why}")),
     };
     path.on_both(GIGABIT);
-    let mut ends = Ends::start(&path);
-    for what in ["put", "get", "raw-up", "raw-down"] {
+    let down = |ends: &mut Ends, what: &str| {
         ends.begin(what, 64 << 20);
         std::thread::sleep(Duration::from_millis(150));
         path.set(false);
-        std::thread::sleep(Duration::from_secs(3));
+        std::thread::sleep(DOWN);
         path.set(true);
         let took = ends.end(what);
-        tell(&format!("{name}: {what} of 64 MiB took {:.1} s", took.as_secs_f64()));
-        assert!(took >= Duration::from_secs(3), "it was over before the link went down: {took:?}");
+        assert!(took >= DOWN, "it was over before the link went down: {took:?}");
+        took
+    };
+    for scheme in ["tcp", "uring"] {
+        let mut ends = Ends::start(&path, scheme);
+        for (what, raw) in [("put", "raw-up"), ("get", "raw-down")] {
+            let (ours, raw) = (down(&mut ends, what), down(&mut ends, raw));
+            tell(&format!("{name}: {scheme} {what} of 64 MiB took {ours:.1?}, a raw stream {raw:.1?}"));
+            assert!(
+                ours <= raw.div_f64(ENOUGH) + BACK_OFF,
+                "{name}: {scheme} {what} took {ours:?}, a raw stream {raw:?}"
+            );
+        }
     }
 }
+
+const DOWN: Duration = Duration::from_secs(3);
+/// The system tries each socket again after times that double: one of the two may have been tried just before the link came back,
+/// and is tried again only after as long as it was down.
+const BACK_OFF: Duration = Duration::from_millis(3500);
 
 /// Neither side is told: no packet comes through any more.
 #[test]
@@ -135,7 +194,7 @@ fn a_link_that_does_not_come_back() {
         Err(why) => return tell(&format!("skipped: {name}: {why}")),
     };
     path.on_both(GIGABIT);
-    let mut ends = Ends::with_keepalive(&path, Some(KEEPALIVE));
+    let mut ends = Ends::with_keepalive(&path, "tcp", Some(KEEPALIVE));
     assert_eq!(ends.sessions(), 1);
     ends.begin("cut", 256 << 20);
     std::thread::sleep(Duration::from_millis(300));
@@ -157,17 +216,20 @@ const FAR: &[&str] =
 #[test]
 fn far_away() {
     let delay = [FAR, &["10ms"]].concat();
-    on("100 Mb/s, delay 20 ms", Need::Netem, &[&delay], 4 << 20);
+    let load = Load { bytes: 4 << 20, times: 1 };
+    on("100 Mb/s, delay 20 ms", &["tcp", "uring"], Need::Netem, &[&delay], load);
 }
 
 #[test]
 fn far_away_and_unsteady() {
     let unsteady = [FAR, &["10ms", "2ms", "25%", "reorder", "2%", "50%"]].concat();
-    on("100 Mb/s, delay 20 ms, jitter and reordering", Need::Netem, &[SINGLE, &unsteady], 4 << 20);
+    let load = Load { bytes: 4 << 20, times: 1 };
+    on("100 Mb/s, delay 20 ms, jitter and reordering", &["tcp"], Need::Netem, &[SINGLE, &unsteady], load);
 }
 
 #[test]
 fn far_away_and_lossy() {
     let lossy = [FAR, &["10ms", "2ms", "loss", "1%"]].concat();
-    on("100 Mb/s, delay 20 ms, jitter, loss 1 %", Need::Netem, &[SINGLE, &lossy], 2 << 20);
+    let load = Load { bytes: 2 << 20, times: 2 };
+    on("100 Mb/s, delay 20 ms, jitter, loss 1 %", &["tcp"], Need::Netem, &[SINGLE, &lossy], load);
 }

@@ -1,18 +1,20 @@
 //! The two ends of a path: a server with a raw echo beside it, and a client that measures.
 
 use std::io::{BufRead, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path as StdPath;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use genie_executor::Executor;
 use genie_graph::DType;
+use genie_tests::authority::Authority;
 use genie_tests::child::{Role, is_role, say};
 use genie_tests::churn::{content, is_whole};
-use genie_tests::serve::config;
+use genie_tests::serve::{Live, config};
 use genie_transport::Uri;
 use genie_transport::client::{ClientError, ConnectOptions, PutOptions, blocking};
-use genie_transport::link::{Server, tcp};
+use genie_transport::link::tls::{TlsClient, TlsServer};
+use genie_transport::link::{Access, tcp};
 use genie_transport::wire::{Effect, TensorSpec};
 
 use crate::path::{Path, SERVER};
@@ -20,34 +22,69 @@ use crate::path::{Path, SERVER};
 /// Nothing takes longer, whatever the path.
 const LONGEST: Duration = Duration::from_secs(120);
 const CONNECT: Duration = Duration::from_secs(10);
-const PORTS: &str = "GENIE_SHAPED_PORTS";
+/// Of a server's certificate.
+const DAYS: i64 = 30;
+const PLACES: &str = "GENIE_SHAPED_PLACES";
+const SCHEME: &str = "GENIE_SHAPED_SCHEME";
+const CERTIFICATES: &str = "GENIE_SHAPED_CERTIFICATES";
 const KEEPALIVE: &str = "GENIE_SHAPED_KEEPALIVE_MS";
 
 /// Both processes.
 pub(crate) struct Ends {
     server: Role,
     client: Role,
+    _authority: Option<Authority>,
+}
+
+/// How long transfers took.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Took {
+    pub(crate) put: Duration,
+    pub(crate) get: Duration,
+}
+
+impl std::ops::AddAssign for Took {
+    fn add_assign(&mut self, more: Self) {
+        self.put += more.put;
+        self.get += more.get;
+    }
 }
 
 impl Ends {
-    pub(crate) fn start(path: &Path) -> Self {
-        Self::with_keepalive(path, None)
+    pub(crate) fn start(path: &Path, scheme: &str) -> Self {
+        Self::with_keepalive(path, scheme, None)
     }
 
-    pub(crate) fn with_keepalive(path: &Path, keepalive: Option<Duration>) -> Self {
+    pub(crate) fn with_keepalive(path: &Path, scheme: &str, keepalive: Option<Duration>) -> Self {
         let [server, client] = &path.names;
         let keepalive = keepalive.map_or(String::new(), |k| k.as_millis().to_string());
-        let mut server = Role::start_in(server, "roles::a_server", &[(KEEPALIVE, &keepalive)]);
-        let ports = server.hear("listening", LONGEST);
-        let mut client = Role::start_in(client, "roles::a_client", &[(PORTS, &ports)]);
+        let authority = ["tcps", "urings"].contains(&scheme).then(|| {
+            let authority = Authority::new();
+            authority.sign(SERVER, DAYS);
+            authority
+        });
+        let folder = authority.as_ref().map_or_else(String::new, |a| a.folder().display().to_string());
+        let variables = [(SCHEME, scheme), (KEEPALIVE, &*keepalive), (CERTIFICATES, &*folder)];
+        let mut server = Role::start_in(server, "roles::a_server", &variables);
+        let places = server.hear("listening", LONGEST);
+        let mut client = Role::start_in(client, "roles::a_client", &[(PLACES, &*places), (CERTIFICATES, &*folder)]);
         client.hear("ready", LONGEST);
-        Self { server, client }
+        Self { server, client, _authority: authority }
     }
 
-    /// MB/s of one transfer.
-    pub(crate) fn rate(&mut self, what: &str, bytes: u64) -> f64 {
+    /// A put, and then a get.
+    pub(crate) fn both(&mut self, bytes: u64) -> Took {
+        self.begin("both", bytes);
+        let took = self.client.hear("both", LONGEST);
+        let seconds = |text: &str| Duration::from_secs_f64(text.parse().expect("a number of seconds"));
+        let (put, get) = took.split_once(' ').expect("two times");
+        Took { put: seconds(put), get: seconds(get) }
+    }
+
+    /// How long one transfer takes.
+    pub(crate) fn time(&mut self, what: &str, bytes: u64) -> Duration {
         self.begin(what, bytes);
-        bytes as f64 / 1e6 / self.end(what).as_secs_f64()
+        self.end(what)
     }
 
     /// Sessions that the server holds for clients.
@@ -77,53 +114,46 @@ fn a_server() {
     if !is_role() {
         return;
     }
-    let any = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port");
-    let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
-    let (listener, raw) = (any(), any());
-    let ports = format!("{} {}", port(&listener), port(&raw));
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    let _within = runtime.enter();
+    let raw = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port");
+    let raw_port = raw.local_addr().expect("an address").port();
     let mut config = config(1);
-    if let Ok(ms) = std::env::var(KEEPALIVE).unwrap_or_default().parse() {
+    if let Ok(ms) = said(KEEPALIVE).parse() {
         config.settings.keepalive = Duration::from_millis(ms);
     }
-    let executor = Arc::new(Executor::new(config).expect("a server"));
-    let server = Server::new(executor.clone());
-    let uri = format!("tcp://127.0.0.1:{}", port(&listener));
-    say(&format!("listening {ports}"));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            raw.incoming().flatten().for_each(|stream| {
-                // It ends as it likes: whoever measures waits in vain then.
-                let _ = serve_raw(stream);
-            })
+    let listen = format!("{}://{SERVER}:0", said(SCHEME)).parse().expect("an address");
+    let file = |end: &str| StdPath::new(&said(CERTIFICATES)).join(format!("{SERVER}{DAYS}.{end}"));
+    let load = || Arc::new(TlsServer::load(&file("pem"), &file("key"), None).expect("a certificate"));
+    let tls = (!said(CERTIFICATES).is_empty()).then(load);
+    let server = Live::start_for(config, &listen, &Access { tls, ..Access::anybody() });
+    std::thread::spawn(move || {
+        raw.incoming().flatten().for_each(|stream| {
+            // It ends as it likes: whoever measures waits in vain then.
+            let _ = serve_raw(stream);
         });
-        // A listener of the product's would refuse: the path is no loopback, and there is no token.
-        let handle = runtime.handle();
-        scope.spawn(|| {
-            let _within = handle.enter();
-            for stream in listener.incoming().flatten() {
-                server.serve(Arc::new(tcp::accepted(stream).expect("a socket takes options")));
-            }
-        });
-        scope.spawn(|| {
-            loop {
-                executor.tick(Instant::now());
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        });
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            assert_eq!(line, "sessions");
-            let uri = uri.parse().expect("an address");
-            let mut session = blocking::Session::connect(&uri, ConnectOptions::default()).expect("a session");
-            let stats = session.stats().expect("the server answers");
-            let all = stats.iter().find(|(name, _)| name == "genie_sessions").map_or(0, |(_, count)| *count);
-            session.close().expect("the server answers");
-            say(&format!("sessions {}", all - 1));
-        }
-        std::process::exit(0);
     });
+    say(&format!("listening {} {SERVER}:{raw_port}", server.uri));
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        assert_eq!(line, "sessions");
+        let mut session = blocking::Session::connect(&server.uri, options()).expect("a session");
+        let stats = session.stats().expect("the server answers");
+        let all = stats.iter().find(|(name, _)| name == "genie_sessions").map_or(0, |(_, count)| *count);
+        session.close().expect("the server answers");
+        say(&format!("sessions {}", all - 1));
+    }
+    std::process::exit(0);
+}
+
+/// What this process was told to be.
+fn said(name: &str) -> String {
+    std::env::var(name).unwrap_or_default()
+}
+
+/// How a client connects.
+fn options() -> ConnectOptions {
+    let load = || TlsClient::load(&StdPath::new(&said(CERTIFICATES)).join("ca.pem"), None).expect("a CA");
+    let mut options = ConnectOptions { tls: (!said(CERTIFICATES).is_empty()).then(load), ..ConnectOptions::default() };
+    options.client.lease_ms = 1000;
+    options
 }
 
 /// Transfers: each begins with a direction, as a letter, and a count.
@@ -172,15 +202,13 @@ fn a_client() {
     if !is_role() {
         return;
     }
-    let ports = std::env::var(PORTS).expect("whoever starts this says where");
-    let (port, raw) = ports.split_once(' ').expect("two ports");
-    let uri: Uri = format!("tcp://{SERVER}:{port}").parse().expect("an address");
-    let raw: SocketAddr = format!("{SERVER}:{raw}").parse().expect("an address");
+    let places = said(PLACES);
+    let (uri, raw) = places.split_once(' ').expect("two places");
+    let uri: Uri = uri.parse().expect("an address");
     // Set up as the link's own are, and as long-lived.
-    let (mut raw, _) = tcp::connect_to(raw, CONNECT).expect("a socket");
+    let (mut raw, _) = tcp::connect_to(raw.parse().expect("an address"), CONNECT).expect("a socket");
     raw.set_nonblocking(false).expect("it can block");
-    let mut options = ConnectOptions::default();
-    options.client.lease_ms = 1000;
+    let mut options = options();
     options.client.reconnect_for = Duration::from_secs(15);
     let mut session = blocking::Session::connect(&uri, options).expect("a session");
     say("ready");
@@ -188,7 +216,13 @@ fn a_client() {
         let (what, bytes) = line.split_once(' ').expect("a word and a number");
         let bytes: u64 = bytes.parse().expect("a number");
         let took = match what {
-            "put" | "get" => ours(&mut session, what, bytes),
+            "put" => ours(&mut session, what, bytes).put,
+            "get" => ours(&mut session, what, bytes).get,
+            "both" => {
+                let took = ours(&mut session, "put", bytes);
+                say(&format!("both {} {}", took.put.as_secs_f64(), took.get.as_secs_f64()));
+                continue;
+            }
             "cut" => cut(&uri, bytes),
             _ => raw_stream(&mut raw, what, bytes).expect("the raw stream lives"),
         };
@@ -196,7 +230,8 @@ fn a_client() {
     }
 }
 
-fn ours(session: &mut blocking::Session, what: &str, bytes: u64) -> Duration {
+/// A put and a get. That it moves is said when the one of them that was asked for begins.
+fn ours(session: &mut blocking::Session, what: &str, bytes: u64) -> Took {
     let spec = TensorSpec::new(DType::U8, &[bytes]).expect("a shape");
     let data = content(bytes, bytes as usize);
     let moving = |which: &str| {
@@ -211,18 +246,16 @@ fn ours(session: &mut blocking::Session, what: &str, bytes: u64) -> Duration {
     let began = moving("get");
     let got = session.get(&tensor).expect("a get");
     let get = began.elapsed();
-    // Both ways, whichever was asked for.
     is_whole(&got);
     session.recycle(got);
     session.free(tensor.handle).expect("it was there");
     assert_eq!(session.sessions_lost(), 0);
-    if what == "put" { put } else { get }
+    Took { put, get }
 }
 
 /// A put whose path is gone before its end, and how long it takes to find out.
 fn cut(uri: &Uri, bytes: u64) -> Duration {
-    let mut options = ConnectOptions::default();
-    options.client.lease_ms = 1000;
+    let mut options = options();
     options.client.reconnect_for = Duration::from_secs(1);
     let mut session = blocking::Session::connect(uri, options).expect("a session");
     let spec = TensorSpec::new(DType::U8, &[bytes]).expect("a shape");
