@@ -203,7 +203,12 @@ fn shared_memory() -> Finding {
 
 fn rdma(devices: &[String]) -> Finding {
     if !devices.is_empty() {
-        return Finding::good("RDMA", format!("{} (this build does not use it yet)", devices.join(" ")));
+        let devices = devices.join(" ");
+        if cfg!(feature = "rdma") {
+            return Finding::good("RDMA", devices);
+        }
+        let advice = "this build has no rdma://: cargo build --release -p genie --features rdma";
+        return Finding::but("RDMA", State::Improvable, devices, advice);
     }
     let advice = "with a card: apt-get install rdma-core ibverbs-utils, then ibv_devices. Without one, for tests: modprobe rdma_rxe; \
                   rdma link add rxe0 type rxe netdev eth0. Genie works over TCP meanwhile";
@@ -277,6 +282,7 @@ mod tests {
         assert_eq!(io_uring("2\n", "").state, State::Absent);
         assert_eq!(io_uring("", "0000 T __x64_sys_io_uring_setup\n").state, State::Good);
         assert_eq!(rdma(&[]).state, State::Absent);
-        assert_eq!(rdma(&["mlx5_0".to_owned()]).state, State::Good);
+        let usable = if cfg!(feature = "rdma") { State::Good } else { State::Improvable };
+        assert_eq!(rdma(&["mlx5_0".to_owned()]).state, usable);
     }
 }
