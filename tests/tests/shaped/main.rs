@@ -17,17 +17,21 @@ use roles::{Ends, Took};
 
 /// Of a raw stream's throughput.
 const ENOUGH: f64 = 0.8;
-/// Rounds are compared one by one, and the one in the middle decides: once, when all of them have been.
-const ROUNDS: usize = 7;
 
-/// How much moves in one round, each way.
+/// How much is measured. Rounds are compared one by one, and the one in the middle decides: once, when all of them have been.
 #[derive(Clone, Copy)]
 struct Load {
-    /// In one transfer.
+    /// Of one transfer.
     bytes: u64,
-    /// Transfers of ours, and of the raw stream between them. More where each is a matter of luck: their times are added up.
-    times: u32,
+    /// Gets in a round, whose times are added up; of puts there is one. More where each is a matter of luck.
+    gets: u32,
+    rounds: usize,
 }
+
+/// A path where one transfer is like another.
+const STEADY: Load = Load { bytes: 16 << 20, gets: 1, rounds: 5 };
+/// On a path that loses packets, the times of two transfers of the same kind differ by a third, now and then by several times.
+const LUCK: Load = Load { bytes: 8 << 20, gets: 4, rounds: 11 };
 
 /// What was measured of one way.
 struct Way {
@@ -38,7 +42,7 @@ struct Way {
 
 impl Way {
     fn new(name: &'static str) -> Self {
-        Self { name, rounds: Vec::with_capacity(ROUNDS) }
+        Self { name, rounds: Vec::new() }
     }
 
     fn add(&mut self, bytes: u64, ours: Duration, raw: Duration) {
@@ -91,12 +95,11 @@ fn on(name: &str, schemes: &[&str], need: Need, shape: &[&[&str]], load: Load) {
         let mut ends = Ends::start(&path, scheme);
         let (mut put, mut get) = (Way::new("put"), Way::new("get"));
         // What opens lanes, and what lets a congestion window grow, is no part of it.
-        transfers(&mut ends, Load { times: 1, ..load });
-        for _ in 0..ROUNDS {
+        transfers(&mut ends, Load { gets: 1, ..load });
+        for _ in 0..load.rounds {
             let (ours, raw) = transfers(&mut ends, load);
-            let bytes = load.bytes * u64::from(load.times);
-            put.add(bytes, ours.put, raw.put);
-            get.add(bytes, ours.get, raw.get);
+            put.add(load.bytes, ours.put, raw.put);
+            get.add(load.bytes * u64::from(load.gets), ours.get, raw.get);
         }
         for way in [put, get] {
             tell(&format!("{name}: {scheme} {way}"));
@@ -105,15 +108,12 @@ fn on(name: &str, schemes: &[&str], need: Need, shape: &[&[&str]], load: Load) {
     }
 }
 
-/// Ours and a raw stream's, in turns.
+/// A round of ours, and one of a raw stream's.
 fn transfers(ends: &mut Ends, load: Load) -> (Took, Took) {
-    let (mut ours, mut raw) = (Took::default(), Took::default());
-    for _ in 0..load.times {
-        ours += ends.both(load.bytes);
-        raw.put += ends.time("raw-up", load.bytes);
-        raw.get += ends.time("raw-down", load.bytes);
-    }
-    (ours, raw)
+    let ours = ends.both(load.bytes, load.gets);
+    let put = ends.time("raw-up", load.bytes);
+    let get = (0..load.gets).map(|_| ends.time("raw-down", load.bytes)).sum();
+    (ours, Took { put, get })
 }
 
 const GIGABIT: &[&str] =
@@ -139,14 +139,12 @@ const LOSS: &[&str] = &[
 
 #[test]
 fn a_gigabit() {
-    let load = Load { bytes: 32 << 20, times: 1 };
-    on("1 Gb/s", &["tcp", "uring", "tcps", "urings"], Need::Nothing, &[GIGABIT], load);
+    on("1 Gb/s", &["tcp", "uring", "tcps", "urings"], Need::Nothing, &[GIGABIT], STEADY);
 }
 
 #[test]
 fn one_packet_in_a_hundred_is_lost() {
-    let load = Load { bytes: 8 << 20, times: 3 };
-    on("1 Gb/s, loss 1 %", &["tcp", "uring"], Need::Nothing, &[SINGLE, GIGABIT, LOSS], load);
+    on("1 Gb/s, loss 1 %", &["tcp", "uring"], Need::Nothing, &[SINGLE, GIGABIT, LOSS], LUCK);
 }
 
 #[test]
@@ -216,20 +214,20 @@ const FAR: &[&str] =
 #[test]
 fn far_away() {
     let delay = [FAR, &["10ms"]].concat();
-    let load = Load { bytes: 4 << 20, times: 1 };
+    let load = Load { bytes: 4 << 20, ..STEADY };
     on("100 Mb/s, delay 20 ms", &["tcp", "uring"], Need::Netem, &[&delay], load);
 }
 
 #[test]
 fn far_away_and_unsteady() {
     let unsteady = [FAR, &["10ms", "2ms", "25%", "reorder", "2%", "50%"]].concat();
-    let load = Load { bytes: 4 << 20, times: 1 };
+    let load = Load { bytes: 4 << 20, ..STEADY };
     on("100 Mb/s, delay 20 ms, jitter and reordering", &["tcp"], Need::Netem, &[SINGLE, &unsteady], load);
 }
 
 #[test]
 fn far_away_and_lossy() {
     let lossy = [FAR, &["10ms", "2ms", "loss", "1%"]].concat();
-    let load = Load { bytes: 2 << 20, times: 2 };
+    let load = Load { bytes: 2 << 20, gets: 3, rounds: 7 };
     on("100 Mb/s, delay 20 ms, jitter, loss 1 %", &["tcp"], Need::Netem, &[SINGLE, &lossy], load);
 }

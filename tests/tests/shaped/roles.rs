@@ -37,17 +37,10 @@ pub(crate) struct Ends {
 }
 
 /// How long transfers took.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct Took {
     pub(crate) put: Duration,
     pub(crate) get: Duration,
-}
-
-impl std::ops::AddAssign for Took {
-    fn add_assign(&mut self, more: Self) {
-        self.put += more.put;
-        self.get += more.get;
-    }
 }
 
 impl Ends {
@@ -72,9 +65,9 @@ impl Ends {
         Self { server, client, _authority: authority }
     }
 
-    /// A put, and then a get.
-    pub(crate) fn both(&mut self, bytes: u64) -> Took {
-        self.begin("both", bytes);
+    /// A put, and then so many gets, together.
+    pub(crate) fn both(&mut self, bytes: u64, gets: u32) -> Took {
+        self.begin(&format!("both-{gets}"), bytes);
         let took = self.client.hear("both", LONGEST);
         let seconds = |text: &str| Duration::from_secs_f64(text.parse().expect("a number of seconds"));
         let (put, get) = took.split_once(' ').expect("two times");
@@ -215,14 +208,14 @@ fn a_client() {
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let (what, bytes) = line.split_once(' ').expect("a word and a number");
         let bytes: u64 = bytes.parse().expect("a number");
+        if let Some(gets) = what.strip_prefix("both-") {
+            let took = ours(&mut session, "put", bytes, gets.parse().expect("a number"));
+            say(&format!("both {} {}", took.put.as_secs_f64(), took.get.as_secs_f64()));
+            continue;
+        }
         let took = match what {
-            "put" => ours(&mut session, what, bytes).put,
-            "get" => ours(&mut session, what, bytes).get,
-            "both" => {
-                let took = ours(&mut session, "put", bytes);
-                say(&format!("both {} {}", took.put.as_secs_f64(), took.get.as_secs_f64()));
-                continue;
-            }
+            "put" => ours(&mut session, what, bytes, 1).put,
+            "get" => ours(&mut session, what, bytes, 1).get,
             "cut" => cut(&uri, bytes),
             _ => raw_stream(&mut raw, what, bytes).expect("the raw stream lives"),
         };
@@ -230,8 +223,8 @@ fn a_client() {
     }
 }
 
-/// A put and a get. That it moves is said when the one of them that was asked for begins.
-fn ours(session: &mut blocking::Session, what: &str, bytes: u64) -> Took {
+/// A put and gets. That it moves is said when the one of them that was asked for begins.
+fn ours(session: &mut blocking::Session, what: &str, bytes: u64, gets: u32) -> Took {
     let spec = TensorSpec::new(DType::U8, &[bytes]).expect("a shape");
     let data = content(bytes, bytes as usize);
     let moving = |which: &str| {
@@ -243,11 +236,14 @@ fn ours(session: &mut blocking::Session, what: &str, bytes: u64) -> Took {
     let began = moving("put");
     let tensor = session.put(&spec, data, PutOptions::default()).expect("a put");
     let put = began.elapsed();
-    let began = moving("get");
-    let got = session.get(&tensor).expect("a get");
-    let get = began.elapsed();
-    is_whole(&got);
-    session.recycle(got);
+    let mut get = Duration::ZERO;
+    for _ in 0..gets {
+        let began = moving("get");
+        let got = session.get(&tensor).expect("a get");
+        get += began.elapsed();
+        is_whole(&got);
+        session.recycle(got);
+    }
     session.free(tensor.handle).expect("it was there");
     assert_eq!(session.sessions_lost(), 0);
     Took { put, get }
