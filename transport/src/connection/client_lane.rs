@@ -80,6 +80,11 @@ impl ClientLane {
         matches!(self.state, State::Open { .. })
     }
 
+    /// So many sends were not copied by the kernel either.
+    pub fn count_zero_copied(&self, sends: u64) {
+        self.counts.zero_copied.fetch_add(sends, Ordering::Relaxed);
+    }
+
     /// As a driver by operations sees it, once it is open.
     pub fn lending<'a>(&'a mut self, client: &'a mut Client) -> impl Lending + 'a {
         Lent { lane: self, client }

@@ -175,6 +175,8 @@ pub struct LaneCounts {
     pub down: AtomicU64,
     /// Slices sent whole.
     pub slices_up: AtomicU64,
+    /// Sends of slices that the kernel has not copied either: the link asked for that, and it did not have to.
+    pub zero_copied: AtomicU64,
     /// Slices received whole.
     pub slices_down: AtomicU64,
     /// Whether it is gone.

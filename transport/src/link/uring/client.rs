@@ -87,15 +87,17 @@ impl RingBulk {
             let mut sink: &dyn Stream = &**stream;
             moved |= lane.flush(client, &mut sink, now)?;
         }
-        let mut lane = lane.lending(client);
+        let mut lending = lane.lending(client);
         while let Some(ended) = ring.next() {
             moved = true;
-            io.ended(ended, &mut lane, now)?;
+            io.ended(ended, &mut lending, now)?;
         }
         if *by_ring {
-            io.send(ring, &mut lane, now)?;
+            io.send(ring, &mut lending, now)?;
         }
-        io.receive(ring, &mut lane, now)?;
+        io.receive(ring, &mut lending, now)?;
+        drop(lending);
+        lane.count_zero_copied(io.take_spared());
         ring.submit()?;
         Ok(moved)
     }

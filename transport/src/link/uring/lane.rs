@@ -23,6 +23,8 @@ pub(super) struct LaneIo {
     /// Zero-copy sends whose memory the kernel still reads.
     held: Vec<Ticket>,
     zero_copy: ZeroCopy,
+    /// Zero-copy sends that the kernel has not copied after all, since they were asked for last.
+    spared: u64,
     /// Whether the payload's operation was asked to end.
     recalled: bool,
     /// Nothing is begun any more.
@@ -67,6 +69,7 @@ impl LaneIo {
             sending_zero: false,
             held: Vec::new(),
             zero_copy,
+            spared: 0,
             recalled: false,
             ending: false,
         }
@@ -166,6 +169,8 @@ impl LaneIo {
                 self.held.retain(|&t| t != ticket);
                 if copied {
                     self.zero_copy.was_copied();
+                } else {
+                    self.spared += 1;
                 }
                 Ok(())
             }
@@ -186,6 +191,11 @@ impl LaneIo {
     /// Whether the kernel may read memory of zero-copy sends until the other side has it all.
     pub(super) fn holds_sent(&self) -> bool {
         !self.held.is_empty() || (self.sending.is_some() && self.sending_zero)
+    }
+
+    /// How many sends went without a copy in the kernel, since this was asked last.
+    pub(super) fn take_spared(&mut self) -> u64 {
+        std::mem::take(&mut self.spared)
     }
 
     /// Whether nothing is in flight.
