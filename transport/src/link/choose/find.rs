@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 use super::probe::{Probe, SpeaksTls, Told};
 use super::{Candidate, Facts, choose};
 use crate::link::tls::{TlsClient, Untrusted};
-#[cfg(all(feature = "uring", target_os = "linux"))]
-use crate::link::uring;
 use crate::link::{Dial, Stream, dialer_with};
 use crate::uri::Uri;
 use crate::wire::LinkScheme;
@@ -94,21 +92,10 @@ pub fn find(host: &str, port: u16, forced: Option<LinkScheme>, tls: Option<&TlsC
             tried.push(Tried { round_trip, ..entry(candidate.scheme, Outcome::Spare) });
             continue;
         }
-        let measured = match pays(candidate.scheme, forced, same_host) {
-            Ok(measured) => measured,
-            Err(why) => {
-                tried.push(entry(candidate.scheme, Outcome::LeftOut(why)));
-                continue;
-            }
-        };
         match base.open(&candidate, &probe, &told) {
             Ok((stream, dial, round_trip)) => {
                 tried.push(Tried { round_trip: Some(round_trip), ..entry(candidate.scheme, Outcome::Chosen) });
-                let why = match measured {
-                    Some(measured) => format!("{}: {measured}", candidate.why),
-                    None => candidate.why.to_owned(),
-                };
-                chosen = Some((stream, dial, candidate.uri, why));
+                chosen = Some((stream, dial, candidate.uri, candidate.why.to_owned()));
             }
             Err(error) => {
                 tracing::warn!(uri = %candidate.uri, %error, "a better link does not work: going on without it");
@@ -119,22 +106,6 @@ pub fn find(host: &str, port: u16, forced: Option<LinkScheme>, tls: Option<&TlsC
     let Some((stream, dial, uri, why)) = chosen else { return Err(none(forced, &tried)) };
     tracing::debug!(%uri, why, "link chosen");
     Ok(Found { stream, dial, report: Report { chosen: uri, why, same_host, tried } })
-}
-
-/// Whether a link that both ends have is worth it, as far as this side can measure; and what it measured.
-#[cfg(all(feature = "uring", target_os = "linux"))]
-fn pays(scheme: LinkScheme, forced: Option<LinkScheme>, same_host: bool) -> Result<Option<String>, String> {
-    if scheme != LinkScheme::Uring || forced == Some(scheme) {
-        return Ok(None);
-    }
-    let compared = uring::compared()?;
-    if compared.is_no_worse(same_host) { Ok(Some(compared.to_string())) } else { Err(compared.to_string()) }
-}
-
-/// Nothing to be measured.
-#[cfg(not(all(feature = "uring", target_os = "linux")))]
-fn pays(_: LinkScheme, _: Option<LinkScheme>, _: bool) -> Result<Option<String>, String> {
-    Ok(None)
 }
 
 /// The lane over which the server was asked: it may carry the connection as well.

@@ -62,8 +62,8 @@ pub struct LeftOut {
     pub why: String,
 }
 
-/// What to try, from what is known: shared memory on one host, then RDMA, then sockets, by rings before plain calls, encrypted
-/// where the user can tell whose certificate it is. Who gave a CA sends nothing in the open to another host, unless that link
+/// What to try, from what is known: shared memory on one host, then RDMA, then sockets, encrypted where the user can tell whose
+/// certificate it is, and by plain calls unless rings were asked for. Who gave a CA sends nothing in the open to another host, unless that link
 /// was asked for by name.
 pub fn choose(facts: &Facts) -> Choice {
     let mut choice = Choice::default();
@@ -120,6 +120,13 @@ fn admit(facts: &Facts, scheme: LinkScheme) -> Result<(), String> {
         // One copy more of what is encrypted, and no figure that says that it pays: docs/decisions/0005-tls-records.md.
         return Err("it is not known to be faster than tcps: ask for it by name".to_owned());
     }
+    if scheme == LinkScheme::Uring {
+        // What decides is bulk between these two ends, which nobody can send before a session is open; and where that was measured, plain
+        // calls were ahead: docs/decisions/0006-io-uring.md.
+        return Err("whole transfers were measured to be no faster than over tcp: ask for it by name (--link uring) \
+                    where it is faster (genie explain measures both)"
+            .to_owned());
+    }
     let stays_here = match scheme {
         LinkScheme::Shm => true,
         // A network card's address is never a loopback one.
@@ -146,11 +153,14 @@ fn judge(facts: &Facts, offer: &LinkOffer) -> Result<Candidate, String> {
     };
     let uri = text.parse().map_err(|e: UriError| e.to_string())?;
     let why = match scheme {
+        LinkScheme::Rdma if facts.forced.is_some() => "it was asked for; it does not encrypt",
         _ if facts.forced.is_some() => "it was asked for",
         LinkScheme::Shm => "both ends are on one host: bytes need not pass the kernel",
-        LinkScheme::Rdma => "the server has an RDMA device: tensors go from memory to memory",
+        LinkScheme::Rdma => {
+            "the server has an RDMA device: tensors go from memory to memory, and are not encrypted on the way"
+        }
         LinkScheme::Tcps => "a CA was given, and the server offers TLS",
-        LinkScheme::Uring => "both ends have io_uring, and it is no slower here",
+        LinkScheme::Uring => "the server offers io_uring",
         LinkScheme::Urings => "the server offers TLS by io_uring",
         LinkScheme::Tcp => "the server listens there",
     };

@@ -69,7 +69,8 @@ fn what_holds_whatever_is_offered() {
         assert_eq!(schemes.contains(&LinkScheme::Shm), free(LinkScheme::Shm) && facts.same_host, "{facts:?}");
         let rdma = free(LinkScheme::Rdma) && (facts.forced.is_some() || !facts.trusts);
         assert_eq!(schemes.contains(&LinkScheme::Rdma), rdma, "{facts:?}");
-        assert_eq!(schemes.contains(&LinkScheme::Uring), free(LinkScheme::Uring) && open, "{facts:?}");
+        let rings = free(LinkScheme::Uring) && facts.forced.is_some();
+        assert_eq!(schemes.contains(&LinkScheme::Uring), rings, "{facts:?}");
         let tls = free(LinkScheme::Tcps) && (facts.forced.is_some() || facts.trusts);
         assert_eq!(schemes.contains(&LinkScheme::Tcps), tls, "{facts:?}");
         let rings = free(LinkScheme::Urings) && facts.forced.is_some();
@@ -80,6 +81,31 @@ fn what_holds_whatever_is_offered() {
             assert_ne!(schemes.contains(&scheme), left_out, "{facts:?}: {scheme:?}");
         }
     }
+}
+
+#[test]
+fn where_nothing_is_encrypted_it_is_said() {
+    let mut facts = facts(&[LinkScheme::Rdma]);
+    for forced in [None, Some(LinkScheme::Rdma)] {
+        facts.forced = forced;
+        let choice = choose(&facts);
+        let rdma = choice.order.iter().find(|c| c.scheme == LinkScheme::Rdma);
+        assert_eq!(rdma.is_some(), has(LinkScheme::Rdma));
+        assert!(rdma.is_none_or(|c| c.why.contains("encrypt")), "{choice:?}");
+    }
+}
+
+#[test]
+fn io_uring_is_for_who_asks_for_it() {
+    let mut facts = facts(&[LinkScheme::Uring, LinkScheme::Tcp]);
+    for same_host in [false, true] {
+        facts.same_host = same_host;
+        let choice = choose(&facts);
+        assert_eq!(order(&choice), [LinkScheme::Tcp]);
+        assert!(choice.left_out[0].why.contains("--link uring"), "{choice:?}");
+    }
+    facts.forced = Some(LinkScheme::Uring);
+    assert_eq!(order(&choose(&facts)).contains(&LinkScheme::Uring), has(LinkScheme::Uring));
 }
 
 #[test]

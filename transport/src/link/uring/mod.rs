@@ -8,7 +8,6 @@
 
 mod accepted;
 mod client;
-mod compare;
 mod crew;
 mod lane;
 mod ring;
@@ -23,7 +22,6 @@ use std::sync::OnceLock;
 
 pub(crate) use accepted::accepted;
 pub use client::Dialer;
-pub use compare::{Compared, Rates, compared};
 pub(crate) use crew::Crew;
 pub(crate) use stream::{RingStream, accepted_stream};
 
