@@ -7,7 +7,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -41,10 +43,21 @@ impl Registrar for Arc<Domain> {
     unsafe fn register(&self, at: *const u8, len: usize, shared: bool) -> io::Result<Registration> {
         let windows = if self.facts().windows { access::WINDOWS } else { 0 };
         let access = if shared { access::LOCAL_WRITE | windows } else { 0 };
+        let began = Instant::now();
         // SAFETY: this function's contract. Without windows the peer reaches nothing of it; who posts a request or binds a
         // window answers for the memory's use meanwhile.
-        unsafe { Domain::register(self, at.cast_mut(), len, access) }
+        let registered = unsafe { Domain::register(self, at.cast_mut(), len, access) };
+        SPENT.fetch_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        registered
     }
+}
+
+/// Nanoseconds.
+static SPENT: AtomicU64 = AtomicU64::new(0);
+
+/// How long this process has registered memory with devices so far.
+pub fn registering() -> Duration {
+    Duration::from_nanos(SPENT.load(Ordering::Relaxed))
 }
 
 /// The registrations of one protection domain.
@@ -160,7 +173,7 @@ impl<T> State<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     /// Counts its registrations that are alive.
     #[derive(Clone, Default)]

@@ -27,6 +27,7 @@ mod options;
 mod pulling;
 mod verbs;
 
+pub use cache::registering;
 pub use dial::Dialer;
 pub use lane::Lane;
 pub use listen::Listener;

@@ -204,7 +204,11 @@ fn bind_rdma(uri: &Uri, host: &str, port: u16, access: &Access) -> Result<rdma::
     let mut addresses = (host, port).to_socket_addrs().map_err(failed)?;
     let address = addresses.next().ok_or_else(|| failed(none()))?;
     access.check(uri, Some(address.ip()))?;
-    rdma::Listener::bind(address).map_err(failed)
+    let listener = rdma::Listener::bind(address).map_err(failed)?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(%uri, "RDMA payloads are not encrypted: whoever is on that network can read along; tcps:// encrypts");
+    }
+    Ok(listener)
 }
 
 fn bind_tcp(uri: &Uri, host: &str, port: u16, access: &Access) -> Result<tokio::net::TcpListener, Refusal> {
