@@ -10,6 +10,7 @@ use genie_transport::Uri;
 use genie_transport::auth::Token;
 use genie_transport::client::{ConnectOptions, blocking};
 use genie_transport::link;
+use genie_transport::link::choose::{self, Report};
 use genie_transport::link::tls::{TlsClient, TlsFileError};
 use genie_transport::wire::LinkScheme;
 
@@ -21,7 +22,8 @@ pub(crate) struct LinkArgs {
     /// Microseconds to poll for an answer before the thread sleeps, while answers come fast; 0: sleep at once.
     #[arg(long, value_name = "US", default_value_t = 100)]
     pub(crate) spin: u64,
-    /// Of genie://HOST:PORT, use this link or none: tcp, tcps, shm, rdma, uring, urings.
+    /// Of genie://HOST:PORT, use this link or none: tcp, tcps, shm, rdma, uring, urings. Only tcps and urings encrypt: what goes by rdma
+    /// can be read on the way, with a token as without.
     #[arg(long, value_name = "LINK")]
     pub(crate) link: Option<LinkScheme>,
     /// Seconds to wait for a server that is not there yet.
@@ -127,13 +129,31 @@ pub(crate) fn within<T>(
     Ok(done)
 }
 
+/// The name of an address's link: `tcp`.
+pub(crate) fn scheme(uri: &Uri) -> String {
+    uri.to_string().split("://").next().unwrap_or_default().to_owned()
+}
+
 /// The address with what `--link` adds to it.
 pub(crate) fn wanted(uri: &Uri, args: LinkArgs) -> Result<Uri> {
     let Some(link) = args.link else { return Ok(uri.clone()) };
     match uri {
         Uri::Genie { host, port, link: None } => Ok(Uri::Genie { host: host.clone(), port: *port, link: Some(link) }),
+        // As it was settled before.
+        uri if scheme(uri) == link.name() => Ok(uri.clone()),
         _ => bail!("--link {} is for genie://HOST:PORT, but {uri} names a link already: leave it out", link.name()),
     }
+}
+
+/// The link's own address, and how it was chosen where there was a choice. What is measured or explained is of one link, whichever
+/// it turns out to be.
+pub(crate) fn settled(uri: &Uri, args: LinkArgs) -> Result<(Uri, Option<Report>)> {
+    let uri = wanted(uri, args)?;
+    let Uri::Genie { host, port, link: forced } = &uri else { return Ok((uri, None)) };
+    reach(&uri, args)?;
+    let found = choose::find(host, *port, *forced, args.tls(&uri)?.as_ref())
+        .with_context(|| format!("choosing a link to {uri}"))?;
+    Ok((found.report.chosen.clone(), Some(found.report)))
 }
 
 /// Whether anybody listens.
@@ -183,6 +203,17 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_is_asked_for_once() {
+        let args = |link: &str| LinkArgs { link: Some(link.parse().unwrap()), ..LinkArgs::default() };
+        let of = |uri: &str, link| wanted(&uri.parse().unwrap(), args(link)).map(|uri| uri.to_string());
+        assert_eq!(of("tcp://a:1", "tcp").unwrap(), "tcp://a:1");
+        assert!(of("tcp://a:1", "shm").unwrap_err().to_string().contains("leave it out"));
+        // What names a link is settled, and nobody is asked.
+        let (uri, report) = settled(&"tcp://192.0.2.1:1".parse().unwrap(), LinkArgs::default()).unwrap();
+        assert!(uri.to_string() == "tcp://192.0.2.1:1" && report.is_none());
+    }
 
     #[test]
     fn sizes_are_read() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use genie_transport::client::{ConnectOptions, blocking};
 
-use crate::support::{Server, bad, genie, good, json};
+use crate::support::{Certificate, Server, bad, genie, good, json};
 
 #[test]
 fn files_come_back_as_they_were_put() {
@@ -180,6 +180,62 @@ fn a_server_listens_in_several_places() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[cfg(feature = "uring")]
+fn has_rings() -> bool {
+    genie_transport::link::uring::available().is_ok()
+}
+
+#[cfg(not(feature = "uring"))]
+fn has_rings() -> bool {
+    false
+}
+
+/// What is true of a link is said of it: whether it encrypts, what it copies, and what is fixed.
+#[test]
+fn rings_and_tls_are_explained() {
+    let tls = Certificate::new();
+    let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| tls.path(name));
+    let rings = has_rings();
+    for (scheme, encrypts, hands_pages_over) in
+        [("tcp", false, true), ("uring", false, true), ("tcps", true, false), ("urings", true, false)]
+    {
+        if scheme.starts_with("uring") && !rings {
+            eprintln!("not tested: {scheme}, as this machine has no io_uring");
+            continue;
+        }
+        let server = Server::at(
+            &format!("{scheme}://127.0.0.1:0"),
+            &["--device", "cpu", "--tls-cert", &cert, "--tls-key", &key],
+        );
+        let told = json(&good(&["explain", &server.uri, "--ca", &ca, "--json"]));
+        assert_eq!((told["link"].as_str(), told["encrypted"].as_bool()), (Some(scheme), Some(encrypts)), "{told}");
+        assert_eq!(told["zero_copy"], hands_pages_over, "{told}");
+        for why in ["encrypted_why", "zero_copy_why", "bottleneck_why"] {
+            assert!(told[why].as_str().is_some_and(|text| !text.is_empty()), "{why}: {told}");
+        }
+        for fixed in ["eager_why", "slice_why"] {
+            assert!(told[fixed].as_str().unwrap().starts_with("fixed"), "{told}");
+        }
+        let text = good(&["explain", &server.uri, "--ca", &ca]);
+        assert!(text.contains("encrypted") && text.contains("TLS 1.3") == encrypts, "{text}");
+    }
+}
+
+/// io_uring is left to who asks for it, and what it would move between these two ends is measured for them.
+#[test]
+fn rings_that_were_left_out_are_measured() {
+    if !has_rings() {
+        return eprintln!("not tested: this machine has no io_uring");
+    }
+    let server = Server::at("uring://127.0.0.1:0", &["--device", "cpu"]);
+    let told = json(&good(&["explain", &server.uri.replace("uring://", "genie://"), "--json"]));
+    assert_eq!(told["link"], "tcp");
+    for (link, outcome) in [("tcp", "chosen"), ("uring", "left out")] {
+        let row = told["candidates"].as_array().unwrap().iter().find(|c| c["link"] == link).unwrap();
+        assert!(row["outcome"] == outcome && row["put_gb_s"].as_f64().is_some_and(|rate| rate > 0.0), "{told}");
+    }
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! Starting and stopping the program.
 
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 /// A server of a test, killed with it.
 pub(crate) struct Server {
@@ -52,6 +56,34 @@ impl Drop for Server {
         // It has ended already if this fails.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A certificate for this machine's loopback address, its key, and the authority that signed it, as files.
+pub(crate) struct Certificate {
+    folder: tempfile::TempDir,
+}
+
+impl Certificate {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("a certificate can be made");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = || KeyPair::generate().expect("a key can be made");
+        let authority = CertifiedIssuer::self_signed(params, key()).expect("a certificate can be made");
+        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a certificate can be made");
+        let own = key();
+        let certificate = params.signed_by(&own, &authority).expect("a certificate can be made");
+        let made = Self { folder: tempfile::tempdir().expect("there is room") };
+        let files = [("ca.pem", authority.pem()), ("cert.pem", certificate.pem()), ("key.pem", own.serialize_pem())];
+        for (name, text) in files {
+            fs::write(made.path(name), text).expect("there is room");
+        }
+        fs::set_permissions(made.path("key.pem"), Permissions::from_mode(0o600)).expect("it is ours");
+        made
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
     }
 }
 
