@@ -6,13 +6,13 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use genie_transport::Uri;
 use hdrhistogram::Histogram;
 
-use super::server::scheme;
 use super::work::Op;
 use super::{median, record, rounded, same_host, times};
+use crate::connect::scheme;
 use crate::floor::{Floor, Waiting, memory};
 
 /// What a row is compared with.
@@ -29,7 +29,10 @@ pub(super) enum Floors {
 pub(super) struct Beside {
     pub(super) what: String,
     latencies: Histogram<u64>,
+    /// GB/s of each turn.
     rates: Vec<f64>,
+    /// That of the turn before: how much fits the next.
+    last: f64,
 }
 
 impl Floors {
@@ -45,6 +48,15 @@ impl Floors {
         }
     }
 
+    /// For a link whose floor was asked for.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) fn wanted(uri: &Uri, waiting: Waiting) -> Result<Self> {
+        let (floors, why) = Self::of(uri, waiting)?;
+        floors.ok_or_else(|| anyhow!(why.unwrap_or_default()))
+    }
+
     /// An empty record of the floor for a row.
     pub(super) fn beside(&self, op: Op, streams: u32) -> Result<Beside> {
         let what = match (self, op) {
@@ -56,7 +68,7 @@ impl Floors {
             (Self::Memory, _) if streams == 1 => "memcpy".to_owned(),
             (Self::Memory, _) => format!("memcpy, {streams} threads"),
         };
-        Ok(Beside { what, latencies: times()?, rates: Vec::new() })
+        Ok(Beside { what, latencies: times()?, rates: Vec::new(), last: GUESS })
     }
 
     /// Measures it for about so long, and adds that to the record. `depth`: requests in flight, each of which has memory of its own.
@@ -74,18 +86,15 @@ impl Floors {
             }
             (Self::Sockets(floor, _), _) => {
                 // So many as take the time, going by the turn before.
-                let rate = beside.rates.last().copied().unwrap_or(1.0);
-                let fit = rate * 1e9 * time.as_secs_f64() / message.len() as f64 / f64::from(streams);
+                let fit = beside.last * 1e9 * time.as_secs_f64() / message.len() as f64 / f64::from(streams);
                 let count = (fit as u64).clamp(2, 1 << 20);
                 let took = floor.streams(message, count, streams)?;
-                beside
-                    .rates
-                    .push((message.len() as u64 * count * u64::from(streams)) as f64 / took.as_secs_f64() / 1e9);
+                beside.moved((message.len() as u64 * count * u64::from(streams)) as f64 / took.as_secs_f64() / 1e9);
                 Ok(())
             }
             (Self::Memory, Op::Echo) => memory::spin(message.len(), time, |t| record(&mut beside.latencies, t)),
             (Self::Memory, _) => {
-                beside.rates.push(copies(message, (streams, depth), time));
+                beside.moved(copies(message, (streams, depth), time));
                 Ok(())
             }
         }
@@ -96,7 +105,19 @@ impl Beside {
     /// Forgets what was measured so far, but for how much fits a turn.
     pub(super) fn warmed(&mut self) {
         self.latencies.reset();
-        self.rates.drain(..self.rates.len().saturating_sub(1));
+        self.rates.clear();
+    }
+
+    fn moved(&mut self, rate: f64) {
+        self.rates.push(rate);
+        self.last = rate;
+    }
+
+    /// How many times the floor something moved, from its GB/s in the same turns: the median of the turns' ratios. What both gain or lose
+    /// while memory gets faster or slower cancels out.
+    pub(super) fn ratio_of(&self, turns: &[f64]) -> Option<f64> {
+        let ratios: Vec<f64> = turns.iter().zip(&self.rates).map(|(ours, floor)| ours / floor).collect();
+        (!ratios.is_empty()).then(|| rounded(median(&ratios)))
     }
 
     /// The median round trip, in microseconds.
@@ -110,23 +131,33 @@ impl Beside {
     }
 }
 
+/// GB/s of a floor that was not measured yet.
+const GUESS: f64 = 1.0;
+
 /// Memory of all the places that copies go to, at the most: past every cache, it does not matter how many they are.
 const PLACES_BYTES: usize = 256 << 20;
+
+/// Bytes that are copied between two looks at the clock, at least: small copies take less time than a look.
+const UNLOOKED: usize = 1 << 20;
 
 /// GB/s of plain copies of a message, in so many threads together, each to so many places in turn.
 fn copies(message: &[u8], (threads, places): (u32, u32), time: Duration) -> f64 {
     let places = (places as usize).clamp(1, (PLACES_BYTES / message.len().max(1)).max(1));
+    let unlooked = (UNLOOKED / message.len().max(1)).max(1);
     let one = || {
         let mut to = vec![vec![1; message.len()]; places];
         let (began, mut bytes) = (Instant::now(), 0u64);
-        for place in (0..places).cycle() {
-            black_box(&mut to[place][..]).copy_from_slice(black_box(message));
-            bytes += message.len() as u64;
-            if began.elapsed() >= time {
-                break;
+        let mut at = (0..places).cycle();
+        loop {
+            for place in at.by_ref().take(unlooked) {
+                black_box(&mut to[place][..]).copy_from_slice(black_box(message));
+            }
+            bytes += (unlooked * message.len()) as u64;
+            let took = began.elapsed();
+            if took >= time {
+                return bytes as f64 / took.as_secs_f64() / 1e9;
             }
         }
-        bytes as f64 / began.elapsed().as_secs_f64() / 1e9
     };
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(one)).collect();
@@ -141,6 +172,19 @@ mod tests {
     #[test]
     fn memory_is_a_floor() {
         assert!(copies(&[3; 4096], (2, 4), Duration::from_millis(5)) > 0.0);
+    }
+
+    /// The floor's first turn finds cold caches: it says how much fits a turn, and counts for nothing else.
+    #[test]
+    fn turns_are_compared_with_those_beside_them() {
+        let floors = Floors::Memory;
+        let mut beside = floors.beside(Op::Put, 1).unwrap();
+        beside.moved(100.0);
+        beside.warmed();
+        assert_eq!((beside.last, beside.gb_s(), beside.ratio_of(&[])), (100.0, None, None));
+        // Memory is twice as fast in the second turn, for both.
+        [4.0, 8.0, 4.0].into_iter().for_each(|rate| beside.moved(rate));
+        assert_eq!((beside.gb_s(), beside.ratio_of(&[3.0, 6.0, 2.0])), (Some(4.0), Some(0.75)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `genie bench growth`: what another connection, or another resident, costs the server.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -13,13 +14,15 @@ use genie_transport::client::blocking::Session;
 use genie_transport::wire::TensorSpec;
 use serde::Serialize;
 
+use super::figure;
 use super::load::{self, Outcome, Plan, Until};
+use super::output::OutputArgs;
 use super::rounded;
 use super::row::digits;
-use super::server::{ServerArgs, scheme};
+use super::server::ServerArgs;
 use super::usage::Usage;
 use super::work::{Op, Work};
-use crate::connect::{self, LinkArgs, seconds, size};
+use crate::connect::{self, LinkArgs, scheme, seconds, size};
 use crate::progress::Progress;
 use crate::say::{self, Say};
 use crate::serve::more_descriptors;
@@ -30,10 +33,10 @@ use crate::serve::more_descriptors;
 /// of one session, and what is measured is a get of another. Memory is what the processes have in place, more than before the
 /// first, for each.
 ///
-/// With --json a list with a row for each number: what, count, p50_us, p99_us, each_us (to add one), server_bytes_each,
+/// With --json a list with a row for each number (with --csv the same as a table): what, link, count, p50_us, p99_us, each_us (to add one), server_bytes_each,
 /// client_bytes_each, idle_cpu_percent (of one core, by the server, with all of them silent).
 ///
-/// Example: genie bench growth --serve --connections 1,10,100,1000,10000 --residents 1,10,100,1000,10000,100000
+/// Example: genie bench growth --serve --connections 1,10,100,1000,10000 --residents 1,10,100,1000,10000,100000 --svg growth.svg
 #[derive(Debug, Args)]
 pub(crate) struct GrowthArgs {
     #[command(flatten)]
@@ -51,20 +54,26 @@ pub(crate) struct GrowthArgs {
     #[arg(long, value_name = "S", default_value_t = 0.5, value_parser = seconds)]
     time: f64,
     #[command(flatten)]
+    output: OutputArgs,
+    /// Draw latency and memory by number into this file.
+    #[arg(long, value_name = "FILE.svg")]
+    svg: Option<PathBuf>,
+    #[command(flatten)]
     link: LinkArgs,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
-    what: &'static str,
-    link: String,
-    count: u32,
-    p50_us: f64,
-    p99_us: f64,
-    each_us: f64,
-    server_bytes_each: Option<f64>,
-    client_bytes_each: Option<f64>,
-    idle_cpu_percent: Option<f64>,
+/// What there is so many of, and what that does.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Row {
+    pub(super) what: &'static str,
+    pub(super) link: String,
+    pub(super) count: u32,
+    pub(super) p50_us: f64,
+    pub(super) p99_us: f64,
+    pub(super) each_us: f64,
+    pub(super) server_bytes_each: Option<f64>,
+    pub(super) client_bytes_each: Option<f64>,
+    pub(super) idle_cpu_percent: Option<f64>,
 }
 
 /// Bytes of the echo, and of the get.
@@ -89,7 +98,10 @@ pub(crate) fn run(args: &GrowthArgs, say: Say) -> Result<()> {
         closed?;
     }
     drop(progress);
-    say.result(&rows, |rows| {
+    if let Some(path) = &args.svg {
+        std::fs::write(path, figure::growth(&rows)?).with_context(|| format!("writing {}", path.display()))?;
+    }
+    args.output.print(say, &rows, |rows| {
         let some = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), digits);
         let header =
             ["link", "what", "count", "p50 us", "p99", "us to add", "server B each", "client B each", "idle CPU %"];

@@ -1,6 +1,6 @@
 //! `genie bench interference`: what a small request waits while a large put runs on the same connection.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -11,21 +11,23 @@ use genie_transport::client::blocking::Session;
 use genie_transport::wire::TensorSpec;
 use serde::Serialize;
 
-use super::load::{self, Outcome, Plan, Until};
+use super::load::{self, Outcome, Pace, Plan, Target, Until};
+use super::output::OutputArgs;
 use super::row::{digits, size as short};
-use super::server::{ServerArgs, scheme};
+use super::server::ServerArgs;
 use super::work::{Op, Work};
 use super::{LARGEST_ECHO, rounded};
-use crate::connect::{self, LinkArgs, size};
+use crate::connect::{self, LinkArgs, scheme, size};
 use crate::progress::Progress;
 use crate::say::{self, Say};
 
 /// Measure small requests while nothing else happens, and while a large put runs on the same connection.
 ///
 /// The requests begin at --rate, in both cases, and their latencies count from when they were meant to begin: one that is held up
-/// cannot hide those behind it. The goal is a 99th percentile of at most three times the idle one.
+/// cannot hide those behind it. All that were meant to begin from the put's start to its end count, those that could not begin
+/// meanwhile as well. The goal is a 99th percentile of at most three times the idle one.
 ///
-/// With --json a list with a row for each server: idle_p50_us, idle_p99_us, busy_p50_us, busy_p99_us, busy_max_us, ratio_p99,
+/// With --json a list with a row for each server (with --csv the same as a table): idle_p50_us, idle_p99_us, busy_p50_us, busy_p99_us, busy_max_us, ratio_p99,
 /// put_gb_s, and what was asked for.
 ///
 /// Example: genie bench interference --serve --links tcp,shm --tensor 1G
@@ -52,6 +54,8 @@ pub(crate) struct InterferenceArgs {
     #[arg(long, default_value_t = 0)]
     device: u16,
     #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
     link: LinkArgs,
 }
 
@@ -75,8 +79,8 @@ struct Row {
     put_gb_s: f64,
 }
 
-/// Requests are begun for this long at a time; then the put is looked at.
-const STRETCH: Duration = Duration::from_millis(10);
+/// Small requests that may be in flight: more than this wait for their turn, and count from when they were meant to begin.
+const DEPTH: usize = 256;
 
 /// Runs the command.
 pub(crate) fn run(args: &InterferenceArgs, say: Say) -> Result<()> {
@@ -113,7 +117,7 @@ pub(crate) fn run(args: &InterferenceArgs, say: Say) -> Result<()> {
         });
     }
     drop(progress);
-    say.result(&rows, |rows| {
+    args.output.print(say, &rows, |rows| {
         let header =
             ["link", "put", "lanes", "GB/s", "small", "idle p50 us", "p99", "busy p50", "p99", "max", "ratio p99"];
         let cells = rows.iter().map(|r| {
@@ -135,40 +139,27 @@ fn measure(
     let data = Bytes::from(vec![5; usize::try_from(args.tensor)?]);
     let spec = TensorSpec::new(DType::U8, &[args.tensor])?;
     let options = PutOptions { device: args.device, ..PutOptions::default() };
-    let plan = Plan { depth: 256, rate: Some(f64::from(args.rate)), until: Until::Time(STRETCH) };
+    let pace = Pace { rate: f64::from(args.rate), depth: DEPTH };
     let (mut idle, mut busy, mut moved) = (Outcome::empty()?, Outcome::empty()?, Duration::ZERO);
+    let mut work = Work::new(session, Op::Echo, vec![7; usize::try_from(args.small)?].into(), args.device, 1)?;
     // Not counted: the first put takes memory that later ones find.
     for turn in 0..=args.turns {
-        let began = Instant::now();
-        let put = session.start_put(&spec, data.clone(), options)?;
-        let mut work = Work::new(session, Op::Echo, vec![7; usize::try_from(args.small)?].into(), args.device, 1)?;
-        let mut stretches = 0;
-        while !work.session().is_done(&put) {
-            let outcome = load::run(&mut work, plan)?;
-            stretches += 1;
-            // A stretch in which the put ended was busy for a part only.
-            if turn > 0 && !work.session().is_done(&put) {
-                busy.after(&outcome);
-            }
-        }
-        if turn > 0 {
-            moved += began.elapsed();
-        }
+        // A link that copies the tensor before it returns keeps the small requests waiting as well.
+        let since = work.now();
+        let put = work.session().start_put(&spec, data.clone(), options)?;
+        let beside = load::during(&mut work, pace, since, |work| work.session().is_done(&put))?;
         let tensor = work.session().finish_put(put)?;
         work.session().free(tensor.handle)?;
-        for _ in 0..stretches {
-            let outcome = load::run(&mut work, plan)?;
-            if turn > 0 {
-                idle.after(&outcome);
-            }
-        }
-        work.end()?;
+        // As many without one.
+        let plan = Plan { depth: pace.depth, rate: Some(pace.rate), until: Until::Time(beside.took) };
+        let alone = load::run(&mut work, plan)?;
         if turn > 0 {
+            moved += beside.took;
+            busy.after(&beside);
+            idle.after(&alone);
             progress.step();
         }
     }
-    if busy.latencies.is_empty() {
-        anyhow::bail!("the put is over before {STRETCH:?}: give a larger --tensor");
-    }
+    work.end()?;
     Ok((idle, busy, moved))
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::floors::Floors;
 use super::work::Op;
-use super::{LARGEST_ECHO, record, rounded, same_host, times};
+use super::{LARGEST_ECHO, record, rounded, times};
 use crate::connect::{self, LinkArgs, seconds, size};
 use crate::floor::Waiting;
 use crate::progress::Progress;
@@ -23,7 +23,7 @@ use crate::say::{self, Say};
 /// (--spin above 0), blocking if it does not. For shm:// it is two processes that poll shared memory. Genie and floor are measured
 /// in turns.
 ///
-/// With --json: a list with a row for each size: op, bytes, p50_us, p99_us, floor_p50_us, ratio (the last two null without
+/// With --json: a list with a row for each size: op, uri (the link's own, where genie:// chose it), bytes, p50_us, p99_us, floor_p50_us, ratio (the last two null without
 /// --floor).
 ///
 /// Example: genie bench latency --connect tcp://127.0.0.1:7070 --sizes 64,4096 --floor --json
@@ -49,6 +49,7 @@ pub(crate) struct LatencyArgs {
 #[derive(Debug, Serialize)]
 struct Row {
     op: &'static str,
+    uri: String,
     bytes: u64,
     p50_us: f64,
     p99_us: f64,
@@ -64,7 +65,8 @@ pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
     if let Some(big) = args.sizes.iter().find(|&&n| n > LARGEST_ECHO) {
         bail!("{big} bytes are too many for an echo: up to {LARGEST_ECHO} (see `genie bench put` for more)");
     }
-    let rows = connect::within(&args.connect, args.link, |session| measure(args, session))?;
+    let (uri, _) = connect::settled(&args.connect, args.link)?;
+    let rows = connect::within(&uri, args.link, |session| measure(args, &uri, session))?;
     say.result(&rows, |rows| {
         let optional = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
         say::table(
@@ -77,15 +79,9 @@ pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
     })
 }
 
-fn measure(args: &LatencyArgs, session: &mut Session) -> Result<Vec<Row>> {
+fn measure(args: &LatencyArgs, uri: &Uri, session: &mut Session) -> Result<Vec<Row>> {
     let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
-    let floor = if args.floor {
-        same_host(&args.connect)?;
-        let (floor, why) = Floors::of(&args.connect, waiting)?;
-        Some(floor.ok_or_else(|| anyhow!(why.unwrap_or_default()))?)
-    } else {
-        None
-    };
+    let floor = args.floor.then(|| Floors::wanted(uri, waiting)).transpose()?;
     let slice = Duration::from_secs_f64(args.time) / TURNS;
     let mut progress = Progress::steps("echo", args.sizes.len() as u64 * u64::from(TURNS));
     let mut rows = Vec::new();
@@ -115,7 +111,15 @@ fn measure(args: &LatencyArgs, session: &mut Session) -> Result<Vec<Row>> {
         let p50_us = us(&ours, 0.5);
         let floor_p50_us = theirs.and_then(|theirs| theirs.p50_us());
         let ratio = floor_p50_us.map(|f| rounded(p50_us / f));
-        rows.push(Row { op: "echo", bytes, p50_us, p99_us: us(&ours, 0.99), floor_p50_us, ratio });
+        rows.push(Row {
+            op: "echo",
+            uri: uri.to_string(),
+            bytes,
+            p50_us,
+            p99_us: us(&ours, 0.99),
+            floor_p50_us,
+            ratio,
+        });
     }
     Ok(rows)
 }

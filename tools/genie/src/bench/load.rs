@@ -59,6 +59,15 @@ pub(super) struct Plan {
     pub(super) until: Until,
 }
 
+/// How requests follow each other for as long as something else lasts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Pace {
+    /// Requests a second.
+    pub(super) rate: f64,
+    /// Requests in flight, at the most.
+    pub(super) depth: usize,
+}
+
 /// What was measured.
 #[derive(Debug)]
 pub(super) struct Outcome {
@@ -108,6 +117,44 @@ pub(super) fn run<T: Target>(target: &mut T, plan: Plan) -> Result<Outcome> {
     match plan.rate {
         None => closed(target, plan),
         Some(rate) => open(target, plan, rate),
+    }
+}
+
+/// An open loop beside something that began at `since` and is looked at between requests. All requests that are due before it is
+/// over are begun and counted, from when they were meant to begin; [`Outcome::took`] is how long that something took.
+///
+/// # Errors
+/// The first request's that fails.
+pub(super) fn during<T: Target>(
+    target: &mut T,
+    pace: Pace,
+    since: Duration,
+    mut is_over: impl FnMut(&mut T) -> bool,
+) -> Result<Outcome> {
+    let mut outcome = Outcome::empty()?;
+    let mut flying = VecDeque::with_capacity(pace.depth);
+    let due = |n: u64| since + Duration::from_secs_f64(n as f64 / pace.rate);
+    let (mut now, mut started, mut end) = (target.now(), 0, None);
+    loop {
+        if end.is_none() && is_over(target) {
+            now = target.now();
+            outcome.took = now.saturating_sub(since);
+            end = Some(now);
+        }
+        let counts = |n| end.is_none_or(|end| due(n) < end);
+        while counts(started) && due(started) <= now && flying.len() < pace.depth {
+            flying.push_back(Flying { ticket: target.start()?, since: due(started) });
+            started += 1;
+            now = target.now();
+        }
+        if !counts(started) && flying.is_empty() {
+            return Ok(outcome);
+        }
+        let next = (counts(started) && flying.len() < pace.depth).then(|| due(started));
+        if next.is_none_or(|next| next > now) {
+            target.wait(&flying, next);
+            now = harvest(target, &mut flying, &mut outcome)?;
+        }
     }
 }
 
@@ -336,6 +383,31 @@ mod tests {
         assert!((200..=205).contains(&outcome.requests), "{}", outcome.requests);
         assert_eq!(outcome.latencies.len(), 1000);
         assert!(at(&outcome, 0.5) > 100 * MS, "{:?}", at(&outcome, 0.5));
+    }
+
+    /// What lasts 300 ms stands in the way from 200 ms on, to its end and beyond: those who come last wait longest, and count.
+    #[test]
+    fn what_waits_for_the_end_of_something_counts() {
+        let pace = Pace { rate: 1000.0, depth: 16 };
+        let mut fake = Fake { stall: (200 * MS, 310 * MS), ..Fake::new(100 * US) };
+        let outcome = during(&mut fake, pace, Duration::ZERO, |fake| fake.now >= 300 * MS).unwrap();
+        // Nobody looks while all that may be in flight waits: it is found to be over when the first of them is answered.
+        let looked = outcome.took;
+        assert!((310 * MS..312 * MS).contains(&looked), "{looked:?}");
+        assert!((310..=312).contains(&outcome.requests) && outcome.unstarted == 0, "{outcome:?}");
+        assert!(near(at(&outcome, 1.0), 110 * MS + 100 * US), "{:?}", at(&outcome, 1.0));
+        assert!(fake.most_flying <= pace.depth);
+    }
+
+    /// A caller that is kept for 100 ms before the first request can begin has kept all of those waiting that were due.
+    #[test]
+    fn what_happens_at_once_keeps_requests_waiting() {
+        let mut fake = Fake::new(100 * US);
+        fake.now = 100 * MS;
+        let pace = Pace { rate: 1000.0, depth: 16 };
+        let outcome = during(&mut fake, pace, Duration::ZERO, |_| true).unwrap();
+        assert_eq!((outcome.requests, outcome.took), (100, 100 * MS));
+        assert!(near(at(&outcome, 1.0), 100 * MS + 100 * US) && at(&outcome, 0.5) > 50 * MS, "{outcome:?}");
     }
 
     #[test]

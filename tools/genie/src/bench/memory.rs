@@ -7,7 +7,7 @@ use genie_transport::Uri;
 use genie_transport::client::blocking::Session;
 use memmap2::MmapMut;
 
-use super::server::scheme;
+use crate::connect::scheme;
 
 /// Where the client's payloads lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -9,13 +9,14 @@ pub(crate) mod interference;
 pub(crate) mod latency;
 mod load;
 mod memory;
+mod output;
 pub(crate) mod price;
 pub(crate) mod put;
 mod row;
 mod server;
 mod sizes;
 pub(crate) mod transfer;
-mod usage;
+pub(crate) mod usage;
 mod work;
 
 use std::net::{IpAddr, ToSocketAddrs};

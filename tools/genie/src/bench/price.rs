@@ -10,24 +10,27 @@ use serde::Serialize;
 
 use super::load::{self, Plan, Until};
 use super::memory::ordinary;
+use super::output::OutputArgs;
 use super::server::ServerArgs;
 use super::sizes::{Sizes, flatten, sizes};
 use super::work::{Op, Work};
 use super::{median, rounded, row};
-use crate::connect::{self, LinkArgs, seconds};
+use crate::connect::{self, LinkArgs, scheme, seconds};
 use crate::progress::Progress;
 use crate::say::{self, Say};
 
 /// Measure what integrity, or TLS, costs: throughput with it and without it, in turns, within one run.
 ///
 /// With one address, slices with checksums are measured beside slices without (the server has to allow that: `genie serve
-/// --unchecked`). With two, the first address is measured beside the second: tcps:// beside tcp://.
+/// --unchecked`); tcps:// and urings:// have none to do without, since each of their records has a tag. With two, the first address is
+/// measured beside the second: tcps:// beside tcp://. Then each side guards its bytes as it does by itself, and the output says how.
 ///
 /// A turn of one is followed by a turn of the other, and the next pair begins with the other one, so that memory that gets slower
 /// or faster meanwhile changes both. A pair gives a ratio; the row has the median of these, and the quartiles around it.
 ///
-/// With --json: a list with a row for each op and size: op, bytes, with, without (what was measured), with_gb_s, without_gb_s
-/// (medians of the turns), ratio, ratio_quartiles, pairs.
+/// With --json: a list with a row for each op and size (with --csv the same as a table): op, bytes, with, without (what was measured), with_integrity, without_integrity
+/// (what guards the bytes on either side: crc32c, record tags, none), with_gb_s, without_gb_s (medians of the turns), ratio,
+/// ratio_q1, ratio_q3 (quartiles), pairs.
 ///
 /// Examples:
 ///   genie bench price --serve --serve-args=--unchecked --sizes 1M,4M,64M
@@ -59,6 +62,8 @@ pub(crate) struct PriceArgs {
     #[arg(long, default_value_t = 0)]
     device: u16,
     #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
     link: LinkArgs,
 }
 
@@ -68,11 +73,14 @@ struct Row {
     bytes: u64,
     with: String,
     without: String,
+    with_integrity: &'static str,
+    without_integrity: &'static str,
     with_gb_s: f64,
     without_gb_s: f64,
     /// The median of the pairs' ratios, and their first and third quartiles.
     ratio: f64,
-    ratio_quartiles: [f64; 2],
+    ratio_q1: f64,
+    ratio_q3: f64,
     pairs: u32,
 }
 
@@ -87,6 +95,14 @@ pub(crate) fn run(args: &PriceArgs, say: Say) -> Result<()> {
     let sizes = flatten(&args.sizes);
     let servers = args.server.ready(&args.link)?;
     let (mut with, mut without) = match servers.uris() {
+        [uri] if uri.is_encrypted() => bail!(
+            "{uri} has no checksums to do without: each record of TLS has a tag, so both sides would be the same. Give two \
+             addresses, for what TLS costs: --uri tcps://HOST:PORT,tcp://HOST:PORT, or --serve --links tcps,tcp"
+        ),
+        [uri] if scheme(uri) == "shm" => bail!(
+            "{uri} has no checksums to do without: tensors are passed, or copied once, in memory that both ends see, so both \
+             sides would be the same. Give tcp://, or two addresses"
+        ),
         [uri] => (Side::open(args, uri, false)?, Side::open(args, uri, true)?),
         [with, without] => (Side::open(args, with, false)?, Side::open(args, without, false)?),
         _ => bail!("one address, for integrity beside none, or two, to measure the first beside the second"),
@@ -104,12 +120,13 @@ pub(crate) fn run(args: &PriceArgs, say: Say) -> Result<()> {
     drop(progress);
     with.session.close()?;
     without.session.close()?;
-    say.result(&rows, |rows| table(rows))
+    args.output.print(say, &rows, |rows| table(rows))
 }
 
 /// One of the two that are compared.
 struct Side {
     name: String,
+    integrity: &'static str,
     session: Session,
 }
 
@@ -123,7 +140,18 @@ impl Side {
             super::is_unchecked(&mut session, uri)?;
         }
         let name = if unchecked { format!("{uri} unchecked") } else { uri.to_string() };
-        Ok(Self { name, session })
+        Ok(Self { name, integrity: integrity(uri, unchecked), session })
+    }
+}
+
+/// What guards a tensor's bytes on their way.
+fn integrity(uri: &Uri, unchecked: bool) -> &'static str {
+    match scheme(uri).as_str() {
+        "tcps" | "urings" => "record tags",
+        // They lie in memory that both ends see.
+        "shm" => "none",
+        _ if unchecked => "none",
+        _ => "crc32c",
     }
 }
 
@@ -157,19 +185,25 @@ fn measure(args: &PriceArgs, op: Op, bytes: u64, with: &mut Side, without: &mut 
         bytes,
         with: with.name.clone(),
         without: without.name.clone(),
+        with_integrity: with.integrity,
+        without_integrity: without.integrity,
         with_gb_s: rounded(median(&rates[0])),
         without_gb_s: rounded(median(&rates[1])),
         ratio: rounded(median(&ratios)),
-        ratio_quartiles: [rounded(quartile(1)), rounded(quartile(3))],
+        ratio_q1: rounded(quartile(1)),
+        ratio_q3: rounded(quartile(3)),
         pairs: args.pairs,
     })
 }
 
 fn table(rows: &[Row]) -> String {
-    let names = rows.first().map(|r| format!("with: {}; without: {}", r.with, r.without)).unwrap_or_default();
+    let names = rows.first().map_or_else(String::new, |r| {
+        let side = |name: &str, integrity: &str| format!("{name} (integrity: {integrity})");
+        format!("with: {}; without: {}", side(&r.with, r.with_integrity), side(&r.without, r.without_integrity))
+    });
     let cells = rows.iter().map(|r| {
         let (with, without) = (row::digits(r.with_gb_s), row::digits(r.without_gb_s));
-        let [low, high] = r.ratio_quartiles;
+        let (low, high) = (r.ratio_q1, r.ratio_q3);
         [
             r.op.to_owned(),
             row::size(r.bytes),

@@ -1,11 +1,10 @@
 //! A row of `genie bench transfer`: what was asked, what was measured, and what it is compared with.
 
-use anyhow::Result;
 use serde::Serialize;
 
 use super::load::Outcome;
-use super::rounded;
 use super::usage::Spent;
+use super::{median, rounded};
 use crate::say;
 
 /// One row. As JSON and CSV its fields have these names; a time's name ends with its unit.
@@ -31,7 +30,9 @@ pub(super) struct Row {
     /// Requests that were due and could not begin.
     pub(super) unstarted: u64,
     pub(super) seconds: f64,
+    /// Of all turns together.
     pub(super) messages_s: f64,
+    /// The median of the turns.
     pub(super) gb_s: f64,
     pub(super) mean_us: f64,
     pub(super) p50_us: f64,
@@ -43,6 +44,8 @@ pub(super) struct Row {
     pub(super) connect_us: f64,
     /// The first request of this row: memory is touched, or registered, for the first time. Not among the others.
     pub(super) first_us: f64,
+    /// Of that, what registering memory with a device took this process; null over links that register none.
+    pub(super) first_registering_us: Option<f64>,
     pub(super) client_cpu_s_gb: f64,
     pub(super) server_cpu_s_gb: Option<f64>,
     /// Payload bytes copied in user space at both ends, for each byte that was moved.
@@ -50,14 +53,15 @@ pub(super) struct Row {
     /// What the floor is; null where there is none.
     pub(super) floor: Option<String>,
     pub(super) floor_p50_us: Option<f64>,
+    /// The median of the turns.
     pub(super) floor_gb_s: Option<f64>,
-    /// Echo: p50 by the floor's (lower is better). Else GB/s by the floor's (higher is better).
+    /// Echo: p50 by the floor's (lower is better). Else the median of the turns' ratios, GB/s by the floor's (higher is better).
     pub(super) ratio: Option<f64>,
 }
 
 impl Row {
-    /// Fills in what was measured.
-    pub(super) fn measured(&mut self, outcome: &Outcome, spent: &Spent) {
+    /// Fills in what was measured, in all and in each turn.
+    pub(super) fn measured(&mut self, outcome: &Outcome, turns: &[f64], spent: &Spent) {
         let seconds = outcome.took.as_secs_f64();
         let messages = outcome.requests * u64::from(self.batch);
         let gigabytes = (messages * self.bytes) as f64 / 1e9;
@@ -66,8 +70,8 @@ impl Row {
         self.unstarted = outcome.unstarted;
         self.seconds = (seconds * 1e6).round() / 1e6;
         self.messages_s = rounded(messages as f64 / seconds);
-        // A small message's rate has its digits further behind.
-        self.gb_s = (gigabytes / seconds * 1e6).round() / 1e6;
+        // As the floor's. A small message's rate has its digits further behind.
+        self.gb_s = (median(turns) * 1e6).round() / 1e6;
         self.mean_us = rounded(outcome.latencies.mean() / 1e3);
         self.max_us = rounded(outcome.latencies.max() as f64 / 1e3);
         (self.p50_us, self.p90_us, self.p99_us, self.p999_us) = (us(0.5), us(0.9), us(0.99), us(0.999));
@@ -123,6 +127,13 @@ fn legend(rows: &[Row]) -> String {
     links.dedup();
     let connects: Vec<_> = links.iter().map(|(link, us)| format!("{link} {} us", digits(*us))).collect();
     lines.push(format!("first use: connect {}; the first request of a size is in the table", connects.join(", ")));
+    let registering: Vec<_> = rows
+        .iter()
+        .filter_map(|r| Some(format!("{} {} {} us", r.op, size(r.bytes), digits(r.first_registering_us?))))
+        .collect();
+    if !registering.is_empty() {
+        lines.push(format!("of the first requests, registering memory: {}", registering.join(", ")));
+    }
     let mut floors: Vec<_> =
         rows.iter().filter_map(|r| Some(format!("{} {}: {}", r.link, r.op, r.floor.as_ref()?))).collect();
     floors.dedup();
@@ -130,13 +141,6 @@ fn legend(rows: &[Row]) -> String {
         lines.push(format!("floors, in turns with it: {}", floors.join("; ")));
     }
     lines.join("\n")
-}
-
-/// The rows as CSV, with a header.
-pub(super) fn csv(rows: &[Row]) -> Result<String> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    rows.iter().try_for_each(|row| writer.serialize(row))?;
-    Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
 /// A size as one writes it: 4K.
@@ -179,7 +183,7 @@ mod tests {
             server_cpu: Some(Duration::from_secs(3)),
             copied: Some(4_000_000_000),
         };
-        row.measured(&outcome(), &spent);
+        row.measured(&outcome(), &[0.5, 1.0, 7.0], &spent);
         row
     }
 
@@ -194,14 +198,19 @@ mod tests {
     }
 
     #[test]
-    fn a_table_and_csv_hold_the_rows() {
-        let rows = [row(), Row { floor: Some("memcpy".into()), floor_gb_s: Some(12.5), rate: Some(5.0), ..row() }];
+    fn a_table_holds_the_rows() {
+        let compared = Row { floor: Some("memcpy".into()), floor_gb_s: Some(12.5), rate: Some(5.0), ..row() };
+        let rows = [row(), Row { first_registering_us: Some(140.0), ..compared }];
         let table = table(&rows);
-        for text in ["p99.9", "12.5 GB/s", "tcp put: memcpy", "open loop: 5 requests/s"] {
+        for text in [
+            "p99.9",
+            "12.5 GB/s",
+            "registering memory: put 1000000 140 us",
+            "tcp put: memcpy",
+            "open loop: 5 requests/s",
+        ] {
             assert!(table.contains(text), "{text}: {table}");
         }
-        let csv = csv(&rows).unwrap();
-        assert!(csv.starts_with("op,link,uri,bytes,") && csv.lines().count() == 3, "{csv}");
     }
 
     #[test]

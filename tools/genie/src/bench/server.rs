@@ -1,16 +1,18 @@
 //! The servers that a bench measures: some that run already, or one of its own.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use genie_transport::Uri;
 
-use crate::connect::LinkArgs;
+use crate::connect::{self, LinkArgs};
 use crate::server::OwnServer;
 
 /// Which servers to measure.
 #[derive(Debug, Args)]
 pub(crate) struct ServerArgs {
-    /// The server; several, one after the other: tcp://HOST:PORT,shm:///path. With --serve: where to listen.
+    /// The server; several, one after the other: tcp://HOST:PORT,shm:///path. With --serve: where to listen. rdma:// does not encrypt.
     #[arg(long, visible_alias = "connect", value_name = "URI", value_delimiter = ',')]
     uri: Vec<Uri>,
     /// Start a server in a process of its own for as long as it takes, on this machine.
@@ -19,6 +21,10 @@ pub(crate) struct ServerArgs {
     /// With --serve: links to measure one after the other, each on an address that is free: tcp,shm,uring.
     #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "serve", conflicts_with = "uri")]
     links: Vec<String>,
+    /// With --links: this machine's address to listen at, and to reach the server by; rdma needs one that an RDMA device has. For one that
+    /// others can reach, the server asks for more: --serve-args '--tokens FILE --plaintext-off-host', and --token-file.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", requires = "links")]
+    host: String,
     /// With --serve: the server's devices, as for `genie serve`.
     #[arg(long, value_name = "NAME", default_value = "cpu", requires = "serve")]
     serve_device: String,
@@ -42,14 +48,16 @@ impl ServerArgs {
             if self.uri.is_empty() {
                 bail!("say which server: --uri tcp://HOST:PORT, or --serve to start one");
             }
-            return Ok(Servers { uris: self.uri.clone(), _own: None });
+            // A row names the link that it is of, and stands beside that link's floor.
+            let settled = self.uri.iter().map(|uri| connect::settled(uri, *link).map(|(uri, _)| uri));
+            return Ok(Servers { uris: settled.collect::<Result<_>>()?, _own: None });
         }
         let mut listen = self.uri.clone();
         for name in &self.links {
-            listen.push(free_address(name)?);
+            listen.push(free_address(name, &self.host)?);
         }
         if listen.is_empty() {
-            listen.push(free_address("tcp")?);
+            listen.push(free_address("tcp", &self.host)?);
         }
         let mut more: Vec<&str> = self.serve_args.split_whitespace().collect();
         if link.spin == 0 {
@@ -67,32 +75,37 @@ impl Servers {
     }
 }
 
-/// The name of an address's link: `tcp`.
-pub(super) fn scheme(uri: &Uri) -> String {
-    uri.to_string().split("://").next().unwrap_or_default().to_owned()
-}
-
 /// An address of this link that nobody has: a free port, or a path that names this process.
-fn free_address(link: &str) -> Result<Uri> {
+fn free_address(link: &str, host: &str) -> Result<Uri> {
     let text = match link {
         "shm" => {
             let path = std::env::temp_dir().join(format!("genie-bench-{}.sock", std::process::id()));
             format!("shm://{}", path.display())
         }
-        other => format!("{other}://127.0.0.1:0"),
+        "rdma" if host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback()) => {
+            bail!("--links rdma: no RDMA device has the address {host}; name one that a device has, with --host")
+        }
+        // An IPv6 address stands in brackets.
+        other if host.contains(':') => format!("{other}://[{host}]:0"),
+        other => format!("{other}://{host}:0"),
     };
-    text.parse().with_context(|| format!("--links {link}"))
+    text.parse().with_context(|| format!("--links {link} --host {host}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connect::scheme;
 
     #[test]
     fn links_have_free_addresses() {
-        let uri = free_address("tcp").unwrap();
+        let uri = free_address("tcp", "127.0.0.1").unwrap();
         assert_eq!((uri.to_string().as_str(), scheme(&uri).as_str()), ("tcp://127.0.0.1:0", "tcp"));
-        let error = format!("{:#}", free_address("pigeon").unwrap_err());
+        assert_eq!(free_address("tcp", "192.0.2.1").unwrap().to_string(), "tcp://192.0.2.1:0");
+        assert_eq!(free_address("tcp", "::1").unwrap().to_string(), "tcp://[::1]:0");
+        let error = format!("{:#}", free_address("pigeon", "127.0.0.1").unwrap_err());
         assert!(error.contains("--links pigeon"), "{error}");
+        let error = free_address("rdma", "127.0.0.1").unwrap_err().to_string();
+        assert!(error.contains("--host"), "{error}");
     }
 }

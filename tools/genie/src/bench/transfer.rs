@@ -12,13 +12,14 @@ use genie_transport::client::blocking::Session;
 use super::floors::{Beside, Floors};
 use super::load::{self, Outcome, Plan, Until};
 use super::memory::{Memory, ordinary};
+use super::output::OutputArgs;
 use super::row::{self, Row};
-use super::server::{ServerArgs, scheme};
+use super::server::ServerArgs;
 use super::sizes::{Sizes, flatten, sizes};
 use super::usage::{Spent, Usage};
 use super::work::{Op, Work};
 use super::{LARGEST_ECHO, figure, rounded};
-use crate::connect::{self, LinkArgs, seconds};
+use crate::connect::{self, LinkArgs, scheme, seconds};
 use crate::floor::Waiting;
 use crate::progress::Progress;
 use crate::say::{self, Say};
@@ -32,11 +33,11 @@ use crate::say::{self, Say};
 /// A row's floor is measured in turns with it: for an echo one raw socket that is polled if this client polls, else as many raw
 /// streams as there are lanes and threads; for shm:// two processes that poll shared memory, and memcpy to as many places in turn as
 /// there are requests in flight. An echo's ratio is its p50 by the floor's, for one request in flight; the others' is GB/s by the
-/// floor's.
+/// floor's, the median of the turns' ratios.
 ///
 /// With --json a list with a row for each link, op and size; with --csv the same as a table. Times in microseconds (_us), rates in
 /// GB/s (10^9), CPU time in seconds for each GB (_cpu_s_gb) of client and server, copied_per_byte of both ends together,
-/// connect_us and first_us for what is only paid once.
+/// connect_us and first_us for what is only paid once, first_registering_us for what of that was registering memory (rdma:// alone).
 ///
 /// Examples:
 ///   genie bench transfer --serve --op echo --sizes 64,4K
@@ -66,7 +67,8 @@ pub(crate) struct TransferArgs {
     /// Threads, each with a session of its own.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     threads: u32,
-    /// Where the client's payloads lie: heap, pinned (locked pages), shared (over shm://), device (with CUDA).
+    /// Where the client's payloads lie: heap, pinned (locked pages), shared (over shm://, where gets land in it anyway), device (with
+    /// CUDA).
     #[arg(long, value_enum, default_value = "heap")]
     memory: Memory,
     /// Checksums of bulk slices; off where the server was started with --unchecked. Over tcps:// records are authenticated instead.
@@ -90,9 +92,8 @@ pub(crate) struct TransferArgs {
     /// Leave the floors out.
     #[arg(long)]
     no_floor: bool,
-    /// The rows as CSV.
-    #[arg(long, conflicts_with = "json")]
-    csv: bool,
+    #[command(flatten)]
+    output: OutputArgs,
     /// Draw latency and throughput by size into this file.
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
@@ -123,12 +124,9 @@ pub(crate) fn run(args: &TransferArgs, say: Say) -> Result<()> {
     }
     drop(progress);
     if let Some(path) = &args.svg {
-        std::fs::write(path, figure::svg(&rows)?).with_context(|| format!("writing {}", path.display()))?;
+        std::fs::write(path, figure::transfer(&rows)?).with_context(|| format!("writing {}", path.display()))?;
     }
-    if args.csv {
-        return say::piece(&row::csv(&rows)?);
-    }
-    say.result(&rows, |rows| row::table(rows))
+    args.output.print(say, &rows, |rows| row::table(rows))
 }
 
 impl TransferArgs {
@@ -138,8 +136,12 @@ impl TransferArgs {
                 "{big} bytes are too many for an echo: up to {LARGEST_ECHO}; --op put and --op get have no such limit"
             );
         }
-        if self.memory != Memory::Heap && self.op.contains(&Op::Get) {
-            bail!("a get lands in memory that its session has: --memory is for puts and echoes");
+        if matches!(self.memory, Memory::Pinned | Memory::Device) && self.op.iter().any(|op| op.reads()) {
+            bail!(
+                "a get lands in memory of its session's own, which is not {}: --memory {} is for puts and echoes",
+                self.memory.name(),
+                self.memory.name()
+            );
         }
         if self.time <= 0.0 && self.iterations.is_none() {
             bail!("--time 0 measures nothing: give a time, or --iterations");
@@ -242,7 +244,7 @@ impl TransferArgs {
 
 impl Bench<'_> {
     fn row(&mut self, op: Op, bytes: u64) -> Result<Row> {
-        let args = self.args;
+        let (args, uri) = (self.args, self.uri);
         let depth = args.depth_for(op);
         let message = ordinary(usize::try_from(bytes)?);
         let streams = if op == Op::Echo { 1 } else { self.lanes * args.threads };
@@ -256,7 +258,7 @@ impl Bench<'_> {
             let threads: Vec<_> = self
                 .sessions
                 .iter_mut()
-                .map(|session| scope.spawn(|| thread(args, session, op, depth, bytes, &barrier)))
+                .map(|session| scope.spawn(|| thread(args, uri, session, op, depth, bytes, &barrier)))
                 .collect();
             // Whatever fails here, the threads go through all of their turns: each waits for the others.
             barrier.wait();
@@ -283,10 +285,15 @@ impl Bench<'_> {
         });
         let threads: Vec<Thread> = threads.into_iter().collect::<Result<_>>()?;
         failed?;
-        let mut outcome = Outcome::empty()?;
+        let (mut outcome, mut rates) = (Outcome::empty()?, Vec::new());
         for turn in 0..args.turns() as usize {
             let mut all = Outcome::empty()?;
             threads.iter().filter_map(|thread| thread.turns.get(turn)).for_each(|one| all.beside(one));
+            // Fewer requests than turns: the last turns have none.
+            if all.requests > 0 {
+                let moved = all.requests * u64::from(args.batch) * bytes;
+                rates.push(moved as f64 / all.took.as_secs_f64() / 1e9);
+            }
             outcome.after(&all);
         }
         let first = threads.iter().map(|t| t.first).max().unwrap_or_default();
@@ -306,24 +313,26 @@ impl Bench<'_> {
             rate: args.rate,
             connect_us: us(self.connect),
             first_us: us(first),
+            first_registering_us: threads.iter().filter_map(|t| t.registering).max().map(us),
             ..Row::default()
         };
-        row.measured(&outcome, &spent);
+        row.measured(&outcome, &rates, &spent);
         if let Some(beside) = beside {
-            compare(&mut row, op, beside);
+            compare(&mut row, op, beside, &rates);
         }
         Ok(row)
     }
 }
 
-/// Puts the floor beside a row; their ratio where both did the same.
-fn compare(row: &mut Row, op: Op, beside: Beside) {
+/// Puts the floor beside a row; their ratio where both did the same. `rates`: GB/s of the turns.
+fn compare(row: &mut Row, op: Op, beside: Beside, rates: &[f64]) {
     (row.floor_p50_us, row.floor_gb_s) = (beside.p50_us(), beside.gb_s());
+    let ratio = beside.ratio_of(rates);
     row.floor = Some(beside.what);
     row.ratio = match (row.floor_p50_us, row.floor_gb_s) {
         (Some(us), _) if op == Op::Echo && row.depth * row.batch * row.threads == 1 => Some(rounded(row.p50_us / us)),
         // An open loop moves what it was asked to.
-        (None, Some(rate)) if row.rate.is_none() => Some(rounded(row.gb_s / rate)),
+        (None, Some(_)) if row.rate.is_none() => ratio,
         _ => None,
     };
 }
@@ -331,49 +340,68 @@ fn compare(row: &mut Row, op: Op, beside: Beside) {
 /// What a thread measured.
 struct Thread {
     first: Duration,
+    /// Of that, registering memory.
+    registering: Option<Duration>,
     turns: Vec<Outcome>,
 }
 
 /// A thread's part of a row. It comes to the barrier once when it is warm, and before and after each turn, whatever fails.
 fn thread(
     args: &TransferArgs,
+    uri: &Uri,
     session: &mut Session,
     op: Op,
     depth: u32,
     bytes: u64,
     barrier: &Barrier,
 ) -> Result<Thread> {
-    let mut work = warm(args, session, op, depth, bytes);
+    let mut work = warm(args, uri, session, op, depth, bytes);
     barrier.wait();
     let mut turns = Vec::new();
     let mut failed = Ok(());
     for turn in 0..args.turns() {
         barrier.wait();
-        if let (Ok((work, _)), Ok(())) = (&mut work, &failed) {
+        if let (Ok((work, ..)), Ok(())) = (&mut work, &failed) {
             failed = load::run(work, args.plan(depth, turn)).map(|outcome| turns.push(outcome));
         }
         barrier.wait();
     }
-    let (work, first) = work?;
+    let (work, first, registering) = work?;
     failed?;
     work.end()?;
-    Ok(Thread { first, turns })
+    Ok(Thread { first, registering, turns })
 }
 
-/// The requests, ready and warm, and how long the first took.
+/// The requests, ready and warm; how long the first took, and how much of that was registering memory.
 fn warm<'a>(
     args: &TransferArgs,
+    uri: &Uri,
     session: &'a mut Session,
     op: Op,
     depth: u32,
     bytes: u64,
-) -> Result<(Work<'a>, Duration)> {
+) -> Result<(Work<'a>, Duration, Option<Duration>)> {
     let data = args.memory.bytes(session, usize::try_from(bytes)?)?;
     let mut work = Work::new(session, op, data, args.device, args.batch)?;
+    let before = registering();
     let first = load::run(&mut work, Plan { depth: 1, rate: None, until: Until::Count(1) })?;
+    let registering = registering().zip(before).map(|(now, before)| now.saturating_sub(before));
     let until = Until::Time(Duration::from_secs_f64(args.warmup));
     load::run(&mut work, Plan { depth: depth as usize, rate: None, until })?;
-    Ok((work, first.took))
+    // Over a link that registers no memory nothing was spent on it.
+    Ok((work, first.took, registering.filter(|_| scheme(uri) == "rdma")))
+}
+
+/// How long this process has registered memory with devices, if it can.
+#[cfg(feature = "rdma")]
+fn registering() -> Option<Duration> {
+    Some(genie_transport::link::rdma::registering())
+}
+
+/// Nothing to be registered with.
+#[cfg(not(feature = "rdma"))]
+fn registering() -> Option<Duration> {
+    None
 }
 
 fn rate(text: &str) -> Result<f64, String> {

@@ -9,28 +9,28 @@ use genie_transport::memory::copied_bytes;
 
 /// What both ends have taken so far. A server that does not count something leaves it out.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     client_cpu: Duration,
     server_cpu: Option<Duration>,
     /// Payload bytes that both have copied in user space.
     copied: Option<u64>,
     /// Bytes of the server's memory that are in place.
-    pub(super) server_resident: Option<u64>,
+    pub(crate) server_resident: Option<u64>,
     /// This process's.
-    pub(super) client_resident: Option<u64>,
+    pub(crate) client_resident: Option<u64>,
 }
 
 /// What was taken between two looks.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Spent {
-    pub(super) client_cpu: Duration,
-    pub(super) server_cpu: Option<Duration>,
-    pub(super) copied: Option<u64>,
+pub(crate) struct Spent {
+    pub(crate) client_cpu: Duration,
+    pub(crate) server_cpu: Option<Duration>,
+    pub(crate) copied: Option<u64>,
 }
 
 impl Usage {
     /// Asks the server, over a session that carries nothing else.
-    pub(super) fn look(observer: &mut Session) -> Result<Self> {
+    pub(crate) fn look(observer: &mut Session) -> Result<Self> {
         let stats = observer.stats()?;
         let value = |name| stats.iter().find(|(n, _)| n == name).map(|(_, value)| *value);
         Ok(Self {
@@ -43,7 +43,7 @@ impl Usage {
     }
 
     /// What was taken since an earlier look.
-    pub(super) fn since(&self, before: &Self) -> Spent {
+    pub(crate) fn since(&self, before: &Self) -> Spent {
         let both = |now: Option<Duration>, then: Option<Duration>| Some(now?.saturating_sub(then?));
         Spent {
             client_cpu: self.client_cpu.saturating_sub(before.client_cpu),
@@ -55,7 +55,7 @@ impl Usage {
 
 impl Spent {
     /// Adds what was taken in another turn.
-    pub(super) fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.client_cpu += other.client_cpu;
         self.server_cpu = other.server_cpu.map(|time| time + self.server_cpu.unwrap_or_default());
         self.copied = other.copied.map(|n| n + self.copied.unwrap_or_default());

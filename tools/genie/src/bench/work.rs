@@ -36,6 +36,11 @@ impl Op {
             Self::Mixed => "mixed",
         }
     }
+
+    /// Whether tensors come back.
+    pub(super) fn reads(self) -> bool {
+        matches!(self, Self::Get | Self::Mixed)
+    }
 }
 
 /// Requests of one kind and size, in a session.

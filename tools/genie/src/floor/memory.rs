@@ -31,20 +31,19 @@ pub(crate) fn spin(bytes: usize, time: Duration, mut each: impl FnMut(Duration))
     let mut far = Far::start(&near.memory, bytes)?;
     let (sent, mut back) = (vec![7; bytes], vec![0; bytes]);
     let until = Instant::now() + time;
-    let mut then = Instant::now();
     for turn in 1..OVER {
+        let began = Instant::now();
         near.give(QUESTION, &sent, ASKED, turn);
         near.wait(ANSWERED, turn, || far.is_there())?;
         near.memory.read(near.answer(), &mut back);
-        let now = Instant::now();
+        let ended = Instant::now();
         // The first waits for the other process to begin.
         if turn > 1 {
-            each(now - then);
-            if now >= until {
+            each(ended - began);
+            if ended >= until {
                 break;
             }
         }
-        then = now;
     }
     near.counter(ASKED)?.store(OVER, Ordering::Release);
     far.join()?;

@@ -98,12 +98,8 @@ impl Floor {
         }
     }
 
-    /// Sends `count` messages to a receiver that reads each into a buffer of its size; the time until all are there.
-    pub(crate) fn stream(&self, message: &[u8], count: u64) -> Result<Duration> {
-        self.streams(message, count, 1)
-    }
-
-    /// Sends `count` messages over each of several connections at once; the time until all are there.
+    /// Sends `count` messages over each of several connections at once, to a receiver that reads each into a buffer of its size; the time
+    /// until all are there.
     pub(crate) fn streams(&self, message: &[u8], count: u64, streams: u32) -> Result<Duration> {
         let mut sockets = Vec::new();
         for _ in 0..streams {

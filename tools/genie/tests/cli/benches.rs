@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::support::{Server, bad, genie, good, json};
 
 /// Every field of a row, in the order in which CSV has them.
-const FIELDS: [&str; 32] = [
+const FIELDS: [&str; 33] = [
     "op",
     "link",
     "uri",
@@ -33,6 +33,7 @@ const FIELDS: [&str; 32] = [
     "max_us",
     "connect_us",
     "first_us",
+    "first_registering_us",
     "client_cpu_s_gb",
     "server_cpu_s_gb",
     "copied_per_byte",
@@ -137,6 +138,11 @@ fn links_are_swept() {
     let rows = json(&good(&call(&shared)));
     sound(&rows[0]);
     assert_eq!(number(&rows[0], "copied_per_byte"), 0.0, "a shared tensor is passed, not copied");
+    let shared =
+        ["--serve", "--links", "shm", "--op", "get", "--memory", "shared", "--sizes", "4M", "--json", "--no-floor"];
+    let rows = json(&good(&call(&shared)));
+    sound(&rows[0]);
+    assert_eq!(number(&rows[0], "copied_per_byte"), 1.0, "the server writes it to the shared memory, once");
     let table = good(&call(&["--serve", "--sizes", "64"]));
     assert!(table.contains("p99.9") && table.contains("first use: connect"), "{table}");
 }
@@ -149,7 +155,9 @@ fn what_cannot_be_is_refused_with_the_reason() {
         (&["--uri", uri, "--memory", "shared"][..], "shm://"),
         (&["--uri", uri, "--memory", "device"], "CUDA"),
         (&["--uri", uri, "--integrity", "off"], "--unchecked"),
-        (&["--uri", uri, "--op", "get", "--memory", "pinned"], "--memory is for puts"),
+        (&["--uri", uri, "--op", "get", "--memory", "pinned"], "--memory pinned is for puts"),
+        (&["--uri", uri, "--op", "get", "--memory", "shared"], "shm://"),
+        (&["--serve", "--links", "rdma"], "--host"),
         (&["--uri", uri, "--op", "put,echo", "--sizes", "5M"], "too many for an echo"),
         (&["--uri", uri, "--time", "0"], "--iterations"),
         (&["--sizes", "64"], "--serve"),
@@ -178,14 +186,19 @@ fn a_price_is_measured_in_pairs() {
     assert_eq!(rows.iter().map(|r| r["op"].as_str().unwrap()).collect::<Vec<_>>(), ["put", "get"]);
     for row in rows {
         assert!(["with_gb_s", "without_gb_s", "ratio"].iter().all(|f| number(row, f) > 0.0), "{row}");
-        let quartiles: Vec<_> = row["ratio_quartiles"].as_array().unwrap().iter().filter_map(Value::as_f64).collect();
-        assert!(quartiles[0] <= number(row, "ratio") && number(row, "ratio") <= quartiles[1], "{row}");
+        let (low, high) = (number(row, "ratio_q1"), number(row, "ratio_q3"));
+        assert!(low <= number(row, "ratio") && number(row, "ratio") <= high, "{row}");
         assert!(row["without"].as_str().unwrap().ends_with("unchecked"), "{row}");
+        assert_eq!((&row["with_integrity"], &row["without_integrity"]), (&"crc32c".into(), &"none".into()));
     }
     // Two addresses: the first beside the second.
     let rows = json(&good(&[&quick[..], &["--links", "shm,tcp", "--op", "put"]].concat()));
     let (with, without) = (rows[0]["with"].as_str().unwrap(), rows[0]["without"].as_str().unwrap());
     assert!(with.starts_with("shm://") && without.starts_with("tcp://"), "{rows}");
+    assert_eq!((&rows[0]["with_integrity"], &rows[0]["without_integrity"]), (&"none".into(), &"crc32c".into()));
+    // Where nothing is checked by sums, a thing would be measured beside itself.
+    let (code, error) = bad(&[&quick[..], &["--links", "shm"]].concat());
+    assert!(code == 1 && error.contains("two addresses"), "{error}");
     // A server that does not go without them is not measured as if it did.
     let (code, error) = bad(&quick);
     assert!(code == 1 && error.contains("--unchecked"), "{error}");
@@ -206,13 +219,37 @@ fn a_small_request_beside_a_large_put() {
 fn connections_and_residents_grow() {
     let call =
         ["bench", "growth", "--serve", "--connections", "1,20", "--residents", "50,1", "--time", "0.05", "--json"];
-    let rows = json(&good(&call));
+    let folder = tempfile::tempdir().unwrap();
+    let figure = folder.path().join("growth.svg");
+    let rows = json(&good(&[&call[..], &["--svg", figure.to_str().unwrap()]].concat()));
     let named: Vec<_> =
         rows.as_array().unwrap().iter().map(|r| (r["what"].as_str().unwrap(), r["count"].as_u64().unwrap())).collect();
     assert_eq!(named, [("connections", 1), ("connections", 20), ("residents", 1), ("residents", 50)]);
+    let curves = fs::read_to_string(&figure).unwrap();
+    assert!(curves.contains("tcp connections") && curves.contains("tcp residents"), "{curves}");
     for row in rows.as_array().unwrap() {
         assert!(["p50_us", "p99_us", "each_us"].iter().all(|f| number(row, f) > 0.0), "{row}");
         let there = ["server_bytes_each", "client_bytes_each", "idle_cpu_percent"];
         assert!(there.iter().all(|f| number(row, f) >= 0.0), "{row}");
+    }
+}
+
+/// The same rows in another form.
+#[test]
+fn rows_come_as_csv() {
+    for (call, first) in [
+        (
+            &["price", "--links", "tcp,shm", "--op", "put", "--time", "0.01", "--pairs", "1", "--sizes", "64K"][..],
+            "op,bytes,with",
+        ),
+        (&["interference", "--tensor", "16M", "--turns", "1"], "op,link,uri,tensor_bytes"),
+        (&["growth", "--connections", "1", "--residents", "0", "--time", "0.01"], "what,link,count"),
+    ] {
+        let csv = good(&[&["bench"], call, &["--serve", "--csv"]].concat());
+        assert!(csv.starts_with(first) && csv.lines().count() == 2, "{csv}");
+        assert!(
+            csv.lines().all(|line| line.split(',').count() == csv.lines().next().unwrap().split(',').count()),
+            "{csv}"
+        );
     }
 }

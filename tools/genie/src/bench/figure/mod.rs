@@ -1,11 +1,15 @@
-//! The figure of `genie bench transfer`: latency and throughput by size, floors beside them, on logarithmic scales.
+//! Figures of the benches: curves over sizes or numbers, on logarithmic scales.
+
+mod growth;
+mod transfer;
 
 use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::row::{self, Row};
+pub(super) use self::growth::svg as growth;
+pub(super) use self::transfer::svg as transfer;
 
 const WIDTH: u32 = 1080;
 const HEIGHT: u32 = 560;
@@ -37,85 +41,43 @@ enum Kind {
     Floor,
 }
 
-/// The figure as SVG.
-pub(super) fn svg(rows: &[Row]) -> Result<String> {
-    let (latency, throughput) = lines(rows);
+/// One of a figure's two panels.
+struct Panel {
+    title: &'static str,
+    /// What lies along it.
+    x: &'static str,
+    x_label: fn(f64) -> String,
+    y_label: fn(f64) -> String,
+    /// Where no curve is.
+    legend: SeriesLabelPosition,
+    lines: Vec<Line>,
+}
+
+/// Draws two panels side by side, as SVG.
+fn draw(title: &str, subtitle: &str, panels: [Panel; 2]) -> Result<String> {
     let mut text = String::new();
     {
         let root = SVGBackend::with_string(&mut text, (WIDTH, HEIGHT)).into_drawing_area();
         root.fill(&WHITE).map_err(drawing)?;
         let centre = Pos::new(HPos::Center, VPos::Top);
-        let title = ("sans-serif", 19).into_font().color(&BLACK).pos(centre);
-        root.draw(&Text::new("genie bench transfer", ((WIDTH / 2) as i32, 12), title)).map_err(drawing)?;
+        let font = ("sans-serif", 19).into_font().color(&BLACK).pos(centre);
+        root.draw(&Text::new(title, ((WIDTH / 2) as i32, 12), font)).map_err(drawing)?;
         let note = ("sans-serif", 13).into_font().color(&BLACK.mix(0.6)).pos(centre);
-        root.draw(&Text::new(subtitle(rows), ((WIDTH / 2) as i32, 38), note)).map_err(drawing)?;
+        root.draw(&Text::new(subtitle, ((WIDTH / 2) as i32, 38), note)).map_err(drawing)?;
         let (left, right) = root.margin(58, 8, 8, 8).split_horizontally((WIDTH - 16) / 2);
-        panel(&left, "latency: p50, and p99 (thin)", &latency, |us| si(us / 1e6, "s"), SeriesLabelPosition::UpperLeft)?;
-        panel(&right, "throughput", &throughput, |gb| si(gb * 1e9, "B/s"), SeriesLabelPosition::LowerRight)?;
+        for (area, panel) in [left, right].iter().zip(panels) {
+            draw_panel(area, panel)?;
+        }
         root.present().map_err(drawing)?;
     }
     Ok(text)
 }
 
-/// What all rows have in common.
-fn subtitle(rows: &[Row]) -> String {
-    let Some(row) = rows.first() else { return "nothing was measured".to_owned() };
-    let depths = rows.iter().map(|r| r.depth);
-    let depth = match (depths.clone().min(), depths.max()) {
-        (Some(least), Some(most)) if least != most => format!("{least} to {most}"),
-        _ => row.depth.to_string(),
-    };
-    let loop_kind = row.rate.map_or_else(String::new, |rate| format!(", open loop of {rate} requests/s"));
-    format!(
-        "depth {depth}, batch {}, lanes {}, threads {}, {} memory, integrity {}{loop_kind}; dashed: floors of the same run",
-        row.batch, row.lanes, row.threads, row.memory, row.integrity
-    )
-}
-
-/// The lines of both panels: one for each link and op, and its floor once.
-fn lines(rows: &[Row]) -> (Vec<Line>, Vec<Line>) {
-    let mut series: Vec<(&str, &str)> = Vec::new();
-    for row in rows {
-        let key = (row.uri.as_str(), row.op);
-        if !series.contains(&key) {
-            series.push(key);
-        }
-    }
-    let (mut latency, mut throughput) = (Vec::new(), Vec::new());
-    for (i, (uri, op)) in series.iter().enumerate() {
-        let own: Vec<&Row> = rows.iter().filter(|r| r.uri == *uri && r.op == *op).collect();
-        let Some(first) = own.first() else { continue };
-        let colour = COLOURS[i % COLOURS.len()];
-        let name = format!("{} {op}", first.link);
-        let line = |kind, name: &str, value: &dyn Fn(&Row) -> Option<f64>| Line {
-            name: name.to_owned(),
-            colour,
-            kind,
-            points: own.iter().filter_map(|r| Some((r.bytes as f64, value(r).filter(|v| *v > 0.0)?))).collect(),
-        };
-        let floor = first.floor.clone().unwrap_or_default();
-        latency.push(line(Kind::Measured, &name, &|r| Some(r.p50_us)));
-        latency.push(line(Kind::Tail, "", &|r| Some(r.p99_us)));
-        latency.push(line(Kind::Floor, &floor, &|r| r.floor_p50_us));
-        throughput.push(line(Kind::Measured, &name, &|r| Some(r.gb_s)));
-        throughput.push(line(Kind::Floor, &floor, &|r| r.floor_gb_s));
-    }
-    for panel in [&mut latency, &mut throughput] {
-        panel.retain(|line| !line.points.is_empty());
-    }
-    (latency, throughput)
-}
-
-fn panel<DB: DrawingBackend>(
-    area: &DrawingArea<DB, Shift>,
-    title: &str,
-    lines: &[Line],
-    label: impl Fn(f64) -> String,
-    legend: SeriesLabelPosition,
-) -> Result<()>
+fn draw_panel<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: Panel) -> Result<()>
 where
     DB::ErrorType: 'static,
 {
+    let Panel { title, x, x_label, y_label, legend, lines } = panel;
     let points = || lines.iter().flat_map(|line| &line.points);
     let span = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
@@ -141,13 +103,13 @@ where
         .axis_style(BLACK.mix(0.5))
         .x_labels(10)
         .y_labels(8)
-        .x_label_formatter(&|bytes| row::size(bytes.round() as u64))
-        .y_label_formatter(&|value| label(*value))
-        .x_desc("size of a message")
+        .x_label_formatter(&|value| x_label(*value))
+        .y_label_formatter(&|value| y_label(*value))
+        .x_desc(x)
         .label_style(("sans-serif", 13))
         .draw()
         .map_err(drawing)?;
-    for line in lines {
+    for line in &lines {
         let points = line.points.iter().copied();
         let colour = line.colour;
         match line.kind {
@@ -203,29 +165,6 @@ fn drawing(error: impl std::error::Error) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn row(op: &'static str, bytes: u64, us: f64) -> Row {
-        let mut row = Row { op, link: "tcp".into(), uri: "tcp://a:1".into(), bytes, ..Row::default() };
-        (row.p50_us, row.p99_us, row.gb_s) = (us, us * 3.0, bytes as f64 / us / 1e3);
-        (row.floor, row.floor_gb_s) = (Some("a raw stream".into()), Some(row.gb_s * 1.2));
-        row
-    }
-
-    #[test]
-    fn every_series_has_its_line() {
-        let rows = [row("echo", 64, 8.0), row("echo", 4096, 17.0), row("put", 1 << 20, 300.0)];
-        let svg = svg(&rows).unwrap();
-        for text in ["tcp echo", "tcp put", "floor: a raw stream", "latency", "throughput", "4K"] {
-            assert!(svg.contains(text), "{text}");
-        }
-        assert!(svg.trim_end().ends_with("</svg>"));
-    }
-
-    #[test]
-    fn one_row_or_none_can_be_drawn() {
-        assert!(svg(&[row("put", 64, 9.0)]).is_ok());
-        assert!(svg(&[]).is_ok());
-    }
 
     #[test]
     fn axes_have_short_numbers() {
