@@ -139,7 +139,8 @@ pub(crate) fn wanted(uri: &Uri, args: LinkArgs) -> Result<Uri> {
     let Some(link) = args.link else { return Ok(uri.clone()) };
     match uri {
         Uri::Genie { host, port, link: None } => Ok(Uri::Genie { host: host.clone(), port: *port, link: Some(link) }),
-        // As it was settled before.
+        // As it was settled before, or asked for twice.
+        Uri::Genie { link: Some(named), .. } if *named == link => Ok(uri.clone()),
         uri if scheme(uri) == link.name() => Ok(uri.clone()),
         _ => bail!("--link {} is for genie://HOST:PORT, but {uri} names a link already: leave it out", link.name()),
     }
@@ -208,7 +209,9 @@ mod tests {
     fn a_link_is_asked_for_once() {
         let args = |link: &str| LinkArgs { link: Some(link.parse().unwrap()), ..LinkArgs::default() };
         let of = |uri: &str, link| wanted(&uri.parse().unwrap(), args(link)).map(|uri| uri.to_string());
-        assert_eq!(of("tcp://a:1", "tcp").unwrap(), "tcp://a:1");
+        for uri in ["tcp://a:1", "genie://a:1?link=tcp"] {
+            assert_eq!(of(uri, "tcp").unwrap(), uri);
+        }
         assert!(of("tcp://a:1", "shm").unwrap_err().to_string().contains("leave it out"));
         // What names a link is settled, and nobody is asked.
         let (uri, report) = settled(&"tcp://192.0.2.1:1".parse().unwrap(), LinkArgs::default()).unwrap();
