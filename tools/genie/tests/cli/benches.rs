@@ -142,7 +142,8 @@ fn links_are_swept() {
         ["--serve", "--links", "shm", "--op", "get", "--memory", "shared", "--sizes", "4M", "--json", "--no-floor"];
     let rows = json(&good(&call(&shared)));
     sound(&rows[0]);
-    assert_eq!(number(&rows[0], "copied_per_byte"), 1.0, "the server writes it to the shared memory, once");
+    let copied = number(&rows[0], "copied_per_byte");
+    assert!((1.0..1.05).contains(&copied), "the server writes it to the shared memory, once: {copied}");
     let table = good(&call(&["--serve", "--sizes", "64"]));
     assert!(table.contains("p99.9") && table.contains("first use: connect"), "{table}");
 }

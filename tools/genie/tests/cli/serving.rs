@@ -269,7 +269,9 @@ fn a_link_is_chosen_and_explained() {
     let told = json(&good(&["explain", &genie, "--link", "tcp", "--json"]));
     assert_eq!(told["link"], "tcp");
 
-    let (_, error) = bad(&["ping", &server.uri, "--link", "tcp"]);
+    // Asked for twice is asked for; asked for otherwise is a mistake.
+    good(&["ping", &server.uri, "--link", "tcp"]);
+    let (_, error) = bad(&["ping", &server.uri, "--link", "shm"]);
     assert!(error.contains("names a link already"), "{error}");
     let (code, error) = bad(&["ping", &genie, "--link", "rdma", "--reconnect", "0.1"]);
     assert!(code == 3 && error.contains("no rdma to this server"), "{error}");
