@@ -1,4 +1,6 @@
-//! What a process holds of the system's: memory, descriptors, mappings.
+//! What a process holds of the system's: memory, descriptors, mappings, and objects of RDMA devices.
+
+use std::collections::BTreeMap;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +11,9 @@ pub struct Holdings {
     pub mappings: usize,
     /// Bytes of it that are in memory.
     pub resident: u64,
+    /// Objects of RDMA devices by sort, as the kernel counts them. A protection domain that is gone is proof that the memory windows
+    /// in it are, which the kernel does not list.
+    pub verbs: BTreeMap<&'static str, usize>,
 }
 
 /// How descriptors of shared memory begin.
@@ -19,6 +24,16 @@ const MEMORY_MORE: usize = 16;
 const MAPPINGS_MORE: usize = 24;
 /// Bytes that an allocator may have kept.
 const RESIDENT_MORE: u64 = 48 << 20;
+/// Bytes of that for each time.
+const RESIDENT_MORE_EACH: u64 = 512 << 10;
+/// Registrations of memory that a session may have kept to be used again.
+const REGISTERED_MORE: usize = 32;
+
+/// How the tool `rdma` calls registrations.
+const REGISTRATIONS: &str = "mr";
+/// Every sort that it lists.
+#[cfg(feature = "rdma")]
+const SORTS: [&str; 5] = ["pd", "cq", "qp", "cm_id", REGISTRATIONS];
 
 impl Holdings {
     /// Of this process.
@@ -37,22 +52,51 @@ impl Holdings {
         let mut descriptors: Vec<_> = names.flatten().filter_map(target).collect();
         descriptors.sort_unstable();
         let pages: u64 = read("statm").split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a count of pages");
-        Self { descriptors, mappings: read("maps").lines().count(), resident: pages * 4096 }
+        Self { descriptors, mappings: read("maps").lines().count(), resident: pages * 4096, verbs: verbs(pid) }
     }
 
-    /// Why this is more than `before`, if it is. Descriptors are compared by count: sockets have other numbers each time.
-    pub fn more_than(&self, before: &Self) -> Option<String> {
+    /// Why this is more than `before`, if it is, after something was done so many times: whatever is lost each time is found, since
+    /// what an allocator may keep is less than that. Descriptors are compared by count: sockets have other numbers each time.
+    pub fn more_than(&self, before: &Self, times: u64) -> Option<String> {
+        let some = |most: usize| most.min(usize::try_from(times / 2).unwrap_or(most));
         let count =
             |all: &Self, memory: bool| all.descriptors.iter().filter(|d| d.starts_with(MEMORY) == memory).count();
-        if count(self, false) > count(before, false) || count(self, true) > count(before, true) + MEMORY_MORE {
+        if count(self, false) > count(before, false) || count(self, true) > count(before, true) + some(MEMORY_MORE) {
             return Some(format!("descriptors: {:?}, and before {:?}", self.descriptors, before.descriptors));
         }
-        if self.mappings > before.mappings + MAPPINGS_MORE {
+        if self.mappings > before.mappings + some(MAPPINGS_MORE) {
             return Some(format!("{} mappings, and before {}", self.mappings, before.mappings));
         }
-        if self.resident > before.resident + RESIDENT_MORE {
+        if self.resident > before.resident + RESIDENT_MORE.min(times * RESIDENT_MORE_EACH) {
             return Some(format!("{} bytes in memory, and before {}", self.resident, before.resident));
+        }
+        let kept = |sort| if sort == REGISTRATIONS { some(REGISTERED_MORE) } else { 0 };
+        let grown = |(&sort, &n): (&&'static str, &usize)| n > before.verbs.get(sort).map_or(0, |n| n + kept(sort));
+        if self.verbs.iter().any(grown) {
+            return Some(format!("objects of RDMA devices: {:?}, and before {:?}", self.verbs, before.verbs));
         }
         None
     }
+}
+
+/// What a process has of each sort, where this machine has an RDMA device.
+///
+/// # Panics
+/// If it has one, and cannot be asked.
+#[cfg(feature = "rdma")]
+fn verbs(pid: u32) -> BTreeMap<&'static str, usize> {
+    let list = |sort: &'static str| {
+        let said =
+            std::process::Command::new("rdma").args(["resource", "show", sort]).output().expect("iproute2's rdma");
+        assert!(said.status.success(), "rdma resource show {sort}: {}", String::from_utf8_lossy(&said.stderr));
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let owner = format!(" pid {pid} ");
+        (sort, said.lines().filter(|line| line.contains(&owner)).count())
+    };
+    SORTS.into_iter().map(list).collect()
+}
+
+#[cfg(not(feature = "rdma"))]
+fn verbs(_: u32) -> BTreeMap<&'static str, usize> {
+    BTreeMap::new()
 }

@@ -133,7 +133,7 @@ pub(crate) fn clients_are_killed(scheme: &str) {
             };
             let mut more = None;
             let returned = patience(LONGEST, |_| {
-                more = now().more_than(before);
+                more = now().more_than(before, kills - WARM);
                 more.is_none().then_some(())
             });
             assert!(returned.is_some(), "after {kills} kills the server holds more than after {WARM}: {more:?}");
@@ -149,7 +149,7 @@ pub(crate) fn servers_are_killed(scheme: &str) {
     let mut client = survivor(&place, &uri, seed());
     client.hear("ready", LONGEST * 5);
     let mut rng = Rng::new(seed());
-    let mut before = None;
+    let mut before: Option<Holdings> = None;
     let mut failures = 0;
     for kill in 1..=kills {
         client.tell("work");
@@ -164,7 +164,12 @@ pub(crate) fn servers_are_killed(scheme: &str) {
             before = Some(Holdings::of(client.pid()));
         }
     }
-    let more = before.and_then(|before| Holdings::of(client.pid()).more_than(&before));
-    assert_eq!(more, None, "after {kills} servers the client holds more than after {WARM}");
+    let mut more = None;
+    // Lanes that were under way to the last server are given up in their time.
+    let returned = patience(LONGEST, |_| {
+        more = before.as_ref().and_then(|before| Holdings::of(client.pid()).more_than(before, kills - WARM));
+        more.is_none().then_some(())
+    });
+    assert!(returned.is_some(), "after {kills} servers the client holds more than after {WARM}: {more:?}");
     assert!(failures > kills / 4, "most of the servers died when nothing was under way: {failures}");
 }
