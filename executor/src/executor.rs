@@ -115,6 +115,12 @@ impl Service for Executor {
         self.core.drain();
     }
 
+    fn trespassed(&self, peer: &Arc<Peer>, _now: Instant) {
+        if let Some(session) = self.core.registry.of(peer) {
+            self.core.end_session(&session);
+        }
+    }
+
     fn noted(&self, what: Noted) {
         match what {
             Noted::SliceCorrupted => add(&self.core.stats.slices_corrupted, 1),

@@ -82,16 +82,17 @@ impl Holdings {
 /// What a process has of each sort, where this machine has an RDMA device.
 ///
 /// # Panics
-/// If it has one, and cannot be asked.
+/// If there is no tool to ask it with.
 #[cfg(feature = "rdma")]
 fn verbs(pid: u32) -> BTreeMap<&'static str, usize> {
+    // Each object is its thread's that made it.
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives").flatten();
+    let owners: Vec<_> = tasks.map(|task| task.file_name().into_string().expect("a number")).collect();
     let list = |sort: &'static str| {
-        let said =
-            std::process::Command::new("rdma").args(["resource", "show", sort]).output().expect("iproute2's rdma");
-        assert!(said.status.success(), "rdma resource show {sort}: {}", String::from_utf8_lossy(&said.stderr));
-        let said = String::from_utf8_lossy(&said.stdout).into_owned();
-        let owner = format!(" pid {pid} ");
-        (sort, said.lines().filter(|line| line.contains(&owner)).count())
+        let said = std::process::Command::new("rdma").args(["resource", "show", sort]).output();
+        let said = String::from_utf8_lossy(&said.expect("iproute2's rdma").stdout).into_owned();
+        let owner = |line: &str| line.split_whitespace().skip_while(|&word| word != "pid").nth(1).map(str::to_owned);
+        (sort, said.lines().filter(|line| owner(line).is_some_and(|pid| owners.contains(&pid))).count())
     };
     SORTS.into_iter().map(list).collect()
 }

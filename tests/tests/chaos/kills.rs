@@ -1,7 +1,7 @@
 //! SIGKILL at any moment: the other side finds out, ends what was under way once, and gives back all that it held for it.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use genie_tests::child::patience;
 use genie_tests::churn::{Churn, NAMES, Rng, is_whole};
@@ -55,6 +55,7 @@ fn settles(watch: &mut blocking::Session) {
     assert!(alone.is_some(), "{sessions} sessions are still there: their clients are dead, and their leases over");
     assert_eq!(stat(watch, "genie_handles"), 0);
     assert_eq!(stat(watch, "genie_session_bytes"), 0);
+    assert_eq!(stat(watch, "genie_refused_memory_total"), 0, "a client that died has reached for what it may not");
     let weights = stat(watch, "genie_weight_bytes") + stat(watch, "genie_named_bytes");
     let mut used = 0;
     let returned = patience(LONGEST, |_| {
@@ -157,8 +158,9 @@ pub(crate) fn servers_are_killed(scheme: &str) {
         std::thread::sleep(pause);
         alive.kill();
         (alive, _) = server(&place, &uri, 1 + kill, None);
+        let back = Instant::now();
         let said = client.hear("recovered after", LONGEST);
-        println!("kill {kill}, {pause:?} into the work: {said}");
+        println!("kill {kill}, {pause:?} into the work: {said}, {:?} after the next began", back.elapsed());
         failures += u64::from(!said.starts_with('0'));
         if kill == WARM {
             before = Some(Holdings::of(client.pid()));

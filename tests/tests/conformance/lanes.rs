@@ -72,8 +72,11 @@ pub(crate) fn a_lane_stands_still<L: Lanes>() {
     assert_eq!(link.opened_lanes().0, connections, "the connection was lost with a lane");
 }
 
-pub(crate) fn the_only_lane_breaks<L: Lanes>() {
+pub(crate) fn the_only_lane_is_cut<L: Lanes>() {
     breaks_again_and_again::<L>(1, 30, LaneFault::Cut);
+}
+
+pub(crate) fn the_only_lane_stands_still<L: Lanes>() {
     breaks_again_and_again::<L>(1, 2, LaneFault::Stand);
 }
 

@@ -32,7 +32,8 @@ macro_rules! conforms {
 macro_rules! survives_lanes {
     ($name:ident, $link:ty) => {
         mod $name {
-            survives_lanes!(@ $link: a_lane_is_cut, a_lane_is_garbled, a_lane_stands_still, the_only_lane_breaks, small_requests_go_on);
+            survives_lanes!(@ $link: a_lane_is_cut, a_lane_is_garbled, a_lane_stands_still, the_only_lane_is_cut,
+                the_only_lane_stands_still, small_requests_go_on);
         }
     };
     (@ $link:ty: $($test:ident),+) => {
@@ -62,6 +63,10 @@ survives_lanes!(lanes_over_shm, crate::shm::InSlices);
 survives_lanes!(lanes_simulated, crate::sim::Simulated);
 #[cfg(feature = "rdma")]
 conforms!(over_rdma, crate::rdma::Rdma);
+#[cfg(feature = "rdma")]
+mod lanes_over_rdma {
+    survives_lanes!(@ crate::rdma::Rdma: a_lane_is_cut, a_lane_is_garbled, the_only_lane_is_cut, small_requests_go_on);
+}
 
 /// Lanes of unlike speed.
 mod unlike_lanes {

@@ -1,14 +1,16 @@
 //! RDMA, over soft-RoCE in a guest or over a card: `make test-rdma`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use genie_tests::proxy::LaneFault;
 use genie_tests::rdma::serve;
 use genie_tests::serve::{Live, config};
 use genie_transport::client::{ConnectOptions, blocking};
-use genie_transport::link::rdma::faults::Faults;
+use genie_transport::link::rdma::faults::{self, Faults};
 use genie_transport::wire::OpenedSession;
 
-use crate::link::{EAGER, Link, SLICE};
+use crate::link::{EAGER, Lanes, Link, SLICE};
 
 pub(crate) struct Rdma {
     faults: Arc<Faults>,
@@ -30,7 +32,7 @@ impl Link for Rdma {
         let mut options = ConnectOptions::default();
         options.client.lanes = 2;
         options.client.resume = resume;
-        blocking::Session::connect(&self.server.uri, options).expect("a session")
+        self.session(options)
     }
 
     fn arrived(&self) -> u64 {
@@ -55,5 +57,38 @@ impl Link for Rdma {
 
     fn flipped(&self) -> u64 {
         self.faults.flipped()
+    }
+}
+
+impl Lanes for Rdma {
+    fn connect_lanes(&self, lanes: u32) -> Self::Client {
+        let mut options = ConnectOptions::default();
+        options.client.lanes = lanes;
+        options.client.backoff = Duration::from_millis(5);
+        self.session(options)
+    }
+
+    fn lane_fault_after(&self, bytes: u64, fault: LaneFault) {
+        let fault = match fault {
+            LaneFault::Cut => faults::LaneFault::Cut,
+            LaneFault::Garble => faults::LaneFault::Garble,
+            // A device that is not answered sends again, and then breaks the queue pair: none stands still.
+            LaneFault::Stand => unreachable!("queue pairs break"),
+        };
+        self.faults.break_lane_after(bytes, fault);
+    }
+
+    fn lane_faults(&self) -> u64 {
+        self.faults.lane_faults()
+    }
+
+    fn opened_lanes(&self) -> (u64, u64) {
+        self.faults.opened()
+    }
+}
+
+impl Rdma {
+    fn session(&self, options: ConnectOptions) -> blocking::Session {
+        blocking::Session::connect(&self.server.uri, options).expect("a session")
     }
 }

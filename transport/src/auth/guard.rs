@@ -51,6 +51,8 @@ reasons! {
     Session = "genie_refused_session_total",
     /// A process of another user asked to share memory.
     User = "genie_refused_user_total",
+    /// A client's device reached for memory without a right to it, or with one that was revoked.
+    Memory = "genie_refused_memory_total",
 }
 
 /// Asks connections who they are, and remembers what it refused.

@@ -104,6 +104,10 @@ pub trait Service: Send + Sync + 'static {
     /// A slice of the transfer arrived that cannot belong to it, or one was corrupted too often.
     fn refused(&self, peer: &Arc<Peer>, transfer: u64, now: Instant);
 
+    /// The client's device reached for memory that it has no right to, and was refused: its session ends, and the connection after
+    /// this call.
+    fn trespassed(&self, _peer: &Arc<Peer>, _now: Instant) {}
+
     /// Something was met that is worth counting.
     fn noted(&self, _what: Noted) {}
 

@@ -142,6 +142,27 @@ pub trait Stream: Send + Sync {
     }
 }
 
+/// Why a lane is gone: the other side's device asked this side's for memory that it has no right to, and was refused. Whoever speaks
+/// there does not keep to the protocol: a server ends the client's session.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(
+    "the device refused what the other side's asked of it: memory without a right to it, or a right that was revoked"
+)]
+pub struct Trespass;
+
+impl Trespass {
+    /// Whether that is why.
+    pub fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    }
+}
+
+impl From<Trespass> for io::Error {
+    fn from(trespass: Trespass) -> Self {
+        Self::new(io::ErrorKind::PermissionDenied, trespass)
+    }
+}
+
 /// The server's side of a bulk lane whose slices devices move. Waiting is the stream's, as for any lane.
 pub trait RemoteBulk: Send {
     /// Moves what can be moved without waiting, and tells what happened to transfers. Whether anything moved.

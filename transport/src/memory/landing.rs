@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::copy::copy_counted;
 use super::slab::Slab;
 use crate::wire::SliceHead;
 
@@ -344,6 +345,21 @@ impl SliceLease {
     pub fn advance(&mut self, n: usize) {
         self.rest();
         self.filled = self.filled.saturating_add(u32::try_from(n).unwrap_or(u32::MAX)).min(self.head.len);
+    }
+
+    /// The slice is whole: a device has written it, or it is copied from these bytes. What lacks of them stays to be filled.
+    pub fn fill(&mut self, from: Option<&[u8]>) {
+        let Some(mut rest) = from else { return self.advance(self.left()) };
+        while self.left() > 0 && !rest.is_empty() {
+            let spare = self.spare();
+            let n = spare.len().min(rest.len());
+            if n == 0 {
+                break;
+            }
+            copy_counted(&mut spare[..n], &rest[..n]);
+            rest = &rest[n..];
+            self.advance(n);
+        }
     }
 
     /// Bytes still to fill.

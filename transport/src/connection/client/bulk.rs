@@ -1,7 +1,7 @@
 //! Bulk lanes and their losses: what is sent again, what is asked for again.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::bulk_out::Resent;
@@ -76,7 +76,8 @@ impl Client {
     /// more from it. What it lost goes over the others, or waits for the next one.
     pub fn lane_over(&mut self, lane: u32, came: u64, reason: &str, now: Instant) {
         let counts = self.counters.lane(lane);
-        let useless = came == 0 && counts.slices_up.load(Ordering::Relaxed) == 0;
+        let none = |slices: &AtomicU64| slices.load(Ordering::Relaxed) == 0;
+        let useless = came == 0 && none(&counts.slices_up) && none(&counts.slices_down);
         if !self.lanes.gone(lane, useless, self.options.backoff, now) {
             return;
         }
@@ -109,7 +110,7 @@ impl Client {
     }
 
     /// What the driver counts of a bulk lane.
-    pub(in crate::connection) fn lane_counts(&self, lane: u32) -> Arc<LaneCounts> {
+    pub(crate) fn lane_counts(&self, lane: u32) -> Arc<LaneCounts> {
         self.counters.lane(lane)
     }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::faults::UNREGISTRABLE;
 use super::verbs::{Domain, Registration, access};
 use crate::memory::{Extent, Pool, Slab, extent_of, extents_gone, is_live};
 
@@ -24,6 +25,9 @@ const KEPT: usize = 32;
 
 /// Slabs of the lane's own, for slices that cannot be reached where they lie.
 const STAGING: u64 = 256 << 20;
+
+/// After so long it is looked again for room in them.
+pub(super) const STARVED: Duration = Duration::from_millis(2);
 
 /// What registers memory: a device, or a test's.
 pub(super) trait Registrar {
@@ -86,6 +90,13 @@ impl<R: Registrar> Cache<R> {
     /// The registration of the allocation that these bytes lie in. `None`: it is none of Genie's, or, if `shared`, may not be
     /// written.
     pub(super) fn of(&self, at: *const u8, len: usize, shared: bool) -> io::Result<Option<Arc<R::Registered>>> {
+        if UNREGISTRABLE.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.find(at, len, shared)
+    }
+
+    fn find(&self, at: *const u8, len: usize, shared: bool) -> io::Result<Option<Arc<R::Registered>>> {
         let mut state = self.lock();
         state.follow();
         let Some(extent) = extent_of(at, len).filter(|e| e.writable || !shared) else { return Ok(None) };
@@ -134,9 +145,18 @@ impl<R: Registrar> Cache<R> {
         self.lock().let_go(0);
     }
 
-    /// A slab to copy a slice through.
-    pub(super) fn staging(&self, len: usize) -> io::Result<Slab> {
-        self.staging.take(len).map_err(|e| io::Error::new(io::ErrorKind::OutOfMemory, e))
+    /// A slab to copy a slice through, and its registration. `None`: not now, since others are on their way through all there are.
+    pub(super) fn staging(&self, len: usize) -> io::Result<Option<(Slab, Arc<R::Registered>)>> {
+        let Ok(slab) = self.staging.take(len) else {
+            // What is larger than all of it would wait for ever.
+            return match self.staging.used() {
+                0 => Err(io::ErrorKind::OutOfMemory.into()),
+                _ => Ok(None),
+            };
+        };
+        let registration = self.find(slab.as_ptr(), slab.len(), true)?;
+        let registration = registration.ok_or_else(|| io::Error::other("staging memory without owner"))?;
+        Ok(Some((slab, registration)))
     }
 
     /// How often memory was registered.
@@ -215,6 +235,46 @@ mod tests {
             cache.to_send(&view, &(0..64)).expect("registered");
         }
         assert_eq!(cache.registered(), 2);
+    }
+
+    /// The same with a device, which counts for itself what is registered.
+    #[test]
+    #[ignore = "needs an RDMA device, whose address GENIE_RDMA_ADDRESS tells: make test-rdma"]
+    fn a_device_registers_ten_thousand_views_of_one_allocation_once() {
+        let address = std::env::var("GENIE_RDMA_ADDRESS").expect("GENIE_RDMA_ADDRESS");
+        let address = std::net::SocketAddr::new(address.parse().expect("an address"), 1);
+        let membership = super::super::memory::membership_towards(address).expect("a device");
+        let registrations = || {
+            let said = std::process::Command::new("rdma").args(["resource", "show", "mr"]).output().expect("iproute2");
+            // Nobody else in this guest, or on this machine, is to use the device meanwhile. The thread's number stands for the process.
+            String::from_utf8_lossy(&said.stdout).lines().filter(|line| line.contains(" pid ")).count()
+        };
+        assert_eq!(registrations(), 0);
+        let region = Slab::zeroed(10_000 * 64).freeze();
+        for i in 0..10_000 {
+            let view = Bytes::from_owner(region.slice(i * 64..(i + 1) * 64).expect("a view"));
+            membership.cache.to_send(&view, &(0..64)).expect("registered");
+        }
+        assert_eq!((membership.cache.registered(), registrations()), (1, 1));
+        // Once it is freed, the next look finds that.
+        drop(region);
+        let other = Slab::zeroed(4096);
+        membership.cache.of(other.as_ptr(), other.len(), true).expect("registered").expect("known");
+        assert_eq!((membership.cache.registered(), registrations()), (2, 1));
+        drop(membership);
+        assert_eq!(registrations(), 0);
+    }
+
+    #[test]
+    fn full_staging_means_not_now() {
+        let cache = Cache::new(Counting::default());
+        let half = STAGING as usize / 2;
+        let first = cache.staging(half).expect("registered").expect("room");
+        let _second = cache.staging(half).expect("registered").expect("room");
+        assert!(cache.staging(1).expect("it may come").is_none());
+        drop(first);
+        assert!(cache.staging(1).expect("registered").is_some());
+        assert!(Cache::new(Counting::default()).staging(STAGING as usize + 1).is_err(), "it never fits");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::ptr::{NonNull, null_mut};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdma_sys as sys;
 use sys::rdma_cm_event_type as kind;
@@ -57,20 +57,12 @@ impl Channel {
         }
     }
 
-    /// The next event of this kind; any other is why there is none.
-    fn expect(&self, wanted: kind::Type, until: Instant) -> io::Result<Event> {
-        loop {
-            if let Some(event) = self.next()? {
-                return if event.kind() == wanted { Ok(event) } else { Err(event.as_error()) };
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            let mut poll = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
-            let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
-            // SAFETY: `poll` is one valid entry.
-            unsafe { libc::poll(&raw mut poll, 1, millis) };
+    /// The next event, if it has come, and is of this kind; any other is why there will be none.
+    fn expect(&self, wanted: kind::Type) -> io::Result<Option<Event>> {
+        match self.next()? {
+            Some(event) if event.kind() == wanted => Ok(Some(event)),
+            Some(event) => Err(event.as_error()),
+            None => Ok(None),
         }
     }
 }
@@ -153,21 +145,40 @@ impl Id {
         Ok(Self { id: NonNull::new(id).ok_or(io::ErrorKind::OutOfMemory)?, channel })
     }
 
-    /// Finds the device and the way to an address.
+    /// Begins to find the device and the way to an address: [`Self::is_resolved`] tells when they are found.
     pub(super) fn resolve(address: SocketAddr) -> io::Result<Self> {
         let id = Self::new()?;
-        let until = Instant::now() + RESOLVE;
-        let millis = RESOLVE.as_millis() as i32;
         let mut to = Address::from(address);
         // SAFETY: the id is there; `to` is a socket address of the family that it names.
-        checked(unsafe { sys::rdma_resolve_addr(id.raw(), null_mut(), to.raw(), millis) })
+        checked(unsafe { sys::rdma_resolve_addr(id.raw(), null_mut(), to.raw(), RESOLVE.as_millis() as i32) })
             .map_err(|e| explain(address, &e))?;
-        id.channel.expect(kind::RDMA_CM_EVENT_ADDR_RESOLVED, until).map_err(|e| explain(address, &e))?;
-        // SAFETY: the address was resolved.
-        checked(unsafe { sys::rdma_resolve_route(id.raw(), millis) })?;
-        id.channel.expect(kind::RDMA_CM_EVENT_ROUTE_RESOLVED, until).map_err(|e| explain(address, &e))?;
-        keep_devices();
         Ok(id)
+    }
+
+    /// Whether the device and the way to the address are found. `routed`: whether the first of them is, which this notes.
+    pub(super) fn is_resolved(&self, address: SocketAddr, routed: &mut bool) -> io::Result<bool> {
+        if !*routed {
+            let found = self.channel.expect(kind::RDMA_CM_EVENT_ADDR_RESOLVED).map_err(|e| explain(address, &e))?;
+            if found.is_none() {
+                return Ok(false);
+            }
+            *routed = true;
+            // SAFETY: the address was resolved.
+            checked(unsafe { sys::rdma_resolve_route(self.raw(), RESOLVE.as_millis() as i32) })?;
+        }
+        let found = self.channel.expect(kind::RDMA_CM_EVENT_ROUTE_RESOLVED).map_err(|e| explain(address, &e))?;
+        if found.is_some() {
+            keep_devices();
+        }
+        Ok(found.is_some())
+    }
+
+    /// Waits until there may be an event, for so long at the most.
+    pub(super) fn wait(&self, longest: Duration) {
+        let mut poll = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
+        let millis = i32::try_from(longest.as_millis()).unwrap_or(i32::MAX).max(1);
+        // SAFETY: `poll` is one valid entry.
+        unsafe { libc::poll(&raw mut poll, 1, millis) };
     }
 
     /// Listens on an address.
@@ -241,31 +252,35 @@ impl Id {
         }
     }
 
-    /// Connects a queue pair to whoever listens there.
-    pub(super) fn connect(
+    /// Asks whoever listens there for a connection to a queue pair: [`Self::connected`] tells what comes of it.
+    pub(super) fn ask(
         &self,
         qp: &QueuePair,
         ours: &Private,
         options: &Options,
-        until: Instant,
         ready: impl FnOnce() -> io::Result<()>,
-    ) -> io::Result<Private> {
+    ) -> io::Result<()> {
         self.initialise(qp)?;
         ready()?;
         let said = ours.encode();
         let reads = qp.domain.facts().reads;
         let mut param = parameters(qp, &said, (reads, reads), options);
         // SAFETY: the route is resolved; `param` and the private data outlive the call.
-        checked(unsafe { sys::rdma_connect(self.raw(), &raw mut param) })?;
-        let event = self.channel.expect(kind::RDMA_CM_EVENT_CONNECT_RESPONSE, until)?;
+        checked(unsafe { sys::rdma_connect(self.raw(), &raw mut param) })
+    }
+
+    /// What the other side says of itself, once it has taken the connection.
+    pub(super) fn connected(&self, qp: &QueuePair, options: &Options) -> io::Result<Option<Private>> {
+        let Some(event) = self.channel.expect(kind::RDMA_CM_EVENT_CONNECT_RESPONSE)? else { return Ok(None) };
         let theirs = event.private()?;
+        let reads = qp.domain.facts().reads;
         // A response's numbers are what this side may use: it granted no more than was asked for.
         let (granted, asked) = event.reads();
         drop(event);
         self.start(qp, (granted.min(reads), asked.min(reads)), options)?;
         // SAFETY: the response was accepted, and the queue pair is ready.
         checked(unsafe { sys::rdma_establish(self.raw()) })?;
-        Ok(theirs)
+        Ok(Some(theirs))
     }
 
     fn initialise(&self, qp: &QueuePair) -> io::Result<()> {

@@ -5,14 +5,10 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::cm::Id;
+use super::connecting::Connecting;
 use super::domains::Membership;
-use super::endpoint::Endpoint;
-use super::lane::Lane;
-use super::options::Options;
 use super::pulling::Pulling;
 use crate::connection::Client;
-use crate::link::dial::CONNECT_TIMEOUT;
 use crate::link::{Bulk, Dial, Stream};
 
 /// Opens queue pairs to one server. They share a protection domain, and what is registered stays registered when a connection is
@@ -32,18 +28,8 @@ impl Dialer {
         Self { host, port, address: None, key: [0; 16], membership: None }
     }
 
-    fn open(&mut self, address: SocketAddr) -> io::Result<Arc<Lane>> {
-        let options = Options::from_env()?;
-        let id = Id::resolve(address)?;
-        let context = id.context().ok_or_else(|| io::Error::other("the connection manager found no device"))?;
-        let membership = match self.membership.take().filter(|m| m.domain.is_on(context)) {
-            Some(membership) => membership,
-            None => Membership::new(context)?,
-        };
-        self.membership = Some(membership.clone());
-        let until = Instant::now() + CONNECT_TIMEOUT;
-        let endpoint = Endpoint::connect(id, &membership.domain, self.key, &options, until)?;
-        Ok(Arc::new(Lane::new(endpoint, membership, options)?))
+    fn begin(&self, address: SocketAddr, now: Instant) -> io::Result<Connecting> {
+        Connecting::new(address, self.key, self.membership.clone(), now)
     }
 }
 
@@ -53,10 +39,11 @@ impl Dial for Dialer {
         getrandom::fill(&mut self.key).map_err(|e| io::Error::other(e.to_string()))?;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in (self.host.as_str(), self.port).to_socket_addrs()? {
-            match self.open(address) {
+            match self.begin(address, Instant::now()).and_then(Connecting::finish) {
                 Ok(lane) => {
                     self.address = Some(address);
-                    return Ok(lane);
+                    self.membership = Some(lane.membership().clone());
+                    return Ok(Arc::new(lane));
                 }
                 Err(error) => last = error,
             }
@@ -64,8 +51,8 @@ impl Dial for Dialer {
         Err(last)
     }
 
-    fn bulk(&mut self, client: &Client, lane: u32, now: Instant) -> io::Result<Box<dyn Bulk>> {
+    fn bulk(&mut self, _client: &Client, lane: u32, now: Instant) -> io::Result<Box<dyn Bulk>> {
         let address = self.address.ok_or(io::ErrorKind::NotConnected)?;
-        Ok(Box::new(Pulling::greet(self.open(address)?, client, lane, now)?))
+        Ok(Box::new(Pulling::new(self.begin(address, now)?, lane)))
     }
 }

@@ -18,6 +18,7 @@ use super::cm::{Id, Knock};
 use super::faults::REFUSED;
 use super::options::Options;
 use super::verbs::{Depth, Domain, QueuePair, Registration, Window, access, status};
+use crate::link::Trespass;
 use crate::memory::Slab;
 use crate::wire::{Immediate, Private};
 
@@ -79,19 +80,24 @@ pub(super) struct Endpoint {
     ended: bool,
     end_sent: bool,
     broken: Option<Broken>,
+    /// This side's device has refused what the other side's asked of it.
+    trespassed: bool,
     shut: bool,
 }
 
 // SAFETY: `ring` leads into `_ring`, which moves with it; whoever has the endpoint is the one who uses it.
 unsafe impl Send for Endpoint {}
 
-/// What an endpoint is made of, before it is connected.
-struct Parts {
-    qp: QueuePair,
+/// What an endpoint is made of, before it is connected. Dropped in this order.
+pub(super) struct Parts {
+    pub(super) qp: QueuePair,
     registered: Registration,
     ring: Slab,
     at: *mut u8,
 }
+
+// SAFETY: as for `Endpoint`, which it becomes.
+unsafe impl Send for Parts {}
 
 /// A message that came.
 #[derive(Clone, Copy, Debug)]
@@ -108,18 +114,17 @@ struct Broken {
 }
 
 impl Endpoint {
-    /// Connects to whoever listens where the route leads.
-    pub(super) fn connect(
-        id: Id,
-        domain: &Arc<Domain>,
-        key: [u8; 16],
-        options: &Options,
-        until: Instant,
-    ) -> io::Result<Self> {
-        let Parts { qp, ring, at, registered } = Self::parts(domain)?;
+    /// Asks whoever listens where the route leads for a connection.
+    pub(super) fn ask(id: &Id, domain: &Arc<Domain>, key: [u8; 16], options: &Options) -> io::Result<Parts> {
+        let parts = Self::parts(domain)?;
         let ours = Private { messages: MESSAGES as u16, message_bytes: MESSAGE as u32, domain: key };
-        let theirs = id.connect(&qp, &ours, options, until, || post_all(&qp, at, registered.local()))?;
-        Ok(Self::new(Parts { qp, ring, at, registered }, id, &theirs))
+        id.ask(&parts.qp, &ours, options, || post_all(&parts.qp, parts.at, parts.registered.local()))?;
+        Ok(parts)
+    }
+
+    /// The connection that was asked for has come about.
+    pub(super) fn connected(parts: Parts, id: Id, theirs: &Private) -> Self {
+        Self::new(parts, id, theirs)
     }
 
     /// Takes the connection that a client asks for.
@@ -175,6 +180,7 @@ impl Endpoint {
             ended: false,
             end_sent: false,
             broken: None,
+            trespassed: false,
             shut: false,
         }
     }
@@ -189,7 +195,7 @@ impl Endpoint {
         let mut room = [const { MaybeUninit::<sys::ibv_wc>::uninit() }; 16];
         let mut any = false;
         loop {
-            let (mut n, mut bad) = (0, None);
+            let (mut n, mut bad, mut own) = (0, None, false);
             for wc in self.qp.completions.poll(&mut room)? {
                 n += 1;
                 if wc.status != sys::ibv_wc_status::IBV_WC_SUCCESS {
@@ -198,6 +204,7 @@ impl Endpoint {
                     }
                     // After the first failure there is nothing but flushes.
                     bad.get_or_insert(wc.status);
+                    own |= wc.wr_id & RECEIVED == 0 && wc.status != sys::ibv_wc_status::IBV_WC_WR_FLUSH_ERR;
                 }
                 if wc.wr_id & RECEIVED == 0 {
                     self.retired = self.retired.max(wc.wr_id + 1).min(self.posted);
@@ -226,6 +233,9 @@ impl Endpoint {
                 }
             }
             if let Some(code) = bad {
+                // A queue pair goes down by this side's will, by a request of its own that failed, or because its device has refused a
+                // request of the peer's. Of that the device tells here by nothing but the buffers that come back.
+                self.trespassed |= self.broken.is_none() && !self.shut && !own;
                 let (sort, why) =
                     (io::ErrorKind::ConnectionAborted, format!("the RDMA connection failed: {}", status(code)));
                 self.broken.get_or_insert(Broken { sort, why });
@@ -258,6 +268,9 @@ impl Endpoint {
 
     /// Why nothing more will come.
     pub(super) fn failure(&self) -> io::Result<()> {
+        if self.trespassed {
+            return Err(Trespass.into());
+        }
         match &self.broken {
             Some(Broken { sort, why }) => Err(io::Error::new(*sort, why.clone())),
             None => Ok(()),

@@ -3,16 +3,23 @@
 //! Between two queue pairs there is no place for a relay that cuts, holds back and corrupts, as there is between two sockets. So a
 //! listener can be given these, and its lanes then do it to themselves. Without them nothing of this takes place.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Faults of all lanes of one listener.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Faults {
+    /// The domains of its clients, and lanes in all of them.
+    domains: Mutex<HashSet<[u8; 16]>>,
+    accepted: AtomicU64,
     arrived: AtomicU64,
     passed: AtomicU64,
     cut: Mutex<Cut>,
     cuts: AtomicU64,
+    /// What happens to the next bulk lane.
+    lane: Mutex<LaneCut>,
+    lane_faults: AtomicU64,
     held: AtomicBool,
     /// One slice in so many is corrupted; 0: none.
     one_in: AtomicU64,
@@ -27,19 +34,28 @@ struct Cut {
     each: u64,
 }
 
-impl Default for Faults {
+impl Default for Cut {
     fn default() -> Self {
-        Self {
-            arrived: AtomicU64::new(0),
-            passed: AtomicU64::new(0),
-            cut: Mutex::new(Cut { at: u64::MAX, each: u64::MAX }),
-            cuts: AtomicU64::new(0),
-            held: AtomicBool::new(false),
-            one_in: AtomicU64::new(0),
-            slices: AtomicU64::new(0),
-            flipped: AtomicU64::new(0),
-        }
+        Self { at: u64::MAX, each: u64::MAX }
     }
+}
+
+/// Once, after so many bytes of slices more, if any.
+#[derive(Debug, Default)]
+struct LaneCut {
+    left: Option<u64>,
+    fault: LaneFault,
+}
+
+/// What can happen to one bulk lane while the others go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LaneFault {
+    /// Its queue pair breaks, with what is on its way.
+    #[default]
+    Cut,
+    /// What it says to the client makes no sense any more.
+    Garble,
 }
 
 impl Faults {
@@ -51,12 +67,28 @@ impl Faults {
     /// Breaks a lane, and with it its connection, after about `first` more bytes, and again after each `each`.
     pub fn cut_after(&self, first: u64, each: u64) {
         let at = self.passed.load(Ordering::Acquire).saturating_add(first);
-        *self.cut.lock().unwrap_or_else(PoisonError::into_inner) = Cut { at, each };
+        *locked(&self.cut) = Cut { at, each };
     }
 
     /// How often that has happened.
     pub fn cuts(&self) -> u64 {
         self.cuts.load(Ordering::Acquire)
+    }
+
+    /// After about so many more bytes of slices, up and down together, this happens to the bulk lane that they go over: once.
+    pub fn break_lane_after(&self, bytes: u64, fault: LaneFault) {
+        *locked(&self.lane) = LaneCut { left: Some(bytes), fault };
+    }
+
+    /// How often that has happened.
+    pub fn lane_faults(&self) -> u64 {
+        self.lane_faults.load(Ordering::Acquire)
+    }
+
+    /// Connections, and bulk lanes, that were opened so far.
+    pub fn opened(&self) -> (u64, u64) {
+        let connections = locked(&self.domains).len() as u64;
+        (connections, self.accepted.load(Ordering::Acquire).saturating_sub(connections))
     }
 
     /// No slice is granted or offered, or they are again.
@@ -85,13 +117,31 @@ impl Faults {
             self.arrived.fetch_add(bytes, Ordering::AcqRel);
         }
         let passed = self.passed.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        let mut cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cut = locked(&self.cut);
         let now = passed >= cut.at;
         if now {
             cut.at = passed.saturating_add(cut.each);
             self.cuts.fetch_add(1, Ordering::AcqRel);
         }
         now
+    }
+
+    /// A lane of this domain was accepted.
+    pub(super) fn accepts(&self, domain: [u8; 16]) {
+        locked(&self.domains).insert(domain);
+        self.accepted.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A slice has passed over a bulk lane: what happens to the lane.
+    pub(super) fn pass_slice(&self, bytes: usize) -> Option<LaneFault> {
+        let mut lane = locked(&self.lane);
+        let left = lane.left?;
+        lane.left = left.checked_sub(bytes as u64).filter(|&left| left > 0);
+        if lane.left.is_some() {
+            return None;
+        }
+        self.lane_faults.fetch_add(1, Ordering::AcqRel);
+        Some(lane.fault)
     }
 
     /// Whether this slice is to be corrupted.
@@ -103,8 +153,15 @@ impl Faults {
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A client of this process that writes once more where it has written, after its right to was revoked.
 pub static WRITE_AGAIN: AtomicBool = AtomicBool::new(false);
+
+/// No memory of this process can be registered any more, but for what slices are copied through.
+pub static UNREGISTRABLE: AtomicBool = AtomicBool::new(false);
 
 /// Requests of this process that a peer's device refused, since there was no right to what they named.
 pub fn refused() -> u64 {

@@ -9,15 +9,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::endpoint::Endpoint;
-use super::faults::Faults;
+use super::cache::STARVED;
+use super::faults::{Faults, LaneFault};
 use super::lane::Lane;
-use super::verbs::{Registration, Window, access};
+use super::rights::{Right, Rights, revoke};
+use super::verbs::{Registration, access};
 use crate::connection::{BulkEvent, Framer, Outbox, Peer, Taken};
 use crate::link::{RemoteBulk, Stream};
 use crate::memory::{Landing, Slab, SliceLease, copy_counted};
 use crate::wire::{
-    DecodeError, Flags, Heads, OneSided, PIECES, Piece, Pieces, SLICE_FRAME_BYTES, SliceHead, body_crc, encode_header,
+    DecodeError, Flags, Heads, OneSided, PIECES, Pieces, SLICE_FRAME_BYTES, SliceHead, body_crc, encode_header,
 };
 
 /// Slices of each direction that are granted at a time.
@@ -37,7 +38,7 @@ pub(super) struct Granting {
     // Rights go before what they are rights on; see `drop`.
     writes: Vec<Write>,
     reads: Vec<Read>,
-    spare: Vec<Window>,
+    rights: Rights,
     heads: Arc<Registration>,
     heads_at: *const u8,
     _heads: Slab,
@@ -48,6 +49,10 @@ pub(super) struct Granting {
     /// Where the search for the next slice begins: which of `open`, and which of its slices.
     next: usize,
     slices: Vec<(u64, u32)>,
+    /// A slice that is to be sent, and waits for room to be copied through.
+    unsent: Option<Taken>,
+    /// There was no such room: when to look again, should it be another lane that makes some.
+    starved: Option<Instant>,
     /// When a slice last moved on.
     moved: Instant,
     patience: Duration,
@@ -83,17 +88,6 @@ struct Offer {
     _slice: Taken,
 }
 
-/// A right of the peer's on a piece of memory.
-enum Right {
-    Window {
-        window: Window,
-        key: u32,
-        _memory: Arc<Registration>,
-    },
-    /// Where the device has no windows: the piece, registered for this one slice. Dropping it revokes it.
-    Registered(#[expect(dead_code, reason = "held for its drop")] Registration),
-}
-
 impl Granting {
     pub(super) fn new(lane: Arc<Lane>, number: u32, patience: Duration, now: Instant) -> io::Result<Self> {
         let mut heads = Slab::try_zeroed(GRANTS * HEAD_PLACE).ok_or(io::ErrorKind::OutOfMemory)?;
@@ -101,12 +95,13 @@ impl Granting {
         let allowed = access::LOCAL_WRITE | access::REMOTE_WRITE;
         // SAFETY: the slab is read by volatile reads alone from here on (`head_of`), and is dropped after its registration.
         let registered = unsafe { lane.membership().domain.register(at, heads.len(), allowed) }?;
+        let rights = Rights::new(lane.clone());
         let mut all = Self {
             lane,
             number,
             writes: std::iter::repeat_with(|| Write::Free).take(GRANTS).collect(),
             reads: std::iter::repeat_with(|| Read::Free).take(GRANTS).collect(),
-            spare: Vec::new(),
+            rights,
             heads: Arc::new(registered),
             heads_at: at,
             _heads: heads,
@@ -116,6 +111,8 @@ impl Granting {
             changes: None,
             next: 0,
             slices: Vec::new(),
+            unsent: None,
+            starved: None,
             moved: now,
             patience,
         };
@@ -177,10 +174,10 @@ impl Granting {
                 return Err(refuse(DecodeError::Range("a slice was written that was not granted")));
             };
             let head = SliceHead::decode(&self.head_of(place)).map_err(refuse)?;
-            self.lane.pass(head.len as usize, true)?;
             if (SliceHead { crc: 0, ..head }) != (SliceHead { crc: 0, ..*grant.lease.head() }) {
                 return Err(refuse(DecodeError::Range("a slice's head is not that of its grant")));
             }
+            self.pass(head.len as usize, true)?;
             self.take_back(place, Some(head))?;
         }
     }
@@ -224,14 +221,14 @@ impl Granting {
                 if let Some(at) = self.reads.get_mut(place)
                     && let Read::Revoking(offer) = std::mem::replace(at, Read::Free)
                 {
-                    self.spare.extend(offer.rights.into_iter().filter_map(Right::window));
+                    self.rights.ended(offer.rights);
                     peer.moved_on();
                 }
                 continue;
             }
             let Some(at) = self.writes.get_mut(place) else { continue };
             if let Write::Revoking(Grant { rights, staged, lease }, head) = std::mem::replace(at, Write::Free) {
-                self.spare.extend(rights.into_iter().filter_map(Right::window));
+                self.rights.ended(rights);
                 if let Some(head) = head {
                     let flips = self.lane.faults().is_some_and(Faults::flips);
                     events.extend(land(lease, staged, &head, flips, peer.is_checked()));
@@ -281,11 +278,14 @@ impl Granting {
             idle = 0;
             let head = *lease.head();
             let after = (head.offset / u64::from(landing.slice_bytes()).max(1)) as u32 + 1;
+            let Some((grant, pieces)) = self.bind_write(lease)? else {
+                self.starved = Some(now + STARVED);
+                break;
+            };
             match self.slices.iter_mut().find(|(id, _)| *id == transfer) {
                 Some(slice) => slice.1 = after,
                 None => self.slices.push((transfer, after)),
             }
-            let (grant, pieces) = self.bind_write(lease)?;
             if !self.outstanding() {
                 self.moved = now;
             }
@@ -297,19 +297,24 @@ impl Granting {
         Ok(any)
     }
 
-    fn bind_write(&mut self, mut lease: SliceLease) -> io::Result<(Grant, Pieces)> {
+    /// `None`: there is no room to copy it through, though it must be.
+    fn bind_write(&mut self, mut lease: SliceLease) -> io::Result<Option<(Grant, Pieces)>> {
         let len = lease.left();
-        let mut places: Vec<(*mut u8, usize)> = lease.places().map(|(at, len)| (at.as_ptr(), len)).collect();
-        let mut staged = None;
-        if places.len() > PIECES {
-            let mut slab = self.lane.membership().cache.staging(len)?;
-            places = vec![(slab.as_mut_ptr(), len)];
-            staged = Some(slab);
-        }
+        let places: Vec<(*mut u8, usize)> = lease.places().map(|(at, len)| (at.as_ptr(), len)).collect();
         // SAFETY: the lease (or the staging slab) is held by the grant until the rights are revoked, and nobody else uses its
         // memory: a lease is exclusive, and a slab has one owner.
-        let (rights, pieces) = unsafe { self.bind(&places, access::REMOTE_WRITE) }?;
-        Ok((Grant { rights, staged, lease }, pieces))
+        let there = unsafe { self.rights.reach(&places, access::REMOTE_WRITE) };
+        let (reached, staged) = match there {
+            Some(reached) => (reached, None),
+            None => {
+                let Some(slab) = self.lane.membership().cache.staging(len)? else { return Ok(None) };
+                // SAFETY: as above.
+                unsafe { self.rights.reach_staged(slab, access::REMOTE_WRITE) }?
+            }
+        };
+        // SAFETY: as above.
+        let (rights, pieces) = unsafe { self.rights.bind(reached, access::REMOTE_WRITE) }?;
+        Ok(Some((Grant { rights, staged, lease }, pieces)))
     }
 
     /// Offers slices that are to be sent, for as long as there are windows.
@@ -320,80 +325,66 @@ impl Granting {
             if self.lane.endpoint().room() < 2 * PIECES {
                 break;
             }
-            let Some(slice) = peer.bulk().take(self.number, now) else { break };
-            let head = slice.head();
-            let mut head = SliceHead::decode(&head).map_err(refuse)?;
-            self.lane.pass(head.len as usize, false)?;
-            head.crc ^= u32::from(self.lane.faults().is_some_and(Faults::flips));
-            let (rights, pieces, staged) = self.bind_read(&slice)?;
+            let Some(slice) = self.unsent.take().or_else(|| peer.bulk().take(self.number, now)) else { break };
+            let head = SliceHead::decode(&slice.head()).map_err(refuse)?;
+            let Some((rights, pieces, staged)) = self.bind_read(&slice)? else {
+                self.unsent = Some(slice);
+                self.starved = Some(now + STARVED);
+                break;
+            };
             if !self.outstanding() {
                 self.moved = now;
             }
             self.reads[place] = Read::Offered(Offer { rights, _staged: staged, _slice: slice });
             self.say(&OneSided::Readable { head, window: place as u8, pieces });
+            self.pass(head.len as usize, false)?;
             any = true;
         }
         Ok(any)
     }
 
-    fn bind_read(&mut self, slice: &Taken) -> io::Result<(Vec<Right>, Pieces, Option<Slab>)> {
-        let cache = &self.lane.membership().cache;
-        let mut places: Vec<(*mut u8, usize)> =
-            slice.bytes().map(|view| (view.as_ptr().cast_mut(), view.len())).collect();
-        let mut reachable = places.len() <= PIECES;
-        for &(at, len) in &places {
-            reachable = reachable && cache.of(at, len, true)?.is_some();
-        }
-        let mut staged = None;
-        if !reachable {
-            let mut slab = cache.staging(places.iter().map(|p| p.1).sum())?;
-            let mut filled = 0;
-            for view in slice.bytes() {
-                copy_counted(&mut slab[filled..filled + view.len()], view);
-                filled += view.len();
-            }
-            places = vec![(slab.as_mut_ptr(), slab.len())];
-            staged = Some(slab);
-        }
+    /// `None`: there is no room to copy it through, though it must be.
+    fn bind_read(&mut self, slice: &Taken) -> io::Result<Option<(Vec<Right>, Pieces, Option<Slab>)>> {
+        let places: Vec<(*mut u8, usize)> = slice.bytes().map(|view| (view.as_ptr().cast_mut(), view.len())).collect();
+        let flips = self.lane.faults().is_some_and(Faults::flips);
         // SAFETY: a right to read; the offer holds the bytes, which nobody writes, until the rights are revoked.
-        let (rights, pieces) = unsafe { self.bind(&places, access::REMOTE_READ) }?;
-        Ok((rights, pieces, staged))
+        let there = if flips { None } else { unsafe { self.rights.reach(&places, access::REMOTE_READ) } };
+        let (reached, staged) = match there {
+            Some(reached) => (reached, None),
+            None => {
+                let len = places.iter().map(|p| p.1).sum();
+                let Some((mut slab, memory)) = self.lane.membership().cache.staging(len)? else { return Ok(None) };
+                let mut filled = 0;
+                for view in slice.bytes() {
+                    copy_counted(&mut slab[filled..filled + view.len()], view);
+                    filled += view.len();
+                }
+                if let (true, Some(byte)) = (flips, slab.last_mut()) {
+                    *byte ^= 1;
+                }
+                // SAFETY: as above; the slab is the offer's, too.
+                unsafe { self.rights.reach_staged((slab, memory), access::REMOTE_READ) }?
+            }
+        };
+        // SAFETY: as above.
+        let (rights, pieces) = unsafe { self.rights.bind(reached, access::REMOTE_READ) }?;
+        Ok(Some((rights, pieces, staged)))
     }
 
-    /// Gives the peer rights on these pieces.
-    ///
-    /// # Safety
-    /// As for [`Endpoint::post_bind`].
-    unsafe fn bind(&mut self, places: &[(*mut u8, usize)], allowed: u32) -> io::Result<(Vec<Right>, Pieces)> {
-        let membership = self.lane.membership().clone();
-        let mut rights = Vec::with_capacity(places.len());
-        let mut pieces = Pieces::default();
-        for &(at, len) in places {
-            let bytes = u32::try_from(len).map_err(io::Error::other)?;
-            let key = if self.lane.has_windows() {
-                let memory =
-                    membership.cache.of(at, len, true)?.ok_or_else(|| io::Error::other("memory without owner"))?;
-                let mut window = match self.spare.pop() {
-                    Some(window) => window,
-                    None => Window::new(&membership.domain)?,
-                };
-                // SAFETY: this function's contract.
-                let key =
-                    unsafe { self.lane.endpoint().post_bind(&mut window, &memory, (at as u64, len as u64), allowed) }?;
-                rights.push(Right::Window { window, key, _memory: memory });
-                key
-            } else {
-                // SAFETY: this function's contract.
-                let registration = unsafe { membership.domain.register(at, len, access::LOCAL_WRITE | allowed) }?;
-                let key = registration.remote();
-                rights.push(Right::Registered(registration));
-                key
-            };
-            if !pieces.push(Piece { address: at as u64, rkey: key, len: bytes }) {
-                return Err(io::Error::other("more pieces than a slice may have"));
+    /// A slice has passed; for tests the lane may break by it.
+    fn pass(&mut self, bytes: usize, inward: bool) -> io::Result<()> {
+        self.lane.pass(bytes, inward)?;
+        match self.lane.faults().and_then(|faults| faults.pass_slice(bytes)) {
+            None => Ok(()),
+            Some(LaneFault::Garble) => {
+                self.out.push(&[0xa5; 64], &[], &[]);
+                Ok(())
+            }
+            Some(LaneFault::Cut) => {
+                self.lane.endpoint().give_up();
+                Err(io::ErrorKind::ConnectionAborted.into())
             }
         }
-        Ok((rights, pieces))
     }
 
     fn is_held(&self) -> bool {
@@ -421,6 +412,7 @@ impl RemoteBulk for Granting {
         moved |= self.written(now)?;
         moved |= self.revoked(peer, events);
         self.recall(peer);
+        self.starved = None;
         if !self.is_held() {
             moved |= self.grant(now)?;
             moved |= self.offer(peer, now)?;
@@ -439,7 +431,8 @@ impl RemoteBulk for Granting {
         if self.is_held() {
             return Some(Instant::now() + Duration::from_millis(5));
         }
-        self.outstanding().then(|| self.moved + self.patience)
+        let overdue = self.outstanding().then(|| self.moved + self.patience);
+        self.starved.into_iter().chain(overdue).min()
     }
 }
 
@@ -450,59 +443,20 @@ impl Drop for Granting {
     }
 }
 
-impl Right {
-    fn window(self) -> Option<Window> {
-        match self {
-            Self::Window { window, .. } => Some(window),
-            Self::Registered(_) => None,
-        }
-    }
-}
-
-/// Revokes rights; `token` is done when none of them holds.
-fn revoke(endpoint: &mut Endpoint, rights: &mut Vec<Right>, token: u64) -> io::Result<()> {
-    let windows = rights.iter().filter(|r| matches!(r, Right::Window { .. })).count();
-    if windows == 0 {
-        rights.clear();
-        endpoint.finish(token);
-        return Ok(());
-    }
-    for (i, right) in rights.iter().enumerate() {
-        if let Right::Window { key, .. } = right {
-            endpoint.post_revoke(*key, (i + 1 == windows).then_some(token))?;
-        }
-    }
-    Ok(())
-}
-
 /// A slice was written, and nobody can write it any more.
 fn land(
     mut lease: SliceLease,
-    staged: Option<Slab>,
+    mut staged: Option<Slab>,
     head: &SliceHead,
     flips: bool,
     checked: bool,
 ) -> Option<BulkEvent> {
-    // A checksum that is wrong is as good as a slice that is.
-    lease.announce(head.crc ^ u32::from(flips));
-    let mut rest = staged.as_deref();
-    while lease.left() > 0 {
-        let left = lease.left();
-        let n = match &mut rest {
-            None => left,
-            Some(bytes) => {
-                let spare = lease.spare();
-                let n = spare.len().min(bytes.len());
-                copy_counted(&mut spare[..n], &bytes[..n]);
-                *bytes = &bytes[n..];
-                n
-            }
-        };
-        if n == 0 {
-            break;
-        }
-        lease.advance(n);
+    lease.announce(head.crc);
+    if flips {
+        let spoilt = staged.as_deref_mut().unwrap_or_else(|| lease.spare());
+        spoilt.first_mut().into_iter().for_each(|byte| *byte ^= 1);
     }
+    lease.fill(staged.as_deref());
     let SliceHead { transfer, offset, .. } = *head;
     if checked && !lease.is_intact() {
         return Some(BulkEvent::Corrupt { transfer, offset });

@@ -65,6 +65,9 @@ impl Listener {
     fn take(&self, knock: Knock) -> io::Result<Lane> {
         let context = knock.id.context().ok_or_else(|| io::Error::other("a client without a device"))?;
         let membership = self.domains.of(knock.said.domain, context)?;
+        if let Some(faults) = &self.faults {
+            faults.accepts(knock.said.domain);
+        }
         let endpoint = Endpoint::accept(knock, &membership.domain, &self.options)?;
         Lane::new(endpoint, membership, self.options)
     }

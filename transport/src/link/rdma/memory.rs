@@ -2,11 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::cm::Id;
 use super::domains::Membership;
 use super::verbs::{Domain, Facts, access};
-use std::sync::Arc;
+
+/// How long the connection manager may take to say which device it is.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// The way between a network card and device memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,11 +40,23 @@ impl DeviceMemory {
     /// # Errors
     /// No device leads there.
     pub fn towards(address: SocketAddr) -> io::Result<Self> {
-        let id = Id::resolve(address)?;
-        let context = id.context().ok_or_else(|| io::Error::other("the connection manager found no device"))?;
-        let membership = Membership::new(context)?;
+        let membership = membership_towards(address)?;
         Ok(Self { facts: membership.domain.facts().clone(), path: path(&membership.domain) })
     }
+}
+
+/// A protection domain on the device that leads there.
+pub(super) fn membership_towards(address: SocketAddr) -> io::Result<Arc<Membership>> {
+    let id = Id::resolve(address)?;
+    let (mut routed, until) = (false, Instant::now() + LONGEST);
+    while !id.is_resolved(address, &mut routed)? {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        id.wait(left);
+    }
+    Membership::new(id.context().ok_or_else(|| io::Error::other("the connection manager found no device"))?)
 }
 
 /// A driver that has dmabuf looks at the descriptor, and finds that it is none; one that has not says so without looking.

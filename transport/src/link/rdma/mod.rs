@@ -15,6 +15,7 @@
 
 mod cache;
 mod cm;
+mod connecting;
 mod dial;
 mod domains;
 mod endpoint;
@@ -25,6 +26,7 @@ mod listen;
 mod memory;
 mod options;
 mod pulling;
+mod rights;
 mod verbs;
 
 pub use cache::registering;

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use rdma_sys::ibv_sge;
 
+use super::cache::{Cache, STARVED};
+use super::connecting::Connecting;
 use super::faults::WRITE_AGAIN;
 use super::lane::Lane;
 use super::verbs::Registration;
-use crate::connection::{BulkEvent, Client, ClientError, Framer, Outbox, Place, Taken};
+use crate::connection::{BulkEvent, Client, ClientError, Framer, LaneCounts, Outbox, Place, Taken};
 use crate::link::wait::Interest;
 use crate::link::{Bulk, Stream};
 use crate::memory::{Claim, Slab, SliceLease, copy_counted};
@@ -30,22 +32,25 @@ const TURN: Duration = Duration::from_millis(50);
 const GATHERED: usize = 8;
 
 pub(super) struct Pulling {
-    lane: Arc<Lane>,
     /// The lane's, in its connection.
     number: u32,
     state: State,
 }
 
 enum State {
+    Connecting(Box<Connecting>),
     /// Hello is sent, the welcome has not come.
     Opening {
+        lane: Arc<Lane>,
         framer: Framer,
         until: Instant,
     },
-    Open(Box<Work>),
+    // Dropped by `Pulling` in this order, after the queue pair went down.
+    Open(Arc<Lane>, Box<Work>),
 }
 
 struct Work {
+    counts: Arc<LaneCounts>,
     framer: Framer,
     heads: Option<Heads>,
     out: Outbox,
@@ -56,6 +61,8 @@ struct Work {
     /// Operations in flight, in the order in which they complete: what their memory needs to stay.
     flight: VecDeque<(u64, Flight)>,
     last: u64,
+    /// There was no room to copy a slice through: when to look again, should it be another lane that makes some.
+    starved: Option<Instant>,
     /// The last right that was used, for [`WRITE_AGAIN`].
     used: Option<Piece>,
 }
@@ -70,6 +77,7 @@ struct Grant {
     pieces: Pieces,
 }
 
+#[derive(Clone, Copy)]
 struct Readable {
     head: SliceHead,
     window: u8,
@@ -79,27 +87,67 @@ struct Readable {
 
 enum Flight {
     Writing { _registrations: Vec<Arc<Registration>>, _staged: Option<Slab>, _slice: Option<Taken> },
-    Reading { lease: SliceLease, window: u8, _registrations: Vec<Arc<Registration>> },
+    Reading { lease: SliceLease, staged: Option<Slab>, window: u8, _registrations: Vec<Arc<Registration>> },
+}
+
+/// This side's memory of one slice: its pieces, what registers them, and the slab that it is copied through, if it is.
+struct Reached {
+    list: Vec<ibv_sge>,
+    registrations: Vec<Arc<Registration>>,
+    staged: Option<Slab>,
+}
+
+impl Reached {
+    /// Memory where it lies: all of it, or nothing.
+    fn there(pieces: impl Iterator<Item = io::Result<(*const u8, usize, Arc<Registration>)>>) -> io::Result<Self> {
+        let (mut list, mut registrations) = (Vec::with_capacity(1), Vec::with_capacity(1));
+        for piece in pieces {
+            let (at, len, registration) = piece?;
+            list.push(ibv_sge { addr: at as u64, length: len as u32, lkey: registration.local() });
+            registrations.push(registration);
+        }
+        Ok(Self { list, registrations, staged: None })
+    }
+
+    /// A slab in its place. `None`: not now.
+    fn staged(cache: &Cache, len: usize, why: &io::Error) -> io::Result<Option<Self>> {
+        tracing::debug!(%why, "a slice is copied, since its memory cannot be registered");
+        let Some((slab, registration)) = cache.staging(len)? else { return Ok(None) };
+        let list = vec![ibv_sge { addr: slab.as_ptr() as u64, length: len as u32, lkey: registration.local() }];
+        Ok(Some(Self { list, registrations: vec![registration], staged: Some(slab) }))
+    }
 }
 
 impl Pulling {
-    /// Greets the server as bulk lane `lane`.
-    pub(super) fn greet(stream: Arc<Lane>, client: &Client, lane: u32, now: Instant) -> io::Result<Self> {
-        if let Some(hello) = client.lane_hello(lane) {
-            let sent = stream.send(&[IoSlice::new(&hello)])?;
+    /// Bulk lane `number`, over what is on its way to the server.
+    pub(super) fn new(connecting: Connecting, number: u32) -> Self {
+        Self { number, state: State::Connecting(Box::new(connecting)) }
+    }
+
+    /// Greets the server, once there is a connection.
+    fn greet(&mut self, client: &Client, now: Instant) -> io::Result<bool> {
+        let State::Connecting(connecting) = &mut self.state else { return Ok(false) };
+        let Some(lane) = connecting.turn(now)? else { return Ok(false) };
+        if let Some(hello) = client.lane_hello(self.number) {
+            let sent = lane.send(&[IoSlice::new(&hello)])?;
             client.counters().up.fetch_add(sent as u64, Ordering::Relaxed);
         }
-        Ok(Self {
-            lane: stream,
-            number: lane,
-            state: State::Opening { framer: Framer::new(0), until: now + GREETING_TIMEOUT },
-        })
+        let until = now + GREETING_TIMEOUT;
+        self.state = State::Opening { lane: Arc::new(lane), framer: Framer::new(0), until };
+        Ok(true)
+    }
+
+    fn lane_of(&self) -> Option<&Arc<Lane>> {
+        match &self.state {
+            State::Connecting(_) => None,
+            State::Opening { lane, .. } | State::Open(lane, _) => Some(lane),
+        }
     }
 
     fn welcomed(&mut self, client: &mut Client, now: Instant) -> Result<bool, ClientError> {
-        let State::Opening { framer, until } = &mut self.state else { return Ok(false) };
+        let State::Opening { lane, framer, until } = &mut self.state else { return Ok(false) };
         // More frames may follow at once: they are not this framer's to take.
-        match self.lane.recv(framer.space_of_frame(), &mut []) {
+        match lane.recv(framer.space_of_frame(), &mut []) {
             Ok(0) => return Err(gone(&io::ErrorKind::ConnectionAborted.into())),
             Ok(n) => {
                 client.counters().down.fetch_add(n as u64, Ordering::Relaxed);
@@ -116,7 +164,8 @@ impl Pulling {
             _ => return Err(DecodeError::Range("a bulk lane was not welcomed").into()),
         }
         client.lane_opened(self.number);
-        self.state = State::Open(Box::new(Work::new()));
+        let (lane, work) = (lane.clone(), Work::new(client.lane_counts(self.number)));
+        self.state = State::Open(lane, Box::new(work));
         Ok(true)
     }
 }
@@ -124,9 +173,10 @@ impl Pulling {
 impl Bulk for Pulling {
     fn turn(&mut self, client: &mut Client, now: Instant) -> Result<bool, ClientError> {
         match &mut self.state {
+            State::Connecting(_) => self.greet(client, now).map_err(|e| gone(&e)),
             State::Opening { .. } => self.welcomed(client, now),
-            State::Open(work) => {
-                let moved = work.turn(&self.lane, client, now)?;
+            State::Open(lane, work) => {
+                let moved = work.turn(lane, client, now)?;
                 client.lane_idles(self.number, work.flight.is_empty() && work.readable.is_empty());
                 Ok(moved)
             }
@@ -143,18 +193,28 @@ impl Bulk for Pulling {
     }
 
     fn arm(&mut self, _client: &Client, out: &mut Vec<Interest>) -> bool {
-        out.push(self.lane.interest(true, false));
-        self.lane.arm(true, false)
+        if let State::Connecting(connecting) = &self.state {
+            out.extend(connecting.interest());
+        }
+        let Some(lane) = self.lane_of() else { return false };
+        out.push(lane.interest(true, false));
+        lane.arm(true, false)
     }
 
     fn disarm(&mut self) {
-        self.lane.disarm();
+        if let Some(lane) = self.lane_of() {
+            lane.disarm();
+        }
     }
 
     fn deadline(&self, _client: &Client) -> Option<Instant> {
         match &self.state {
+            State::Connecting(connecting) => Some(connecting.until()),
             State::Opening { until, .. } => Some(*until),
-            State::Open(work) => work.readable.iter().filter_map(|r| r.until).min(),
+            State::Open(_, work) => {
+                let turns = work.readable.iter().filter_map(|r| r.until).min();
+                work.starved.into_iter().chain(turns).min()
+            }
         }
     }
 }
@@ -162,13 +222,16 @@ impl Bulk for Pulling {
 impl Drop for Pulling {
     fn drop(&mut self) {
         // The device is done with all memory before `flight` gives it back.
-        self.lane.endpoint().shut();
+        if let Some(lane) = self.lane_of() {
+            lane.endpoint().shut();
+        }
     }
 }
 
 impl Work {
-    fn new() -> Self {
+    fn new(counts: Arc<LaneCounts>) -> Self {
         Self {
+            counts,
             framer: Framer::new(0),
             heads: None,
             out: Outbox::default(),
@@ -176,6 +239,7 @@ impl Work {
             readable: Vec::new(),
             flight: VecDeque::new(),
             last: 0,
+            starved: None,
             used: None,
         }
     }
@@ -185,7 +249,8 @@ impl Work {
         let mut moved = self.completed(lane, client);
         self.write_again(lane).map_err(|e| gone(&e))?;
         moved |= self.hear(lane, client)?;
-        moved |= self.write(lane, client)?;
+        self.starved = None;
+        moved |= self.write(lane, client, now)?;
         moved |= self.read(lane, client, now)?;
         let mut sink: &dyn Stream = lane;
         let waiting = self.out.waiting();
@@ -253,7 +318,7 @@ impl Work {
     }
 
     /// Writes every slice that is granted, and whose transfer is on its way out.
-    fn write(&mut self, lane: &Lane, client: &Client) -> Result<bool, ClientError> {
+    fn write(&mut self, lane: &Lane, client: &Client, now: Instant) -> Result<bool, ClientError> {
         let mut any = false;
         let mut at = 0;
         while at < self.grants.len() {
@@ -272,49 +337,39 @@ impl Work {
                 at += 1;
                 continue;
             };
+            if !self.write_one(lane, &grant, slice).map_err(|e| gone(&e))? {
+                self.starved = Some(now + STARVED);
+                break;
+            }
             self.grants.remove(at);
-            self.write_one(lane, &grant, slice).map_err(|e| gone(&e))?;
+            self.counts.up.fetch_add(u64::from(grant.len) + SLICE_FRAME_BYTES as u64, Ordering::Relaxed);
+            self.counts.slices_up.fetch_add(1, Ordering::Relaxed);
             client.counters().up.fetch_add(u64::from(grant.len) + SLICE_FRAME_BYTES as u64, Ordering::Relaxed);
             any = true;
         }
         Ok(any)
     }
 
-    fn write_one(&mut self, lane: &Lane, grant: &Grant, slice: Taken) -> io::Result<()> {
-        let Some(heads) = self.heads else { return Ok(()) };
+    /// Whether it is on its way. Otherwise there is no room to copy it through: what is under way makes some.
+    fn write_one(&mut self, lane: &Lane, grant: &Grant, slice: Taken) -> io::Result<bool> {
+        let Some(heads) = self.heads else { return Ok(true) };
         let cache = &lane.membership().cache;
         let head = slice.head();
-        let mut list = Vec::with_capacity(slice.pieces.len());
-        let mut registrations = Vec::with_capacity(slice.pieces.len());
-        let mut staged = None;
-        for (bytes, part) in &slice.pieces {
-            match cache.to_send(bytes, part) {
-                Ok(registration) => {
-                    let view = bytes.get(part.clone()).unwrap_or_default();
-                    list.push(ibv_sge {
-                        addr: view.as_ptr() as u64,
-                        length: view.len() as u32,
-                        lkey: registration.local(),
-                    });
-                    registrations.push(registration);
-                }
-                Err(error) => {
-                    // Memory that cannot be locked, or no more of it: the slice goes through memory that is.
-                    tracing::debug!(%error, "a slice is copied, since its memory cannot be registered");
-                    let mut slab = cache.staging(grant.len as usize)?;
-                    let mut filled = 0;
-                    for view in slice.bytes() {
-                        copy_counted(&mut slab[filled..filled + view.len()], view);
-                        filled += view.len();
-                    }
-                    let registration = cache
-                        .of(slab.as_ptr(), slab.len(), true)?
-                        .ok_or_else(|| io::Error::other("staging memory without owner"))?;
-                    list = vec![ibv_sge { addr: slab.as_ptr() as u64, length: grant.len, lkey: registration.local() }];
-                    registrations = vec![registration];
-                    staged = Some(slab);
-                    break;
-                }
+        let there = Reached::there(slice.pieces.iter().map(|(bytes, part)| {
+            let view = bytes.get(part.clone()).unwrap_or_default();
+            cache.to_send(bytes, part).map(|registration| (view.as_ptr(), view.len(), registration))
+        }));
+        let reached = match there {
+            Ok(reached) => Some(reached),
+            // Memory that cannot be locked, or no more of it.
+            Err(why) => Reached::staged(cache, grant.len as usize, &why)?,
+        };
+        let Some(Reached { list, registrations, mut staged }) = reached else { return Ok(false) };
+        if let Some(slab) = &mut staged {
+            let mut filled = 0;
+            for view in slice.bytes() {
+                copy_counted(&mut slab[filled..filled + view.len()], view);
+                filled += view.len();
             }
         }
         let mut endpoint = lane.endpoint();
@@ -333,7 +388,8 @@ impl Work {
             unsafe { endpoint.post_write(&list, (piece.address, piece.rkey)) }?;
         }
         let place = heads.address + u64::from(grant.window) * 64;
-        endpoint.post_head(&head, (place, heads.rkey), grant.window, token)
+        endpoint.post_head(&head, (place, heads.rkey), grant.window, token)?;
+        Ok(true)
     }
 
     /// Reads every slice that is offered, as soon as it has a place.
@@ -353,9 +409,13 @@ impl Work {
             };
             match claim {
                 Claim::Lease(lease) => {
-                    let Readable { window, pieces, .. } = self.readable.remove(at);
+                    let Readable { window, pieces, .. } = self.readable[at];
+                    if !self.read_one(lane, lease, window, &pieces).map_err(|e| gone(&e))? {
+                        self.starved = Some(now + STARVED);
+                        break;
+                    }
+                    self.readable.remove(at);
                     client.counters().down.fetch_add(u64::from(head.len), Ordering::Relaxed);
-                    self.read_one(lane, lease, window, &pieces).map_err(|e| gone(&e))?;
                     any = true;
                     continue;
                 }
@@ -374,28 +434,31 @@ impl Work {
         Ok(any)
     }
 
-    fn read_one(&mut self, lane: &Lane, mut lease: SliceLease, window: u8, pieces: &Pieces) -> io::Result<()> {
+    /// As [`Self::write_one`].
+    fn read_one(&mut self, lane: &Lane, mut lease: SliceLease, window: u8, pieces: &Pieces) -> io::Result<bool> {
         let cache = &lane.membership().cache;
-        let mut list = Vec::with_capacity(1);
-        let mut registrations = Vec::with_capacity(1);
-        for (at, len) in lease.places() {
-            let registration =
-                cache.of(at.as_ptr(), len, true)?.ok_or_else(|| io::Error::other("memory to land in without owner"))?;
-            list.push(ibv_sge { addr: at.as_ptr() as u64, length: len as u32, lkey: registration.local() });
-            registrations.push(registration);
-        }
+        let there = Reached::there(lease.places().map(|(at, len)| {
+            let found = cache.of(at.as_ptr(), len, true)?;
+            let found = found.ok_or_else(|| io::Error::other("memory to land in without owner"))?;
+            Ok((at.as_ptr().cast_const(), len, found))
+        }));
+        let reached = match there {
+            Ok(reached) => Some(reached),
+            Err(why) => Reached::staged(cache, lease.left(), &why)?,
+        };
+        let Some(Reached { list, registrations, staged }) = reached else { return Ok(false) };
         let mut endpoint = lane.endpoint();
         let token = self.last;
         self.last += 1;
-        self.flight.push_back((token, Flight::Reading { lease, window, _registrations: registrations }));
+        self.flight.push_back((token, Flight::Reading { lease, staged, window, _registrations: registrations }));
         let requests = matched(&list, pieces.as_slice());
         let last = requests.len();
         for (i, (piece, list)) in requests.into_iter().enumerate() {
             let token = (i + 1 == last).then_some(token);
-            // SAFETY: `flight` holds the lease, whose memory is nobody else's, and its registration until `token` is done.
+            // SAFETY: `flight` holds the lease, whose memory is nobody else's, or the slab, and the registration until `token` is done.
             unsafe { endpoint.post_read(&list, (piece.address, piece.rkey), token) }?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Operations whose memory the device is done with.
@@ -405,8 +468,10 @@ impl Work {
             let Some(token) = lane.endpoint().next_done() else { return any };
             while self.flight.front().is_some_and(|&(t, _)| t <= token) {
                 any = true;
-                if let Some((_, Flight::Reading { mut lease, window, .. })) = self.flight.pop_front() {
-                    lease.advance(lease.left());
+                if let Some((_, Flight::Reading { mut lease, staged, window, .. })) = self.flight.pop_front() {
+                    lease.fill(staged.as_deref());
+                    self.counts.down.fetch_add(u64::from(lease.head().len), Ordering::Relaxed);
+                    self.counts.slices_down.fetch_add(1, Ordering::Relaxed);
                     let SliceHead { transfer, offset, .. } = *lease.head();
                     if client.is_checked() && !lease.is_intact() {
                         client.bulk_event(&BulkEvent::Corrupt { transfer, offset });
@@ -426,9 +491,7 @@ impl Work {
         let Some(piece) = self.used.take() else { return Ok(()) };
         WRITE_AGAIN.store(false, Ordering::Release);
         let cache = &lane.membership().cache;
-        let slab = cache.staging(1)?;
-        let registration =
-            cache.of(slab.as_ptr(), 1, true)?.ok_or_else(|| io::Error::other("staging memory without owner"))?;
+        let Some((slab, registration)) = cache.staging(1)? else { return Ok(()) };
         let list = [ibv_sge { addr: slab.as_ptr() as u64, length: 1, lkey: registration.local() }];
         let mut endpoint = lane.endpoint();
         let token = self.last;

@@ -17,8 +17,9 @@ pub use self::listen::{Listener, Refusal};
 use self::pace::Pace;
 use self::watched::Watched;
 use super::host::{BulkHost, Waiting};
-use super::{Stream, StreamSink};
-use crate::connection::{BulkMachine, ControlLane, Directory, Driver, LaneEnd, Service, Step};
+use super::{Stream, StreamSink, Trespass};
+use crate::auth::Refused;
+use crate::connection::{BulkMachine, ControlLane, Directory, Driver, LaneEnd, Peer, Service, Step};
 
 /// Serves a [`Service`] over any number of links.
 pub struct Server<S: Service> {
@@ -138,10 +139,22 @@ impl<S: Service> Lane<S> {
             }
             Ok(Step::Continue) => Ok(LaneEnd::Left),
             Err(error) => {
+                if let Some(peer) = control.peer().filter(|_| Trespass::is(&error)) {
+                    self.trespassed(peer);
+                }
                 control.closed(Instant::now());
                 Err(error)
             }
         }
+    }
+
+    /// The client's device was refused memory: its session ends, and its connection.
+    fn trespassed(&self, peer: &Arc<Peer>) {
+        let (service, now) = (&self.service, Instant::now());
+        service.trespassed(peer, now);
+        let (channel, name) = (self.stream.io().channel(), peer.identity().name());
+        let told = service.settings().guard.refuse(Refused::Memory, &channel, name, &Trespass.to_string(), now);
+        peer.goodbye(told);
     }
 
     /// `patience`: how many times longer than usual it polls.

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 use super::{Lane, TURN};
 use crate::connection::{LaneSeat, Service};
-use crate::link::RemoteBulk;
+use crate::link::{RemoteBulk, Trespass};
 use crate::wire::{ErrorCode, RemoteError};
 
 impl<S: Service> Lane<S> {
@@ -43,6 +43,9 @@ impl<S: Service> Lane<S> {
                 peer.bulk_event(&*self.service, &event, now);
             }
             let moved = moved.inspect_err(|error| {
+                if Trespass::is(error) {
+                    return self.trespassed(peer);
+                }
                 // Broken by the peer's own doing: it is told.
                 let code = match error.kind() {
                     io::ErrorKind::InvalidData => ErrorCode::Malformed,

@@ -1,6 +1,5 @@
-//! A right that was revoked is worth nothing: a client that uses one is refused by the server's device, loses its connection, and
-//! harms nobody. Over RDMA alone: `make test-rdma`.
-#![cfg(feature = "rdma")]
+//! A right that was revoked is worth nothing: a client that uses one is refused by the server's device, loses its session, and harms
+//! nobody.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,9 +9,9 @@ use bytes::Bytes;
 use genie_graph::DType;
 use genie_tests::rdma::serve;
 use genie_tests::serve::config;
-use genie_transport::client::{ConnectOptions, PutOptions, blocking};
+use genie_transport::client::{ClientError, ConnectOptions, PutOptions, blocking};
 use genie_transport::link::rdma::faults::{WRITE_AGAIN, refused};
-use genie_transport::wire::TensorSpec;
+use genie_transport::wire::{ErrorCode, TensorSpec};
 
 const BYTES: usize = 1 << 20;
 
@@ -30,16 +29,22 @@ fn a_right_that_was_revoked_is_refused_by_the_device() {
     WRITE_AGAIN.store(true, Ordering::Release);
     let mut back = Vec::new();
     let until = Instant::now() + Duration::from_secs(10);
-    while refused() == 0 {
-        // The client takes its session up again over another connection: to its user nothing happens.
-        hostile.echo(b"still there", &mut back).expect("the session goes on");
-        assert_eq!(back, b"still there");
-        assert!(Instant::now() < until, "the device let it pass");
+    while refused() == 0 || hostile.sessions_lost() == 0 {
+        match hostile.echo(b"still there", &mut back) {
+            Ok(()) => assert_eq!(back, b"still there"),
+            Err(error) => assert!(matches!(error, ClientError::SessionLost(ErrorCode::SessionGone)), "{error}"),
+        }
+        assert!(Instant::now() < until, "refused {}, sessions lost {}", refused(), hostile.sessions_lost());
     }
     assert!(!WRITE_AGAIN.load(Ordering::Acquire), "nothing was written again");
-    hostile.echo(b"still there", &mut back).expect("the session goes on");
-    // What was written is what was sent, and nobody else noticed.
-    assert!(hostile.get(&tensor).expect("a get")[..] == bytes[..], "the tensor changed after it was whole");
-    assert!(other.get(&theirs).expect("a get")[..] == bytes[..]);
+    // What it had is gone with its session.
+    assert!(hostile.get(&tensor).is_err());
+    // The server lives: what was written by others is what they sent, nobody else noticed, and it was counted.
+    assert!(other.get(&theirs).expect("a get")[..] == bytes[..], "a tensor changed after it was whole");
     assert_eq!(other.sessions_lost(), 0);
+    let stats = other.stats().expect("stats");
+    let counted = stats.iter().find(|(name, _)| name == "genie_refused_memory_total").map(|(_, n)| *n);
+    assert_eq!(counted, Some(1));
+    hostile.echo(b"again", &mut back).expect("it may begin anew");
+    assert_eq!(hostile.sessions_lost(), 1);
 }
