@@ -28,6 +28,9 @@ const RESIDENT_MORE: u64 = 48 << 20;
 const RESIDENT_MORE_EACH: u64 = 512 << 10;
 /// Registrations of memory that a session may have kept to be used again.
 const REGISTERED_MORE: usize = 32;
+/// Queue pairs that a session may have opened since, and descriptors of each: a lane is opened while others carry what there is.
+const LANES_MORE: usize = 2;
+const LANE_DESCRIPTORS: usize = 3;
 
 /// How the tool `rdma` calls registrations.
 const REGISTRATIONS: &str = "mr";
@@ -61,7 +64,10 @@ impl Holdings {
         let some = |most: usize| most.min(usize::try_from(times / 2).unwrap_or(most));
         let count =
             |all: &Self, memory: bool| all.descriptors.iter().filter(|d| d.starts_with(MEMORY) == memory).count();
-        if count(self, false) > count(before, false) || count(self, true) > count(before, true) + some(MEMORY_MORE) {
+        let lanes = if self.verbs.is_empty() { 0 } else { some(LANES_MORE) };
+        if count(self, false) > count(before, false) + lanes * LANE_DESCRIPTORS
+            || count(self, true) > count(before, true) + some(MEMORY_MORE)
+        {
             return Some(format!("descriptors: {:?}, and before {:?}", self.descriptors, before.descriptors));
         }
         if self.mappings > before.mappings + some(MAPPINGS_MORE) {
@@ -70,7 +76,11 @@ impl Holdings {
         if self.resident > before.resident + RESIDENT_MORE.min(times * RESIDENT_MORE_EACH) {
             return Some(format!("{} bytes in memory, and before {}", self.resident, before.resident));
         }
-        let kept = |sort| if sort == REGISTRATIONS { some(REGISTERED_MORE) } else { 0 };
+        let kept = |sort| match sort {
+            "pd" => 0,
+            REGISTRATIONS => some(REGISTERED_MORE),
+            _ => lanes,
+        };
         let grown = |(&sort, &n): (&&'static str, &usize)| n > before.verbs.get(sort).map_or(0, |n| n + kept(sort));
         if self.verbs.iter().any(grown) {
             return Some(format!("objects of RDMA devices: {:?}, and before {:?}", self.verbs, before.verbs));

@@ -327,15 +327,18 @@ impl Granting {
             }
             let Some(slice) = self.unsent.take().or_else(|| peer.bulk().take(self.number, now)) else { break };
             let head = SliceHead::decode(&slice.head()).map_err(refuse)?;
-            let Some((rights, pieces, staged)) = self.bind_read(&slice)? else {
-                self.unsent = Some(slice);
-                self.starved = Some(now + STARVED);
-                break;
+            let (offer, pieces) = match self.bind_read(slice)? {
+                Ok(bound) => bound,
+                Err(slice) => {
+                    self.unsent = Some(slice);
+                    self.starved = Some(now + STARVED);
+                    break;
+                }
             };
             if !self.outstanding() {
                 self.moved = now;
             }
-            self.reads[place] = Read::Offered(Offer { rights, _staged: staged, _slice: slice });
+            self.reads[place] = Read::Offered(offer);
             self.say(&OneSided::Readable { head, window: place as u8, pieces });
             self.pass(head.len as usize, false)?;
             any = true;
@@ -343,8 +346,8 @@ impl Granting {
         Ok(any)
     }
 
-    /// `None`: there is no room to copy it through, though it must be.
-    fn bind_read(&mut self, slice: &Taken) -> io::Result<Option<(Vec<Right>, Pieces, Option<Slab>)>> {
+    /// The slice again: there is no room to copy it through, though it must be.
+    fn bind_read(&mut self, slice: Taken) -> io::Result<Result<(Offer, Pieces), Taken>> {
         let places: Vec<(*mut u8, usize)> = slice.bytes().map(|view| (view.as_ptr().cast_mut(), view.len())).collect();
         let flips = self.lane.faults().is_some_and(Faults::flips);
         // SAFETY: a right to read; the offer holds the bytes, which nobody writes, until the rights are revoked.
@@ -353,7 +356,9 @@ impl Granting {
             Some(reached) => (reached, None),
             None => {
                 let len = places.iter().map(|p| p.1).sum();
-                let Some((mut slab, memory)) = self.lane.membership().cache.staging(len)? else { return Ok(None) };
+                let Some((mut slab, memory)) = self.lane.membership().cache.staging(len)? else {
+                    return Ok(Err(slice));
+                };
                 let mut filled = 0;
                 for view in slice.bytes() {
                     copy_counted(&mut slab[filled..filled + view.len()], view);
@@ -368,7 +373,7 @@ impl Granting {
         };
         // SAFETY: as above.
         let (rights, pieces) = unsafe { self.rights.bind(reached, access::REMOTE_READ) }?;
-        Ok(Some((rights, pieces, staged)))
+        Ok(Ok((Offer { rights, _staged: staged, _slice: slice }, pieces)))
     }
 
     /// A slice has passed; for tests the lane may break by it.
