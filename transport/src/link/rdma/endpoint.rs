@@ -47,6 +47,8 @@ const RECEIVED: u64 = 1 << 63;
 const FAREWELL: Duration = Duration::from_millis(100);
 const FLUSH: Duration = Duration::from_secs(1);
 const SETTLED: Duration = Duration::from_millis(5);
+/// A queue that gives nothing back for so long has nothing more: the device works on none of it, since the queue pair is down.
+const SILENT: Duration = Duration::from_millis(100);
 
 /// An operation that its owner is told of.
 pub(super) type Token = u64;
@@ -492,7 +494,7 @@ impl Endpoint {
                 quiet = now;
             }
             // Requests that succeeded without telling of it are among the last: nobody will tell of them.
-            if now >= until || (self.receives == 0 && now >= quiet + SETTLED) {
+            if now >= until.min(quiet + SILENT) || (self.receives == 0 && now >= quiet + SETTLED) {
                 break;
             }
             std::thread::yield_now();
