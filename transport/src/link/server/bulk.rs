@@ -1,13 +1,17 @@
 //! A bulk lane's task.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::{Lane, TURN};
+use super::Lane;
 use crate::connection::{BulkMachine, Flushed, Service, Want};
 use crate::link::StreamSink;
+
+/// How long a lane that is never idle goes on before other tasks get a turn: a few slices. The thread that runs it may be the one that
+/// would hear of other lanes' bytes, and no other thread listens meanwhile: small requests beside a put waited for as long as this.
+const TURN: Duration = Duration::from_micros(150);
 
 impl<S: Service> Lane<S> {
     /// Drives the lane until it is over; why it is.
@@ -22,7 +26,7 @@ impl<S: Service> Lane<S> {
         let io = self.stream.io().clone();
         let mut sink = StreamSink(io.clone());
         let mut pace = self.pace(1);
-        let mut turn = 0;
+        let mut others = Instant::now() + TURN;
         loop {
             if lane.is_over() {
                 return Ok("it was taken out".into());
@@ -49,9 +53,9 @@ impl<S: Service> Lane<S> {
             let more = flushed == Flushed::Turn;
             if moved || more {
                 pace.arrived(now);
-                turn += 1;
-                if more || turn % TURN == 0 {
+                if now >= others {
                     tokio::task::yield_now().await;
+                    others = Instant::now() + TURN;
                 }
                 continue;
             }
