@@ -88,7 +88,7 @@ impl Floors {
                 // So many as take the time, going by the turn before.
                 let fit = beside.last * 1e9 * time.as_secs_f64() / message.len() as f64 / f64::from(streams);
                 let count = (fit as u64).clamp(2, 1 << 20);
-                let took = floor.streams(message, count, streams)?;
+                let took = floor.streams(message, count, streams, places_for(message, depth))?;
                 beside.moved((message.len() as u64 * count * u64::from(streams)) as f64 / took.as_secs_f64() / 1e9);
                 Ok(())
             }
@@ -134,15 +134,20 @@ impl Beside {
 /// GB/s of a floor that was not measured yet.
 const GUESS: f64 = 1.0;
 
-/// Memory of all the places that copies go to, at the most: past every cache, it does not matter how many they are.
+/// Memory of all the places that a message goes to, at the most: past every cache, it does not matter how many they are.
 const PLACES_BYTES: usize = 256 << 20;
 
 /// Bytes that are copied between two looks at the clock, at least: small copies take less time than a look.
 const UNLOOKED: usize = 1 << 20;
 
+fn places_for(message: &[u8], depth: u32) -> u32 {
+    let most = (PLACES_BYTES / message.len().max(1)).max(1);
+    depth.clamp(1, u32::try_from(most).unwrap_or(u32::MAX))
+}
+
 /// GB/s of plain copies of a message, in so many threads together, each to so many places in turn.
 fn copies(message: &[u8], (threads, places): (u32, u32), time: Duration) -> f64 {
-    let places = (places as usize).clamp(1, (PLACES_BYTES / message.len().max(1)).max(1));
+    let places = places_for(message, places) as usize;
     let unlooked = (UNLOOKED / message.len().max(1)).max(1);
     let one = || {
         let mut to = vec![vec![1; message.len()]; places];

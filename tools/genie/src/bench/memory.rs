@@ -5,6 +5,7 @@ use bytes::Bytes;
 use clap::ValueEnum;
 use genie_transport::Uri;
 use genie_transport::client::blocking::Session;
+use genie_transport::memory::Slab;
 use memmap2::MmapMut;
 
 use crate::connect::scheme;
@@ -12,8 +13,10 @@ use crate::connect::scheme;
 /// Where the client's payloads lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Memory {
-    /// Ordinary memory.
+    /// Genie's own, aligned; its pages are large where the system has large ones. The floor has the same.
     Heap,
+    /// What the allocator gives to a program that knows nothing of Genie: small pages, mostly. The floor has the same.
+    Malloc,
     /// Whole pages, locked in place.
     Pinned,
     /// The region that a shm:// link shares with the server.
@@ -27,6 +30,7 @@ impl Memory {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Heap => "heap",
+            Self::Malloc => "malloc",
             Self::Pinned => "pinned",
             Self::Shared => "shared",
             Self::Device => "device",
@@ -36,7 +40,7 @@ impl Memory {
     /// Whether this machine and this link have it; said before anything is measured.
     pub(super) fn check(self, uri: &Uri) -> Result<()> {
         match self {
-            Self::Heap | Self::Pinned => Ok(()),
+            Self::Heap | Self::Malloc | Self::Pinned => Ok(()),
             Self::Shared if scheme(uri) == "shm" => Ok(()),
             Self::Shared => {
                 bail!(
@@ -71,16 +75,21 @@ impl Memory {
                 fill(&mut pages);
                 Ok(Bytes::from_owner(pages))
             }
-            _ => Ok(ordinary(length)),
+            _ => self.plain_bytes(length),
         }
     }
-}
 
-/// So many bytes of ordinary memory, none of them zero.
-pub(super) fn ordinary(length: usize) -> Bytes {
-    let mut bytes = vec![0; length];
-    fill(&mut bytes);
-    bytes.into()
+    /// What a floor moves beside it: the same kind, where a program without Genie can have it.
+    pub(super) fn plain_bytes(self, length: usize) -> Result<Bytes> {
+        if self == Self::Malloc {
+            let mut bytes = vec![0; length];
+            fill(&mut bytes);
+            return Ok(bytes.into());
+        }
+        let mut slab = Slab::try_zeroed(length).with_context(|| format!("no memory for {length} bytes"))?;
+        fill(&mut slab);
+        Ok(Bytes::from_owner(slab.freeze()))
+    }
 }
 
 /// A pattern that shows whether something moved to another place.
@@ -106,6 +115,7 @@ mod tests {
     fn pinned_memory_holds_the_same_bytes() {
         let heap = Memory::Heap.own_bytes(10_000).unwrap();
         assert_eq!(heap, Memory::Pinned.own_bytes(10_000).unwrap());
+        assert_eq!(heap, Memory::Malloc.own_bytes(10_000).unwrap());
         assert!(heap.iter().all(|b| *b != 0));
     }
 }

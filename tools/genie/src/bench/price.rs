@@ -9,7 +9,7 @@ use genie_transport::client::blocking::Session;
 use serde::Serialize;
 
 use super::load::{self, Plan, Until};
-use super::memory::ordinary;
+use super::memory::Memory;
 use super::output::OutputArgs;
 use super::server::ServerArgs;
 use super::sizes::{Sizes, flatten, sizes};
@@ -157,7 +157,7 @@ fn integrity(uri: &Uri, unchecked: bool) -> &'static str {
 
 fn measure(args: &PriceArgs, op: Op, bytes: u64, with: &mut Side, without: &mut Side) -> Result<Row> {
     // Both send the same bytes: from other memory one might be faster.
-    let data = ordinary(usize::try_from(bytes)?);
+    let data = Memory::Heap.plain_bytes(usize::try_from(bytes)?)?;
     let mut works = [&mut *with, without]
         .map(|side| Work::new(&mut side.session, op, data.clone(), args.device, 1))
         .into_iter()

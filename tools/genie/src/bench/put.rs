@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::floors::{Beside, Floors};
 use super::load::{self, Plan, Until};
-use super::memory::ordinary;
+use super::memory::Memory;
 use super::usage::{Spent, Usage};
 use super::work::{Op, Work};
 use super::{median, rounded};
@@ -91,7 +91,7 @@ fn measure(args: &PutArgs, uri: &Uri, session: &mut Session) -> Result<Vec<Row>>
     let mut progress = Progress::steps("put", args.sizes.len() as u64 * u64::from(args.turns));
     let mut rows = Vec::new();
     for &bytes in &args.sizes {
-        let message = ordinary(usize::try_from(bytes)?);
+        let message = Memory::Heap.plain_bytes(usize::try_from(bytes)?)?;
         let count = TURN_BYTES.div_ceil(bytes).clamp(TURN_PUTS, 4096);
         let plan = Plan { depth: args.depth as usize, rate: None, until: Until::Count(count) };
         let mut beside = floors.as_ref().map(|floors| floors.beside(Op::Put, 1)).transpose()?;

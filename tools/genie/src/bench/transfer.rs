@@ -11,7 +11,7 @@ use genie_transport::client::blocking::Session;
 
 use super::floors::{Beside, Floors};
 use super::load::{self, Outcome, Plan, Until};
-use super::memory::{Memory, ordinary};
+use super::memory::Memory;
 use super::output::OutputArgs;
 use super::row::{self, Row};
 use super::server::ServerArgs;
@@ -67,8 +67,8 @@ pub(crate) struct TransferArgs {
     /// Threads, each with a session of its own.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     threads: u32,
-    /// Where the client's payloads lie: heap, pinned (locked pages), shared (over shm://, where gets land in it anyway), device (with
-    /// CUDA).
+    /// Where the client's payloads lie: heap (Genie's, in large pages), malloc (the allocator's), pinned (locked pages), shared (over
+    /// shm://, where gets land in it anyway), device (with CUDA).
     #[arg(long, value_enum, default_value = "heap")]
     memory: Memory,
     /// Checksums of bulk slices; off where the server was started with --unchecked. Over tcps:// records are authenticated instead.
@@ -136,7 +136,9 @@ impl TransferArgs {
                 "{big} bytes are too many for an echo: up to {LARGEST_ECHO}; --op put and --op get have no such limit"
             );
         }
-        if matches!(self.memory, Memory::Pinned | Memory::Device) && self.op.iter().any(|op| op.reads()) {
+        if matches!(self.memory, Memory::Pinned | Memory::Malloc | Memory::Device)
+            && self.op.iter().any(|op| op.reads())
+        {
             bail!(
                 "a get lands in memory of its session's own, which is not {}: --memory {} is for puts and echoes",
                 self.memory.name(),
@@ -246,7 +248,7 @@ impl Bench<'_> {
     fn row(&mut self, op: Op, bytes: u64) -> Result<Row> {
         let (args, uri) = (self.args, self.uri);
         let depth = args.depth_for(op);
-        let message = ordinary(usize::try_from(bytes)?);
+        let message = args.memory.plain_bytes(usize::try_from(bytes)?)?;
         let streams = if op == Op::Echo { 1 } else { self.lanes * args.threads };
         let mut beside = self.floors.map(|floors| floors.beside(op, streams)).transpose()?;
         let barrier = Barrier::new(self.sessions.len() + 1);

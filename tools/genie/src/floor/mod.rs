@@ -2,8 +2,8 @@
 //! over shared memory, memory that two processes watch ([`memory`]).
 //!
 //! The other process is this program again, with the hidden subcommand `floor`. A connection lasts as long as its measurement, so
-//! that nothing of it runs while something else is measured. It begins with three numbers: what to do, the bytes of a message,
-//! how many there are.
+//! that nothing of it runs while something else is measured. It begins with four numbers: what to do, the bytes of a message,
+//! how many there are, and to how many places in turn they go.
 
 pub(crate) mod memory;
 
@@ -17,6 +17,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use genie_transport::Uri;
 use genie_transport::link::tcp::{self, Path};
+use genie_transport::memory::Slab;
 use socket2::SockRef;
 
 /// Serve the floor of a measurement.
@@ -42,6 +43,9 @@ pub(crate) enum Waiting {
 const ECHO_BLOCKING: u64 = 0;
 const ECHO_BUSY: u64 = 1;
 const SINK: u64 = 2;
+
+/// Places that messages go to, at the most.
+const MOST_PLACES: u64 = 64;
 
 /// The floor's other process; it ends with this value.
 #[derive(Debug)]
@@ -78,7 +82,7 @@ impl Floor {
         mut each: impl FnMut(Duration),
     ) -> Result<()> {
         let mode = if waiting == Waiting::Busy { ECHO_BUSY } else { ECHO_BLOCKING };
-        let mut stream = self.connect(mode, size, 0)?;
+        let mut stream = self.connect([mode, size as u64, 0, 1])?;
         stream.set_nonblocking(waiting == Waiting::Busy)?;
         let (sent, mut back) = (vec![7; size], vec![0; size]);
         let until = Instant::now() + time;
@@ -98,12 +102,12 @@ impl Floor {
         }
     }
 
-    /// Sends `count` messages over each of several connections at once, to a receiver that reads each into a buffer of its size; the time
-    /// until all are there.
-    pub(crate) fn streams(&self, message: &[u8], count: u64, streams: u32) -> Result<Duration> {
+    /// Sends `count` messages over each of several connections at once to a receiver that reads them to `places` of its own in turn; the
+    /// time until all are there.
+    pub(crate) fn streams(&self, message: &[u8], count: u64, streams: u32, places: u32) -> Result<Duration> {
         let mut sockets = Vec::new();
         for _ in 0..streams {
-            let mut stream = self.connect(SINK, message.len(), count)?;
+            let mut stream = self.connect([SINK, message.len() as u64, count, u64::from(places)])?;
             stream.set_nonblocking(false)?;
             stream.read_exact(&mut [0])?;
             sockets.push(stream);
@@ -126,9 +130,9 @@ impl Floor {
         })
     }
 
-    fn connect(&self, mode: u64, size: usize, count: u64) -> Result<TcpStream> {
+    fn connect(&self, numbers: [u64; 4]) -> Result<TcpStream> {
         let (mut stream, _) = tcp::connect(&self.uri, Duration::from_secs(5)).context("connecting to the floor")?;
-        for number in [mode, size as u64, count] {
+        for number in numbers {
             stream.write_all(&number.to_le_bytes())?;
         }
         Ok(stream)
@@ -167,21 +171,26 @@ pub(crate) fn serve(args: &FloorArgs) -> Result<()> {
 
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     tcp::tune(&SockRef::from(&stream), Path::SameHost)?;
-    let mut numbers = [0; 3];
+    let mut numbers = [0; 4];
     for number in &mut numbers {
         let mut bytes = [0; 8];
         stream.read_exact(&mut bytes)?;
         *number = u64::from_le_bytes(bytes);
     }
-    let [mode, size, count] = numbers;
-    let mut buffer = vec![0; usize::try_from(size).map_err(std::io::Error::other)?];
+    let [mode, size, count, places] = numbers;
+    let size = usize::try_from(size).map_err(std::io::Error::other)?;
     if mode == SINK {
+        // Memory of the kind that a server has for tensors.
+        let place = || Slab::try_zeroed(size).ok_or(ErrorKind::OutOfMemory);
+        let mut places = (0..places.clamp(1, MOST_PLACES)).map(|_| place()).collect::<Result<Vec<_>, _>>()?;
         stream.write_all(&[1])?;
-        for _ in 0..count {
-            stream.read_exact(&mut buffer)?;
+        let turns = places.len();
+        for n in 0..count as usize {
+            stream.read_exact(&mut places[n % turns])?;
         }
         return stream.write_all(&[1]);
     }
+    let mut buffer = vec![0; size];
     stream.set_nonblocking(mode == ECHO_BUSY)?;
     loop {
         fill(&mut stream, &mut buffer)?;
@@ -233,7 +242,7 @@ mod tests {
         });
         for mode in [ECHO_BLOCKING, ECHO_BUSY] {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            for number in [mode, 100, 0] {
+            for number in [mode, 100, 0, 1] {
                 stream.write_all(&number.to_le_bytes()).unwrap();
             }
             stream.set_nonblocking(mode == ECHO_BUSY).unwrap();
@@ -242,7 +251,7 @@ mod tests {
             assert_eq!(sent, back);
         }
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        for number in [SINK, 10, 3] {
+        for number in [SINK, 10, 3, 2] {
             stream.write_all(&number.to_le_bytes()).unwrap();
         }
         stream.write_all(&[0; 30]).unwrap();
