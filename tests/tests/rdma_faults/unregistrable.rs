@@ -29,9 +29,10 @@ fn memory_that_cannot_be_registered_is_copied_through_some_that_is() {
         UNREGISTRABLE.store(false, Ordering::Release);
         assert!(back[..] == bytes[..], "way {way}: bytes differ");
         let copied = copied_bytes() - before;
-        // Up and down, at both ends, which are both this process: in and out of each slab.
+        // Up and down, at both ends, which are both this process. Without windows a server registers each slice for itself.
+        let times = if std::env::var("GENIE_RDMA_WINDOWS").is_ok_and(|windows| windows == "0") { 2 } else { 4 };
         match way {
-            1 => assert!(copied >= 4 * BYTES as u64, "{copied} bytes were copied of {BYTES}"),
+            1 => assert!(copied >= times * BYTES as u64, "{copied} bytes were copied of {BYTES}"),
             _ => assert_eq!(copied, 0, "what can be registered is not copied"),
         }
     }
