@@ -74,7 +74,13 @@ fn the_crowd() {
     std::io::stdout().flush().expect("it is read");
     let mut away = 0;
     for stream in crowd {
-        is(&Raw::over(stream).goodbye(), ErrorCode::TimedOut, &["no greeting within 4 s"]);
+        // Its time is over, or it had to make room for those that came after it.
+        let why = Raw::over(stream).goodbye();
+        assert_eq!(why.code, ErrorCode::TimedOut, "{why}");
+        assert!(
+            ["no greeting within 4 s", "has not said for long who it is"].iter().any(|w| why.message.contains(w)),
+            "{why}"
+        );
         away += 1;
     }
     println!("sent away {away}");

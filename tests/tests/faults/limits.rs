@@ -45,7 +45,9 @@ fn a_session_over_its_quota() {
     let large = vec![1; 100_001];
     refused(raw.ask(&put(bytes_spec(100_001), PutBody::Inline(&large))), ErrorCode::OverQuota, &words);
     let sliced = PutBody::Sliced { slice_bytes: 4096, announce: false };
-    refused(raw.ask(&put(bytes_spec(1 << 40), sliced)), ErrorCode::OverQuota, &words);
+    let huge = PutBody::Sliced { slice_bytes: 4 << 20, announce: false };
+    refused(raw.ask(&put(bytes_spec(1 << 40), huge)), ErrorCode::OverQuota, &words);
+    refused(raw.ask(&put(bytes_spec(1 << 40), sliced)), ErrorCode::Malformed, &["slices of one transfer", "262144"]);
     let held = resident(&mut raw, &large[..60_000]);
     refused(raw.ask(&put(bytes_spec(40_001), sliced)), ErrorCode::OverQuota, &words);
     refused(raw.ask(&Request::Copy { handle: held, device: 0 }), ErrorCode::OverQuota, &words);

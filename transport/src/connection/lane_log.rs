@@ -1,6 +1,6 @@
 //! What a bulk lane was given to carry.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// The slices that were handed to one lane, numbered in order: the other side counts what came over it, and so the two know what
@@ -12,7 +12,8 @@ pub(super) struct LaneLog {
     open: bool,
     /// Slices that were handed to it so far.
     count: u64,
-    handed: HashMap<u64, BTreeMap<u32, Handed>>,
+    /// In order: what is lost goes out again in the same one, each time.
+    handed: BTreeMap<u64, BTreeMap<u32, Handed>>,
 }
 
 /// A slice's last time on the lane.
@@ -24,7 +25,7 @@ struct Handed {
 
 impl LaneLog {
     pub(super) fn new(lane: u32) -> Self {
-        Self { lane, open: true, count: 0, handed: HashMap::new() }
+        Self { lane, open: true, count: 0, handed: BTreeMap::new() }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -49,10 +50,6 @@ impl LaneLog {
     /// Nobody asks for this transfer any more.
     pub(super) fn forget(&mut self, transfer: u64) {
         self.handed.remove(&transfer);
-        // A burst's memory is not kept for good.
-        if self.handed.is_empty() && self.handed.capacity() > 4096 {
-            self.handed = HashMap::new();
-        }
     }
 
     /// What did not come, when the other side counted so many slices: by transfer, none without a slice.

@@ -330,7 +330,8 @@ mod tests {
         // Given back once too often: there is no use all the same.
         theirs.give_use_back();
         assert!(!ours.is_used());
-        (ours.take_use(), ours.take_use());
+        ours.take_use();
+        ours.take_use();
         ours.forget_uses();
         assert!(!theirs.is_used());
     }
