@@ -6,6 +6,7 @@ use genie_tests::proxy::LaneFault;
 use genie_transport::wire::TensorSpec;
 
 use crate::link::{Client, Lanes, Relayed, SLICE};
+use crate::suite::among_others;
 
 /// A dozen slices, the last one short.
 const BYTES: usize = 12 * SLICE + 77;
@@ -21,6 +22,7 @@ fn spec() -> TensorSpec {
 
 /// A lane breaks in each of `rounds` puts and gets, each time at another point.
 fn breaks_again_and_again<L: Lanes>(lanes: u32, rounds: u64, fault: LaneFault) {
+    let _among = among_others();
     let link = L::start();
     let mut client = link.connect_lanes(lanes);
     // The lanes open with the first of these.
@@ -58,6 +60,7 @@ pub(crate) fn a_lane_is_garbled<L: Lanes>() {
 
 /// Nobody is told: its slices are late, while the others have long come.
 pub(crate) fn a_lane_stands_still<L: Lanes>() {
+    let _among = among_others();
     let link = L::start();
     let mut client = link.connect_lanes(4);
     client.put(&spec(), content(0)).expect("a put");
@@ -82,6 +85,7 @@ pub(crate) fn the_only_lane_stands_still<L: Lanes>() {
 
 /// While lanes break and are opened again, small requests are answered, and more than one transfer is under way.
 pub(crate) fn small_requests_go_on<L: Lanes>() {
+    let _among = among_others();
     let link = L::start();
     let mut client = link.connect_lanes(3);
     let sent: Vec<_> = (0..8).map(content).collect();
@@ -105,6 +109,7 @@ pub(crate) fn small_requests_go_on<L: Lanes>() {
 pub(crate) fn a_slow_lane_carries_less<L: Relayed>() {
     // Much more than lies in the buffers of a lane.
     const LARGE: usize = 48 << 20;
+    let _among = among_others();
     let link = L::start();
     // 64 KiB a rest at the most: 50 times less than the others.
     link.relay().slow_first_lane(std::time::Duration::from_millis(5));

@@ -115,6 +115,7 @@ relayed!(ByReference, 1 << 30);
 /// A tensor that is passed lies in memory that both sides have: the server reads it there, and writes there what is asked for. The
 /// connection is cut at moments that lie all over that; each transfer is carried over it, and is whole, and the memory comes back.
 pub(crate) fn what_is_passed_while_it_is_cut_is_whole() {
+    let _among = crate::suite::among_others();
     const BYTES: usize = (3 << 20) + 5;
     const ROUNDS: u64 = 60;
     let link = ByReference::start();

@@ -12,7 +12,7 @@ use crate::link::{Client, EAGER, Link, SLICE};
 /// Copies are counted for the whole process: whoever looks at the count is alone.
 static COPIES: RwLock<()> = RwLock::new(());
 
-fn among_others() -> RwLockReadGuard<'static, ()> {
+pub(crate) fn among_others() -> RwLockReadGuard<'static, ()> {
     COPIES.read().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -60,10 +60,12 @@ fn sound(row: &Value) {
     assert!(times.is_sorted() && times[0] > 0.0, "{row}");
     // A histogram has three digits.
     assert!(number(row, "max_us") >= number(row, "p999_us") * 0.99 && number(row, "mean_us") > 0.0, "{row}");
-    for field in ["requests", "seconds", "messages_s", "gb_s", "connect_us", "first_us", "client_cpu_s_gb"] {
+    for field in ["requests", "seconds", "messages_s", "gb_s", "connect_us", "first_us"] {
         assert!(number(row, field) > 0.0, "{field} of {row}");
     }
-    assert!(number(row, "server_cpu_s_gb") >= 0.0 && number(row, "copied_per_byte") >= 0.0, "{row}");
+    // What passes tensors spends less on a GB than is shown.
+    assert!(number(row, "client_cpu_s_gb") >= 0.0 && number(row, "server_cpu_s_gb") >= 0.0, "{row}");
+    assert!(number(row, "copied_per_byte") >= 0.0, "{row}");
 }
 
 #[test]
