@@ -50,6 +50,28 @@ fn put(client: &mut blocking::Session, bytes: impl Into<Bytes>) -> Tensor {
     client.put(&spec(bytes.len()), bytes, PutOptions::default()).expect("a put")
 }
 
+/// Eight small gets that were recycled took the places of large ones for good: from then on each large get made new shared memory, and
+/// took forty times as long.
+#[test]
+fn what_is_recycled_is_used_again_whatever_came_before() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = Live::start_at(config(1), &uri("recycled"));
+    let mut client = connect(&server);
+    for bytes in [64, 300_000] {
+        for round in 0..10 {
+            let sent = content(bytes + 4096 * round, round as u32);
+            let tensor = put(&mut client, sent);
+            let got = client.get(&tensor).expect("a get");
+            client.recycle(got);
+        }
+    }
+    let tensor = put(&mut client, content(1_000_000, 1));
+    let first = client.get(&tensor).expect("a get");
+    let place = first.as_ptr();
+    client.recycle(first);
+    assert_eq!(client.get(&tensor).expect("a get").as_ptr(), place);
+}
+
 #[test]
 fn echoes_and_tensors_come_back() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

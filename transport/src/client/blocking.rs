@@ -52,6 +52,9 @@ struct Into {
     range: Range,
 }
 
+/// Slabs of earlier gets that are kept for the next ones, at the most.
+const RECYCLED: usize = 8;
+
 /// How often a get that was interrupted is begun again.
 const SECOND_CHANCES: u32 = 16;
 
@@ -392,11 +395,16 @@ impl Session {
         }
     }
 
-    /// Gives back memory of an earlier get, so that the next of its size needs none.
+    /// Gives back memory of an earlier get, so that the next of its size needs none. What is small enough for a reply itself is not
+    /// kept, and what was given back longest ago makes room.
     pub fn recycle(&mut self, region: Region) {
+        let eager = self.eager_bytes();
         if let Ok(slab) = region.try_thaw()
-            && self.slabs.len() < 8
+            && slab.len() as u64 > eager
         {
+            if self.slabs.len() == RECYCLED {
+                self.slabs.remove(0);
+            }
             self.slabs.push(slab);
         }
     }
