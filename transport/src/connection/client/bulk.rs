@@ -89,12 +89,12 @@ impl Client {
     }
 
     /// The server has as many bulk lanes of this connection as it lets it have: no more are wanted than are open.
-    pub(in crate::connection) fn lane_refused(&mut self) {
+    pub(crate) fn lane_refused(&mut self) {
         self.lane_count = self.lanes.open().clamp(1, self.lane_count.max(1));
     }
 
     /// A bulk lane carries slices: however many others fail to, transfers go on.
-    pub(in crate::connection) fn lane_carries(&mut self) {
+    pub(crate) fn lane_carries(&mut self) {
         self.lanes.is_of_use();
     }
 

@@ -18,7 +18,7 @@ use crate::link::wait::Interest;
 use crate::link::{Bulk, Stream};
 use crate::memory::{Claim, Slab, SliceLease, copy_counted};
 use crate::wire::{
-    Control, DecodeError, Effect, Flags, Heads, OneSided, Piece, Pieces, SLICE_FRAME_BYTES, SliceHead, body_crc,
+    Control, DecodeError, Effect, ErrorCode, Flags, Heads, OneSided, Piece, Pieces, SLICE_FRAME_BYTES, SliceHead, body_crc,
     encode_header,
 };
 
@@ -159,8 +159,13 @@ impl Pulling {
         let Some(frame) = framer.next_frame()? else { return Ok(true) };
         frame.intact.map_err(DecodeError::from)?;
         match Control::decode(&frame.header, frame.meta)? {
-            Control::LaneWelcome(_) => {}
-            Control::Goodbye(error) => return Err(error.into()),
+            Control::LaneWelcome(number) if number == self.number => {}
+            Control::Goodbye(error) => {
+                if error.code == ErrorCode::Busy {
+                    client.lane_refused();
+                }
+                return Err(error.into());
+            }
             _ => return Err(DecodeError::Range("a bulk lane was not welcomed").into()),
         }
         client.lane_opened(self.number);
@@ -318,7 +323,7 @@ impl Work {
     }
 
     /// Writes every slice that is granted, and whose transfer is on its way out.
-    fn write(&mut self, lane: &Lane, client: &Client, now: Instant) -> Result<bool, ClientError> {
+    fn write(&mut self, lane: &Lane, client: &mut Client, now: Instant) -> Result<bool, ClientError> {
         let mut any = false;
         let mut at = 0;
         while at < self.grants.len() {
@@ -345,6 +350,7 @@ impl Work {
             self.counts.up.fetch_add(u64::from(grant.len) + SLICE_FRAME_BYTES as u64, Ordering::Relaxed);
             self.counts.slices_up.fetch_add(1, Ordering::Relaxed);
             client.counters().up.fetch_add(u64::from(grant.len) + SLICE_FRAME_BYTES as u64, Ordering::Relaxed);
+            client.lane_carries();
             any = true;
         }
         Ok(any)
@@ -472,6 +478,7 @@ impl Work {
                     lease.fill(staged.as_deref());
                     self.counts.down.fetch_add(u64::from(lease.head().len), Ordering::Relaxed);
                     self.counts.slices_down.fetch_add(1, Ordering::Relaxed);
+                    client.lane_carries();
                     let SliceHead { transfer, offset, .. } = *lease.head();
                     if client.is_checked() && !lease.is_intact() {
                         client.bulk_event(&BulkEvent::Corrupt { transfer, offset });
