@@ -18,8 +18,8 @@ use crate::link::wait::Interest;
 use crate::link::{Bulk, Stream};
 use crate::memory::{Claim, Slab, SliceLease, copy_counted};
 use crate::wire::{
-    Control, DecodeError, Effect, ErrorCode, Flags, Heads, OneSided, Piece, Pieces, SLICE_FRAME_BYTES, SliceHead, body_crc,
-    encode_header,
+    Control, DecodeError, Effect, ErrorCode, Flags, Heads, OneSided, Piece, Pieces, SLICE_FRAME_BYTES, SliceHead,
+    body_crc, encode_header,
 };
 
 /// Lanes are opened within this time, or the connection is given up.
