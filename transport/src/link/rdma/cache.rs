@@ -110,9 +110,12 @@ impl<R: Registrar> Cache<R> {
         let fresh = unsafe { self.registrar.register(extent.start as *const u8, extent.len, extent.writable) };
         let fresh = fresh.map(Arc::new);
         state.registered += u64::from(fresh.is_ok());
-        // What cannot be registered (a file that is mapped, before Linux 6.3) is not tried again with every slice.
+        // What cannot be registered (a file that is mapped, before Linux 6.3) is not tried again with every slice; what can, but not
+        // now, is.
         let kept = fresh.as_ref().map(Arc::clone).map_err(io::Error::kind);
-        state.known.insert(extent.id, (extent, kept));
+        if !kept.as_ref().is_err_and(|&sort| passes(sort)) {
+            state.known.insert(extent.id, (extent, kept));
+        }
         fresh.map(Some)
     }
 
@@ -154,7 +157,11 @@ impl<R: Registrar> Cache<R> {
                 _ => Ok(None),
             };
         };
-        let registration = self.find(slab.as_ptr(), slab.len(), true)?;
+        let registration = match self.find(slab.as_ptr(), slab.len(), true) {
+            // Slabs that are in use are registered, and come back.
+            Err(error) if passes(error.kind()) && self.staging.used() > charged(slab.len()) => return Ok(None),
+            other => other?,
+        };
         let registration = registration.ok_or_else(|| io::Error::other("staging memory without owner"))?;
         Ok(Some((slab, registration)))
     }
@@ -168,6 +175,16 @@ impl<R: Registrar> Cache<R> {
     fn lock(&self) -> MutexGuard<'_, State<R::Registered>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether what failed so may succeed later: no more memory may be locked just now, or the device is busy.
+fn passes(sort: io::ErrorKind) -> bool {
+    matches!(sort, io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// What the staging pool counts for a slab.
+fn charged(len: usize) -> u64 {
+    Pool::charge(len as u64).unwrap_or(u64::MAX)
 }
 
 impl<T> State<T> {
@@ -275,6 +292,61 @@ mod tests {
         drop(first);
         assert!(cache.staging(1).expect("registered").is_some());
         assert!(Cache::new(Counting::default()).staging(STAGING as usize + 1).is_err(), "it never fits");
+    }
+
+    /// Fails as often as it is told to.
+    #[derive(Clone, Default)]
+    struct Failing(Counting, Arc<Mutex<VecDeque<io::ErrorKind>>>);
+
+    impl Registrar for Failing {
+        type Registered = One;
+
+        unsafe fn register(&self, at: *const u8, len: usize, shared: bool) -> io::Result<One> {
+            match self.1.lock().expect("nobody has panicked").pop_front() {
+                Some(sort) => Err(sort.into()),
+                // SAFETY: it looks at nothing.
+                None => unsafe { self.0.register(at, len, shared) },
+            }
+        }
+    }
+
+    fn failing(with: &[io::ErrorKind]) -> Failing {
+        Failing(Counting::default(), Arc::new(Mutex::new(with.iter().copied().collect())))
+    }
+
+    /// Once, a registration that had failed for want of memory was remembered for as long as its allocation lived: a slab that slices
+    /// are staged through goes back into its pool, and so the next slice of its size got the same slab and the same failure, for ever.
+    #[test]
+    fn what_could_not_be_registered_for_now_is_tried_again() {
+        for sort in [io::ErrorKind::OutOfMemory, io::ErrorKind::WouldBlock] {
+            let cache = Cache::new(failing(&[sort]));
+            let error = cache.staging(4096).err().expect("there is none to wait for");
+            assert_eq!(error.kind(), sort);
+            assert!(cache.staging(4096).expect("registered now").is_some(), "{sort}");
+            let cache = Cache::new(failing(&[sort]));
+            let slab = Slab::zeroed(4096);
+            assert!(cache.of(slab.as_ptr(), slab.len(), true).is_err());
+            assert!(cache.of(slab.as_ptr(), slab.len(), true).expect("registered now").is_some(), "{sort}");
+        }
+        // What never can be is not asked of the device again.
+        let cache = Cache::new(failing(&[io::ErrorKind::InvalidInput]));
+        let slab = Slab::zeroed(4096);
+        for _ in 0..2 {
+            let error = cache.of(slab.as_ptr(), slab.len(), true).err().expect("remembered");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
+    /// The same, while slices are on their way through other slabs: there is something to wait for.
+    #[test]
+    fn staging_that_cannot_grow_means_not_now() {
+        let failing = failing(&[]);
+        let cache = Cache::new(failing.clone());
+        let first = cache.staging(4096).expect("registered").expect("room");
+        failing.1.lock().expect("nobody has panicked").push_back(io::ErrorKind::OutOfMemory);
+        assert!(cache.staging(4096).expect("it may come").is_none());
+        drop(first);
+        assert!(cache.staging(4096).expect("registered").is_some());
     }
 
     #[test]
