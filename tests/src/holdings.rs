@@ -97,7 +97,7 @@ impl Holdings {
 /// What a process has of each sort, where this machine has an RDMA device.
 ///
 /// # Panics
-/// If there is no tool to ask it with.
+/// If there is no tool to ask it with, or it does not answer.
 #[cfg(feature = "rdma")]
 fn verbs(pid: u32) -> BTreeMap<&'static str, usize> {
     // Each object is its thread's that made it.
@@ -105,7 +105,10 @@ fn verbs(pid: u32) -> BTreeMap<&'static str, usize> {
     let owners: Vec<_> = tasks.map(|task| task.file_name().into_string().expect("a number")).collect();
     let list = |sort: &'static str| {
         let said = std::process::Command::new("rdma").args(["resource", "show", sort]).output();
-        let said = String::from_utf8_lossy(&said.expect("iproute2's rdma").stdout).into_owned();
+        let said = said.expect("iproute2's rdma");
+        // One that failed has listed nothing, which must not pass for nothing that is held.
+        assert!(said.status.success(), "rdma resource show {sort}: {}", String::from_utf8_lossy(&said.stderr));
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
         let owner = |line: &str| line.split_whitespace().skip_while(|&word| word != "pid").nth(1).map(str::to_owned);
         (sort, said.lines().filter(|line| owner(line).is_some_and(|pid| owners.contains(&pid))).count())
     };

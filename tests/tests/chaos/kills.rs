@@ -94,6 +94,19 @@ fn bounded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Opti
     })
 }
 
+/// What a process that is connected holds.
+fn holdings(pid: u32, scheme: &str) -> Holdings {
+    let held = Holdings::of(pid);
+    // Where nothing is counted for what is there, nothing would ever be found that was left.
+    let domains = held.verbs.get("pd").copied().unwrap_or(0);
+    assert!(
+        scheme != "rdma" || domains > 0,
+        "no protection domain of process {pid}, which is connected: {:?}",
+        held.verbs
+    );
+    held
+}
+
 pub(crate) fn clients_are_killed(scheme: &str) {
     let kills = kills();
     let place = Place::of(scheme);
@@ -129,7 +142,7 @@ pub(crate) fn clients_are_killed(scheme: &str) {
             settles(&mut watch);
             let now = || Holdings::of(server.pid());
             let Some(before) = &before else {
-                before = Some(now());
+                before = Some(holdings(server.pid(), scheme));
                 continue;
             };
             let mut more = None;
@@ -163,7 +176,7 @@ pub(crate) fn servers_are_killed(scheme: &str) {
         println!("kill {kill}, {pause:?} into the work: {said}, {:?} after the next began", back.elapsed());
         failures += u64::from(!said.starts_with('0'));
         if kill == WARM {
-            before = Some(Holdings::of(client.pid()));
+            before = Some(holdings(client.pid(), scheme));
         }
     }
     let mut more = None;
