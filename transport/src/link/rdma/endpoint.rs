@@ -15,6 +15,7 @@ use rdma_sys as sys;
 use sys::{ibv_wc_opcode as opcode, ibv_wr_opcode as wr};
 
 use super::cm::{Id, Knock};
+use super::events::Cause;
 use super::faults::REFUSED;
 use super::options::Options;
 use super::verbs::{Depth, Domain, QueuePair, Registration, Window, access, status};
@@ -131,11 +132,12 @@ impl Endpoint {
 
     /// Takes the connection that a client asks for.
     pub(super) fn accept(knock: Knock, domain: &Arc<Domain>, options: &Options) -> io::Result<Self> {
-        let Parts { qp, ring, at, registered } = Self::parts(domain)?;
+        // Whole until it is an endpoint's: should this fail, the queue pair goes before what it was lent.
+        let parts = Self::parts(domain)?;
         let ours = Private { messages: MESSAGES as u16, message_bytes: MESSAGE as u32, domain: [0; 16] };
         let theirs = knock.said;
-        let id = knock.accept(&qp, &ours, options, || post_all(&qp, at, registered.local()))?;
-        Ok(Self::new(Parts { qp, ring, at, registered }, id, &theirs))
+        let id = knock.accept(&parts.qp, &ours, options, || post_all(&parts.qp, parts.at, parts.registered.local()))?;
+        Ok(Self::new(parts, id, &theirs))
     }
 
     fn parts(domain: &Arc<Domain>) -> io::Result<Parts> {
@@ -197,18 +199,19 @@ impl Endpoint {
         let mut room = [const { MaybeUninit::<sys::ibv_wc>::uninit() }; 16];
         let mut any = false;
         loop {
-            let (mut n, mut bad, mut own) = (0, None, false);
+            let (mut n, mut bad, mut cause) = (0, None, Cause::Unknown);
             for wc in self.qp.completions.poll(&mut room)? {
                 n += 1;
+                let is_receive = wc.wr_id & RECEIVED != 0;
                 if wc.status != sys::ibv_wc_status::IBV_WC_SUCCESS {
-                    if wc.status == sys::ibv_wc_status::IBV_WC_REM_ACCESS_ERR {
+                    if wc.status == sys::ibv_wc_status::IBV_WC_REM_ACCESS_ERR && !is_receive {
                         REFUSED.fetch_add(1, Ordering::AcqRel);
                     }
                     // After the first failure there is nothing but flushes.
                     bad.get_or_insert(wc.status);
-                    own |= wc.wr_id & RECEIVED == 0 && wc.status != sys::ibv_wc_status::IBV_WC_WR_FLUSH_ERR;
+                    cause = cause.or(Cause::of(wc.status, is_receive));
                 }
-                if wc.wr_id & RECEIVED == 0 {
+                if !is_receive {
                     self.retired = self.retired.max(wc.wr_id + 1).min(self.posted);
                     continue;
                 }
@@ -235,9 +238,12 @@ impl Endpoint {
                 }
             }
             if let Some(code) = bad {
-                // A queue pair goes down by this side's will, by a request of its own that failed, or because its device has refused a
-                // request of the peer's. Of that the device tells here by nothing but the buffers that come back.
-                self.trespassed |= self.broken.is_none() && !self.shut && !own;
+                // A queue pair goes down by this side's will, by a request of its own that failed, with its device, or because the
+                // device has refused a request of the peer's. Buffers that come back tell nothing of it: the device's events do.
+                if self.broken.is_none() && !self.shut {
+                    let cause = if cause == Cause::Unknown { self.qp.cause() } else { cause };
+                    self.trespassed = cause.is_trespass(self.qp.domain.facts().silent);
+                }
                 let (sort, why) =
                     (io::ErrorKind::ConnectionAborted, format!("the RDMA connection failed: {}", status(code)));
                 self.broken.get_or_insert(Broken { sort, why });

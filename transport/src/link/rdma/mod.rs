@@ -19,6 +19,7 @@ mod connecting;
 mod dial;
 mod domains;
 mod endpoint;
+mod events;
 pub mod faults;
 mod granting;
 mod lane;

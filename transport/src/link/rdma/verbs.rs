@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use rdma_sys as sys;
 
+use super::events::{self, Cause};
+
 /// What a device can do, as far as Genie chooses by it.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -22,7 +24,12 @@ pub struct Facts {
     pub queue: u32,
     /// Pieces of memory in one work request.
     pub pieces: u32,
+    /// It raises no event when it refuses what a peer asks of it: soft-RoCE.
+    pub silent: bool,
 }
+
+/// Soft-RoCE's `vendor_id`.
+const SOFT_ROCE: u32 = 0xff_ffff;
 
 /// A protection domain: what is registered in it can be reached by its own queue pairs alone.
 pub(super) struct Domain {
@@ -331,6 +338,12 @@ impl QueuePair {
         unsafe { self.qp.as_ref() }.qp_num
     }
 
+    /// Why it has failed, as far as the device says of itself.
+    pub(super) fn cause(&self) -> Cause {
+        // SAFETY: the domain keeps the device open.
+        unsafe { events::cause(self.domain.context, self.number(), self.domain.facts.silent) }
+    }
+
     pub(super) fn modify(&self, attr: &mut sys::ibv_qp_attr, mask: i32) -> io::Result<()> {
         // SAFETY: the queue pair is there, and `attr` is whole.
         checked(unsafe { sys::ibv_modify_qp(self.qp.as_ptr(), attr, mask) })
@@ -369,8 +382,10 @@ impl QueuePair {
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
+        let number = self.number();
         // SAFETY: made by `new`, and destroyed once. After this the device touches none of its memory.
         let failed = unsafe { sys::ibv_destroy_qp(self.qp.as_ptr()) };
+        events::forget(self.domain.context, number);
         if failed != 0 {
             tracing::warn!(failed, "a queue pair could not be destroyed");
         }
@@ -403,6 +418,7 @@ fn facts(context: NonNull<sys::ibv_context>) -> io::Result<Facts> {
         reads: u8::try_from(attr.max_qp_rd_atom.min(attr.max_qp_init_rd_atom).clamp(1, 16)).unwrap_or(1),
         queue: u32::try_from(attr.max_qp_wr).unwrap_or(64),
         pieces: u32::try_from(attr.max_sge).unwrap_or(1).max(1),
+        silent: attr.vendor_id == SOFT_ROCE,
     })
 }
 
