@@ -16,7 +16,7 @@ mod regions;
 mod shared;
 mod slab;
 
-pub use checksum::{crc32c, crc32c_words};
+pub use checksum::{Crc32c, crc32c, crc32c_words};
 pub use copy::{copied_bytes, copy_counted, extend_counted};
 #[cfg(feature = "rdma")]
 pub use extents::{Extent, extent_of, extents_gone, is_live};

@@ -5,6 +5,7 @@ use zerocopy::IntoBytes;
 use super::error::DecodeError;
 use super::header::{Flags, HEADER_BYTES, Header, Kind, decode_header, encode_header};
 use super::{layout, limits};
+use crate::memory::Crc32c;
 
 /// Bytes in front of a slice's payload: header and slice head.
 pub const SLICE_FRAME_BYTES: usize = HEADER_BYTES + size_of::<layout::Slice>();
@@ -81,20 +82,20 @@ impl SliceHead {
         pieces: impl Iterator<Item = &'a [u8]>,
     ) -> [u8; SLICE_FRAME_BYTES] {
         let meta = head(offset, total);
-        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+        let mut digest = Crc32c::new();
         digest.update(meta.as_bytes());
         let mut len = 0;
         for piece in pieces {
             digest.update(piece);
             len += piece.len() as u32;
         }
-        frame(transfer, &meta, len, digest.finalize() as u32)
+        frame(transfer, &meta, len, digest.value())
     }
 
     /// A running check of the payload's bytes.
     pub fn checker(&self) -> SliceChecker {
         let meta = head(self.offset, self.total);
-        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+        let mut digest = Crc32c::new();
         digest.update(meta.as_bytes());
         SliceChecker { digest, expected: self.crc }
     }
@@ -121,7 +122,7 @@ fn head(offset: u64, total: u64) -> layout::Slice {
 /// Checks a slice's payload piece by piece.
 #[derive(Debug)]
 pub struct SliceChecker {
-    digest: crc_fast::Digest,
+    digest: Crc32c,
     expected: u32,
 }
 
@@ -133,7 +134,7 @@ impl SliceChecker {
 
     /// Whether all the bytes so far have the checksum that was sent.
     pub fn matches(self) -> bool {
-        self.digest.finalize() as u32 == self.expected
+        self.digest.value() == self.expected
     }
 }
 
