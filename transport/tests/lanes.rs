@@ -227,6 +227,42 @@ fn strangers_take_no_place_from_a_connection() {
     assert!(matches!(place.attach(&welcome, 1), (Step::Bulk(_), _)));
 }
 
+/// A lane that came while too many strangers waited was told what one is told whose connection has lanes enough: its client asked
+/// for fewer from then on.
+#[test]
+fn a_stranger_too_many_is_not_told_that_its_connection_has_lanes_enough() {
+    let place = Place::new(|settings| settings.max_strangers = 1);
+    let _waiting: Vec<_> = (0..2).map(|_| place.accept()).collect();
+    let taker = Taker::default();
+    let (service, directory) = (place.service.clone(), place.directory.clone());
+    let lane = ControlLane::new(service, directory, Box::new(taker.clone()), Arc::<Bell>::default(), place.now);
+    assert!(lane.is_none());
+    match &taker.heard()[..] {
+        [Control::Goodbye(error)] => assert_eq!(error.code, ErrorCode::TimedOut),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A lane that is to go was no stranger any more while its last words went out: whoever opened lanes and was refused, again and
+/// again, had as many of them open as it liked.
+#[test]
+fn a_stranger_counts_until_its_lane_is_gone() {
+    let place = Place::new(|settings| settings.max_strangers = 1);
+    let (mut first, ..) = place.accept();
+    let (mut second, ..) = place.accept();
+    for lane in [&mut first, &mut second] {
+        assert!(matches!(place.say(lane, &Control::Ping), Step::End(_)));
+        lane.closed(place.now);
+    }
+    let one_more = || {
+        let (service, directory) = (place.service.clone(), place.directory.clone());
+        ControlLane::new(service, directory, Box::new(Taker::default()), Arc::<Bell>::default(), place.now)
+    };
+    assert!(one_more().is_none(), "two are about to go");
+    drop(first);
+    assert!(one_more().is_some());
+}
+
 /// Over TLS slices have no checksums of their own: a lane in plaintext would carry them unprotected.
 #[test]
 fn a_connection_over_tls_has_no_lanes_in_plaintext() {

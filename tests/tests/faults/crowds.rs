@@ -86,6 +86,47 @@ fn the_crowd() {
     println!("sent away {away}");
 }
 
+/// Strangers that were refused lingered for a second, so that they could read why, and nobody counted them: whoever came, said
+/// something wrong and came again had as many sockets of the server as it liked.
+#[test]
+fn strangers_that_are_refused_count_until_they_are_gone() {
+    const STRANGERS: usize = 16;
+    rlimit::increase_nofile_limit(u64::MAX).expect("the limit of descriptors");
+    let mut scene = Scene::with(|config| config.settings.max_strangers = STRANGERS);
+    let mut crowd = Vec::new();
+    let mut most = 0;
+    for i in 0..1000 {
+        let stranger = Raw::dial(scene.server.address());
+        // Every other says something wrong; none of them goes by itself.
+        if i % 2 == 0 {
+            // The server may have closed it already: there are too many.
+            let _ = stranger.socket().write_all(&[0xff; 48]);
+        }
+        crowd.push(stranger);
+        if i % 4 == 0 {
+            most = most.max(sockets_of(scene.server.address().port()));
+        }
+    }
+    // As many again may be about to go; and there is the witness, and one that is being turned away.
+    assert!(most <= 2 * STRANGERS + 4, "{most} sockets");
+    scene.is_unharmed();
+}
+
+/// Sockets of this machine's processes at this port, but for those that listen.
+fn sockets_of(port: u16) -> usize {
+    const LISTENS: &str = "0A";
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("a table of sockets");
+    let at = format!(":{port:04X}");
+    let of_a_process = |line: &&str| {
+        let mut words = line.split_whitespace();
+        let (local, state, inode) = (words.nth(1), words.nth(1), words.nth(5));
+        local.is_some_and(|l| l.ends_with(&at))
+            && state.is_some_and(|s| s != LISTENS)
+            && inode.is_some_and(|i| i != "0")
+    };
+    table.lines().filter(of_a_process).count()
+}
+
 /// Between two bytes of a slow client.
 const PAUSE: Duration = Duration::from_millis(20);
 

@@ -90,7 +90,8 @@ impl<S: Service> ControlLane<S> {
     ) -> Option<Self> {
         let Some(stranger) = directory.stranger(driver.clone(), service.settings().max_strangers) else {
             let message = "too many lanes wait here that have not said who they are: try again";
-            farewell(&mut *sink, &RemoteError::new(ErrorCode::Busy, message));
+            // Not `Busy`: a client would take that for the word on how many lanes its connection may have.
+            farewell(&mut *sink, &RemoteError::new(ErrorCode::TimedOut, message));
             return None;
         };
         // Greetings have no payload: who has not greeted takes no memory for one.
@@ -248,9 +249,9 @@ impl<S: Service> ControlLane<S> {
                 self.service.closed(&peer, now);
                 self.directory.leave();
             }
+            // A stranger is one until its lane is dropped: its last words may take a while to go out.
             State::Greeting(..) | State::Challenged { .. } => {}
         }
-        self.stranger = None;
     }
 
     fn next_frame(&mut self, now: Instant) -> Result<Option<Step>, RemoteError> {

@@ -45,7 +45,8 @@ impl From<Corrupted> for DecodeError {
     }
 }
 
-/// Small until a peer has shown that it speaks the protocol: ten thousand silent connections cost little.
+/// Small until a peer has shown that it speaks the protocol, and may send payloads: ten thousand silent connections cost little, and
+/// ten thousand that have said a byte no more.
 const FIRST_BYTES: usize = 512;
 const READ_BYTES: usize = 64 << 10;
 /// Reads without a large frame after which its memory is given back: traffic of large frames keeps it.
@@ -70,7 +71,7 @@ impl Framer {
         }
         let body = self.header.as_ref().map_or(0, Header::body_len);
         let needed = self.start + HEADER_BYTES + body;
-        let least = if self.buf.is_empty() { FIRST_BYTES } else { READ_BYTES };
+        let least = if self.buf.is_empty() || self.payload_cap == 0 { FIRST_BYTES } else { READ_BYTES };
         if body > READ_BYTES {
             self.small_since_large = 0;
         }
@@ -196,6 +197,26 @@ mod tests {
             assert_eq!(seen, sent, "pieces of {step}");
             assert!(!framer.in_frame());
         }
+    }
+
+    /// Whoever had said one byte had 64 KiB from then on: four thousand strangers a quarter of a gigabyte.
+    #[test]
+    fn who_may_send_no_payload_takes_no_room_for_one() {
+        let mut framer = Framer::new(0);
+        let bytes = frame(1, &[]);
+        for byte in &bytes[..bytes.len() - 1] {
+            framer.space()[0] = *byte;
+            framer.filled(1);
+            assert!(framer.next_frame().unwrap().is_none());
+            assert!(framer.buf.len() <= FIRST_BYTES);
+        }
+        framer.space()[0] = bytes[bytes.len() - 1];
+        framer.filled(1);
+        framer.next_frame().unwrap().unwrap().intact.unwrap();
+        framer.set_payload_cap(1 << 20);
+        framer.space()[0] = bytes[0];
+        framer.filled(1);
+        assert!(framer.space().len() > FIRST_BYTES);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub struct Settings {
     pub patience: Duration,
     /// Connections at a time; one more is told that the server is busy.
     pub max_connections: usize,
-    /// Lanes at a time that have not said who they are. For one more the oldest has to go.
+    /// Lanes at a time that have not said who they are. For one more the oldest has to go; no more than as many again are about to.
     pub max_strangers: usize,
     /// How long a bulk lane may hold up a transfer while others lie idle, before it is ended; alone, five times as long.
     pub stuck: Duration,

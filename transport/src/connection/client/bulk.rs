@@ -36,10 +36,7 @@ impl Client {
     /// The number of a bulk lane to open now. Its driver makes a [`crate::connection::ClientLane`], or says
     /// [`Self::lane_over`].
     pub fn next_lane(&mut self, now: Instant) -> Option<u32> {
-        if self.lanes.len() >= self.wants_lanes() {
-            return None;
-        }
-        let lane = self.lanes.begin(now)?;
+        let lane = self.lanes.begin(self.wants_lanes(), now)?;
         self.counters.lane(lane);
         Some(lane)
     }
@@ -78,19 +75,30 @@ impl Client {
         let counts = self.counters.lane(lane);
         let none = |slices: &AtomicU64| slices.load(Ordering::Relaxed) == 0;
         let useless = came == 0 && none(&counts.slices_up) && none(&counts.slices_down);
+        let was_open = self.lanes.is_open(lane);
         if !self.lanes.gone(lane, useless, self.options.backoff, now) {
             return;
         }
-        tracing::info!(lane, reason, "a bulk lane ended: what it lost goes over others");
+        if was_open {
+            tracing::info!(lane, reason, "a bulk lane ended: what it lost goes over others");
+        } else {
+            tracing::debug!(lane, reason, "a bulk lane was not opened");
+        }
         counts.ended.store(true, Ordering::Relaxed);
         self.counters.lanes_lost.fetch_add(1, Ordering::Relaxed);
         self.bulk.close_lane(lane);
         self.push_control(0, &Control::LaneEnded { lane, slices: came });
     }
 
-    /// The server has as many bulk lanes of this connection as it lets it have: no more are wanted than are open.
-    pub(crate) fn lane_refused(&mut self) {
-        self.lane_count = self.lanes.open().clamp(1, self.lane_count.max(1));
+    /// The server has as many bulk lanes of this connection as it lets it have: it is asked for no more for a while.
+    pub(crate) fn lane_refused(&mut self, now: Instant) {
+        if self.lanes.refused(now) {
+            let lanes = self.lanes.open();
+            tracing::info!(
+                lanes,
+                "the server takes no more bulk lanes of this connection: it is asked again now and then"
+            );
+        }
     }
 
     /// A bulk lane carries slices: however many others fail to, transfers go on.
@@ -183,8 +191,7 @@ impl Client {
         if self.bulk_live == 0 || !self.is_ready() {
             return None;
         }
-        let missing = self.lanes.len() < self.wants_lanes();
-        Some(self.bulk_look).into_iter().chain(self.lanes.due().filter(|_| missing)).min()
+        Some(self.bulk_look).into_iter().chain(self.lanes.due(self.wants_lanes())).min()
     }
 
     /// Looks whether transfers go on, and asks for what is late.

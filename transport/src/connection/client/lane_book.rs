@@ -10,6 +10,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Lanes lost in a row, none of which brought a slice, after which what needs one is given up.
 const HOPELESS: u32 = 32;
 
+/// How long the server's word holds that there are lanes enough, at first; each time that it says so again, twice as long.
+const REFUSED: Duration = Duration::from_secs(1);
+
+/// The longest that it holds.
+const REFUSED_LONGEST: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Default)]
 pub(super) struct LaneBook {
     seats: Vec<Seat>,
@@ -23,6 +29,17 @@ pub(super) struct LaneBook {
     lacking: u32,
     /// Lanes in a row that brought nothing.
     useless: u32,
+    refused: Option<Refused>,
+}
+
+/// The server would not have one more lane. It may have counted one that is gone meanwhile, so that is asked again.
+#[derive(Debug)]
+struct Refused {
+    /// As many as it took.
+    most: u32,
+    /// When to ask for one more, and how long to wait after the next refusal.
+    until: Instant,
+    pause: Duration,
 }
 
 #[derive(Debug)]
@@ -39,9 +56,9 @@ impl LaneBook {
         self.seats.len() as u32
     }
 
-    /// Begins the next lane, if that is due.
-    pub(super) fn begin(&mut self, now: Instant) -> Option<u32> {
-        if self.pause.is_some_and(|(at, _)| at > now) {
+    /// Begins the next lane, if so many are `wanted`, and that is due.
+    pub(super) fn begin(&mut self, wanted: u32, now: Instant) -> Option<u32> {
+        if self.len() >= wanted || self.due(wanted).is_some_and(|at| at > now) {
             return None;
         }
         if !self.seats.iter().any(|s| s.open) {
@@ -52,9 +69,35 @@ impl LaneBook {
         Some(self.last)
     }
 
-    /// When a lane that is wanted can be opened.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.pause.map(|(at, _)| at)
+    /// When a lane can be opened, if so many are `wanted`; `None`: at once, or never.
+    pub(super) fn due(&self, wanted: u32) -> Option<Instant> {
+        let pause = self.pause.map(|(at, _)| at);
+        match &self.refused {
+            _ if self.len() >= wanted => None,
+            // One more than it took is asked for at a time.
+            Some(refused) if self.len() >= refused.most => {
+                let asked = (self.len() > refused.most).then(|| after(refused.until, refused.pause));
+                Some(asked.unwrap_or(refused.until)).max(pause)
+            }
+            _ => pause,
+        }
+    }
+
+    /// The server would not have a lane that was begun: it has enough. Whether that is news.
+    pub(super) fn refused(&mut self, now: Instant) -> bool {
+        let most = self.len().saturating_sub(1).max(1);
+        match &mut self.refused {
+            // Several were asked for at once.
+            Some(refused) if refused.until > now => {
+                refused.most = refused.most.min(most);
+                false
+            }
+            known => {
+                let pause = known.as_ref().map_or(REFUSED, |refused| refused.pause);
+                let next = pause.saturating_mul(2).min(REFUSED_LONGEST);
+                known.replace(Refused { most, until: after(now, pause), pause: next }).is_none()
+            }
+        }
     }
 
     /// Lanes that are open.
@@ -89,9 +132,16 @@ impl LaneBook {
         if let Some(seat) = self.find(lane) {
             (seat.open, seat.idle) = (true, true);
         }
+        if self.refused.as_ref().is_some_and(|refused| self.open() > refused.most) {
+            self.refused = None;
+        }
         let instead = self.lacking > 0;
         self.lacking = self.lacking.saturating_sub(1);
         instead
+    }
+
+    pub(super) fn is_open(&self, lane: u32) -> bool {
+        self.seats.iter().any(|s| s.lane == lane && s.open)
     }
 
     /// A lane is to end.

@@ -332,11 +332,38 @@ fn lanes_that_are_refused_do_not_end_what_goes_well_over_others() {
         refuse(&mut client, &mut now);
     }
     assert!(matches!(client.answer(id), Some(Err(ClientError::Unreachable { .. }))), "none carries anything");
-    // One that is told that it has enough asks for no more.
-    let lane = client.next_lane(now + Duration::from_secs(2)).unwrap();
-    client.lane_refused();
-    client.lane_over(lane, 0, "refused", now);
-    assert_eq!((client.wants_lanes(), client.next_lane(now + Duration::from_secs(9))), (1, None));
+}
+
+/// The server counted a lane that was about to go: the one in its place was refused, and the connection never again had as many as
+/// it may.
+#[test]
+fn lanes_that_were_refused_are_asked_for_again() {
+    let mut now = Instant::now();
+    let options = ClientOptions { lanes: 4, ..ClientOptions::default() };
+    let mut client = Client::new(options, now);
+    connect(&mut client, now);
+    let _ = get(&mut client, 8192);
+    let mut lanes: Vec<_> = std::iter::from_fn(|| client.next_lane(now)).collect();
+    assert_eq!(lanes.len(), 4);
+    for refused in lanes.drain(2..) {
+        client.lane_refused(now);
+        client.lane_over(refused, 0, "refused", now);
+    }
+    lanes.into_iter().for_each(|lane| client.lane_opened(lane));
+    for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+        let due = now + Duration::from_secs(seconds);
+        assert_eq!(client.next_lane(due - Duration::from_millis(1)), None, "after {seconds} s");
+        now = due;
+        let lane = client.next_lane(now).expect("one more is asked for");
+        assert_eq!(client.next_lane(now), None, "one at a time");
+        client.lane_refused(now);
+        client.lane_over(lane, 0, "refused", now);
+    }
+    now += Duration::from_secs(60);
+    let third = client.next_lane(now).unwrap();
+    client.lane_opened(third);
+    assert!(client.next_lane(now).is_some(), "there is room after all");
+    assert_eq!(client.next_lane(now), None, "four are there");
 }
 
 /// The handshake and the proof of who is who were taken for the way to the server: two lanes where one does better.

@@ -162,7 +162,7 @@ impl Pulling {
             Control::LaneWelcome(number) if number == self.number => {}
             Control::Goodbye(error) => {
                 if error.code == ErrorCode::Busy {
-                    client.lane_refused();
+                    client.lane_refused(now);
                 }
                 return Err(error.into());
             }

@@ -20,6 +20,9 @@ const TURN: Duration = Duration::from_micros(400);
 /// How long a client may take to read why its connection ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Bytes that are read away at a time.
+const AWAY_BYTES: usize = 4 << 10;
+
 /// Bytes that are read away at the end; who sends more is reset.
 const MOST_AWAY: usize = 1 << 20;
 
@@ -66,7 +69,7 @@ impl<S: Service> Lane<S> {
                         Step::Continue => {}
                         Step::Bulk(..) => return Ok(step),
                         Step::End(_) => {
-                            self.drain_out(lane).await;
+                            self.drain_out(lane, wake).await;
                             return Ok(step);
                         }
                     }
@@ -74,7 +77,7 @@ impl<S: Service> Lane<S> {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     let closed = lane.peer().is_some_and(|p| p.is_closed());
                     if closed {
-                        self.drain_out(lane).await;
+                        self.drain_out(lane, wake).await;
                         return Ok(Step::End(LaneEnd::Left));
                     }
                     let clock = (looks == 0).then(Instant::now);
@@ -92,7 +95,7 @@ impl<S: Service> Lane<S> {
                         && let step @ (Step::End(_) | Step::Bulk(..)) = lane.timeout(now)
                     {
                         if !lane.is_displaced() {
-                            self.drain_out(lane).await;
+                            self.drain_out(lane, wake).await;
                         }
                         return Ok(step);
                     }
@@ -117,29 +120,38 @@ impl<S: Service> Lane<S> {
         self.stream.wait(!held, writing || unsent, wake, deadline).await
     }
 
-    /// The connection ends, and what it held is let go of; then the last words go out, if the client takes them soon.
-    async fn drain_out(&mut self, lane: &mut ControlLane<S>) {
+    /// The connection ends, and what it held is let go of; then the last words go out, if the client takes them soon, and nobody
+    /// else needs the place of a lane that never said who it is.
+    async fn drain_out(&mut self, lane: &mut ControlLane<S>, wake: &Notify) {
         let peer: Option<Arc<Peer>> = lane.peer().cloned();
         lane.closed(Instant::now());
         let until = Instant::now() + LAST_WORDS;
-        let never = Notify::new();
         let io = self.stream.io().clone();
         loop {
             let all = peer.as_ref().is_none_or(|peer| peer.flush().unwrap_or(true)) && io.push().unwrap_or(true);
-            if all || Instant::now() >= until || self.stream.wait(false, true, &never, until).await.is_err() {
+            let over = all || lane.is_displaced() || Instant::now() >= until;
+            if over || self.stream.wait(false, true, wake, until).await.is_err() {
                 break;
             }
         }
         io.finish();
-        // Closing a socket with unread bytes resets it, and what was said last is lost with it: they are read away.
-        let mut away = vec![0; 16 << 10];
+        // Closing a socket with unread bytes resets it, and what was said last is lost with it: they are read away. Before any are
+        // there, nothing is kept for them: there may be thousands of such lanes.
+        let mut away = Vec::new();
         let mut most = MOST_AWAY;
-        while Instant::now() < until {
+        let mut waits = true;
+        while Instant::now() < until && !lane.is_displaced() {
+            if std::mem::take(&mut waits) {
+                if self.stream.wait(true, false, wake, until).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            away.resize(AWAY_BYTES, 0);
             match io.recv(&mut away, &mut []) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    if self.stream.wait(true, false, &never, until).await.is_err() {
-                        return;
-                    }
+                    waits = true;
+                    away = Vec::new();
                 }
                 Ok(n @ 1..) if n < most => {
                     most -= n;

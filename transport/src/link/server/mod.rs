@@ -59,16 +59,23 @@ impl<S: Service> Server<S> {
 
     /// Serves a lane that was accepted. Call within a tokio runtime.
     pub fn serve(&self, stream: Arc<dyn Stream>) {
+        // At once: a lane that is one too many does not wait for a task of its own to find that out.
+        let wake = Arc::new(Notify::new());
+        let sink = Box::new(StreamSink(stream.clone()));
+        let (service, directory) = (self.service.clone(), self.directory.clone());
+        let Some(mut control) = ControlLane::new(service, directory, sink, wake.clone(), Instant::now()) else {
+            return;
+        };
+        control.set_eager_most(stream.eager_bytes());
         let lane = Lane {
             service: self.service.clone(),
-            directory: self.directory.clone(),
             polling: self.polling.clone(),
             // On one core a poll only takes time from the client.
             most_polling: self.cores / 2,
             stream: Watched::new(stream),
         };
         tokio::spawn(async move {
-            match lane.run().await {
+            match lane.run(control, wake).await {
                 Ok(LaneEnd::Refused(error)) => tracing::info!(%error, "a connection was ended"),
                 Ok(LaneEnd::Left) => {}
                 Err(error) => tracing::debug!(%error, "a connection broke"),
@@ -80,7 +87,6 @@ impl<S: Service> Server<S> {
 /// A lane's task.
 struct Lane<S: Service> {
     service: Arc<S>,
-    directory: Arc<Directory>,
     polling: Arc<AtomicUsize>,
     most_polling: usize,
     stream: Watched,
@@ -96,14 +102,7 @@ impl Driver for Notify {
 const TURN: usize = 64;
 
 impl<S: Service> Lane<S> {
-    async fn run(mut self) -> std::io::Result<LaneEnd> {
-        let wake = Arc::new(Notify::new());
-        let sink = Box::new(StreamSink(self.stream.io().clone()));
-        let (service, directory) = (self.service.clone(), self.directory.clone());
-        let Some(mut control) = ControlLane::new(service, directory, sink, wake.clone(), Instant::now()) else {
-            return Ok(LaneEnd::Left);
-        };
-        control.set_eager_most(self.stream.io().eager_bytes());
+    async fn run(mut self, mut control: ControlLane<S>, wake: Arc<Notify>) -> std::io::Result<LaneEnd> {
         match self.control(&mut control, &wake).await {
             Ok(Step::Bulk(place)) => {
                 // It counts as part of its connection from here on.
