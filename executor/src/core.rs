@@ -267,10 +267,11 @@ impl Core {
             }
             judged.1 -= 1;
         }
-        for session in self.registry.all().into_iter().filter(|s| !guard.is_current_owner(&s.owner)) {
+        let (sessions, mut judge) = (self.registry.all(), guard.judge());
+        for session in sessions.iter().filter(|s| !judge.is_current_owner(&s.owner)) {
             tracing::info!(session = session.number, owner = session.owner.name(), "session ended: its owner is out");
             let peer = session.lock().peer.clone();
-            self.end_session(&session);
+            self.end_session(session);
             if let Some(peer) = peer {
                 let message = "what this session was opened by was changed or taken back: connect again";
                 peer.goodbye(fail(ErrorCode::Unauthorized, message));

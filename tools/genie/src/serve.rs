@@ -216,8 +216,9 @@ async fn reloads(args: &ServeArgs, access: &Access, directory: &Directory, execu
 /// Ends the connections whose token was taken back or changed, or whose certificate is not trusted any more; who still may comes
 /// back.
 fn dismiss(guard: &Guard, directory: &Directory) {
-    for peer in directory.peers() {
-        if !guard.is_current(peer.identity()) {
+    let (peers, mut judge) = (directory.peers(), guard.judge());
+    for peer in &peers {
+        if !judge.is_current(peer.identity()) {
             let message = "the token or certificate of this connection was changed or taken back: connect again";
             peer.goodbye(RemoteError::new(ErrorCode::Unauthorized, message));
         }

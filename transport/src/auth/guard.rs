@@ -1,6 +1,6 @@
 //! The server's side: who gets in.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -157,13 +157,16 @@ impl Guard {
         self.trusts(identity) && self.has_token_of(identity)
     }
 
-    /// Whether what belongs to this identity may stay: if it has a token, whatever certificate it showed beside that may be replaced.
-    pub fn is_current_owner(&self, identity: &Identity) -> bool {
-        if identity.token().is_some() { self.has_token_of(identity) } else { self.is_current(identity) }
+    /// Judges many at once.
+    pub fn judge(&self) -> Judge<'_> {
+        Judge { guard: self, judged: HashMap::new() }
     }
 
     fn trusts(&self, identity: &Identity) -> bool {
-        let Some(certificates) = identity.certificates() else { return true };
+        identity.certificates().is_none_or(|certificates| self.trusts_chain(certificates))
+    }
+
+    fn trusts_chain(&self, certificates: &[Vec<u8>]) -> bool {
         let trust = self.trust.read().unwrap_or_else(PoisonError::into_inner).clone();
         trust.is_none_or(|trust| trust.trusts(certificates))
     }
@@ -285,6 +288,28 @@ impl Guard {
     }
 }
 
+/// Judges many identities, each chain of certificates once: to verify one takes longer than all else, and one client may have thousands
+/// of sessions.
+pub struct Judge<'a> {
+    guard: &'a Guard,
+    judged: HashMap<&'a [Vec<u8>], bool>,
+}
+
+impl<'a> Judge<'a> {
+    /// Whether what belongs to this identity may stay: if it has a token, whatever certificate it showed beside that may be replaced.
+    pub fn is_current_owner(&mut self, identity: &'a Identity) -> bool {
+        if identity.token().is_some() { self.guard.has_token_of(identity) } else { self.is_current(identity) }
+    }
+
+    /// As [`Guard::is_current`].
+    pub fn is_current(&mut self, identity: &'a Identity) -> bool {
+        let trusted = identity.certificates().is_none_or(|certificates| {
+            *self.judged.entry(certificates).or_insert_with(|| self.guard.trusts_chain(certificates))
+        });
+        trusted && self.guard.has_token_of(identity)
+    }
+}
+
 impl std::fmt::Debug for Guard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Guard").field("asks_for_tokens", &self.asks_for_tokens()).finish_non_exhaustive()
@@ -360,14 +385,39 @@ mod tests {
         assert!(open.is_current(&identity) && open.is_current(&Identity::ANYONE));
         let before = open.changes();
         open.set_trust(Arc::new(Only(2)));
-        assert!(!open.is_current(&identity) && !open.is_current_owner(&identity) && open.changes() != before);
+        assert!(!open.is_current(&identity) && !open.judge().is_current_owner(&identity) && open.changes() != before);
         let guard = Guard::with_tokens(Tokens::new([(*alice).clone()]));
         guard.set_trust(Arc::new(Only(2)));
         let identity = Identity::of_token(alice).showing(shown(1));
         assert!(!guard.is_current(&identity), "its connection ends");
-        assert!(guard.is_current_owner(&identity), "and may be opened again with another certificate");
+        assert!(guard.judge().is_current_owner(&identity), "and may be opened again with another certificate");
         guard.set_tokens(Tokens::default());
-        assert!(!guard.is_current_owner(&identity));
+        assert!(!guard.judge().is_current_owner(&identity));
+    }
+
+    /// A chain was verified once for each session that its owner had, and every tick: a thousand sessions took all of a tick.
+    #[test]
+    fn a_chain_is_judged_once_for_all_that_its_owner_has() {
+        #[derive(Default)]
+        struct Counts(AtomicU64);
+        impl Trust for Counts {
+            fn trusts(&self, certificates: &[Vec<u8>]) -> bool {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                certificates[0] == [1]
+            }
+        }
+        let (guard, counts) = (Guard::open(), Arc::new(Counts::default()));
+        guard.set_trust(counts.clone());
+        // Each connection has a copy of its own.
+        let of = |byte: u8| {
+            let certificates = Some(Arc::new(vec![vec![byte]]));
+            guard.unasked(Channel { peer: Some("somebody".into()), certificates, ..Channel::default() }).identity
+        };
+        let owners: Vec<_> = (0..100).map(|i| of(i % 2)).collect();
+        let mut judge = guard.judge();
+        let stay: Vec<_> = owners.iter().map(|owner| judge.is_current_owner(owner)).collect();
+        assert!(stay.iter().enumerate().all(|(i, stays)| *stays == (i % 2 == 1)));
+        assert_eq!(counts.0.load(Ordering::Relaxed), 2);
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod tokens;
 pub use exchange::{Channel, Exchange};
 pub use exchange::{lane_key, lane_proof};
 pub(crate) use guard::Admitted;
-pub use guard::{Guard, Refused, Trust};
+pub use guard::{Guard, Judge, Refused, Trust};
 pub use identity::{Identity, Rights};
 pub use secret::Secret;
 pub use tokens::{Token, TokenFileError, Tokens};
