@@ -372,7 +372,8 @@ fn what_is_no_handshake_ends_the_lane() {
         near.shutdown(std::net::Shutdown::Write).unwrap();
         assert!(wait(|| server.recv(&mut [0; 64], &mut [])).is_err(), "cut at {cut}");
         drop(server);
-        assert_eq!(guard.refusals().map(|(_, n)| n).sum::<u64>(), 1, "cut at {cut}");
+        // Who says nothing and goes has only looked whether anybody is here.
+        assert_eq!(guard.refusals().map(|(_, n)| n).sum::<u64>(), u64::from(cut > 0), "cut at {cut}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::kernel::KernelConnection;
@@ -109,11 +110,15 @@ impl Handshake {
         room
     }
 
-    /// Goes as far as it can without waiting.
+    /// Goes as far as it can without waiting. `heard` is set once anything has come.
     ///
     /// # Errors
     /// The lane's.
-    pub(super) fn drive(mut self: Box<Self>, lane: &dyn Stream) -> io::Result<(Option<Box<Self>>, Progress)> {
+    pub(super) fn drive(
+        mut self: Box<Self>,
+        lane: &dyn Stream,
+        heard: &AtomicBool,
+    ) -> io::Result<(Option<Box<Self>>, Progress)> {
         loop {
             self.flush(lane)?;
             if self.failed.is_some() {
@@ -127,7 +132,7 @@ impl Handshake {
                     Err(error) => return Err(io::Error::other(error)),
                 },
                 Ok(Step::Starved) => {
-                    if !self.feed() && !self.receive(lane)? {
+                    if !self.feed() && !self.receive(lane, heard)? {
                         return Ok((Some(self), Progress::Blocked));
                     }
                 }
@@ -188,7 +193,7 @@ impl Handshake {
     }
 
     /// Reads more. Whether anything came.
-    fn receive(&mut self, lane: &dyn Stream) -> io::Result<bool> {
+    fn receive(&mut self, lane: &dyn Stream, heard: &AtomicBool) -> io::Result<bool> {
         let had = self.input.len();
         if had >= MOST_INPUT {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a TLS handshake of more than 128 KiB"));
@@ -198,7 +203,10 @@ impl Handshake {
         self.input.truncate(had + got.as_ref().map_or(0, |&n| n));
         match got {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                heard.store(true, Ordering::Release);
+                Ok(true)
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(e) => Err(e),
         }

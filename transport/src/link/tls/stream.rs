@@ -27,6 +27,8 @@ pub struct TlsStream {
     open: OnceLock<Open>,
     /// A handshake's words wait to be sent.
     greeting: AtomicBool,
+    /// The other side has said something.
+    heard: AtomicBool,
     role: Role,
 }
 
@@ -88,7 +90,7 @@ impl TlsStream {
 
     fn new(lane: Box<dyn Stream>, handshake: Handshake, role: Role) -> Self {
         let (handshake, open) = (Mutex::new(Some(Box::new(handshake))), OnceLock::new());
-        Self { lane, handshake, open, greeting: AtomicBool::new(false), role }
+        Self { lane, handshake, open, greeting: AtomicBool::new(false), heard: AtomicBool::new(false), role }
     }
 
     /// The channel, if its handshake is over, after as much of it as can be done now.
@@ -104,7 +106,7 @@ impl TlsStream {
         if handshake.failure().is_some() {
             return self.send_away(handshake, &mut slot);
         }
-        let (handshake, progress) = handshake.drive(&*self.lane)?;
+        let (handshake, progress) = handshake.drive(&*self.lane, &self.heard)?;
         if let Some(handshake) = handshake {
             self.greeting.store(handshake.has_output(), Ordering::Release);
             if let Some(error) = handshake.failure() {
@@ -269,8 +271,9 @@ impl Stream for TlsStream {
 
 impl Drop for TlsStream {
     fn drop(&mut self) {
-        // Silent, too slow, or gone in the middle: counted, but not worth a line each.
+        // Too slow, or gone in the middle: counted, but not worth a line each. Who said nothing only looked whether anybody is here.
         if let Role::Server { guard, counted, .. } = &self.role
+            && self.heard.load(Ordering::Acquire)
             && !counted.load(Ordering::Acquire)
         {
             guard.count(Refused::Handshake);
