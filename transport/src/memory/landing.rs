@@ -1,5 +1,6 @@
 //! Where the slices of a transfer land.
 
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,6 +34,8 @@ struct State {
     /// One bit a slice, least significant first: 1 where it has landed. Who asks what is missing does so often, and a transfer may
     /// have a quarter of a million slices.
     bits: Vec<u8>,
+    /// Every slice that is missing is one of these: who asks for one does not pass over all that have come.
+    span: Range<usize>,
     landed: u32,
     /// Leases that are out and not lost.
     leased: u32,
@@ -91,6 +94,7 @@ impl Landing {
             slabs: Some(slabs),
             slices: vec![Slice::Missing; slices],
             bits: vec![0; slices.div_ceil(8)],
+            span: 0..slices,
             landed: 0,
             leased: 0,
             last_lease: 0,
@@ -209,9 +213,7 @@ impl Landing {
         if taken >= state.slices.len() || state.slabs.is_none() {
             return None;
         }
-        let from = (from as usize).min(state.slices.len());
-        let missing = |slices: &[Slice]| slices.iter().position(|s| *s == Slice::Missing);
-        let index = missing(&state.slices[from..]).map(|i| from + i).or_else(|| missing(&state.slices[..from]))?;
+        let index = state.first_missing(from as usize)?;
         state.last_lease += 1;
         let number = state.last_lease;
         // The device may write as soon as it is told where: nobody else gets the slice before it has done so.
@@ -232,6 +234,7 @@ impl Landing {
         state.landed = 0;
         state.bits.fill(0);
         state.slices.iter_mut().filter(|s| **s == Slice::Landed).for_each(|s| *s = Slice::Missing);
+        state.span = 0..state.slices.len();
     }
 
     /// The slabs, once every slice has landed; `None` before that, and after it was called once.
@@ -418,7 +421,34 @@ impl Drop for SliceLease {
         {
             *slice = Slice::Missing;
             state.leased -= 1;
+            let Range { start, end } = state.span;
+            state.span =
+                if start < end { start.min(self.index)..end.max(self.index + 1) } else { self.index..self.index + 1 };
         }
+    }
+}
+
+impl State {
+    /// The first slice that is missing from `from` on, or else the first of all.
+    fn first_missing(&mut self, from: usize) -> Option<usize> {
+        let Range { start, end } = self.span;
+        let from = from.clamp(start, end.max(start));
+        let missing = |range: Range<usize>| {
+            let first = range.start;
+            let slices = self.slices.get(range)?;
+            slices.iter().position(|s| *s == Slice::Missing).map(|i| first + i)
+        };
+        let (index, span) = match missing(from..end) {
+            // What it passed over from the start on is not missing, nor is what it takes.
+            Some(index) if from == start => (Some(index), index + 1..end),
+            Some(index) => (Some(index), start..end),
+            None => match missing(start..from) {
+                Some(index) => (Some(index), index + 1..from),
+                None => (None, end..end),
+            },
+        };
+        self.span = span;
+        index
     }
 }
 
@@ -482,6 +512,31 @@ mod tests {
         leases.remove(1);
         let again = landing.claim_missing(7, 3).expect("it was given back");
         assert_eq!((again.head().offset, again.head().len), (0, 8));
+    }
+
+    /// Whoever asked for the next slice passed over all that had come: the last of 64 GiB took a thousand times the first.
+    #[test]
+    fn what_has_come_is_not_passed_over_again() {
+        let landing = Landing::new(vec![Slab::zeroed(1000)], 1);
+        let span = || landing.lock().span.clone();
+        // Two lanes, in turn.
+        let mut from = [0, 500];
+        let mut leases = Vec::new();
+        for i in 0..1000 {
+            let lease = landing.claim_missing(7, from[i % 2]).expect("a slice");
+            from[i % 2] = lease.head().offset as u32 + 1;
+            leases.push(lease);
+            assert!(span().len() <= 1000 - i / 2, "{:?} after {i}", span());
+        }
+        assert!(landing.claim_missing(7, 3).is_none());
+        // A lane dies, and what it had is missing again.
+        leases.retain(|lease| ![700, 30, 301].contains(&lease.head().offset));
+        assert_eq!(span().start, 30);
+        let mut next = |from| {
+            leases.push(landing.claim_missing(7, from)?);
+            leases.last().map(|lease| lease.head().offset)
+        };
+        assert_eq!([next(0), next(650), next(650), next(0)], [Some(30), Some(700), Some(301), None]);
     }
 
     #[test]
