@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow};
 use genie_transport::Uri;
 use hdrhistogram::Histogram;
 
+use super::memory::{Memory, Place};
 use super::work::Op;
 use super::{median, record, rounded, same_host, times};
 use crate::connect::scheme;
@@ -20,8 +21,8 @@ use crate::floor::{Floor, Waiting, memory};
 pub(super) enum Floors {
     /// Plain sockets to a process of its own.
     Sockets(Floor, Waiting),
-    /// Memory that two processes map.
-    Memory,
+    /// Memory that two processes map; and bytes that are copied to memory of this kind.
+    Memory(Memory),
 }
 
 /// What the floor gave for a row.
@@ -36,10 +37,11 @@ pub(super) struct Beside {
 }
 
 impl Floors {
-    /// For a link; none for one that has none here, or whose server is on another machine. With the reason for that.
-    pub(super) fn of(uri: &Uri, waiting: Waiting) -> Result<(Option<Self>, Option<String>)> {
+    /// For a link whose payloads lie in this memory; none for one that has none here, or whose server is on another machine. With the
+    /// reason for that.
+    pub(super) fn of(uri: &Uri, waiting: Waiting, memory: Memory) -> Result<(Option<Self>, Option<String>)> {
         match scheme(uri).as_str() {
-            "shm" => Ok((Some(Self::Memory), None)),
+            "shm" => Ok((Some(Self::Memory(memory)), None)),
             "rdma" => Ok((None, Some("no floor for RDMA here: perftest is it (make test-rdma)".to_owned()))),
             _ => match same_host(uri) {
                 Ok(()) => Ok((Some(Self::Sockets(Floor::start()?, waiting)), None)),
@@ -48,12 +50,12 @@ impl Floors {
         }
     }
 
-    /// For a link whose floor was asked for.
+    /// For a link whose floor was asked for, and whose payloads lie in Genie's own memory.
     ///
     /// # Errors
     /// Why there is none.
     pub(super) fn wanted(uri: &Uri, waiting: Waiting) -> Result<Self> {
-        let (floors, why) = Self::of(uri, waiting)?;
+        let (floors, why) = Self::of(uri, waiting, Memory::Heap)?;
         floors.ok_or_else(|| anyhow!(why.unwrap_or_default()))
     }
 
@@ -64,9 +66,9 @@ impl Floors {
             (Self::Sockets(_, Waiting::Blocking), Op::Echo) => "sockets".to_owned(),
             (Self::Sockets(..), _) if streams == 1 => "a raw stream".to_owned(),
             (Self::Sockets(..), _) => format!("{streams} raw streams"),
-            (Self::Memory, Op::Echo) => "shared-memory spin".to_owned(),
-            (Self::Memory, _) if streams == 1 => "memcpy".to_owned(),
-            (Self::Memory, _) => format!("memcpy, {streams} threads"),
+            (Self::Memory(_), Op::Echo) => "shared-memory spin".to_owned(),
+            (Self::Memory(_), _) if streams == 1 => "memcpy".to_owned(),
+            (Self::Memory(_), _) => format!("memcpy, {streams} threads"),
         };
         Ok(Beside { what, latencies: times()?, rates: Vec::new(), last: GUESS })
     }
@@ -92,9 +94,9 @@ impl Floors {
                 beside.moved((message.len() as u64 * count * u64::from(streams)) as f64 / took.as_secs_f64() / 1e9);
                 Ok(())
             }
-            (Self::Memory, Op::Echo) => memory::spin(message.len(), time, |t| record(&mut beside.latencies, t)),
-            (Self::Memory, _) => {
-                beside.moved(copies(message, (streams, depth), time));
+            (Self::Memory(_), Op::Echo) => memory::spin(message.len(), time, |t| record(&mut beside.latencies, t)),
+            (Self::Memory(kind), _) => {
+                beside.moved(copies(message, *kind, (streams, depth), time)?);
                 Ok(())
             }
         }
@@ -145,12 +147,15 @@ fn places_for(message: &[u8], depth: u32) -> u32 {
     depth.clamp(1, u32::try_from(most).unwrap_or(u32::MAX))
 }
 
-/// GB/s of plain copies of a message, in so many threads together, each to so many places in turn.
-fn copies(message: &[u8], (threads, places): (u32, u32), time: Duration) -> f64 {
+/// GB/s of plain copies of a message, in so many threads together, each to so many places in turn. The places are of the kind that the
+/// message lies in, and that a link copies to: small pages would be slower, and no floor.
+fn copies(message: &[u8], memory: Memory, (threads, places): (u32, u32), time: Duration) -> Result<f64> {
     let places = places_for(message, places) as usize;
     let unlooked = (UNLOOKED / message.len().max(1)).max(1);
-    let one = || {
-        let mut to = vec![vec![1; message.len()]; places];
+    let all = |_| (0..places).map(|_| memory.place(message.len())).collect::<Result<Vec<_>>>();
+    let mut to = (0..threads).map(all).collect::<Result<Vec<_>>>()?;
+    let one = |to: &mut [Place]| {
+        let mut to: Vec<&mut [u8]> = to.iter_mut().map(|place| &mut ***place).collect();
         let (began, mut bytes) = (Instant::now(), 0u64);
         let mut at = (0..places).cycle();
         loop {
@@ -165,8 +170,10 @@ fn copies(message: &[u8], (threads, places): (u32, u32), time: Duration) -> f64 
         }
     };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(one)).collect();
-        one() + others.into_iter().map(|t| t.join().unwrap_or(f64::NAN)).sum::<f64>()
+        let mut to = to.iter_mut();
+        let first = to.next();
+        let others: Vec<_> = to.map(|to| scope.spawn(move || one(to))).collect();
+        Ok(first.map_or(0.0, |to| one(to)) + others.into_iter().map(|t| t.join().unwrap_or(f64::NAN)).sum::<f64>())
     })
 }
 
@@ -176,13 +183,15 @@ mod tests {
 
     #[test]
     fn memory_is_a_floor() {
-        assert!(copies(&[3; 4096], (2, 4), Duration::from_millis(5)) > 0.0);
+        for kind in [Memory::Heap, Memory::Malloc] {
+            assert!(copies(&[3; 4096], kind, (2, 4), Duration::from_millis(5)).unwrap() > 0.0);
+        }
     }
 
     /// The floor's first turn finds cold caches: it says how much fits a turn, and counts for nothing else.
     #[test]
     fn turns_are_compared_with_those_beside_them() {
-        let floors = Floors::Memory;
+        let floors = Floors::Memory(Memory::Heap);
         let mut beside = floors.beside(Op::Put, 1).unwrap();
         beside.moved(100.0);
         beside.warmed();
@@ -194,9 +203,9 @@ mod tests {
 
     #[test]
     fn a_floor_says_what_it_is() {
-        let floors = Floors::Memory;
+        let floors = Floors::Memory(Memory::Heap);
         assert_eq!(floors.beside(Op::Put, 2).unwrap().what, "memcpy, 2 threads");
-        let (none, why) = Floors::of(&"tcp://192.0.2.1:1".parse().unwrap(), Waiting::Busy).unwrap();
+        let (none, why) = Floors::of(&"tcp://192.0.2.1:1".parse().unwrap(), Waiting::Busy, Memory::Heap).unwrap();
         assert!(none.is_none() && why.is_some_and(|why| why.contains("another machine")));
     }
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use bytes::Bytes;
 use clap::Args;
 use genie_graph::DType;
 use genie_transport::client::PutOptions;
@@ -12,6 +11,7 @@ use genie_transport::wire::TensorSpec;
 use serde::Serialize;
 
 use super::load::{self, Outcome, Pace, Plan, Target, Until};
+use super::memory::Memory;
 use super::output::OutputArgs;
 use super::row::{digits, size as short};
 use super::server::ServerArgs;
@@ -50,6 +50,9 @@ pub(crate) struct InterferenceArgs {
     /// Bulk lanes.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     lanes: u32,
+    /// Where the put's bytes lie: heap (Genie's, in large pages), malloc (the allocator's), pinned (locked pages), shared (over shm://).
+    #[arg(long, value_enum, default_value = "heap")]
+    memory: Memory,
     /// Index of the server's device.
     #[arg(long, default_value_t = 0)]
     device: u16,
@@ -88,6 +91,7 @@ pub(crate) fn run(args: &InterferenceArgs, say: Say) -> Result<()> {
         anyhow::bail!("{} bytes are too many for a small request: up to {LARGEST_ECHO}", args.small);
     }
     let servers = args.server.ready(&args.link)?;
+    servers.uris().iter().try_for_each(|uri| args.memory.check(uri))?;
     let mut progress = Progress::steps("interference", servers.uris().len() as u64 * u64::from(args.turns));
     let mut rows = Vec::new();
     for uri in servers.uris() {
@@ -136,7 +140,7 @@ fn measure(
     session: &mut Session,
     progress: &mut Progress,
 ) -> Result<(Outcome, Outcome, Duration)> {
-    let data = Bytes::from(vec![5; usize::try_from(args.tensor)?]);
+    let data = args.memory.bytes(session, usize::try_from(args.tensor)?)?;
     let spec = TensorSpec::new(DType::U8, &[args.tensor])?;
     let options = PutOptions { device: args.device, ..PutOptions::default() };
     let pace = Pace { rate: f64::from(args.rate), depth: DEPTH };

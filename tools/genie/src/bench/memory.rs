@@ -1,5 +1,7 @@
 //! The memory that a client's tensors lie in.
 
+use std::ops::DerefMut;
+
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clap::ValueEnum;
@@ -86,10 +88,25 @@ impl Memory {
             fill(&mut bytes);
             return Ok(bytes.into());
         }
-        let mut slab = Slab::try_zeroed(length).with_context(|| format!("no memory for {length} bytes"))?;
+        let mut slab = slab(length)?;
         fill(&mut slab);
         Ok(Bytes::from_owner(slab.freeze()))
     }
+
+    /// What a floor copies to: the same kind again, all of it present.
+    pub(super) fn place(self, length: usize) -> Result<Place> {
+        let mut place: Place =
+            if self == Self::Malloc { Box::new(vec![0; length].into_boxed_slice()) } else { Box::new(slab(length)?) };
+        place.fill(1);
+        Ok(place)
+    }
+}
+
+/// Memory to be written.
+pub(super) type Place = Box<dyn DerefMut<Target = [u8]> + Send>;
+
+fn slab(length: usize) -> Result<Slab> {
+    Slab::try_zeroed(length).with_context(|| format!("no memory for {length} bytes"))
 }
 
 /// A pattern that shows whether something moved to another place.

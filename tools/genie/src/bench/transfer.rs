@@ -175,7 +175,7 @@ impl TransferArgs {
 /// All rows of one server.
 fn measure(args: &TransferArgs, uri: &Uri, sizes: &[u64], progress: &mut Progress, rows: &mut Vec<Row>) -> Result<()> {
     let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
-    let floors = if args.no_floor { None } else { floors(uri, waiting)? };
+    let floors = if args.no_floor { None } else { floors(uri, waiting, args.memory)? };
     // Looks at the server's counters, and does not poll while it has nothing to ask.
     let mut observer = connect::session(uri, LinkArgs { spin: 0, ..args.link })?;
     let began = Instant::now();
@@ -206,8 +206,8 @@ fn measure(args: &TransferArgs, uri: &Uri, sizes: &[u64], progress: &mut Progres
     Ok(closed?)
 }
 
-fn floors(uri: &Uri, waiting: Waiting) -> Result<Option<Floors>> {
-    let (floors, why) = Floors::of(uri, waiting)?;
+fn floors(uri: &Uri, waiting: Waiting, memory: Memory) -> Result<Option<Floors>> {
+    let (floors, why) = Floors::of(uri, waiting, memory)?;
     if let Some(why) = why {
         say::note(&format!("genie: {why}"));
     }
