@@ -252,9 +252,9 @@ impl Session {
         if data.len() as u64 != spec.bytes() {
             return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
         }
-        if let Some(Passed { place, bytes, servers_gone }) = self.place(&data, &options) {
+        if let Some(Passed { place, bytes, uses_forgotten }) = self.place(&data, &options) {
             let pending = self.start(&api::put_new(spec, options, PutBody::Passed(place)), None);
-            self.engine.client().passes(pending.id, bytes, servers_gone);
+            self.engine.client().passes(pending.id, bytes, uses_forgotten);
             return Ok(pending);
         }
         if spec.bytes() <= self.eager_bytes() {

@@ -27,8 +27,8 @@ pub(super) struct Lanes {
     shares: Arc<Shares>,
     /// What the control lane knows of them.
     told: Told,
-    /// Servers whose uses of them were forgotten.
-    servers_gone: u64,
+    /// How often their uses were forgotten.
+    uses_forgotten: u64,
 }
 
 /// From one look at bulk lanes that have nothing to do to the next.
@@ -46,12 +46,18 @@ impl Lanes {
             bulk_look: Instant::now(),
             shares: Arc::default(),
             told: Told::default(),
-            servers_gone: 0,
+            uses_forgotten: 0,
         }
     }
 
     /// Moves what can be moved without waiting. Whether anything was.
     pub(super) fn turn(&mut self, now: Instant) -> bool {
+        let moved = self.turn_once(now);
+        self.forget_uses();
+        moved
+    }
+
+    fn turn_once(&mut self, now: Instant) -> bool {
         if self.client.dead().is_some() {
             self.drop_lanes();
             return false;
@@ -74,13 +80,7 @@ impl Lanes {
         if self.control.is_none() {
             return false;
         }
-        let moved = self.move_bytes(now);
-        // Before any request of the next session is begun.
-        if self.servers_gone != self.client.servers_gone() {
-            self.servers_gone = self.client.servers_gone();
-            self.shares.forget_uses(self.servers_gone);
-        }
-        match moved {
+        match self.move_bytes(now) {
             Ok(moved) => moved,
             Err(error) => {
                 self.drop_lanes();
@@ -96,6 +96,14 @@ impl Lanes {
                 self.client.lost(&reason, now);
                 true
             }
+        }
+    }
+
+    /// Before any request of the next session is begun.
+    fn forget_uses(&mut self) {
+        if self.uses_forgotten != self.client.uses_forgotten() {
+            self.uses_forgotten = self.client.uses_forgotten();
+            self.shares.forget_uses(self.uses_forgotten);
         }
     }
 
@@ -126,12 +134,18 @@ impl Lanes {
         self.control.as_ref().is_some_and(|control| control.can_share())
     }
 
-    /// Tells the server of what was shared since the last time, before any byte that is sent later.
+    /// Tells the server of what was shared since the last time, before any byte that is sent later. Not before it has the session: what
+    /// is shared has an era of uses, and the next one begins if the session turns out to be lost.
     pub(super) fn tell_shares(&mut self, now: Instant) {
-        if let Some(control) = &self.control
-            && let Err(error) = self.shares.tell(&**control, &mut self.told)
-        {
+        if let Err(error) = self.tell() {
             self.broken(&error, now);
+        }
+    }
+
+    fn tell(&mut self) -> io::Result<()> {
+        match &self.control {
+            Some(control) if self.client.is_ready() => self.shares.tell(&**control, &mut self.told),
+            _ => Ok(()),
         }
     }
 
@@ -139,6 +153,7 @@ impl Lanes {
     pub(super) fn broken(&mut self, error: &io::Error, now: Instant) {
         self.drop_lanes();
         self.client.lost(&error.to_string(), now);
+        self.forget_uses();
     }
 
     /// The driver is about to wait: what for. Whether there is no need to.
@@ -178,8 +193,8 @@ impl Lanes {
         if self.timed.replace(now) != Some(now) {
             self.client.timeout(now)?;
         }
+        self.tell().map_err(|e| gone(&e))?;
         let Some(control) = &self.control else { return Ok(false) };
-        self.shares.tell(&**control, &mut self.told).map_err(|e| gone(&e))?;
         if self.client.has_output() {
             let mut sink: &dyn Stream = &**control;
             self.client.flush(&mut sink).map_err(|e| gone(&e))?;
@@ -194,7 +209,13 @@ impl Lanes {
                 if self.client.is_greeting() {
                     self.client.set_channel(control.channel());
                 }
+                let was_ready = self.client.is_ready();
                 self.client.filled(n, now)?;
+                if !was_ready && self.client.is_ready() {
+                    // Requests may be sent at once from here on.
+                    self.forget_uses();
+                    self.tell().map_err(|e| gone(&e))?;
+                }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(gone(&e)),

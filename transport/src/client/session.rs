@@ -176,12 +176,12 @@ impl Session {
         if place.is_none() && private && spec.bytes() > eager {
             place = self.passing.stage(&data).await;
         }
-        if let Some(Passed { place, bytes, servers_gone }) = place {
+        if let Some(Passed { place, bytes, uses_forgotten }) = place {
             let device = options.device;
             let start = move |c: &mut Client| {
                 let options = PutOptions { device, ..PutOptions::default() };
                 let id = c.start(&api::put_new(&spec, options, PutBody::Passed(place)), None, None).0;
-                c.passes(id, bytes, servers_gone);
+                c.passes(id, bytes, uses_forgotten);
                 id
             };
             return self.call(start, |reply| api::tensor(&reply)).await;

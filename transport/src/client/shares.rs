@@ -21,14 +21,14 @@ pub(super) struct Shares {
 pub(super) struct Passed {
     pub(super) place: Shared,
     pub(super) bytes: Arc<SharedBytes>,
-    /// Servers that were gone when the use was taken: see [`crate::connection::Client::passes`].
-    pub(super) servers_gone: u64,
+    /// How often uses had been forgotten when it was taken: see [`crate::connection::Client::passes`].
+    pub(super) uses_forgotten: u64,
 }
 
 #[derive(Debug, Default)]
 struct All {
-    /// As of when no piece had a use.
-    servers_gone: u64,
+    /// How often, so far.
+    uses_forgotten: u64,
     next: u64,
     pieces: Vec<(u64, Arc<SharedBytes>)>,
     /// Gone, and the server not told.
@@ -64,13 +64,13 @@ impl Shares {
         let all = self.lock();
         let (place, piece) = all.find(bytes)?;
         piece.take_use();
-        Some(Passed { place, bytes: piece.clone(), servers_gone: all.servers_gone })
+        Some(Passed { place, bytes: piece.clone(), uses_forgotten: all.uses_forgotten })
     }
 
-    /// So many servers are gone by now, whose uses nobody gives back.
-    pub(super) fn forget_uses(&self, servers_gone: u64) {
+    /// Uses were forgotten so often by now: if that is news, there are none.
+    pub(super) fn forget_uses(&self, uses_forgotten: u64) {
         let mut all = self.lock();
-        if std::mem::replace(&mut all.servers_gone, servers_gone) != servers_gone {
+        if std::mem::replace(&mut all.uses_forgotten, uses_forgotten) != uses_forgotten {
             all.pieces.iter().for_each(|(_, piece)| piece.forget_uses());
         }
     }

@@ -199,12 +199,12 @@ mod tests {
     fn the_uses_of_a_server_that_is_gone_end_with_it() {
         let (mut staging, shares) = (Staging::new(64 << 20), Shares::default());
         let passed = staging.copy(&[1; 100_000], &shares).unwrap();
-        assert!(passed.bytes.is_used() && passed.servers_gone == 0);
+        assert!(passed.bytes.is_used() && passed.uses_forgotten == 0);
         shares.forget_uses(0);
         assert!(passed.bytes.is_used());
         shares.forget_uses(1);
         assert!(!passed.bytes.is_used());
-        assert_eq!(shares.pass(&staging.pieces[0].slab[..10]).unwrap().servers_gone, 1);
+        assert_eq!(shares.pass(&staging.pieces[0].slab[..10]).unwrap().uses_forgotten, 1);
         shares.forget_uses(1);
         assert!(passed.bytes.is_used(), "of the next server");
     }

@@ -50,15 +50,15 @@ pub enum NoRegion {
 }
 
 impl Regions {
-    /// Takes what a client shares. What is wrong with it, whoever asks for it is told.
-    pub fn share(&self, number: u64, file: OwnedFd, bytes: u64) {
+    /// Takes what a client shares, whose uses are of this era. What is wrong with it, whoever asks for it is told.
+    pub fn share(&self, number: u64, file: OwnedFd, bytes: u64, era: u32) {
         let mut known = self.lock();
         let taken = if known.by_number.contains_key(&number) {
             Err("the number is taken".to_owned())
         } else if known.by_number.len() >= MOST || known.bytes.saturating_add(bytes) > MOST_BYTES {
             Err(format!("a client shares at most {MOST} pieces of memory, of {MOST_BYTES} bytes together"))
         } else {
-            SharedBytes::adopt(file, bytes).map(Arc::new).map_err(|error| error.to_string())
+            SharedBytes::adopt(file, bytes, era).map(Arc::new).map_err(|error| error.to_string())
         };
         match &taken {
             Ok(_) => known.bytes += bytes,
@@ -176,7 +176,7 @@ mod tests {
 
     fn share(regions: &Regions, number: u64, bytes: &SharedBytes) {
         let file = bytes.memory().fd().unwrap().try_clone_to_owned().unwrap();
-        regions.share(number, file, bytes.memory().len() as u64);
+        regions.share(number, file, bytes.memory().len() as u64, bytes.era());
     }
 
     #[test]
@@ -215,7 +215,7 @@ mod tests {
     fn what_was_refused_says_why() {
         let regions = Regions::default();
         let (read, _write) = std::io::pipe().unwrap();
-        regions.share(5, read.into(), 8192);
+        regions.share(5, read.into(), 8192, 0);
         let error = regions.passed(5, 0, 1).unwrap_err();
         assert!(matches!(&error, NoRegion::Refused(5, why) if why.contains("memfd")), "{error}");
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -143,6 +143,15 @@ impl SharedMemory {
         Some(unsafe { AtomicU32::from_ptr(self.start().as_ptr().add(offset).cast()) })
     }
 
+    /// The same of 64 bits, on a multiple of 8.
+    fn counter64(&self, offset: usize) -> Option<&AtomicU64> {
+        if !offset.is_multiple_of(8) || offset.checked_add(8).is_none_or(|end| end > self.len) {
+            return None;
+        }
+        // SAFETY: as in `counter`.
+        Some(unsafe { AtomicU64::from_ptr(self.start().as_ptr().add(offset).cast()) })
+    }
+
     /// Copies bytes to it, while nobody else is to touch them there; what is read by somebody who does, is spoilt. Whether they
     /// lie within.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> bool {
@@ -175,11 +184,19 @@ impl SharedMemory {
 /// A client takes a use for every request that passes some of the bytes to the server; the server gives it back when the
 /// resident they became is gone, or the request has failed. Until then the client does not write them. A server that counts
 /// wrongly, or a client that writes all the same, harms that client alone.
+///
+/// Uses that nobody gives back, since their server is gone, the client forgets, and an era begins. Should that server come to give
+/// some back all the same, it finds another era than they were taken in, and they are not taken for those of the next.
 #[derive(Debug)]
 pub struct SharedBytes {
     memory: SharedMemory,
     len: usize,
+    /// Of the uses that this side takes, or gives back.
+    era: AtomicU32,
 }
+
+/// How often it is tried to give a use back while the other side changes the count: one that never stops harms itself.
+const TRIES: u32 = 10_000;
 
 impl SharedBytes {
     /// Memory for `len` bytes, and the page of the count.
@@ -189,18 +206,23 @@ impl SharedBytes {
     pub fn new(len: usize) -> io::Result<Self> {
         let whole = len.max(1).checked_next_multiple_of(ALIGN).and_then(|n| n.checked_add(ALIGN));
         let whole = whole.filter(|&n| isize::try_from(n).is_ok()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { memory: SharedMemory::new(whole)?, len })
+        Ok(Self { memory: SharedMemory::new(whole)?, len, era: AtomicU32::new(0) })
     }
 
-    /// The other side's: `len` bytes of file, the last page of them the count.
+    /// The other side's: `len` bytes of file, the last page of them the count. Uses of this era are given back.
     ///
     /// # Errors
     /// As [`SharedMemory::adopt`].
-    pub fn adopt(file: OwnedFd, len: u64) -> Result<Self, NotShared> {
+    pub fn adopt(file: OwnedFd, len: u64, era: u32) -> Result<Self, NotShared> {
         let memory = SharedMemory::adopt(file, len)?;
         let bytes = memory.len().checked_sub(ALIGN).filter(|&n| n > 0);
         let len = bytes.ok_or(NotShared::Size { found: len, said: 0 })?;
-        Ok(Self { memory, len })
+        Ok(Self { memory, len, era: AtomicU32::new(era) })
+    }
+
+    /// The era of its uses.
+    pub fn era(&self) -> u32 {
+        self.era.load(Ordering::Acquire)
     }
 
     /// The memory that holds them.
@@ -233,25 +255,38 @@ impl SharedBytes {
     /// One use less, where there is one.
     pub fn give_use_back(&self) {
         if let Some(uses) = self.uses() {
-            // The other side may have written any number there.
-            let _ = uses.fetch_update(Ordering::AcqRel, Ordering::Acquire, |uses| uses.checked_sub(1));
+            let era = self.era();
+            let mut now = uses.load(Ordering::Acquire);
+            for _ in 0..TRIES {
+                // The other side may have written any number there.
+                if now >> 32 != u64::from(era) || now as u32 == 0 {
+                    return;
+                }
+                match uses.compare_exchange_weak(now, now - 1, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => return,
+                    Err(other) => now = other,
+                }
+            }
         }
     }
 
-    /// No uses: those who had any are gone.
+    /// No uses: those who had any are gone, and what they still give back is of an era before.
     pub fn forget_uses(&self) {
         if let Some(uses) = self.uses() {
-            uses.store(0, Ordering::Release);
+            let era = self.era().wrapping_add(1);
+            self.era.store(era, Ordering::Release);
+            uses.store(u64::from(era) << 32, Ordering::Release);
         }
     }
 
     /// Whether the other side may read the bytes now.
     pub fn is_used(&self) -> bool {
-        self.uses().is_none_or(|uses| uses.load(Ordering::Acquire) != 0)
+        self.uses().is_none_or(|uses| uses.load(Ordering::Acquire) as u32 != 0)
     }
 
-    fn uses(&self) -> Option<&AtomicU32> {
-        self.memory.counter(self.memory.len().checked_sub(ALIGN)?)
+    /// How many there are, and above that their era.
+    fn uses(&self) -> Option<&AtomicU64> {
+        self.memory.counter64(self.memory.len().checked_sub(ALIGN)?)
     }
 }
 
@@ -320,7 +355,7 @@ mod tests {
     fn uses_are_counted_across_both_mappings() {
         let ours = SharedBytes::new(5000).unwrap();
         let whole = ours.memory().len() as u64;
-        let theirs = SharedBytes::adopt(duplicate(ours.memory()), whole).unwrap();
+        let theirs = SharedBytes::adopt(duplicate(ours.memory()), whole, ours.era()).unwrap();
         assert!(theirs.len() >= ours.len());
         assert!(!ours.is_used());
         ours.take_use();
@@ -334,5 +369,22 @@ mod tests {
         ours.take_use();
         ours.forget_uses();
         assert!(!theirs.is_used());
+    }
+
+    /// A server that was taken for gone gave its uses back after all, when the next had some: the client wrote what that one read.
+    #[test]
+    fn a_use_of_an_era_before_is_no_use_of_this_one() {
+        let ours = SharedBytes::new(5000).unwrap();
+        let whole = ours.memory().len() as u64;
+        let adopted = |era| SharedBytes::adopt(duplicate(ours.memory()), whole, era).unwrap();
+        let first = adopted(ours.era());
+        ours.take_use();
+        ours.forget_uses();
+        let second = adopted(ours.era());
+        ours.take_use();
+        first.give_use_back();
+        assert!(ours.is_used(), "by the second");
+        second.give_use_back();
+        assert!(!ours.is_used());
     }
 }

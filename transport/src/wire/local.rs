@@ -11,8 +11,9 @@ pub const LOCAL_BYTES: usize = size_of::<layout::Local>();
 /// `GNSM`, as the bytes stand on the wire.
 const MAGIC: u32 = u32::from_le_bytes(*b"GNSM");
 
-/// Version of shared memory's layout and of these messages. 1 had rings of bytes, 2 has rings of records.
-const VERSION: u64 = 2;
+/// Version of shared memory's layout and of these messages. 1 had rings of bytes, 2 has rings of records, 3 an era beside the count of
+/// uses.
+const VERSION: u64 = 3;
 
 /// A message on the Unix socket of a lane in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub enum Local {
         region: u64,
         /// Bytes of the file.
         bytes: u64,
+        /// Of its uses: those that the server gives back are of this one.
+        era: u32,
     },
     /// The client shares it no more. Residents that lie in it stay.
     Unshare {
@@ -77,7 +80,10 @@ impl Local {
             3 => (Self::Rings { bytes: first }, &[second, third]),
             4 => (Self::Refused { server: user(first)?, client: user(second)? }, &[third]),
             5 => (Self::Wake, &[first, second, third]),
-            6 => (Self::Share { region: first, bytes: second }, &[third]),
+            6 => match u32::try_from(third) {
+                Ok(era) => (Self::Share { region: first, bytes: second, era }, &[]),
+                Err(_) => return Err(DecodeError::Range("an era of uses has 32 bits")),
+            },
             7 => (Self::Unshare { region: first }, &[second, third]),
             8 => (Self::Version { spoken: first }, &[second, third]),
             other => return Err(DecodeError::Enum { what: "local message", value: u32::from(other) }),
@@ -91,22 +97,23 @@ impl Local {
     /// Its bytes.
     pub fn encode(&self) -> [u8; LOCAL_BYTES] {
         let (kind, first, second) = match *self {
+            Self::Share { region, bytes, .. } => (6, region, bytes),
             Self::Control => (1, VERSION, 0),
             Self::Bulk => (2, VERSION, 0),
             Self::Rings { bytes } => (3, bytes, 0),
             Self::Refused { server, client } => (4, u64::from(server), u64::from(client)),
             Self::Wake => (5, 0, 0),
-            Self::Share { region, bytes } => (6, region, bytes),
             Self::Unshare { region } => (7, region, 0),
             Self::Version { spoken } => (8, spoken, 0),
         };
+        let third = if let Self::Share { era, .. } = *self { u64::from(era) } else { 0 };
         let raw = layout::Local {
             magic: MAGIC.into(),
             kind,
             zero: [0; 3],
             first: first.into(),
             second: second.into(),
-            third: 0.into(),
+            third: third.into(),
         };
         let mut bytes = [0; LOCAL_BYTES];
         bytes.copy_from_slice(raw.as_bytes());
@@ -128,9 +135,9 @@ mod tests {
             Local::Rings { bytes: 4096 },
             Local::Refused { server: 0, client: u32::MAX },
             Local::Wake,
-            Local::Share { region: 7, bytes: u64::MAX },
+            Local::Share { region: 7, bytes: u64::MAX, era: u32::MAX },
             Local::Unshare { region: 1 },
-            Local::Version { spoken: 3 },
+            Local::Version { spoken: 4 },
         ] {
             assert_eq!(Local::decode(&message.encode()), Ok(message));
         }
@@ -140,7 +147,7 @@ mod tests {
     #[test]
     fn another_version_is_told_from_nonsense() {
         for lane in [Local::Control, Local::Bulk] {
-            for version in [0, 1, 3_u8] {
+            for version in [0, 2, 4_u8] {
                 let mut bytes = lane.encode();
                 bytes[8] = version;
                 assert_eq!(Local::decode(&bytes), Err(DecodeError::Version(version)));

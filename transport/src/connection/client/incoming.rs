@@ -130,11 +130,8 @@ impl Client {
             {
                 self.session = None;
                 self.sessions_lost += 1;
-                self.orphans.clear();
-                if error.code == ErrorCode::EpochGone {
-                    self.servers_gone += 1;
-                    self.requests.forget_uses();
-                }
+                // The server has given those back that it knew of; of those that went down with a connection nobody knows.
+                self.forget_uses();
                 tracing::debug!(?error, "the session is gone: opening another");
                 self.requests.fail_all(&ClientError::SessionLost(error.code));
                 self.open();

@@ -76,8 +76,8 @@ pub struct Client {
     /// Requests of earlier connections that nobody waits for any more and whose end was not heard: the server is told to
     /// cancel them when the session is taken up again.
     orphans: Vec<(u64, Option<Arc<SharedBytes>>)>,
-    /// Servers that had the session and were started anew since.
-    servers_gone: u64,
+    /// See [`Self::uses_forgotten`].
+    uses_forgotten: u64,
     /// When the lane that is being greeted came up.
     connected: Instant,
     heard: Instant,
@@ -147,7 +147,7 @@ impl Client {
             mending: false,
             progressed: false,
             orphans: Vec::new(),
-            servers_gone: 0,
+            uses_forgotten: 0,
             connected: now,
             heard: now,
             lanes_heard: now,
@@ -411,11 +411,11 @@ impl Client {
         self.begin(request, None, Bulk::In(landing), None).0
     }
 
-    /// The request passes memory that both sides share, with a use that was taken when so many [`Self::servers_gone`]. The server gives
-    /// it back; where it never sees the request, this does.
-    pub fn passes(&mut self, id: RequestId, bytes: Arc<SharedBytes>, servers_gone: u64) {
-        if servers_gone != self.servers_gone {
-            // It was forgotten with those of the server before.
+    /// The request passes memory that both sides share, with a use that was taken when uses had been forgotten so often
+    /// ([`Self::uses_forgotten`]). The server gives it back; where it never sees the request, this does.
+    pub fn passes(&mut self, id: RequestId, bytes: Arc<SharedBytes>, uses_forgotten: u64) {
+        if uses_forgotten != self.uses_forgotten {
+            // It was forgotten with those before.
             bytes.take_use();
         }
         if let Some(slot) = self.requests.get(id.0) {
@@ -423,9 +423,10 @@ impl Client {
         }
     }
 
-    /// How often the server was another than before: what the one before used of shared memory, it gives back no more.
-    pub fn servers_gone(&self) -> u64 {
-        self.servers_gone
+    /// How often the session was lost, or the server given up: uses of shared memory that were taken before are forgotten, since nobody
+    /// gives back those that the server never knew of, or took with it.
+    pub fn uses_forgotten(&self) -> u64 {
+        self.uses_forgotten
     }
 
     /// Whether no request moves anything over the bulk lanes.
@@ -582,7 +583,15 @@ impl Client {
     fn give_all_up(&mut self, reason: &str) {
         let unreachable = |effect| ClientError::Unreachable { reason: reason.into(), effect };
         self.requests.fail_where(|slot| !slot.ever_sent, &unreachable(Effect::None));
+        self.forget_uses();
         self.die(unreachable(Effect::Unknown));
+    }
+
+    fn forget_uses(&mut self) {
+        self.uses_forgotten += 1;
+        self.requests.forget_uses();
+        self.orphans.clear();
+        self.abandoned.iter_mut().for_each(|abandoned| abandoned.used = None);
     }
 
     fn die(&mut self, error: ClientError) {

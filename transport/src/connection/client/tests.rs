@@ -436,7 +436,7 @@ fn a_use_that_the_server_never_saw_is_given_back() {
         let body = PutBody::Passed(crate::wire::Shared { region: 1, offset: 0 });
         let (id, _) = client.start(&Request::Put(PutRequest { target, spec, body }), None, None);
         bytes.take_use();
-        client.passes(id, bytes.clone(), client.servers_gone());
+        client.passes(id, bytes.clone(), client.uses_forgotten());
         id
     };
     // One that is awaited when the connection goes, one that waits to be sent again, one that was never sent.
@@ -471,7 +471,7 @@ fn a_put_that_ends_unsent_gives_its_memory_back() {
     let put = |client: &mut Client| {
         bytes.take_use();
         let (id, _) = client.start(&Request::Devices, None, None);
-        client.passes(id, bytes.clone(), client.servers_gone());
+        client.passes(id, bytes.clone(), client.uses_forgotten());
         id
     };
     let mut client = client(now);
@@ -482,4 +482,47 @@ fn a_put_that_ends_unsent_gives_its_memory_back() {
     let sent = put(&mut client);
     client.end(sent);
     assert!(bytes.is_used(), "the server has heard of it, and gives it back");
+}
+
+/// A server was killed and none came after it, or let the session go while its client was away: what had been passed and not answered
+/// stayed used, and its memory could never be written again.
+#[test]
+fn uses_are_forgotten_with_the_session_and_with_the_server() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    let bytes = Arc::new(SharedBytes::new(4096).unwrap());
+    let pass = |client: &mut Client| {
+        bytes.take_use();
+        let (id, _) = client.start(&Request::Devices, None, None);
+        client.passes(id, bytes.clone(), client.uses_forgotten());
+        id
+    };
+    let (ended, waiting) = (pass(&mut client), pass(&mut client));
+    words(&mut client);
+    client.end(ended);
+    client.lost("cut", now);
+    now = client.deadline().unwrap();
+    client.connected(now);
+    welcome(&mut client, now);
+    let (kind, id) = *words(&mut client).last().unwrap();
+    let mut meta = Vec::new();
+    let gone = RemoteError::new(ErrorCode::SessionGone, "its lease has run out");
+    let flags = Reply::Failed(gone).encode(&mut meta, &mut Vec::new());
+    hear(&mut client, &said(kind, flags, id, &meta), now).unwrap();
+    assert_eq!(client.uses_forgotten(), 1);
+    // As whoever shares the memory does.
+    bytes.forget_uses();
+    open(&mut client, now);
+    client.end(waiting);
+    let third = pass(&mut client);
+    words(&mut client);
+    assert!(bytes.is_used(), "nothing of before was given back from it");
+    client.lost("cut", now);
+    client.lost("nobody there", now + Duration::from_secs(2));
+    assert!(client.dead().is_some());
+    assert_eq!(client.uses_forgotten(), 2);
+    bytes.forget_uses();
+    client.end(third);
+    assert!(!bytes.is_used());
 }

@@ -120,9 +120,9 @@ impl ControlStream {
         loop {
             match self.socket.receive() {
                 Ok(Some((Local::Wake, None))) => {}
-                Ok(Some((Local::Share { region, bytes }, Some(file)))) if self.regions.is_some() => {
+                Ok(Some((Local::Share { region, bytes, era }, Some(file)))) if self.regions.is_some() => {
                     if let Some(regions) = &self.regions {
-                        regions.share(region, file, bytes);
+                        regions.share(region, file, bytes, era);
                     }
                     self.mail.received.fetch_add(1, Ordering::Relaxed);
                 }
@@ -274,7 +274,7 @@ impl Stream for ControlStream {
     }
 
     fn share(&self, number: u64, bytes: &SharedBytes) -> io::Result<()> {
-        let message = Local::Share { region: number, bytes: bytes.memory().len() as u64 };
+        let message = Local::Share { region: number, bytes: bytes.memory().len() as u64, era: bytes.era() };
         self.post_in_time(message, bytes.memory().fd())
     }
 

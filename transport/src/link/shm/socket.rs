@@ -158,11 +158,13 @@ mod tests {
         let (a, b) = pair();
         let (mut read, write) = io::pipe().unwrap();
         a.send(Local::Wake, None).unwrap();
-        a.send(Local::Share { region: 1, bytes: 2 }, Some(write.as_fd())).unwrap();
+        a.send(Local::Share { region: 1, bytes: 2, era: 3 }, Some(write.as_fd())).unwrap();
         a.send(Local::Unshare { region: 1 }, None).unwrap();
         drop(write);
         assert!(matches!(b.receive(), Ok(Some((Local::Wake, None)))));
-        let Ok(Some((Local::Share { region: 1, bytes: 2 }, Some(file)))) = b.receive() else { panic!("no file") };
+        let Ok(Some((Local::Share { region: 1, bytes: 2, era: 3 }, Some(file)))) = b.receive() else {
+            panic!("no file")
+        };
         std::fs::File::from(file).write_all(b"it is the pipe").unwrap();
         let mut text = String::new();
         read.read_to_string(&mut text).unwrap();
