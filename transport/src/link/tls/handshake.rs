@@ -65,8 +65,8 @@ pub(super) enum Progress {
     Done(Box<Established>),
 }
 
-/// Records of a handshake that may be held at a time: certificates have kilobytes.
-const MOST_INPUT: usize = 128 << 10;
+/// Records of a handshake that may be held at a time: certificates have kilobytes, and thousands of strangers may come at once.
+const MOST_INPUT: usize = 64 << 10;
 /// Bytes that wait for the end of a handshake, at the most.
 const MOST_EARLY: usize = 4 << 10;
 
@@ -196,7 +196,7 @@ impl Handshake {
     fn receive(&mut self, lane: &dyn Stream, heard: &AtomicBool) -> io::Result<bool> {
         let had = self.input.len();
         if had >= MOST_INPUT {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a TLS handshake of more than 128 KiB"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a TLS handshake of more than 64 KiB"));
         }
         self.input.resize(had + 4096, 0);
         let got = lane.recv(&mut self.input[had..], &mut []);
