@@ -1,5 +1,7 @@
 //! A session whose calls do their I/O on the caller's thread.
 
+mod programs;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,16 +13,13 @@ use super::engine::Engine;
 use super::lanes::Lanes;
 use super::shares::Passed;
 use super::staging::Staging;
-use super::{
-    BindInputs, Binding, Cache, ClientError, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs,
-    Program, PutOptions, RunOptions, Tensor,
-};
+use super::{Cache, ClientError, ConnectOptions, DeviceInfo, PutOptions, Tensor};
 use crate::connection::{Client, Counters, LanePlan, RequestId};
 use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
-    Arguments, ContentHash, DecodeError, Finish, Handle, Offered, OpenedSession, PutBody, PutRequest, PutTarget, Reply,
-    Request, TensorSpec, Welcome, slice_bytes_for,
+    ContentHash, DecodeError, Handle, Offered, OpenedSession, PutBody, PutRequest, PutTarget, Reply, Request,
+    TensorSpec, Welcome, slice_bytes_for,
 };
 
 /// A session on a server. One owner; requests can still be in flight together: [`Self::start_put`], [`Self::start_run`].
@@ -465,160 +464,6 @@ impl Session {
             all.extend(self.call(&Request::Offer { device, entries: part.to_vec() }, api::offered)?);
         }
         Ok(all)
-    }
-
-    // ---- programs
-
-    /// Registers an encoded graph.
-    ///
-    /// # Errors
-    /// [`ClientError`]; the verifier's words if it does not pass.
-    pub fn define(&mut self, device: u16, graph: &[u8]) -> Result<Program, ClientError> {
-        self.call(&Request::Define { device, graph }, api::program)
-    }
-
-    /// Registers a graph by its content hash; `None` if the server has no such graph: then [`Self::define`] it.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn define_known(&mut self, device: u16, hash: ContentHash) -> Result<Option<Program>, ClientError> {
-        api::known(self.call(&Request::DefineKnown { device, hash }, api::program))
-    }
-
-    /// Joins a program with residents, caches and fixed inputs.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn bind(&mut self, program: &Program, inputs: &BindInputs<'_>) -> Result<Binding, ClientError> {
-        let mut fixed = std::mem::take(&mut self.scratch);
-        api::write_inputs(&mut fixed, &inputs.fixed)?;
-        let request = api::bind_request(program, inputs, &fixed)?;
-        let bound = self.call(&request, api::bound);
-        self.scratch = fixed;
-        bound
-    }
-
-    /// Makes an empty KV cache that fits an input of a program.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn create_cache(&mut self, program: &Program, input: u32, reserve: u32) -> Result<Cache, ClientError> {
-        let request = Request::CacheCreate { program: program.handle, input, reserve };
-        self.call(&request, |reply| api::tensor(reply).map(|t| Cache(t.handle)))
-    }
-
-    /// A second cache with the same tokens.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn fork_cache(&mut self, cache: Cache) -> Result<Cache, ClientError> {
-        self.call(&Request::CacheFork(cache.0), |reply| api::tensor(reply).map(|t| Cache(t.handle)))
-    }
-
-    /// Forgets a cache's tokens from `length` on.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn truncate_cache(&mut self, cache: Cache, length: u32) -> Result<(), ClientError> {
-        self.call(&Request::CacheTruncate { cache: cache.0, length }, api::done)
-    }
-
-    /// Runs a binding once.
-    ///
-    /// # Errors
-    /// [`ClientError`]; on a server error no cache has grown.
-    pub fn run(&mut self, binding: Binding, inputs: &[Input<'_>], options: RunOptions) -> Result<Outputs, ClientError> {
-        let pending = self.start_run(binding, inputs, options)?;
-        self.finish_run(pending)
-    }
-
-    /// Runs a binding once for the one i32 that its first wanted output is: a decode step. Allocates nothing.
-    ///
-    /// # Errors
-    /// [`ClientError`]; on a server error no cache has grown.
-    pub fn step(&mut self, binding: Binding, inputs: &[Input<'_>], options: RunOptions) -> Result<i32, ClientError> {
-        let pending = self.start_run(binding, inputs, options)?;
-        self.finish(pending.id, api::token)
-    }
-
-    /// Begins to run a binding.
-    ///
-    /// # Errors
-    /// If an input's bytes do not match its shape.
-    pub fn start_run(
-        &mut self,
-        binding: Binding,
-        inputs: &[Input<'_>],
-        options: RunOptions,
-    ) -> Result<Pending, ClientError> {
-        let mut encoded = std::mem::take(&mut self.scratch);
-        let pending = api::write_inputs(&mut encoded, inputs)
-            .and_then(|count| api::run_request(binding, options, count, &encoded))
-            .map(|request| self.start(&request, None));
-        self.scratch = encoded;
-        pending
-    }
-
-    /// Waits for a run.
-    ///
-    /// # Errors
-    /// [`ClientError`]; on a server error no cache has grown.
-    pub fn finish_run(&mut self, pending: Pending) -> Result<Outputs, ClientError> {
-        self.finish(pending.id, api::outputs)
-    }
-
-    /// Makes tokens on the server; `each` sees them as they come, and stops it by returning `false`.
-    ///
-    /// # Errors
-    /// [`ClientError`]; tokens that were seen stay in the cache.
-    pub fn generate(
-        &mut self,
-        prefill: Binding,
-        decode: Binding,
-        prompt: &[i32],
-        options: &GenerateOptions<'_>,
-        mut each: impl FnMut(&Generated) -> bool,
-    ) -> Result<Finish, ClientError> {
-        let mut encoded = std::mem::take(&mut self.scratch);
-        let count = api::write_inputs(&mut encoded, &options.inputs)?;
-        let bytes = |ids: &[i32]| ids.iter().map(|id| id.to_le_bytes()).collect::<Vec<_>>();
-        let (prompt, stop) = (bytes(prompt), bytes(&options.stop));
-        let request = Request::Generate {
-            prefill: prefill.0,
-            decode: decode.0,
-            position: options.position,
-            max_new: options.max_new,
-            prompt: &prompt,
-            stop: &stop,
-            arguments: Arguments::new(count, &encoded)?,
-        };
-        let pending = self.start(&request, None);
-        self.scratch = encoded;
-        loop {
-            self.engine.wait(|c| c.has_answer(pending.id));
-            let client = self.engine.client();
-            let generated = match client.answer(pending.id) {
-                Some(Ok(reply)) => api::generated(&reply),
-                Some(Err(error)) => Err(error),
-                None => Err(ClientError::Interrupted),
-            };
-            match generated {
-                Ok(generated) => {
-                    let go_on = each(&generated);
-                    if let Some(finish) = generated.finish {
-                        client.end(pending.id);
-                        return Ok(finish);
-                    }
-                    if !go_on {
-                        client.cancel(pending.id);
-                    }
-                }
-                Err(error) => {
-                    client.end(pending.id);
-                    return Err(error);
-                }
-            }
-        }
     }
 
     /// Frees everything the session has, and ends the connection.

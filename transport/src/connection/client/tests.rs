@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::connection::Want;
-use crate::wire::SessionToken;
+use crate::connection::requests::RequestId;
+use crate::memory::Landing;
+use crate::wire::{Flags, Kind, PutBody, PutRequest, Request, SessionToken};
 
 /// A server's words: the machine under test reads them as bytes.
 fn said(kind: Kind, flags: Flags, id: u64, meta: &[u8]) -> Vec<u8> {
