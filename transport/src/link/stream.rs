@@ -171,6 +171,9 @@ pub trait RemoteBulk: Send {
     /// The lane is gone, or cannot be trusted any further.
     fn turn(&mut self, peer: &Peer, events: &mut Vec<BulkEvent>, now: Instant) -> io::Result<bool>;
 
+    /// Whether slices are on their way.
+    fn is_moving(&self) -> bool;
+
     /// When to turn even if nothing is ready.
     fn deadline(&self) -> Option<Instant>;
 }

@@ -4,24 +4,26 @@
 //! that none ever finds no buffer; each message's immediate tells how many buffers are free again. One-sided operations share
 //! the send queue; they complete in the order in which they were posted.
 
+mod farewell;
+mod parts;
+
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::sync::Arc;
+use std::ptr::null_mut;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use rdma_sys as sys;
 use sys::{ibv_wc_opcode as opcode, ibv_wr_opcode as wr};
 
-use super::cm::{Id, Knock};
+pub(super) use self::parts::Parts;
+use super::cm::Id;
 use super::events::Cause;
 use super::faults::REFUSED;
-use super::options::Options;
-use super::verbs::{Depth, Domain, QueuePair, Registration, Window, access, status};
+use super::verbs::{QueuePair, Registration, Window, status};
 use crate::link::Trespass;
 use crate::memory::Slab;
-use crate::wire::{Immediate, Private};
+use crate::wire::{Immediate, Piece};
 
 /// Bytes of a message.
 const MESSAGE: usize = 4096;
@@ -43,13 +45,6 @@ const SIGNALLED: u64 = 16;
 
 /// Marks a receive in a completion's id.
 const RECEIVED: u64 = 1 << 63;
-
-/// How long last words and the flushing of a queue may take.
-const FAREWELL: Duration = Duration::from_millis(100);
-const FLUSH: Duration = Duration::from_secs(1);
-const SETTLED: Duration = Duration::from_millis(5);
-/// A queue that gives nothing back for so long has nothing more: the device works on none of it, since the queue pair is down.
-const SILENT: Duration = Duration::from_millis(100);
 
 /// An operation that its owner is told of.
 pub(super) type Token = u64;
@@ -80,6 +75,8 @@ pub(super) struct Endpoint {
     receives: usize,
     inbox: VecDeque<Got>,
     written: VecDeque<u8>,
+    /// The next completion makes the descriptor readable, or one has.
+    armed: bool,
     ended: bool,
     end_sent: bool,
     broken: Option<Broken>,
@@ -90,17 +87,6 @@ pub(super) struct Endpoint {
 
 // SAFETY: `ring` leads into `_ring`, which moves with it; whoever has the endpoint is the one who uses it.
 unsafe impl Send for Endpoint {}
-
-/// What an endpoint is made of, before it is connected. Dropped in this order.
-pub(super) struct Parts {
-    pub(super) qp: QueuePair,
-    registered: Registration,
-    ring: Slab,
-    at: *mut u8,
-}
-
-// SAFETY: as for `Endpoint`, which it becomes.
-unsafe impl Send for Parts {}
 
 /// A message that came.
 #[derive(Clone, Copy, Debug)]
@@ -117,78 +103,6 @@ struct Broken {
 }
 
 impl Endpoint {
-    /// Asks whoever listens where the route leads for a connection.
-    pub(super) fn ask(id: &Id, domain: &Arc<Domain>, key: [u8; 16], options: &Options) -> io::Result<Parts> {
-        let parts = Self::parts(domain)?;
-        let ours = Private { messages: MESSAGES as u16, message_bytes: MESSAGE as u32, domain: key };
-        id.ask(&parts.qp, &ours, options, || post_all(&parts.qp, parts.at, parts.registered.local()))?;
-        Ok(parts)
-    }
-
-    /// The connection that was asked for has come about.
-    pub(super) fn connected(parts: Parts, id: Id, theirs: &Private) -> Self {
-        Self::new(parts, id, theirs)
-    }
-
-    /// Takes the connection that a client asks for.
-    pub(super) fn accept(knock: Knock, domain: &Arc<Domain>, options: &Options) -> io::Result<Self> {
-        // Whole until it is an endpoint's: should this fail, the queue pair goes before what it was lent.
-        let parts = Self::parts(domain)?;
-        let ours = Private { messages: MESSAGES as u16, message_bytes: MESSAGE as u32, domain: [0; 16] };
-        let theirs = knock.said;
-        let id = knock.accept(&parts.qp, &ours, options, || post_all(&parts.qp, parts.at, parts.registered.local()))?;
-        Ok(Self::new(parts, id, &theirs))
-    }
-
-    fn parts(domain: &Arc<Domain>) -> io::Result<Parts> {
-        let most = domain.facts().queue;
-        let depth = Depth {
-            send: (SENDS as u32).min(most),
-            receive: (MESSAGES as u32).min(most),
-            pieces: (GATHERED as u32).min(domain.facts().pieces),
-            inline: INLINE,
-        };
-        if (depth.send as usize) < SENDS || (depth.receive as usize) < MESSAGES {
-            let message = format!("{}'s queues hold {most} requests, but {SENDS} are needed", domain.facts().device);
-            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
-        }
-        let qp = QueuePair::new(domain, depth)?;
-        let mut ring = Slab::try_zeroed(2 * MESSAGES * MESSAGE).ok_or(io::ErrorKind::OutOfMemory)?;
-        let at = ring.as_mut_ptr();
-        // SAFETY: the ring is dropped after its registration (the fields' order), and is used as `post` and `post_receive` ask.
-        let registered = unsafe { domain.register(at, ring.len(), access::LOCAL_WRITE) }?;
-        Ok(Parts { qp, ring, at, registered })
-    }
-
-    fn new(parts: Parts, id: Id, theirs: &Private) -> Self {
-        Self {
-            qp: parts.qp,
-            id,
-            key: parts.registered,
-            ring: parts.at,
-            _ring: parts.ring,
-            credits: u32::from(theirs.messages),
-            peer_messages: u32::from(theirs.messages),
-            message: MESSAGE.min(theirs.message_bytes as usize),
-            owed: 0,
-            posted: 0,
-            retired: 0,
-            signalled: 0,
-            sent: 0,
-            lent: [0; MESSAGES],
-            tokens: VecDeque::with_capacity(SENDS),
-            done: VecDeque::with_capacity(SENDS),
-            receives: MESSAGES,
-            inbox: VecDeque::with_capacity(MESSAGES),
-            written: VecDeque::with_capacity(MESSAGES),
-            ended: false,
-            end_sent: false,
-            broken: None,
-            trespassed: false,
-            shut: false,
-        }
-    }
-
     /// The descriptors that tell of completions, and of the connection's end.
     pub(super) fn fds(&self) -> [i32; 2] {
         [self.qp.completions.fd(), self.id.fd()]
@@ -357,31 +271,41 @@ impl Endpoint {
         self.may_send(3)
     }
 
-    /// Writes memory of this side into the peer's. `last` of the operations of a slice, the head: with an immediate, and told.
+    /// Writes memory of this side into the peer's.
     ///
     /// # Safety
-    /// The memory behind `from` stays as it is until `token`, or that of a later operation, is done.
+    /// The memory behind `from` stays as it is until a later operation that is told of is done.
     pub(super) unsafe fn post_write(&mut self, from: &[sys::ibv_sge], to: (u64, u32)) -> io::Result<()> {
-        let mut request = request(wr::IBV_WR_RDMA_WRITE, from);
-        request.wr.rdma = sys::rdma_t { remote_addr: to.0, rkey: to.1 };
         // SAFETY: this function's contract.
-        unsafe { self.post(request, None) }
+        unsafe { self.post(write(from, to), None) }
     }
 
-    /// Writes a slice's head into its window's place, and tells the peer.
-    pub(super) fn post_head(&mut self, head: &[u8], to: (u64, u32), window: u8, token: Token) -> io::Result<()> {
+    /// Writes a slice, each piece of it to its place, then its head into its window's place, which tells the peer.
+    ///
+    /// # Safety
+    /// The memory behind the pieces stays as it is until `token`, or that of a later operation, is done.
+    pub(super) unsafe fn post_slice(
+        &mut self,
+        pieces: &[(Piece, Vec<sys::ibv_sge>)],
+        (head, to): (&[u8], (u64, u32)),
+        window: u8,
+        token: Token,
+    ) -> io::Result<()> {
         let owed = u16::try_from(self.owed).unwrap_or(u16::MAX);
         let immediate = Immediate { credits: owed, end: false, window: Some(window) };
         self.credits = self.credits.saturating_sub(1);
-        let (sge, inline) = self.lend(&[IoSlice::new(head)], 0, head.len())?;
+        let (sge, inline) = self.lend(&[IoSlice::new(head)], 0, head.len(), pieces.len() as u64)?;
         let list = [sge];
-        let mut request = request(wr::IBV_WR_RDMA_WRITE_WITH_IMM, &list);
-        request.wr.rdma = sys::rdma_t { remote_addr: to.0, rkey: to.1 };
-        request.imm_data_invalidated_rkey_union.imm_data = immediate.encode().to_be();
-        request.send_flags |= inline;
+        let mut last = request(wr::IBV_WR_RDMA_WRITE_WITH_IMM, &list);
+        last.wr.rdma = sys::rdma_t { remote_addr: to.0, rkey: to.1 };
+        last.imm_data_invalidated_rkey_union.imm_data = immediate.encode().to_be();
+        last.send_flags |= inline;
         self.owed -= u32::from(owed);
-        // SAFETY: `lend` gave memory that is this request's until it has completed, or that the device need not read again.
-        unsafe { self.post(request, Some(token)) }
+        let writes = pieces.iter().map(|(piece, from)| write(from, (piece.address, piece.rkey)));
+        let mut all: Vec<_> = writes.chain(std::iter::once(last)).collect();
+        // SAFETY: this function's contract; `lend` gave memory that is the last one's until it has completed, or that the device need
+        // not read again.
+        unsafe { self.post_all(&mut all, Some(token)) }
     }
 
     /// Reads the peer's memory into this side's.
@@ -435,7 +359,9 @@ impl Endpoint {
 
     /// The next completion wakes who waits for the descriptors. Whether there is something already to be read, or room to write.
     pub(super) fn arm(&mut self, read: bool, write: bool) -> io::Result<bool> {
-        self.qp.completions.notify()?;
+        if !std::mem::replace(&mut self.armed, true) {
+            self.qp.completions.notify()?;
+        }
         let polled = self.poll()?;
         self.settle()?;
         Ok(polled || (read && self.has_news()) || (write && (self.broken.is_some() || self.may_send(2))))
@@ -446,9 +372,13 @@ impl Endpoint {
         self.broken.is_some()
     }
 
-    /// Quiets the descriptors, and looks whether the other side is still there.
+    /// Quiets the descriptors, and looks whether the other side is still there. Who was not woken stays armed.
     pub(super) fn disarm(&mut self) {
-        self.qp.completions.hush();
+        if self.qp.completions.hush() {
+            // Who has news of a completion is looked after when there is none: each look is a system call.
+            self.armed = false;
+            return;
+        }
         if self.broken.is_none() && self.id.is_gone() {
             // What came before the end is taken first.
             let _ = self.poll();
@@ -471,43 +401,6 @@ impl Endpoint {
         self.done.push_back(token);
     }
 
-    /// Ends the connection, and waits until the device is done with everything that was posted, and refuses whatever the peer's
-    /// may still ask for.
-    pub(super) fn shut(&mut self) {
-        if std::mem::replace(&mut self.shut, true) {
-            return;
-        }
-        // What was said last goes out, if the peer still takes it.
-        let until = Instant::now() + FAREWELL;
-        if self.end().is_ok() {
-            while self.broken.is_none() && self.retired < self.posted && Instant::now() < until {
-                if self.id.is_gone() || self.poll().is_err() {
-                    break;
-                }
-                std::thread::yield_now();
-            }
-        }
-        self.id.disconnect();
-        if self.qp.fail().is_err() {
-            return;
-        }
-        let until = Instant::now() + FLUSH;
-        let mut quiet = Instant::now();
-        while self.receives > 0 || self.retired < self.posted {
-            self.inbox.clear();
-            let now = Instant::now();
-            if self.poll().unwrap_or(false) {
-                quiet = now;
-            }
-            // Requests that succeeded without telling of it are among the last: nobody will tell of them.
-            if now >= until.min(quiet + SILENT) || (self.receives == 0 && now >= quiet + SETTLED) {
-                break;
-            }
-            std::thread::yield_now();
-        }
-        self.broken.get_or_insert(Broken { sort: io::ErrorKind::NotConnected, why: "the lane was closed".to_owned() });
-    }
-
     fn may_send(&self, credits: u32) -> bool {
         self.broken.is_none()
             && self.credits >= credits
@@ -522,7 +415,7 @@ impl Endpoint {
 
     /// Sends `len` of the buffers' bytes from `skip` on as one message.
     fn send_from(&mut self, bufs: &[IoSlice<'_>], skip: usize, len: usize) -> io::Result<Option<()>> {
-        let (sge, inline) = self.lend(bufs, skip, len)?;
+        let (sge, inline) = self.lend(bufs, skip, len, 0)?;
         self.send(&[sge], inline, false).map(Some)
     }
 
@@ -541,13 +434,13 @@ impl Endpoint {
         }
         self.credits -= 1;
         self.owed -= u32::from(owed);
-        // SAFETY: as in `post_head`.
+        // SAFETY: as in `post_slice`.
         unsafe { self.post(request, None) }
     }
 
     /// Bytes for one message: in the next place of the ring; whoever takes it has asked `is_free`. With the flag for a message
-    /// that the device takes whole when it is posted.
-    fn lend(&mut self, bufs: &[IoSlice<'_>], skip: usize, len: usize) -> io::Result<(sys::ibv_sge, u32)> {
+    /// that the device takes whole when it is posted. `ahead`: how many requests are posted before the one that sends it.
+    fn lend(&mut self, bufs: &[IoSlice<'_>], skip: usize, len: usize, ahead: u64) -> io::Result<(sys::ibv_sge, u32)> {
         let place = self.sent % MESSAGES;
         // SAFETY: the send half of the ring begins behind the receive half, and holds as many places.
         let at = unsafe { self.ring.add((MESSAGES + place) * MESSAGE) };
@@ -563,7 +456,7 @@ impl Endpoint {
         }
         let inline = len <= self.qp.inline();
         if !inline {
-            self.lent[place] = self.posted;
+            self.lent[place] = self.posted + ahead;
             self.sent += 1;
         }
         let sge = sys::ibv_sge { addr: at as u64, length: len as u32, lkey: self.key.local() };
@@ -572,26 +465,43 @@ impl Endpoint {
 
     /// # Safety
     /// As for [`QueuePair::post`].
-    unsafe fn post(&mut self, mut request: sys::ibv_send_wr, token: Option<Token>) -> io::Result<()> {
-        self.failure()?;
-        request.wr_id = self.posted;
-        if token.is_some() || self.posted - self.signalled >= SIGNALLED {
-            request.send_flags |= sys::ibv_send_flags::IBV_SEND_SIGNALED.0;
-        }
-        if request.send_flags & sys::ibv_send_flags::IBV_SEND_SIGNALED.0 != 0 {
-            self.signalled = self.posted;
-        }
+    unsafe fn post(&mut self, request: sys::ibv_send_wr, token: Option<Token>) -> io::Result<()> {
         // SAFETY: this function's contract.
-        if let Err(error) = unsafe { self.qp.post(&mut request) } {
+        unsafe { self.post_all(&mut [request], token) }
+    }
+
+    /// Hands requests to the device together: it is told of them once. `token` is done with the last.
+    ///
+    /// # Safety
+    /// As for [`QueuePair::post`], of each.
+    unsafe fn post_all(&mut self, requests: &mut [sys::ibv_send_wr], token: Option<Token>) -> io::Result<()> {
+        self.failure()?;
+        let last = requests.len().saturating_sub(1);
+        let mut next = null_mut();
+        for (i, request) in requests.iter_mut().enumerate().rev() {
+            request.wr_id = self.posted + i as u64;
+            request.next = next;
+            let told = token.is_some() && i == last;
+            if told || (i == last && request.wr_id - self.signalled >= SIGNALLED) {
+                request.send_flags |= sys::ibv_send_flags::IBV_SEND_SIGNALED.0;
+            }
+            if request.send_flags & sys::ibv_send_flags::IBV_SEND_SIGNALED.0 != 0 {
+                self.signalled = self.signalled.max(request.wr_id);
+            }
+            next = request;
+        }
+        let Some(first) = requests.first_mut() else { return Ok(()) };
+        // SAFETY: this function's contract; each names the one behind it, and all of them outlive the call.
+        if let Err(error) = unsafe { self.qp.post(first) } {
             let (sort, why) = (error.kind(), format!("the device took no request: {error}"));
             self.broken = Some(Broken { sort, why });
             let _ = self.qp.fail();
             return Err(error);
         }
+        self.posted += requests.len() as u64;
         if let Some(token) = token {
-            self.tokens.push_back((self.posted, token));
+            self.tokens.push_back((self.posted - 1, token));
         }
-        self.posted += 1;
         Ok(())
     }
 
@@ -618,13 +528,6 @@ impl Endpoint {
                 Err(error)
             }
         }
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        // The fields follow: first the queue pair goes, then what it could reach.
-        self.shut();
     }
 }
 
@@ -659,6 +562,13 @@ fn received(
     Ok(())
 }
 
+/// Of the memory behind `from`, which the list itself must outlive.
+fn write(from: &[sys::ibv_sge], to: (u64, u32)) -> sys::ibv_send_wr {
+    let mut request = request(wr::IBV_WR_RDMA_WRITE, from);
+    request.wr.rdma = sys::rdma_t { remote_addr: to.0, rkey: to.1 };
+    request
+}
+
 fn request(opcode: wr::Type, list: &[sys::ibv_sge]) -> sys::ibv_send_wr {
     // SAFETY: all zeroes is a valid `ibv_send_wr`.
     let mut request: sys::ibv_send_wr = unsafe { std::mem::zeroed() };
@@ -666,13 +576,4 @@ fn request(opcode: wr::Type, list: &[sys::ibv_sge]) -> sys::ibv_send_wr {
     request.sg_list = list.as_ptr().cast_mut();
     request.num_sge = list.len() as i32;
     request
-}
-
-/// Lends every buffer of the receive half.
-fn post_all(qp: &QueuePair, ring: *mut u8, key: u32) -> io::Result<()> {
-    for place in 0..MESSAGES {
-        // SAFETY: the ring holds `2 * MESSAGES` places, and nothing refers to these before their messages were received.
-        unsafe { qp.post_receive(RECEIVED | place as u64, ring.add(place * MESSAGE), MESSAGE as u32, key) }?;
-    }
-    Ok(())
 }

@@ -432,6 +432,10 @@ impl RemoteBulk for Granting {
         Ok(moved)
     }
 
+    fn is_moving(&self) -> bool {
+        self.outstanding()
+    }
+
     fn deadline(&self) -> Option<Instant> {
         if self.is_held() {
             return Some(Instant::now() + Duration::from_millis(5));

@@ -389,12 +389,10 @@ impl Work {
         self.used = grant.pieces.as_slice().first().copied();
         // Before anything is posted: what is posted finds its memory held, come what may.
         self.flight.push_back((token, held));
-        for (piece, list) in matched(&list, grant.pieces.as_slice()) {
-            // SAFETY: `flight` holds the slice's bytes and their registrations until `token` is done; nobody writes them.
-            unsafe { endpoint.post_write(&list, (piece.address, piece.rkey)) }?;
-        }
+        let pieces = matched(&list, grant.pieces.as_slice());
         let place = heads.address + u64::from(grant.window) * 64;
-        endpoint.post_head(&head, (place, heads.rkey), grant.window, token)?;
+        // SAFETY: `flight` holds the slice's bytes and their registrations until `token` is done; nobody writes them.
+        unsafe { endpoint.post_slice(&pieces, (&head, (place, heads.rkey)), grant.window, token) }?;
         Ok(true)
     }
 

@@ -252,20 +252,22 @@ impl Completions {
         checked(unsafe { sys::ibv_req_notify_cq(self.cq.as_ptr(), 0) })
     }
 
-    /// Takes the notifications, so that the descriptor is quiet.
-    pub(super) fn hush(&self) {
+    /// Takes a notification, if one has come: the descriptor is quiet then, since each [`Self::notify`] brings one at the most.
+    pub(super) fn hush(&self) -> bool {
         let (mut cq, mut context) = (null_mut(), null_mut());
         // SAFETY: the channel is there and does not block; both pointers lead to places of the right types.
-        while unsafe { sys::ibv_get_cq_event(self.channel.as_ptr(), &raw mut cq, &raw mut context) } == 0 {
+        let took = unsafe { sys::ibv_get_cq_event(self.channel.as_ptr(), &raw mut cq, &raw mut context) } == 0;
+        if took {
             // SAFETY: it is this queue's event, the only queue of the channel. Destroying the queue waits for this.
             unsafe { sys::ibv_ack_cq_events(self.cq.as_ptr(), 1) };
         }
+        took
     }
 }
 
 impl Drop for Completions {
     fn drop(&mut self) {
-        self.hush();
+        while self.hush() {}
         // SAFETY: the queue pair was destroyed first (it holds this), and every event was acknowledged.
         unsafe {
             sys::ibv_destroy_cq(self.cq.as_ptr());

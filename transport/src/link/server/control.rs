@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -84,7 +85,11 @@ impl<S: Service> Lane<S> {
                     if let Some(read) = clock {
                         (now, looks) = (read, LOOKS);
                     }
-                    if pace.polls(clock) {
+                    // What is waited for next is most likely the end of what is moving.
+                    let rests = self.cores_are_short() && self.moving.load(Ordering::Acquire) > 0;
+                    if rests {
+                        pace.stop();
+                    } else if pace.polls(clock) {
                         self.stream.unwatch();
                         looks = self.stream.io().watch(looks);
                         continue;

@@ -62,7 +62,8 @@ impl Pace {
         self.polling
     }
 
-    fn stop(&mut self) {
+    /// Nobody polls here until [`Self::polls`] is asked again.
+    pub(super) fn stop(&mut self) {
         if std::mem::take(&mut self.polling) {
             self.all.fetch_sub(1, Ordering::AcqRel);
         }

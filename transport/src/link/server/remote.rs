@@ -1,6 +1,8 @@
 //! The task of a bulk lane whose slices devices move.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -30,7 +32,8 @@ impl<S: Service> Lane<S> {
         let patience = self.service.settings().patience;
         let peer = seat.peer();
         let mut events = Vec::new();
-        let mut pace = self.pace(1);
+        let mut pace = self.pace(u32::from(!self.cores_are_short()));
+        let mut moving = Moving::new(self.moving.clone());
         let mut turn = 0;
         loop {
             if seat.is_over() {
@@ -38,6 +41,7 @@ impl<S: Service> Lane<S> {
             }
             let now = Instant::now();
             let moved = remote.turn(peer, &mut events, now);
+            moving.say(remote.is_moving());
             // What came before the lane broke counts.
             for event in events.drain(..) {
                 peer.bulk_event(&*self.service, &event, now);
@@ -68,5 +72,33 @@ impl<S: Service> Lane<S> {
             }
             self.stream.wait(true, false, wake, remote.deadline().unwrap_or(now + patience)).await?;
         }
+    }
+}
+
+/// Counts a lane among those whose slices are being moved.
+struct Moving {
+    all: Arc<AtomicUsize>,
+    counted: bool,
+}
+
+impl Moving {
+    fn new(all: Arc<AtomicUsize>) -> Self {
+        Self { all, counted: false }
+    }
+
+    fn say(&mut self, moving: bool) {
+        if std::mem::replace(&mut self.counted, moving) != moving {
+            if moving {
+                self.all.fetch_add(1, Ordering::AcqRel);
+            } else {
+                self.all.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        self.say(false);
     }
 }
