@@ -16,7 +16,7 @@ use genie_transport::Uri;
 use genie_transport::client::ConnectOptions;
 use genie_transport::client::blocking::Session;
 use genie_transport::link::tcp::{Path, tune};
-use genie_transport::link::{Listener, Server};
+use genie_transport::link::{Listener, Server, io_threads};
 use socket2::SockRef;
 
 /// Any failure to set a bench up.
@@ -30,7 +30,7 @@ pub fn session() -> Result<Session, Error> {
     let executor = Arc::new(Executor::new(Config::new(parse("cpu")?, 1))?);
     let (tell, uri) = std::sync::mpsc::channel();
     std::thread::spawn(move || -> Result<(), Error> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads()).enable_all().build()?;
         runtime.block_on(async {
             let listener = Listener::bind(&Uri::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port: 0 })?;
             tell.send(listener.uri()?)?;

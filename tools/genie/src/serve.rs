@@ -13,7 +13,7 @@ use genie_transport::Uri;
 use genie_transport::auth::{Guard, Tokens};
 use genie_transport::connection::{Directory, Offers};
 use genie_transport::link::tls::TlsServer;
-use genie_transport::link::{Access, Listener, Server, choose};
+use genie_transport::link::{Access, Listener, Server, choose, io_threads};
 use genie_transport::wire::{ErrorCode, RemoteError};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,6 +60,9 @@ pub(crate) struct ServeArgs {
     /// all.
     #[arg(long, value_name = "US", default_value_t = 60)]
     spin: u64,
+    /// Threads that move bytes; without it, one less than there are cores, or one.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    io_threads: Option<u16>,
     /// Ask every client for one of the tokens in this file, which nobody else may be able to read; `genie token new` writes it.
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
@@ -115,7 +118,9 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     }
     let access = access(args)?;
     config.settings.guard = access.guard.clone();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let threads = args.io_threads.map_or_else(io_threads, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let runtime = runtime.context("starting the runtime")?;
     runtime.block_on(async {
         let listeners =
             args.listen.iter().map(|uri| Listener::bind_with(uri, &access)).collect::<Result<Vec<_>, _>>()?;

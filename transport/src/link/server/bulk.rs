@@ -1,7 +1,7 @@
 //! A bulk lane's task.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::Notify;
 
@@ -9,9 +9,9 @@ use super::Lane;
 use crate::connection::{BulkMachine, Flushed, Service, Want};
 use crate::link::StreamSink;
 
-/// How long a lane that is never idle goes on before other tasks get a turn: a few slices. The thread that runs it may be the one that
-/// would hear of other lanes' bytes, and no other thread listens meanwhile: small requests beside a put waited for as long as this.
-const TURN: Duration = Duration::from_micros(150);
+/// Bytes that are read at once, at the most: memory that is touched for the first time is made meanwhile, at a few GB/s, and no other
+/// task of this thread has a turn before.
+const MOST: usize = 256 << 10;
 
 impl<S: Service> Lane<S> {
     /// Drives the lane until it is over; why it is.
@@ -26,7 +26,7 @@ impl<S: Service> Lane<S> {
         let io = self.stream.io().clone();
         let mut sink = StreamSink(io.clone());
         let mut pace = self.pace(1);
-        let mut others = Instant::now() + TURN;
+        let mut others = Instant::now() + self.turns.bulk;
         loop {
             if lane.is_over() {
                 return Ok("it was taken out".into());
@@ -35,7 +35,9 @@ impl<S: Service> Lane<S> {
             lane.poll(&*self.service, now);
             let mut moved = false;
             if let Want::Read { first, then } = lane.want() {
-                match io.recv(first, then) {
+                let most_first = first.len().min(MOST);
+                let most_then = then.len().min(MOST - most_first);
+                match io.recv(&mut first[..most_first], &mut then[..most_then]) {
                     Ok(0) => return Ok("the client closed it".into()),
                     Ok(n) => {
                         moved = true;
@@ -55,7 +57,7 @@ impl<S: Service> Lane<S> {
                 pace.arrived(now);
                 if now >= others {
                     tokio::task::yield_now().await;
-                    others = Instant::now() + TURN;
+                    others = Instant::now() + self.turns.bulk;
                 }
                 continue;
             }

@@ -14,10 +14,6 @@ use crate::connection::{ControlLane, LaneEnd, Peer, Service, Step};
 /// Reads in a row from one look at the clock to the next, in a lane that has no time to look at it otherwise.
 const STALE: usize = 8;
 
-/// How long a lane that is never idle goes on before other tasks get a turn: to give one and get it back costs as much as forty small
-/// requests, since another of the runtime's threads is woken to look for work.
-const TURN: Duration = Duration::from_micros(400);
-
 /// How long a client may take to read why its connection ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -34,7 +30,7 @@ impl<S: Service> Lane<S> {
         // Not read for every request: a lane that polls knows that next to no time has passed since it was.
         let mut now = Instant::now();
         let mut looks = LOOKS;
-        let mut others = now + TURN;
+        let mut others = now + self.turns.control;
         loop {
             let held = lane.is_held();
             if held && self.stream.io().is_over() {
@@ -56,7 +52,7 @@ impl<S: Service> Lane<S> {
                     pace.arrived(now);
                     let mut step = lane.filled(n.unwrap_or(0), now);
                     if turn.is_multiple_of(STALE) && now >= others {
-                        others = now + TURN;
+                        others = now + self.turns.control;
                         // A lane that never falls idle is held to its times, and gets rid of its replies, all the same.
                         if let (Step::Continue, true) = (&step, now >= lane.deadline()) {
                             step = lane.timeout(now);

@@ -5,6 +5,7 @@ mod control;
 mod listen;
 mod pace;
 mod remote;
+mod turns;
 mod watched;
 
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use tokio::sync::Notify;
 
 pub use self::listen::{Listener, Refusal};
 use self::pace::Pace;
+use self::turns::Turns;
+pub use self::turns::io_threads;
 use self::watched::Watched;
 use super::host::{BulkHost, Waiting};
 use super::{Stream, StreamSink, Trespass};
@@ -75,6 +78,7 @@ impl<S: Service> Server<S> {
             moving: self.moving.clone(),
             // On one core a poll only takes time from the client.
             most_polling: self.cores / 2,
+            turns: Turns::here(),
             stream: Watched::new(stream),
         };
         tokio::spawn(async move {
@@ -93,6 +97,7 @@ struct Lane<S: Service> {
     polling: Arc<AtomicUsize>,
     moving: Arc<AtomicUsize>,
     most_polling: usize,
+    turns: Turns,
     stream: Watched,
 }
 
