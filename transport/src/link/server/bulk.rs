@@ -11,7 +11,7 @@ use crate::link::StreamSink;
 
 /// Bytes that are read at once, at the most: memory that is touched for the first time is made meanwhile, at a few GB/s, and no other
 /// task of this thread has a turn before.
-const MOST: usize = 256 << 10;
+const MOST: usize = 128 << 10;
 
 impl<S: Service> Lane<S> {
     /// Drives the lane until it is over; why it is.
