@@ -62,8 +62,14 @@ impl<S: Service> Lane<S> {
                 continue;
             }
             let held = lane.is_held();
-            if !held && all_sent && pace.poll_on() {
+            if !held
+                && all_sent
+                && let (true, round) = pace.poll_on()
+            {
                 self.stream.unwatch();
+                if round && self.turns.alone {
+                    tokio::task::yield_now().await;
+                }
                 continue;
             }
             self.stream.wait(!held, !all_sent, wake, lane.deadline(now)).await?;

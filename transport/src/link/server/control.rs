@@ -87,7 +87,11 @@ impl<S: Service> Lane<S> {
                         pace.stop();
                     } else if pace.polls(clock) {
                         self.stream.unwatch();
-                        looks = self.stream.io().watch(looks);
+                        match clock {
+                            // Nobody else looks at the other lanes meanwhile.
+                            Some(_) if self.turns.alone => tokio::task::yield_now().await,
+                            _ => looks = self.stream.io().watch(looks),
+                        }
                         continue;
                     }
                     self.park(lane, wake, held).await?;

@@ -36,13 +36,15 @@ impl Pace {
         }
     }
 
-    /// Whether to look again at once instead of parking.
-    pub(super) fn poll_on(&mut self) -> bool {
+    /// Whether to look again at once instead of parking; and whether a round of looks is over, after which a thread that looks for
+    /// all lets the others look.
+    pub(super) fn poll_on(&mut self) -> (bool, bool) {
         self.looks = self.looks.wrapping_add(1);
         // The clock costs a tenth of a look at the socket: it is read now and then.
-        let on = self.polls(self.looks.is_multiple_of(LOOKS).then(Instant::now));
+        let round = self.looks.is_multiple_of(LOOKS);
+        let on = self.polls(round.then(Instant::now));
         std::hint::spin_loop();
-        on
+        (on, round)
     }
 
     /// The same, for a lane that paces its looks itself; `now`: whenever it has read the clock.

@@ -66,8 +66,11 @@ impl<S: Service> Lane<S> {
                 }
                 continue;
             }
-            if pace.poll_on() {
+            if let (true, round) = pace.poll_on() {
                 self.stream.unwatch();
+                if round && self.turns.alone {
+                    tokio::task::yield_now().await;
+                }
                 continue;
             }
             self.stream.wait(true, false, wake, remote.deadline().unwrap_or(now + patience)).await?;

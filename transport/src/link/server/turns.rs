@@ -9,13 +9,17 @@ use tokio::runtime::Handle;
 pub(super) struct Turns {
     pub(super) control: Duration,
     pub(super) bulk: Duration,
+    /// Nobody hears of other lanes' bytes while one has the thread.
+    pub(super) alone: bool,
 }
 
 /// To give a turn wakes another of the runtime's threads, to look for work: that costs as much as forty small requests.
-const AMONG_THREADS: Turns = Turns { control: Duration::from_micros(400), bulk: Duration::from_micros(150) };
+const AMONG_THREADS: Turns =
+    Turns { control: Duration::from_micros(400), bulk: Duration::from_micros(150), alone: false };
 
 /// Nobody is woken, and nobody else would hear of what others wait for: small requests beside a put wait for as long as this.
-const ON_ONE_THREAD: Turns = Turns { control: Duration::from_micros(100), bulk: Duration::from_micros(50) };
+const ON_ONE_THREAD: Turns =
+    Turns { control: Duration::from_micros(100), bulk: Duration::from_micros(50), alone: true };
 
 impl Turns {
     /// For the runtime that this is called within.
