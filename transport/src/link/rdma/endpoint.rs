@@ -75,8 +75,6 @@ pub(super) struct Endpoint {
     receives: usize,
     inbox: VecDeque<Got>,
     written: VecDeque<u8>,
-    /// The next completion makes the descriptor readable, or one has.
-    armed: bool,
     ended: bool,
     end_sent: bool,
     broken: Option<Broken>,
@@ -359,9 +357,7 @@ impl Endpoint {
 
     /// The next completion wakes who waits for the descriptors. Whether there is something already to be read, or room to write.
     pub(super) fn arm(&mut self, read: bool, write: bool) -> io::Result<bool> {
-        if !std::mem::replace(&mut self.armed, true) {
-            self.qp.completions.notify()?;
-        }
+        self.qp.completions.notify()?;
         let polled = self.poll()?;
         self.settle()?;
         Ok(polled || (read && self.has_news()) || (write && (self.broken.is_some() || self.may_send(2))))
@@ -372,13 +368,9 @@ impl Endpoint {
         self.broken.is_some()
     }
 
-    /// Quiets the descriptors, and looks whether the other side is still there. Who was not woken stays armed.
+    /// Quiets the descriptors, and looks whether the other side is still there.
     pub(super) fn disarm(&mut self) {
-        if self.qp.completions.hush() {
-            // Who has news of a completion is looked after when there is none: each look is a system call.
-            self.armed = false;
-            return;
-        }
+        while self.qp.completions.hush() {}
         if self.broken.is_none() && self.id.is_gone() {
             // What came before the end is taken first.
             let _ = self.poll();
@@ -470,36 +462,33 @@ impl Endpoint {
         unsafe { self.post_all(&mut [request], token) }
     }
 
-    /// Hands requests to the device together: it is told of them once. `token` is done with the last.
+    /// Hands requests to the device, each by itself: soft-RoCE was seen to stand still where lanes broke in the middle of several that came
+    /// together. `token` is done with the last.
     ///
     /// # Safety
     /// As for [`QueuePair::post`], of each.
     unsafe fn post_all(&mut self, requests: &mut [sys::ibv_send_wr], token: Option<Token>) -> io::Result<()> {
         self.failure()?;
         let last = requests.len().saturating_sub(1);
-        let mut next = null_mut();
-        for (i, request) in requests.iter_mut().enumerate().rev() {
-            request.wr_id = self.posted + i as u64;
-            request.next = next;
-            let told = token.is_some() && i == last;
-            if told || (i == last && request.wr_id - self.signalled >= SIGNALLED) {
+        for (i, request) in requests.iter_mut().enumerate() {
+            request.wr_id = self.posted;
+            request.next = null_mut();
+            if (token.is_some() && i == last) || self.posted - self.signalled >= SIGNALLED {
                 request.send_flags |= sys::ibv_send_flags::IBV_SEND_SIGNALED.0;
             }
             if request.send_flags & sys::ibv_send_flags::IBV_SEND_SIGNALED.0 != 0 {
-                self.signalled = self.signalled.max(request.wr_id);
+                self.signalled = self.posted;
             }
-            next = request;
+            // SAFETY: this function's contract.
+            if let Err(error) = unsafe { self.qp.post(request) } {
+                let (sort, why) = (error.kind(), format!("the device took no request: {error}"));
+                self.broken = Some(Broken { sort, why });
+                let _ = self.qp.fail();
+                return Err(error);
+            }
+            self.posted += 1;
         }
-        let Some(first) = requests.first_mut() else { return Ok(()) };
-        // SAFETY: this function's contract; each names the one behind it, and all of them outlive the call.
-        if let Err(error) = unsafe { self.qp.post(first) } {
-            let (sort, why) = (error.kind(), format!("the device took no request: {error}"));
-            self.broken = Some(Broken { sort, why });
-            let _ = self.qp.fail();
-            return Err(error);
-        }
-        self.posted += requests.len() as u64;
-        if let Some(token) = token {
+        if let (Some(token), false) = (token, requests.is_empty()) {
             self.tokens.push_back((self.posted - 1, token));
         }
         Ok(())

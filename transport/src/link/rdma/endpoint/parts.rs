@@ -92,7 +92,6 @@ impl Endpoint {
             receives: MESSAGES,
             inbox: VecDeque::with_capacity(MESSAGES),
             written: VecDeque::with_capacity(MESSAGES),
-            armed: false,
             ended: false,
             end_sent: false,
             broken: None,
