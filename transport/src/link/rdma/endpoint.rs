@@ -10,7 +10,6 @@ mod parts;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::ptr::null_mut;
 use std::sync::atomic::Ordering;
 
 use rdma_sys as sys;
@@ -23,7 +22,7 @@ use super::faults::REFUSED;
 use super::verbs::{QueuePair, Registration, Window, status};
 use crate::link::Trespass;
 use crate::memory::Slab;
-use crate::wire::{Immediate, Piece};
+use crate::wire::Immediate;
 
 /// Bytes of a message.
 const MESSAGE: usize = 4096;
@@ -269,41 +268,33 @@ impl Endpoint {
         self.may_send(3)
     }
 
-    /// Writes memory of this side into the peer's.
+    /// Writes memory of this side into the peer's: a part of a slice, whose head follows.
     ///
     /// # Safety
     /// The memory behind `from` stays as it is until a later operation that is told of is done.
     pub(super) unsafe fn post_write(&mut self, from: &[sys::ibv_sge], to: (u64, u32)) -> io::Result<()> {
+        let mut request = request(wr::IBV_WR_RDMA_WRITE, from);
+        request.wr.rdma = sys::rdma_t { remote_addr: to.0, rkey: to.1 };
         // SAFETY: this function's contract.
-        unsafe { self.post(write(from, to), None) }
+        unsafe { self.post(request, None) }
     }
 
-    /// Writes a slice, each piece of it to its place, then its head into its window's place, which tells the peer.
+    /// Writes a slice's head into its window's place, and tells the peer.
     ///
-    /// # Safety
-    /// The memory behind the pieces stays as it is until `token`, or that of a later operation, is done.
-    pub(super) unsafe fn post_slice(
-        &mut self,
-        pieces: &[(Piece, Vec<sys::ibv_sge>)],
-        (head, to): (&[u8], (u64, u32)),
-        window: u8,
-        token: Token,
-    ) -> io::Result<()> {
+    /// Not in one list with the slice's writes: soft-RoCE was seen to stand still where lanes broke in the middle of such a list.
+    pub(super) fn post_head(&mut self, head: &[u8], to: (u64, u32), window: u8, token: Token) -> io::Result<()> {
         let owed = u16::try_from(self.owed).unwrap_or(u16::MAX);
         let immediate = Immediate { credits: owed, end: false, window: Some(window) };
         self.credits = self.credits.saturating_sub(1);
-        let (sge, inline) = self.lend(&[IoSlice::new(head)], 0, head.len(), pieces.len() as u64)?;
+        let (sge, inline) = self.lend(&[IoSlice::new(head)], 0, head.len())?;
         let list = [sge];
-        let mut last = request(wr::IBV_WR_RDMA_WRITE_WITH_IMM, &list);
-        last.wr.rdma = sys::rdma_t { remote_addr: to.0, rkey: to.1 };
-        last.imm_data_invalidated_rkey_union.imm_data = immediate.encode().to_be();
-        last.send_flags |= inline;
+        let mut request = request(wr::IBV_WR_RDMA_WRITE_WITH_IMM, &list);
+        request.wr.rdma = sys::rdma_t { remote_addr: to.0, rkey: to.1 };
+        request.imm_data_invalidated_rkey_union.imm_data = immediate.encode().to_be();
+        request.send_flags |= inline;
         self.owed -= u32::from(owed);
-        let writes = pieces.iter().map(|(piece, from)| write(from, (piece.address, piece.rkey)));
-        let mut all: Vec<_> = writes.chain(std::iter::once(last)).collect();
-        // SAFETY: this function's contract; `lend` gave memory that is the last one's until it has completed, or that the device need
-        // not read again.
-        unsafe { self.post_all(&mut all, Some(token)) }
+        // SAFETY: `lend` gave memory that is this request's until it has completed, or that the device need not read again.
+        unsafe { self.post(request, Some(token)) }
     }
 
     /// Reads the peer's memory into this side's.
@@ -407,7 +398,7 @@ impl Endpoint {
 
     /// Sends `len` of the buffers' bytes from `skip` on as one message.
     fn send_from(&mut self, bufs: &[IoSlice<'_>], skip: usize, len: usize) -> io::Result<Option<()>> {
-        let (sge, inline) = self.lend(bufs, skip, len, 0)?;
+        let (sge, inline) = self.lend(bufs, skip, len)?;
         self.send(&[sge], inline, false).map(Some)
     }
 
@@ -426,13 +417,13 @@ impl Endpoint {
         }
         self.credits -= 1;
         self.owed -= u32::from(owed);
-        // SAFETY: as in `post_slice`.
+        // SAFETY: as in `post_head`.
         unsafe { self.post(request, None) }
     }
 
     /// Bytes for one message: in the next place of the ring; whoever takes it has asked `is_free`. With the flag for a message
-    /// that the device takes whole when it is posted. `ahead`: how many requests are posted before the one that sends it.
-    fn lend(&mut self, bufs: &[IoSlice<'_>], skip: usize, len: usize, ahead: u64) -> io::Result<(sys::ibv_sge, u32)> {
+    /// that the device takes whole when it is posted.
+    fn lend(&mut self, bufs: &[IoSlice<'_>], skip: usize, len: usize) -> io::Result<(sys::ibv_sge, u32)> {
         let place = self.sent % MESSAGES;
         // SAFETY: the send half of the ring begins behind the receive half, and holds as many places.
         let at = unsafe { self.ring.add((MESSAGES + place) * MESSAGE) };
@@ -448,7 +439,7 @@ impl Endpoint {
         }
         let inline = len <= self.qp.inline();
         if !inline {
-            self.lent[place] = self.posted + ahead;
+            self.lent[place] = self.posted;
             self.sent += 1;
         }
         let sge = sys::ibv_sge { addr: at as u64, length: len as u32, lkey: self.key.local() };
@@ -457,40 +448,26 @@ impl Endpoint {
 
     /// # Safety
     /// As for [`QueuePair::post`].
-    unsafe fn post(&mut self, request: sys::ibv_send_wr, token: Option<Token>) -> io::Result<()> {
-        // SAFETY: this function's contract.
-        unsafe { self.post_all(&mut [request], token) }
-    }
-
-    /// Hands requests to the device, each by itself: soft-RoCE was seen to stand still where lanes broke in the middle of several that came
-    /// together. `token` is done with the last.
-    ///
-    /// # Safety
-    /// As for [`QueuePair::post`], of each.
-    unsafe fn post_all(&mut self, requests: &mut [sys::ibv_send_wr], token: Option<Token>) -> io::Result<()> {
+    unsafe fn post(&mut self, mut request: sys::ibv_send_wr, token: Option<Token>) -> io::Result<()> {
         self.failure()?;
-        let last = requests.len().saturating_sub(1);
-        for (i, request) in requests.iter_mut().enumerate() {
-            request.wr_id = self.posted;
-            request.next = null_mut();
-            if (token.is_some() && i == last) || self.posted - self.signalled >= SIGNALLED {
-                request.send_flags |= sys::ibv_send_flags::IBV_SEND_SIGNALED.0;
-            }
-            if request.send_flags & sys::ibv_send_flags::IBV_SEND_SIGNALED.0 != 0 {
-                self.signalled = self.posted;
-            }
-            // SAFETY: this function's contract.
-            if let Err(error) = unsafe { self.qp.post(request) } {
-                let (sort, why) = (error.kind(), format!("the device took no request: {error}"));
-                self.broken = Some(Broken { sort, why });
-                let _ = self.qp.fail();
-                return Err(error);
-            }
-            self.posted += 1;
+        request.wr_id = self.posted;
+        if token.is_some() || self.posted - self.signalled >= SIGNALLED {
+            request.send_flags |= sys::ibv_send_flags::IBV_SEND_SIGNALED.0;
         }
-        if let (Some(token), false) = (token, requests.is_empty()) {
-            self.tokens.push_back((self.posted - 1, token));
+        if request.send_flags & sys::ibv_send_flags::IBV_SEND_SIGNALED.0 != 0 {
+            self.signalled = self.posted;
         }
+        // SAFETY: this function's contract.
+        if let Err(error) = unsafe { self.qp.post(&mut request) } {
+            let (sort, why) = (error.kind(), format!("the device took no request: {error}"));
+            self.broken = Some(Broken { sort, why });
+            let _ = self.qp.fail();
+            return Err(error);
+        }
+        if let Some(token) = token {
+            self.tokens.push_back((self.posted, token));
+        }
+        self.posted += 1;
         Ok(())
     }
 
@@ -549,13 +526,6 @@ fn received(
     written.extend(immediate.window);
     inbox.push_back(got);
     Ok(())
-}
-
-/// Of the memory behind `from`, which the list itself must outlive.
-fn write(from: &[sys::ibv_sge], to: (u64, u32)) -> sys::ibv_send_wr {
-    let mut request = request(wr::IBV_WR_RDMA_WRITE, from);
-    request.wr.rdma = sys::rdma_t { remote_addr: to.0, rkey: to.1 };
-    request
 }
 
 fn request(opcode: wr::Type, list: &[sys::ibv_sge]) -> sys::ibv_send_wr {

@@ -389,10 +389,12 @@ impl Work {
         self.used = grant.pieces.as_slice().first().copied();
         // Before anything is posted: what is posted finds its memory held, come what may.
         self.flight.push_back((token, held));
-        let pieces = matched(&list, grant.pieces.as_slice());
+        for (piece, list) in matched(&list, grant.pieces.as_slice()) {
+            // SAFETY: `flight` holds the slice's bytes and their registrations until `token` is done; nobody writes them.
+            unsafe { endpoint.post_write(&list, (piece.address, piece.rkey)) }?;
+        }
         let place = heads.address + u64::from(grant.window) * 64;
-        // SAFETY: `flight` holds the slice's bytes and their registrations until `token` is done; nobody writes them.
-        unsafe { endpoint.post_slice(&pieces, (&head, (place, heads.rkey)), grant.window, token) }?;
+        endpoint.post_head(&head, (place, heads.rkey), grant.window, token)?;
         Ok(true)
     }
 
