@@ -23,6 +23,11 @@ use crate::wire::{
 };
 
 /// A session on a server. One owner; requests can still be in flight together: [`Self::start_put`], [`Self::start_run`].
+///
+/// Nothing is sent or answered between calls, keepalives neither: a server takes a connection that has been silent for three of
+/// its keepalives (30 s by default) for dead. The next call connects again and goes on, as long as the session's lease
+/// (`options.client.lease_ms`) has not run out; after it, the call ends in [`ClientError::SessionLost`]. Use
+/// [`super::Session`], whose thread answers at any time, where a session may be idle for longer.
 pub struct Session {
     engine: Engine,
     scratch: Vec<u8>,
