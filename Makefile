@@ -49,6 +49,7 @@ lint:
 	@tools/setup --lint
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps -q
 
 bench: build ## The criterion benches: codec, small round trip, put; floors beside them
 	@$(CARGO) bench --locked -p genie-benches

@@ -31,7 +31,7 @@ impl Network {
     }
 }
 
-/// What was done to the lanes of a [`Sim`] so far: a test that means to meet a fault can see that it did.
+/// What was done to the lanes of a [`super::Sim`] so far: a test that means to meet a fault can see that it did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Bytes that servers received.

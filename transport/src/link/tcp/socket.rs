@@ -16,7 +16,7 @@ use crate::uri::Uri;
 pub enum Path {
     /// Both ends are one machine.
     SameHost,
-    /// Connecting took less than [`LAN_RTT`].
+    /// Connecting took less than 2 ms.
     Lan,
     /// Anything else.
     Wan,

@@ -1,7 +1,7 @@
 //! TLS 1.3 over any lane that carries bytes.
 //!
 //! The handshake, certificates and keys are rustls's, and so is every rule about them. The records after it are sealed and
-//! opened here ([`record`]), with the keys that rustls hands over for this very use (as to a kernel that encrypts): its own
+//! opened here, with the keys that rustls hands over for this very use (as to a kernel that encrypts): its own
 //! record layer copies each byte twice and moves a third of what this one does; see `docs/decisions/0005-tls-records.md`.
 
 mod config;

@@ -4,7 +4,7 @@
 //! operations own what the kernel reads and writes until their completion: a [`crate::connection::Loan`] of the slice's own
 //! place in its tensor, or the sender's memory. See docs/decisions/0006-io-uring.md for what was measured.
 //!
-//! The server's lanes share a few threads with a ring each ([`Crew`]); a client's lane has a ring of its own.
+//! The server's lanes share a few threads with a ring each; a client's lane has a ring of its own.
 
 mod accepted;
 mod client;

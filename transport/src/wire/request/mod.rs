@@ -74,7 +74,7 @@ pub enum Request<'a> {
     Offer {
         /// Where they are wanted.
         device: u16,
-        /// What they are; at most [`limits::OFFERED`].
+        /// What they are; at most [`crate::wire::limits::OFFERED`].
         entries: Vec<(ContentHash, TensorSpec)>,
     },
     /// Lists the devices.
