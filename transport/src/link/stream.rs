@@ -98,6 +98,11 @@ pub trait Stream: Send + Sync {
         Channel::default()
     }
 
+    /// Whether dropping the lane may wait for a device, a tenth of a second and more: not on a thread that others wait for.
+    fn is_slow_to_end(&self) -> bool {
+        false
+    }
+
     /// Whether the other side is gone, where that is known without reading.
     fn is_over(&self) -> bool {
         false

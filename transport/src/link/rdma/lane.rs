@@ -139,6 +139,11 @@ impl Stream for Lane {
         self.endpoint().arm(read, write).unwrap_or(true)
     }
 
+    /// Last words, and the draining of its queues.
+    fn is_slow_to_end(&self) -> bool {
+        true
+    }
+
     fn is_over(&self) -> bool {
         self.endpoint().is_broken()
     }

@@ -69,7 +69,7 @@ impl<S: Service> Server<S> {
         let sink = Box::new(StreamSink(stream.clone()));
         let (service, directory) = (self.service.clone(), self.directory.clone());
         let Some(mut control) = ControlLane::new(service, directory, sink, wake.clone(), Instant::now()) else {
-            return;
+            return part(stream);
         };
         control.set_eager_most(stream.eager_bytes());
         let lane = Lane {
@@ -79,7 +79,7 @@ impl<S: Service> Server<S> {
             // On one core a poll only takes time from the client.
             most_polling: self.cores / 2,
             turns: Turns::here(),
-            stream: Watched::new(stream),
+            stream: Watched::new(stream.clone()),
         };
         tokio::spawn(async move {
             match lane.run(control, wake).await {
@@ -87,7 +87,15 @@ impl<S: Service> Server<S> {
                 Ok(LaneEnd::Left) => {}
                 Err(error) => tracing::debug!(%error, "a connection broke"),
             }
+            part(stream);
         });
+    }
+}
+
+/// Lets go of a lane's stream. Where a device has the last word, somewhere else than on a thread that other lanes wait for.
+fn part(stream: Arc<dyn Stream>) {
+    if stream.is_slow_to_end() {
+        tokio::task::spawn_blocking(move || drop(stream));
     }
 }
 

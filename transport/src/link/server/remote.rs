@@ -18,8 +18,9 @@ impl<S: Service> Lane<S> {
             Ok(why) => why.to_owned(),
             Err(error) => error.to_string(),
         };
-        // The device is done with all memory before the client hears that the lane is over.
-        drop(remote);
+        // The device is done with all memory before the client hears that the lane is over. It takes its time, and other lanes may
+        // have this thread alone.
+        let _ = tokio::task::spawn_blocking(move || drop(remote)).await;
         seat.ends(&*self.service, &why);
     }
 
