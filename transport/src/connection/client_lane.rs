@@ -179,7 +179,7 @@ impl ClientLane {
                     Control::LaneWelcome(lane) if lane == self.lane => {}
                     Control::Goodbye(error) => {
                         if error.code == ErrorCode::Busy {
-                            client.lane_refused(now);
+                            client.lane_refused(self.lane, now);
                         }
                         return Err(error.into());
                     }

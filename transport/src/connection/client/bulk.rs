@@ -36,6 +36,10 @@ impl Client {
     /// The number of a bulk lane to open now. Its driver makes a [`crate::connection::ClientLane`], or says
     /// [`Self::lane_over`].
     pub fn next_lane(&mut self, now: Instant) -> Option<u32> {
+        // Whether there is room for more is asked when there is a use for them.
+        if self.bulk_live == 0 && self.lanes.is_enough() {
+            return None;
+        }
         let lane = self.lanes.begin(self.wants_lanes(), now)?;
         self.counters.lane(lane);
         Some(lane)
@@ -91,8 +95,8 @@ impl Client {
     }
 
     /// The server has as many bulk lanes of this connection as it lets it have: it is asked for no more for a while.
-    pub(crate) fn lane_refused(&mut self, now: Instant) {
-        if self.lanes.refused(now) {
+    pub(crate) fn lane_refused(&mut self, lane: u32, now: Instant) {
+        if self.lanes.refused(lane, now) {
             let lanes = self.lanes.open();
             tracing::info!(
                 lanes,

@@ -48,6 +48,8 @@ struct Seat {
     open: bool,
     idle: bool,
     over: bool,
+    /// The server has lanes enough.
+    refused: bool,
 }
 
 impl LaneBook {
@@ -65,7 +67,7 @@ impl LaneBook {
             self.none_since.get_or_insert(now);
         }
         self.last += 1;
-        self.seats.push(Seat { lane: self.last, open: false, idle: false, over: false });
+        self.seats.push(Seat { lane: self.last, open: false, idle: false, over: false, refused: false });
         Some(self.last)
     }
 
@@ -83,8 +85,16 @@ impl LaneBook {
         }
     }
 
-    /// The server would not have a lane that was begun: it has enough. Whether that is news.
-    pub(super) fn refused(&mut self, now: Instant) -> bool {
+    /// Whether one lane more would be one that the server did not take.
+    pub(super) fn is_enough(&self) -> bool {
+        self.refused.as_ref().is_some_and(|refused| self.len() >= refused.most)
+    }
+
+    /// The server would not have this lane, which was begun: it has enough. Whether that is news.
+    pub(super) fn refused(&mut self, lane: u32, now: Instant) -> bool {
+        if let Some(seat) = self.find(lane) {
+            seat.refused = true;
+        }
         let most = self.len().saturating_sub(1).max(1);
         match &mut self.refused {
             // Several were asked for at once.
@@ -151,7 +161,8 @@ impl LaneBook {
         }
     }
 
-    /// A lane is gone: another is opened after a pause, which grows while lanes are `useless`. Whether it was there.
+    /// A lane is gone: another is opened after a pause, which grows while lanes are `useless`. One that the server did not take says
+    /// nothing of those that it has taken. Whether it was there.
     pub(super) fn gone(&mut self, lane: u32, useless: bool, first_pause: Duration, now: Instant) -> bool {
         let Some(at) = self.seats.iter().position(|s| s.lane == lane) else { return false };
         let seat = self.seats.remove(at);
@@ -159,7 +170,11 @@ impl LaneBook {
         if !self.seats.iter().any(|s| s.open) {
             self.none_since.get_or_insert(now);
         }
-        self.useless = if useless { self.useless + 1 } else { 0 };
+        match (seat.refused, useless) {
+            (true, _) => {}
+            (false, true) => self.useless += 1,
+            (false, false) => self.useless = 0,
+        }
         let pause = self.pause.map_or(first_pause, |(_, pause)| if useless { pause } else { first_pause });
         self.pause = Some((after(now, pause), pause.saturating_mul(2).min(LONGEST_PAUSE)));
         true

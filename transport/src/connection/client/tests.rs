@@ -306,10 +306,9 @@ fn a_server_that_is_heard_over_its_bulk_lanes_is_alive() {
     client.timeout(now).unwrap_err();
 }
 
-/// Lanes that the server refused counted as lanes that bring nothing: a client that wanted twice as many as it may have gave its
-/// transfers up while they went well over those that it had.
+/// Lanes that were lost counted although others carried slices: transfers were given up that went well.
 #[test]
-fn lanes_that_are_refused_do_not_end_what_goes_well_over_others() {
+fn lanes_that_are_lost_do_not_end_what_goes_well_over_others() {
     let mut now = Instant::now();
     let options = ClientOptions { lanes: 4, ..ClientOptions::default() };
     let mut client = Client::new(options, now);
@@ -317,21 +316,21 @@ fn lanes_that_are_refused_do_not_end_what_goes_well_over_others() {
     let id = get(&mut client, 8192);
     let first = client.next_lane(now).unwrap();
     client.lane_opened(first);
-    let refuse = |client: &mut Client, now: &mut Instant| {
+    let lose = |client: &mut Client, now: &mut Instant| {
         *now += Duration::from_secs(2);
         let lane = client.next_lane(*now).expect("a lane is wanted");
-        client.lane_over(lane, 0, "refused", *now);
+        client.lane_over(lane, 0, "lost", *now);
         client.lane_heard(*now);
         hear(client, &control(&Control::Pong), *now).unwrap();
         client.timeout(*now).unwrap();
     };
     for _ in 0..100 {
         client.lane_carries();
-        refuse(&mut client, &mut now);
+        lose(&mut client, &mut now);
         assert!(!client.has_answer(id));
     }
     for _ in 0..100 {
-        refuse(&mut client, &mut now);
+        lose(&mut client, &mut now);
     }
     assert!(matches!(client.answer(id), Some(Err(ClientError::Unreachable { .. }))), "none carries anything");
 }
@@ -348,7 +347,7 @@ fn lanes_that_were_refused_are_asked_for_again() {
     let mut lanes: Vec<_> = std::iter::from_fn(|| client.next_lane(now)).collect();
     assert_eq!(lanes.len(), 4);
     for refused in lanes.drain(2..) {
-        client.lane_refused(now);
+        client.lane_refused(refused, now);
         client.lane_over(refused, 0, "refused", now);
     }
     lanes.into_iter().for_each(|lane| client.lane_opened(lane));
@@ -358,7 +357,7 @@ fn lanes_that_were_refused_are_asked_for_again() {
         now = due;
         let lane = client.next_lane(now).expect("one more is asked for");
         assert_eq!(client.next_lane(now), None, "one at a time");
-        client.lane_refused(now);
+        client.lane_refused(lane, now);
         client.lane_over(lane, 0, "refused", now);
     }
     now += Duration::from_secs(60);
@@ -366,6 +365,32 @@ fn lanes_that_were_refused_are_asked_for_again() {
     client.lane_opened(third);
     assert!(client.next_lane(now).is_some(), "there is room after all");
     assert_eq!(client.next_lane(now), None, "four are there");
+}
+
+/// Lanes that the server did not take counted as lanes that bring nothing: asked for again and again while nothing moved, they ended the
+/// next transfer as it began.
+#[test]
+fn lanes_that_are_refused_end_no_transfer() {
+    let mut now = Instant::now();
+    let options = ClientOptions { lanes: 4, ..ClientOptions::default() };
+    let mut client = Client::new(options, now);
+    connect(&mut client, now);
+    let id = get(&mut client, 8192);
+    let first = client.next_lane(now).unwrap();
+    client.lane_opened(first);
+    for _ in 0..100 {
+        now += Duration::from_secs(60);
+        let lane = client.next_lane(now).expect("a lane is wanted");
+        client.lane_refused(lane, now);
+        client.lane_over(lane, 0, "refused", now);
+        client.lane_heard(now);
+        hear(&mut client, &control(&Control::Pong), now).unwrap();
+        client.timeout(now).unwrap();
+        assert!(!client.has_answer(id));
+    }
+    client.end(id);
+    now += Duration::from_secs(60);
+    assert_eq!(client.next_lane(now), None, "nobody has a use for another");
 }
 
 /// The handshake and the proof of who is who were taken for the way to the server: two lanes where one does better.

@@ -162,7 +162,7 @@ impl Pulling {
             Control::LaneWelcome(number) if number == self.number => {}
             Control::Goodbye(error) => {
                 if error.code == ErrorCode::Busy {
-                    client.lane_refused(now);
+                    client.lane_refused(self.number, now);
                 }
                 return Err(error.into());
             }
