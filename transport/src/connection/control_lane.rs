@@ -91,7 +91,9 @@ impl<S: Service> ControlLane<S> {
         let Some(stranger) = directory.stranger(driver.clone(), service.settings().max_strangers) else {
             let message = "too many lanes wait here that have not said who they are: try again";
             // Not `Busy`: a client would take that for the word on how many lanes its connection may have.
-            farewell(&mut *sink, &RemoteError::new(ErrorCode::TimedOut, message));
+            if sink.is_open() {
+                farewell(&mut *sink, &RemoteError::new(ErrorCode::TimedOut, message));
+            }
             return None;
         };
         // Greetings have no payload: who has not greeted takes no memory for one.

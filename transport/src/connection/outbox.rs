@@ -19,6 +19,11 @@ pub trait Sink: Send {
         false
     }
 
+    /// Whether what is sent goes out: a lane in the middle of a handshake of its own has nobody to say it to.
+    fn is_open(&self) -> bool {
+        true
+    }
+
     /// Memory that the other side shares, where the link can share any.
     fn regions(&self) -> Option<Arc<Regions>> {
         None

@@ -24,5 +24,5 @@ pub use access::{Access, Exposed};
 pub use dial::{Bulk, Dial, dialer, dialer_with};
 pub use host::{BulkHost, BulkSeat};
 pub use server::{Listener, Refusal, Server, io_threads};
-pub use stream::{Ready, RemoteBulk, Stream, StreamSink, Trespass};
+pub use stream::{LULL, Ready, RemoteBulk, Stream, StreamSink, Trespass};
 pub use stream_bulk::StreamBulk;

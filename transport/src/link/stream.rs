@@ -98,9 +98,13 @@ pub trait Stream: Send + Sync {
         Channel::default()
     }
 
-    /// Whether dropping the lane may wait for a device, a tenth of a second and more: not on a thread that others wait for.
-    fn is_slow_to_end(&self) -> bool {
-        false
+    /// The lane's task is over. Where a device has the last word, and takes its time for it, that is waited for elsewhere than on this
+    /// thread, which others need. Called within a tokio runtime.
+    fn end(self: Arc<Self>) {}
+
+    /// Whether what is sent goes out: a lane in the middle of a handshake of its own has nobody to say it to.
+    fn is_open(&self) -> bool {
+        true
     }
 
     /// Whether the other side is gone, where that is known without reading.
@@ -168,6 +172,9 @@ impl From<Trespass> for io::Error {
     }
 }
 
+/// A lane that has moved no slice for so long stands still, whatever it is to move.
+pub const LULL: Duration = Duration::from_millis(50);
+
 /// The server's side of a bulk lane whose slices devices move. Waiting is the stream's, as for any lane.
 pub trait RemoteBulk: Send {
     /// Moves what can be moved without waiting, and tells what happened to transfers. Whether anything moved.
@@ -176,8 +183,8 @@ pub trait RemoteBulk: Send {
     /// The lane is gone, or cannot be trusted any further.
     fn turn(&mut self, peer: &Peer, events: &mut Vec<BulkEvent>, now: Instant) -> io::Result<bool>;
 
-    /// Whether slices are on their way.
-    fn is_moving(&self) -> bool;
+    /// Whether slices are on their way: some are to come, and one has moved within [`LULL`].
+    fn is_moving(&self, now: Instant) -> bool;
 
     /// When to turn even if nothing is ready.
     fn deadline(&self) -> Option<Instant>;
@@ -213,6 +220,10 @@ impl Sink for StreamSink {
 
     fn has_unsent(&self) -> bool {
         self.0.has_unsent()
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.is_open()
     }
 
     fn regions(&self) -> Option<Arc<Regions>> {

@@ -46,7 +46,10 @@ impl Client {
     /// ([`Self::uses_forgotten`]). The server gives it back; where it never sees the request, this does.
     pub fn passes(&mut self, id: RequestId, bytes: Arc<SharedBytes>, uses_forgotten: u64) {
         if uses_forgotten != self.uses_forgotten {
-            // It was forgotten with those before.
+            // It was forgotten with those before; and a client that has given up asks for nothing more.
+            if self.dead().is_some() {
+                return;
+            }
             bytes.take_use();
         }
         if let Some(slot) = self.requests.get(id.0) {

@@ -74,6 +74,8 @@ pub(super) struct Endpoint {
     receives: usize,
     inbox: VecDeque<Got>,
     written: VecDeque<u8>,
+    /// Whether slices are written over it: only then may the peer tell of windows.
+    has_windows: bool,
     ended: bool,
     end_sent: bool,
     broken: Option<Broken>,
@@ -138,7 +140,7 @@ impl Endpoint {
                 let len = if one_sided { 0 } else { wc.byte_len as usize };
                 if let Err(e) = received(
                     &mut self.inbox,
-                    &mut self.written,
+                    self.has_windows.then_some(&mut self.written),
                     (&mut self.credits, self.peer_messages),
                     &mut self.ended,
                     Got { place, len, taken: 0 },
@@ -216,6 +218,11 @@ impl Endpoint {
     /// Whether the peer has said that nothing follows, and nothing of what came before is left.
     pub(super) fn is_at_end(&self) -> bool {
         self.ended && self.inbox.is_empty()
+    }
+
+    /// The peer may write slices, and tell of them, from here on.
+    pub(super) fn expect_windows(&mut self) {
+        self.has_windows = true;
     }
 
     /// The next window whose slice was written.
@@ -500,7 +507,7 @@ impl Endpoint {
 /// A message has come into a buffer of the ring. All of it is the peer's word.
 fn received(
     inbox: &mut VecDeque<Got>,
-    written: &mut VecDeque<u8>,
+    written: Option<&mut VecDeque<u8>>,
     (credits, most): (&mut u32, u32),
     ended: &mut bool,
     got: Got,
@@ -523,7 +530,12 @@ fn received(
         return Err(refuse("a message after the end"));
     }
     *ended |= immediate.end;
-    written.extend(immediate.window);
+    match (immediate.window, written) {
+        (Some(window), Some(written)) => written.push_back(window),
+        // Nobody would ever take it: a write of no bytes needs no right.
+        (Some(_), None) => return Err(refuse("a window on a lane that has none")),
+        (None, _) => {}
+    }
     inbox.push_back(got);
     Ok(())
 }
@@ -535,4 +547,24 @@ fn request(opcode: wr::Type, list: &[sys::ibv_sge]) -> sys::ibv_send_wr {
     request.sg_list = list.as_ptr().cast_mut();
     request.num_sge = list.len() as i32;
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A write of no bytes needs no right: a stranger told of windows on a lane where nobody takes them, and it had news for ever.
+    #[test]
+    fn windows_are_heard_of_only_where_slices_are_written() {
+        let told = Immediate { credits: 1, end: false, window: Some(3) }.encode();
+        let hear = |written: Option<&mut VecDeque<u8>>| {
+            let (mut inbox, mut credits, mut ended) = (VecDeque::new(), 0, false);
+            let got = Got { place: 0, len: 0, taken: 0 };
+            received(&mut inbox, written, (&mut credits, 64), &mut ended, got, Some((told, true)))
+        };
+        let mut written = VecDeque::new();
+        hear(Some(&mut written)).unwrap();
+        assert_eq!(written, [3]);
+        assert_eq!(hear(None).unwrap_err().sort, io::ErrorKind::InvalidData);
+    }
 }

@@ -15,7 +15,7 @@ use super::lane::Lane;
 use super::rights::{Right, Rights, revoke};
 use super::verbs::{Registration, access};
 use crate::connection::{BulkEvent, Framer, Outbox, Peer, Taken};
-use crate::link::{RemoteBulk, Stream};
+use crate::link::{LULL, RemoteBulk, Stream};
 use crate::memory::{Landing, Slab, SliceLease, copy_counted};
 use crate::wire::{
     DecodeError, Flags, Heads, OneSided, PIECES, Pieces, SLICE_FRAME_BYTES, SliceHead, body_crc, encode_header,
@@ -26,6 +26,9 @@ const GRANTS: usize = 32;
 
 /// Bytes that a head's place has.
 const HEAD_PLACE: usize = 64;
+
+/// Slices that are looked at in one turn, each of them byte by byte.
+const LANDED: usize = 4;
 
 /// Tokens: which direction, and the window.
 const WRITES: u64 = 1 << 8;
@@ -96,6 +99,7 @@ impl Granting {
         // SAFETY: the slab is read by volatile reads alone from here on (`head_of`), and is dropped after its registration.
         let registered = unsafe { lane.membership().domain.register(at, heads.len(), allowed) }?;
         let rights = Rights::new(lane.clone());
+        lane.endpoint().expect_windows();
         let mut all = Self {
             lane,
             number,
@@ -213,7 +217,8 @@ impl Granting {
     /// Rights that are revoked: their memory is this side's again.
     fn revoked(&mut self, peer: &Peer, events: &mut Vec<BulkEvent>) -> bool {
         let mut any = false;
-        loop {
+        let mut landed = 0;
+        while landed < LANDED {
             let Some(token) = self.lane.endpoint().next_done() else { return any };
             any = true;
             let place = (token & 0xff) as usize;
@@ -230,11 +235,13 @@ impl Granting {
             if let Write::Revoking(Grant { rights, staged, lease }, head) = std::mem::replace(at, Write::Free) {
                 self.rights.ended(rights);
                 if let Some(head) = head {
+                    landed += 1;
                     let flips = self.lane.faults().is_some_and(Faults::flips);
                     events.extend(land(lease, staged, &head, flips, peer.is_checked()));
                 }
             }
         }
+        any
     }
 
     /// Slices that nobody wants any more are asked back.
@@ -432,8 +439,8 @@ impl RemoteBulk for Granting {
         Ok(moved)
     }
 
-    fn is_moving(&self) -> bool {
-        self.outstanding()
+    fn is_moving(&self, now: Instant) -> bool {
+        self.outstanding() && now < self.moved + LULL
     }
 
     fn deadline(&self) -> Option<Instant> {

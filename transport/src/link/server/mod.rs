@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 pub use self::listen::{Listener, Refusal};
@@ -69,15 +70,15 @@ impl<S: Service> Server<S> {
         let sink = Box::new(StreamSink(stream.clone()));
         let (service, directory) = (self.service.clone(), self.directory.clone());
         let Some(mut control) = ControlLane::new(service, directory, sink, wake.clone(), Instant::now()) else {
-            return part(stream);
+            return stream.end();
         };
         control.set_eager_most(stream.eager_bytes());
         let lane = Lane {
             service: self.service.clone(),
             polling: self.polling.clone(),
             moving: self.moving.clone(),
-            // On one core a poll only takes time from the client.
-            most_polling: self.cores / 2,
+            // On one core a poll only takes time from the client; and those that share a thread wait for each other.
+            most_polling: (self.cores / 2).min(Handle::current().metrics().num_workers()),
             turns: Turns::here(),
             stream: Watched::new(stream.clone()),
         };
@@ -87,15 +88,8 @@ impl<S: Service> Server<S> {
                 Ok(LaneEnd::Left) => {}
                 Err(error) => tracing::debug!(%error, "a connection broke"),
             }
-            part(stream);
+            stream.end();
         });
-    }
-}
-
-/// Lets go of a lane's stream. Where a device has the last word, somewhere else than on a thread that other lanes wait for.
-fn part(stream: Arc<dyn Stream>) {
-    if stream.is_slow_to_end() {
-        tokio::task::spawn_blocking(move || drop(stream));
     }
 }
 
@@ -114,9 +108,6 @@ impl Driver for Notify {
         self.notify_one();
     }
 }
-
-/// Reads in a row before other tasks get a turn.
-const TURN: usize = 64;
 
 impl<S: Service> Lane<S> {
     async fn run(mut self, mut control: ControlLane<S>, wake: Arc<Notify>) -> std::io::Result<LaneEnd> {

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::{Lane, TURN};
+use super::Lane;
 use crate::connection::{LaneSeat, Service};
-use crate::link::{RemoteBulk, Trespass};
+use crate::link::{LULL, RemoteBulk, Trespass};
 use crate::wire::{ErrorCode, RemoteError};
 
 impl<S: Service> Lane<S> {
@@ -35,14 +35,14 @@ impl<S: Service> Lane<S> {
         let mut events = Vec::new();
         let mut pace = self.pace(u32::from(!self.cores_are_short()));
         let mut moving = Moving::new(self.moving.clone());
-        let mut turn = 0;
+        let mut others = Instant::now() + self.turns.bulk;
         loop {
             if seat.is_over() {
                 return Ok("it was taken out");
             }
             let now = Instant::now();
             let moved = remote.turn(peer, &mut events, now);
-            moving.say(remote.is_moving());
+            moving.say(remote.is_moving(now));
             // What came before the lane broke counts.
             for event in events.drain(..) {
                 peer.bulk_event(&*self.service, &event, now);
@@ -61,9 +61,9 @@ impl<S: Service> Lane<S> {
             })?;
             if moved {
                 pace.arrived(now);
-                turn += 1;
-                if turn % TURN == 0 {
+                if now >= others {
                     tokio::task::yield_now().await;
+                    others = Instant::now() + self.turns.bulk;
                 }
                 continue;
             }
@@ -74,7 +74,10 @@ impl<S: Service> Lane<S> {
                 }
                 continue;
             }
-            self.stream.wait(true, false, wake, remote.deadline().unwrap_or(now + patience)).await?;
+            let deadline = remote.deadline().unwrap_or(now + patience);
+            // One that stands still counts no longer, even if nothing wakes it.
+            let deadline = if moving.counted { deadline.min(now + LULL) } else { deadline };
+            self.stream.wait(true, false, wake, deadline).await?;
         }
     }
 }

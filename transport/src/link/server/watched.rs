@@ -66,6 +66,8 @@ impl Watched {
         };
         if io.arm(read, write) {
             io.disarm();
+            // However often that is so, others have their turns.
+            tokio::task::yield_now().await;
             return Ok(());
         }
         let ready = async {

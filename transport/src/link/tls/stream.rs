@@ -249,6 +249,10 @@ impl Stream for TlsStream {
         self.open.get().map(|open| open.channel.clone()).unwrap_or_default()
     }
 
+    fn is_open(&self) -> bool {
+        self.open.get().is_some()
+    }
+
     fn is_sealed(&self) -> bool {
         true
     }

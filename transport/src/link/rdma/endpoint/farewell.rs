@@ -11,6 +11,9 @@ const FLUSH: Duration = Duration::from_secs(1);
 const SETTLED: Duration = Duration::from_millis(5);
 /// A queue that gives nothing back for so long has nothing more: the device works on none of it, since the queue pair is down.
 const SILENT: Duration = Duration::from_millis(100);
+/// Looks at the queue before whoever waits for it leaves the core to others, and for how long between the next ones.
+const LOOKS: u32 = 64;
+const REST: Duration = Duration::from_micros(200);
 
 impl Endpoint {
     /// Ends the connection, and waits until the device is done with everything that was posted, and refuses whatever the peer's
@@ -20,13 +23,14 @@ impl Endpoint {
             return;
         }
         // What was said last goes out, if the peer still takes it.
+        let mut looks = 0;
         let until = Instant::now() + FAREWELL;
         if self.end().is_ok() {
             while self.broken.is_none() && self.retired < self.posted && Instant::now() < until {
                 if self.id.is_gone() || self.poll().is_err() {
                     break;
                 }
-                std::thread::yield_now();
+                rest(&mut looks);
             }
         }
         self.id.disconnect();
@@ -45,9 +49,18 @@ impl Endpoint {
             if now >= until.min(quiet + SILENT) || (self.receives == 0 && now >= quiet + SETTLED) {
                 break;
             }
-            std::thread::yield_now();
+            rest(&mut looks);
         }
         self.broken.get_or_insert(Broken { sort: io::ErrorKind::NotConnected, why: "the lane was closed".to_owned() });
+    }
+}
+
+fn rest(looks: &mut u32) {
+    *looks += 1;
+    if *looks < LOOKS {
+        std::thread::yield_now();
+    } else {
+        std::thread::sleep(REST);
     }
 }
 

@@ -92,6 +92,7 @@ impl Endpoint {
             receives: MESSAGES,
             inbox: VecDeque::with_capacity(MESSAGES),
             written: VecDeque::with_capacity(MESSAGES),
+            has_windows: false,
             ended: false,
             end_sent: false,
             broken: None,
