@@ -1,5 +1,6 @@
 //! Reaching a server.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use genie_transport::wire::LinkScheme;
 use crate::fail::Unreachable;
 
 /// How a client of the command line connects.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Copy, Debug, PartialEq, Args)]
 pub(crate) struct LinkArgs {
     /// Microseconds to poll for an answer before the thread sleeps, while answers come fast; 0: sleep at once.
     #[arg(long, value_name = "US", default_value_t = 100)]
@@ -48,6 +49,22 @@ pub(crate) struct LinkArgs {
 }
 
 impl LinkArgs {
+    /// These again, as they are written for another process of this program.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let numbers = [("--spin", self.spin.to_string()), ("--wait", self.wait.to_string())];
+        let numbers = numbers.into_iter().chain([("--reconnect", self.reconnect.to_string())]);
+        let link = self.link.map(|link| ("--link", link.name().into()));
+        let files = [
+            ("--token-file", self.token_file),
+            ("--ca", self.ca),
+            ("--tls-cert", self.tls_cert),
+            ("--tls-key", self.tls_key),
+        ];
+        let files = files.into_iter().filter_map(|(name, path)| Some((name, path?.into())));
+        let all = numbers.map(|(name, number)| (name, number.into())).chain(link).chain(files);
+        all.flat_map(|(name, value): (&str, OsString)| [name.into(), value]).collect()
+    }
+
     /// Whom to trust, where the address asks for it.
     pub(crate) fn tls(&self, uri: &Uri) -> Result<Option<TlsClient>> {
         let ca = match uri {
@@ -114,6 +131,15 @@ pub(crate) fn another(uri: &Uri, link: LinkArgs, more: impl FnOnce(&mut ConnectO
     blocking::Session::connect(uri, options).with_context(|| format!("connecting to {uri}"))
 }
 
+/// For a session that is measured: a blocking one says nothing while its floor, or another session, has its turn, and the server
+/// takes it for dead meanwhile. It has to find its tensors when it comes back, however long that takes.
+pub(crate) fn lasting(options: &mut ConnectOptions) {
+    options.client.lease_ms = LASTING_MS;
+}
+
+/// An hour; a server may give less.
+const LASTING_MS: u32 = 3_600_000;
+
 /// Does something in a session that ends with it, whatever comes of it: what a failure left on the server would else stay there
 /// until the session's lease has run out.
 pub(crate) fn within<T>(
@@ -121,7 +147,17 @@ pub(crate) fn within<T>(
     link: LinkArgs,
     work: impl FnOnce(&mut blocking::Session) -> Result<T>,
 ) -> Result<T> {
-    let mut session = session(uri, link)?;
+    within_with(uri, link, |_| {}, work)
+}
+
+/// The same with further options.
+pub(crate) fn within_with<T>(
+    uri: &Uri,
+    link: LinkArgs,
+    more: impl FnOnce(&mut ConnectOptions),
+    work: impl FnOnce(&mut blocking::Session) -> Result<T>,
+) -> Result<T> {
+    let mut session = session_with(uri, link, more)?;
     let done = work(&mut session);
     let closed = session.close();
     let done = done?;
@@ -203,6 +239,8 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     #[test]
@@ -216,6 +254,25 @@ mod tests {
         // What names a link is settled, and nobody is asked.
         let (uri, report) = settled(&"tcp://192.0.2.1:1".parse().unwrap(), LinkArgs::default()).unwrap();
         assert!(uri.to_string() == "tcp://192.0.2.1:1" && report.is_none());
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Other {
+        #[command(flatten)]
+        link: LinkArgs,
+    }
+
+    /// Whatever a user may give: another process that is told less would connect in another way, or not at all.
+    #[test]
+    fn another_process_is_told_all_of_it() {
+        let given =
+            "genie --spin 7 --link urings --wait 0.25 --reconnect 3 --token-file a --ca b --tls-cert c --tls-key d";
+        let given = Other::parse_from(given.split(' ')).link;
+        let told = Other::parse_from([OsString::from("genie")].into_iter().chain(given.arguments())).link;
+        assert_eq!(told, given);
+        let given = LinkArgs::default();
+        let told = Other::parse_from([OsString::from("genie")].into_iter().chain(given.arguments())).link;
+        assert_eq!(told, given);
     }
 
     #[test]

@@ -251,7 +251,7 @@ impl Bench<'_> {
     }
 
     fn session(&self) -> Result<Session> {
-        connect::session(self.uri, self.args.link)
+        connect::session_with(self.uri, self.args.link, connect::lasting)
     }
 
     /// A process of its own, as a second user would start it.
@@ -259,7 +259,7 @@ impl Bench<'_> {
         let me = std::env::current_exe().context("finding this program")?;
         let mut command = Command::new(me);
         command.args(["generate", "--json", "--connect", &self.uri.to_string(), "--max-new-tokens", "1", "--prompt"]);
-        command.arg(prompt).arg("--model").arg(&self.args.model.model);
+        command.arg(prompt).args(self.args.link.arguments()).arg("--model").arg(&self.args.model.model);
         command.args(["--kv-dtype", self.args.model.kv_dtype.name(), "--device", &self.args.model.device.to_string()]);
         if let Some(dtype) = self.args.model.dtype {
             command.args(["--dtype", dtype.name()]);

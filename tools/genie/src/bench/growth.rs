@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clap::Args;
 use genie_graph::DType;
@@ -50,7 +50,7 @@ pub(crate) struct GrowthArgs {
     /// Bytes of a resident.
     #[arg(long, default_value = "64", value_parser = size)]
     bytes: u64,
-    /// Seconds to measure at each number, and to be silent.
+    /// Seconds to measure at each number, and to be silent; up to 10.
     #[arg(long, value_name = "S", default_value_t = 0.5, value_parser = seconds)]
     time: f64,
     #[command(flatten)]
@@ -79,18 +79,28 @@ pub(super) struct Row {
 /// Bytes of the echo, and of the get.
 const SMALL: usize = 64;
 
+/// A server waits for three of its keepalives, 30 s, before it takes a connection for dead. One that is counted here is silent while the
+/// others are asked for a ping, for a `--time`, and while requests are measured.
+const LONGEST_S: f64 = 10.0;
+
 /// Puts of residents that are in flight.
 const FLYING: usize = 32;
 
 /// Runs the command.
 pub(crate) fn run(args: &GrowthArgs, say: Say) -> Result<()> {
+    if args.time > LONGEST_S {
+        bail!(
+            "--time {}: up to {LONGEST_S}, or the server takes connections that are silent that long for dead",
+            args.time
+        );
+    }
     more_descriptors();
     let servers = args.server.ready(&args.link)?;
     let (connections, residents) = (ascending(&args.connections), ascending(&args.residents));
     let mut progress = Progress::steps("growth", (servers.uris().len() * (connections.len() + residents.len())) as u64);
     let mut rows = Vec::new();
     for uri in servers.uris() {
-        let mut observer = connect::session(uri, LinkArgs { spin: 0, ..args.link })?;
+        let mut observer = connect::session_with(uri, LinkArgs { spin: 0, ..args.link }, connect::lasting)?;
         let mut growth = Growth { args, uri, observer: &mut observer, progress: &mut progress };
         let grown = growth.connections(&connections, &mut rows).and_then(|()| growth.residents(&residents, &mut rows));
         let closed = observer.close();
@@ -138,7 +148,7 @@ impl Growth<'_> {
         for &count in counts {
             let (began, had) = (Instant::now(), sessions.len());
             while sessions.len() < count as usize {
-                let session = connect::another(self.uri, self.args.link, |_| {})
+                let session = connect::another(self.uri, self.args.link, connect::lasting)
                     .with_context(|| format!("after {} connections", sessions.len()))?;
                 sessions.push(session);
             }
@@ -154,7 +164,7 @@ impl Growth<'_> {
     }
 
     fn residents(&mut self, counts: &[u32], rows: &mut Vec<Row>) -> Result<()> {
-        let mut session = connect::another(self.uri, self.args.link, |_| {})?;
+        let mut session = connect::another(self.uri, self.args.link, connect::lasting)?;
         let (data, spec) =
             (vec![9; usize::try_from(self.args.bytes)?], TensorSpec::new(DType::U8, &[self.args.bytes])?);
         let data = Bytes::from(data);

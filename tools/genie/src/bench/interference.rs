@@ -95,7 +95,10 @@ pub(crate) fn run(args: &InterferenceArgs, say: Say) -> Result<()> {
     let mut progress = Progress::steps("interference", servers.uris().len() as u64 * u64::from(args.turns));
     let mut rows = Vec::new();
     for uri in servers.uris() {
-        let mut session = connect::session_with(uri, args.link, |options| options.client.lanes = args.lanes)?;
+        let mut session = connect::session_with(uri, args.link, |options| {
+            connect::lasting(options);
+            options.client.lanes = args.lanes;
+        })?;
         let measured = measure(args, &mut session, &mut progress);
         let closed = session.close();
         let (idle, busy, moved) = measured?;

@@ -133,6 +133,7 @@ struct Side {
 impl Side {
     fn open(args: &PriceArgs, uri: &Uri, unchecked: bool) -> Result<Self> {
         let mut session = connect::session_with(uri, args.link, |options| {
+            connect::lasting(options);
             options.client.lanes = args.lanes;
             options.client.unchecked = unchecked;
         })?;
@@ -169,6 +170,7 @@ fn measure(args: &PriceArgs, op: Op, bytes: u64, with: &mut Side, without: &mut 
         let mut rate = [0.0; 2];
         for turn in 0..2 {
             let which = (turn + pair as usize) % 2;
+            works[which].wake()?;
             let outcome = load::run(&mut works[which], plan)?;
             rate[which] = (outcome.requests * bytes) as f64 / outcome.took.as_secs_f64() / 1e9;
         }

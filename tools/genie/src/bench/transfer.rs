@@ -177,7 +177,7 @@ fn measure(args: &TransferArgs, uri: &Uri, sizes: &[u64], progress: &mut Progres
     let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
     let floors = if args.no_floor { None } else { floors(uri, waiting, args.memory)? };
     // Looks at the server's counters, and does not poll while it has nothing to ask.
-    let mut observer = connect::session(uri, LinkArgs { spin: 0, ..args.link })?;
+    let mut observer = connect::session_with(uri, LinkArgs { spin: 0, ..args.link }, connect::lasting)?;
     let began = Instant::now();
     let mut sessions = vec![args.session(uri)?];
     let connect = began.elapsed();
@@ -234,6 +234,7 @@ impl TransferArgs {
 
     fn session(&self, uri: &Uri) -> Result<Session> {
         let mut session = connect::session_with(uri, self.link, |options| {
+            connect::lasting(options);
             options.client.lanes = self.lanes;
             options.client.unchecked = self.integrity == Switch::Off;
         })?;
@@ -269,6 +270,9 @@ impl Bench<'_> {
                 beside.warmed();
             }
             for _ in 0..args.turns() {
+                // Each session has been silent for as long as the floor took.
+                barrier.wait();
+                barrier.wait();
                 let before = Usage::look(observer);
                 barrier.wait();
                 barrier.wait();
@@ -347,7 +351,8 @@ struct Thread {
     turns: Vec<Outcome>,
 }
 
-/// A thread's part of a row. It comes to the barrier once when it is warm, and before and after each turn, whatever fails.
+/// A thread's part of a row. It comes to the barrier once when it is warm, and four times in each turn, whatever fails: before and after
+/// it wakes its session, and before and after what is measured.
 fn thread(
     args: &TransferArgs,
     uri: &Uri,
@@ -362,6 +367,11 @@ fn thread(
     let mut turns = Vec::new();
     let mut failed = Ok(());
     for turn in 0..args.turns() {
+        barrier.wait();
+        if let (Ok((work, ..)), Ok(())) = (&mut work, &failed) {
+            failed = work.wake();
+        }
+        barrier.wait();
         barrier.wait();
         if let (Ok((work, ..)), Ok(())) = (&mut work, &failed) {
             failed = load::run(work, args.plan(depth, turn)).map(|outcome| turns.push(outcome));

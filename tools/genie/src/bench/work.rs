@@ -11,7 +11,7 @@ use genie_transport::client::blocking::{Pending, Session};
 use genie_transport::client::{PutOptions, Tensor};
 use genie_transport::wire::TensorSpec;
 
-use super::load::{Flying, Target};
+use super::load::{self, Flying, Plan, Target, Until};
 
 /// What is asked of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -97,6 +97,12 @@ impl<'a> Work<'a> {
     /// The session, for what else happens on it.
     pub(super) fn session(&mut self) -> &mut Session {
         self.session
+    }
+
+    /// A request that counts for nothing: with it a session connects again that the server has taken for dead since its last one.
+    pub(super) fn wake(&mut self) -> Result<()> {
+        load::run(self, Plan { depth: 1, rate: None, until: Until::Count(1) })?;
+        Ok(())
     }
 
     /// Checks what came back, frees what is left, and gives the session back.

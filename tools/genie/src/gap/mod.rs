@@ -258,8 +258,10 @@ impl Gap<'_> {
         };
         let uri = server.as_ref().map(OwnServer::uri).or(self.args.connect.as_ref());
         let began = Instant::now();
-        let session =
-            uri.filter(|_| mode != Mode::Local).map(|uri| connect::session(uri, self.args.link)).transpose()?;
+        let session = uri
+            .filter(|_| mode != Mode::Local)
+            .map(|uri| connect::session_with(uri, self.args.link, connect::lasting))
+            .transpose()?;
         let mut bench: Box<dyn Bench> = match (mode, session) {
             (Mode::Naive, Some(session)) => Box::new(Naive::new(self.load, session, self.sampling)),
             (Mode::RemoteCache, Some(session)) => Box::new(RemoteCache::new(self.load, session, self.sampling)?),

@@ -1,7 +1,9 @@
 //! bench transfer, interference, growth: what they say they measure, not what comes out.
 
 use std::fs;
+use std::time::Duration;
 
+use genie_tests::serve::{self, Live};
 use serde_json::Value;
 
 use crate::support::{Server, bad, genie, good, json};
@@ -169,6 +171,8 @@ fn what_cannot_be_is_refused_with_the_reason() {
         let (code, error) = bad(&[&["bench", "transfer"][..], more].concat());
         assert!(code == 1 && error.contains(why), "{more:?}: {error}");
     }
+    let (code, error) = bad(&["bench", "growth", "--uri", uri, "--time", "36"]);
+    assert!(code == 1 && error.contains("up to 10"), "{error}");
     for more in [
         &["--uri", uri, "--csv", "--json"][..],
         &["--uri", uri, "--links", "tcp"],
@@ -235,6 +239,27 @@ fn connections_and_residents_grow() {
         let there = ["server_bytes_each", "client_bytes_each", "idle_cpu_percent"];
         assert!(there.iter().all(|f| number(row, f) >= 0.0), "{row}");
     }
+}
+
+/// The benches' sessions block, and say nothing while their floor or another session has its turn: a server that takes them for dead
+/// meanwhile, and keeps sessions for no longer than that by itself, ended every long run with "the session is gone".
+#[test]
+fn a_session_that_was_silent_for_long_goes_on() {
+    let mut config = serve::config(7);
+    config.settings.keepalive = Duration::from_millis(30);
+    config.default_lease = Duration::from_millis(30);
+    let server = Live::start(config);
+    let uri = server.uri.to_string();
+    let rows = |call: &[&str]| json(&good(&[&["bench"], call, &["--connect", &uri, "--json"]].concat()));
+    // Who looks at the counters waits for a second, then the tensor that is read for turns of the floor.
+    let rows_of = rows(&["transfer", "--op", "put", "--sizes", "64", "--time", "1", "--no-floor"]);
+    sound(&rows_of[0]);
+    let rows_of = rows(&["transfer", "--op", "get", "--sizes", "64K", "--time", "1.5"]);
+    sound(&rows_of[0]);
+    let rows_of = rows(&["growth", "--connections", "1,200", "--residents", "1,100", "--time", "0.3"]);
+    assert_eq!(rows_of.as_array().unwrap().len(), 4);
+    let rows_of = rows(&["latency", "--sizes", "64", "--floor", "--time", "2.5"]);
+    assert!(number(&rows_of[0], "ratio") > 0.0);
 }
 
 /// The same rows in another form.

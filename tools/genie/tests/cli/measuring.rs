@@ -7,7 +7,7 @@ use std::process::Stdio;
 use genie_transport::client::{ConnectOptions, blocking};
 
 use crate::model;
-use crate::support::{Server, bad, genie, good, json};
+use crate::support::{Certificate, Server, bad, genie, good, json};
 
 #[test]
 fn all_modes_of_a_gap_say_the_same() {
@@ -159,6 +159,27 @@ fn decode_is_measured_in_process_and_remote() {
     }
     assert!(told["decode_ratio"].as_f64().unwrap() > 0.0 && told["several"]["speedup"].as_f64().unwrap() > 0.0);
     assert!(told["second_client"].is_null(), "a text needs a tokenizer");
+}
+
+/// The second client is another process: it is told all that this one needs to be let in.
+#[test]
+fn decode_is_measured_where_a_token_and_a_certificate_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    model::write(folder.path());
+    model::write_tokenizer(folder.path());
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (tokens, token, certificate) = (file("tokens"), file("token"), Certificate::new());
+    good(&["token", "new", "alice", "--tokens", &tokens, "--client", &token]);
+    let (cert, key) = (certificate.path("cert.pem"), certificate.path("key.pem"));
+    let asked = ["--device", "cpu", "--threads", "2", "--tokens", &tokens, "--tls-cert", &cert, "--tls-key", &key];
+    let server = Server::at("tcps://127.0.0.1:0", &asked);
+    let ca = certificate.path("ca.pem");
+    let model = ["bench", "decode", "--model", folder.path().to_str().unwrap(), "--connect", &server.uri];
+    let few = ["--prompt-tokens", "20", "--new-tokens", "4", "--turns", "1", "--sessions", "0", "--json"];
+    let told = json(&good(&[&model[..], &few, &["--token-file", &token, "--ca", &ca]].concat()));
+    let second = &told["second_client"];
+    assert!(second["bytes_up"].as_u64().is_some_and(|n| n > 0), "{told}");
+    assert!(second["first_token_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{told}");
 }
 
 /// With the real model, where it is: `tools/fetch-smollm2` brings it.

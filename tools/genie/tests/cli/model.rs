@@ -57,3 +57,14 @@ pub(crate) fn write(folder: &Path) {
     file.extend_from_slice(&data);
     std::fs::write(folder.join("model.safetensors"), file).unwrap();
 }
+
+/// Writes a tokenizer beside it whose tokens are the printable characters of ASCII.
+pub(crate) fn write_tokenizer(folder: &Path) {
+    let characters: serde_json::Map<_, _> =
+        (' '..='~').enumerate().map(|(id, c)| (c.to_string(), serde_json::json!(id))).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "decoder": { "type": "Fuse" },
+        "model": { "type": "BPE", "vocab": characters, "merges": [] }
+    });
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+}
