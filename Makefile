@@ -42,7 +42,7 @@ test: setup model lint ## Everything that must pass; CI runs this
 		echo "make test: all passed, but FAR PATHS WERE NOT TESTED: their guest cannot be had: $$why"; fi
 
 test-rdma: model ## The tests over RDMA, in a guest with soft-RoCE; NATIVE=1: over this machine's own device. ONLY=tests or ONLY=figures: a part
-	@tools/setup --rdma
+	@tools/setup --rdma$(if $(NATIVE),-native)
 	@NATIVE=$(NATIVE) ONLY=$(ONLY) tools/test-rdma
 
 lint:

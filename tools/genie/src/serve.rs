@@ -37,8 +37,9 @@ use crate::say::{self, Say};
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct ServeArgs {
-    /// Where to listen: tcp://HOST:PORT. Port 0 takes a free one, and prints it. May be given several times. Only tcps:// and urings://
-    /// encrypt: what goes by rdma:// can be read on the way, with tokens as without.
+    /// Where to listen: tcp://HOST:PORT, tcps://HOST:PORT, uring://HOST:PORT, urings://HOST:PORT, rdma://ADDRESS:PORT or
+    /// shm:///path/to/socket; docs/links.md says which to pick. Port 0 takes a free one, and prints it. May be given several times. Only
+    /// tcps:// and urings:// encrypt: what goes by rdma:// can be read on the way, with tokens as without.
     #[arg(long, default_value = "tcp://127.0.0.1:7070")]
     listen: Vec<Uri>,
     /// Which devices: cpu (one with all cores), cpu*N (N that share them), or auto (what the machine has).
