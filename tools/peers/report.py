@@ -38,11 +38,7 @@ def brief(report):
 
 
 def markdown(outcome):
-    e = outcome["environment"]
-    lines = [
-        f"{e['cpu']}, {e['cores']} cores, {e['memory_gb']} GB, {e['kernel']}, congestion control {e['congestion_control']}, Python "
-        f"{e['python']}; load {e['load']} before the run; {e['date']}.",
-    ]
+    lines = [f"{rounds(outcome)} {fingerprint(outcome)}"]
     for link, title in GROUPS.items():
         rows = [row for row in outcome["rows"] if row["link"] == link]
         if not rows:
@@ -52,6 +48,32 @@ def markdown(outcome):
         lines += ["", "| " + " | ".join(names) + " |", "|---|" + "---:|" * (len(names) - 2) + "---|"]
         lines += ["| " + " | ".join(cells(row, len(names))) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def rounds(outcome):
+    """How many there were: one round is not a median of any."""
+    turns = max((len(row["rounds"]) for row in outcome["rows"] if "rounds" in row), default=0)
+    return "One round over all peers." if turns == 1 else f"Medians of {turns} rounds over all peers."
+
+
+def fingerprint(outcome):
+    """What these figures are of, as far as it was found out."""
+    e = outcome["environment"]
+    copy = next((row for row in outcome["rows"] if row["peer"].startswith("memcpy") and "missing" not in row), None)
+    facts = [
+        e["cpu"],
+        f"{e['cores']} cores",
+        f"{e['memory_gb']} GB",
+        e.get("virtualization"),
+        e.get("distribution"),
+        e["kernel"],
+        f"congestion control {e['congestion_control']}",
+        f"Python {e['python']}",
+        e.get("rustc"),
+        f"Genie at {e['commit']}" if "commit" in e else None,
+        f"memcpy {copy['puts'][-1]['gb_s']:.1f} GB/s ({copy['puts'][-1]['bytes'] >> 20} MiB)" if copy else None,
+    ]
+    return f"{', '.join(fact for fact in facts if fact)}; load {e['load']} before the run; {e['date']}."
 
 
 def cells(row, count):
