@@ -4,6 +4,7 @@
 //! and fro through memory that both map, and on a plain copy of the bytes.
 
 use std::hint::black_box;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
@@ -14,7 +15,8 @@ use super::memory::{Memory, Place};
 use super::work::Op;
 use super::{median, record, rounded, same_host, times};
 use crate::connect::scheme;
-use crate::floor::{Floor, Waiting, memory};
+use crate::floor::{Floor, Waiting, Way, memory};
+use crate::say;
 
 /// What a row is compared with.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ pub(super) struct Beside {
     /// GB/s of each turn.
     rates: Vec<f64>,
     /// That of the turn before: how much fits the next.
-    last: f64,
+    last: Option<f64>,
 }
 
 impl Floors {
@@ -48,6 +50,15 @@ impl Floors {
                 Err(error) => Ok((None, Some(format!("no floors: {error:#}")))),
             },
         }
+    }
+
+    /// The same, with the reason said to the user.
+    pub(super) fn or_note(uri: &Uri, waiting: Waiting, memory: Memory) -> Result<Option<Self>> {
+        let (floors, why) = Self::of(uri, waiting, memory)?;
+        if let Some(why) = why {
+            say::note(&format!("genie: {why}"));
+        }
+        Ok(floors)
     }
 
     /// For a link whose floor was asked for, and whose payloads lie in Genie's own memory.
@@ -70,7 +81,15 @@ impl Floors {
             (Self::Memory(_), _) if streams == 1 => "memcpy".to_owned(),
             (Self::Memory(_), _) => format!("memcpy, {streams} threads"),
         };
-        Ok(Beside { what, latencies: times()?, rates: Vec::new(), last: GUESS })
+        Ok(Beside { what, latencies: times()?, rates: Vec::new(), last: None })
+    }
+
+    /// A connection that is there and silent; none where the floor has no such thing.
+    pub(super) fn connection(&self) -> Result<Option<TcpStream>> {
+        match self {
+            Self::Sockets(floor, _) => floor.hold().map(Some),
+            Self::Memory(_) => Ok(None),
+        }
     }
 
     /// Measures it for about so long, and adds that to the record. `depth`: requests in flight, each of which has memory of its own.
@@ -88,9 +107,12 @@ impl Floors {
             }
             (Self::Sockets(floor, _), _) => {
                 // So many as take the time, going by the turn before.
-                let fit = beside.last * 1e9 * time.as_secs_f64() / message.len() as f64 / f64::from(streams);
+                let fit = beside.last.unwrap_or_else(|| guess(message.len())) * 1e9 * time.as_secs_f64()
+                    / message.len() as f64
+                    / f64::from(streams);
                 let count = (fit as u64).clamp(2, 1 << 20);
-                let took = floor.streams(message, count, streams, places_for(message, depth))?;
+                let way = if op == Op::Get { Way::Back } else { Way::There };
+                let took = floor.streams(way, message, count, streams, places_for(message, depth))?;
                 beside.moved((message.len() as u64 * count * u64::from(streams)) as f64 / took.as_secs_f64() / 1e9);
                 Ok(())
             }
@@ -112,7 +134,7 @@ impl Beside {
 
     fn moved(&mut self, rate: f64) {
         self.rates.push(rate);
-        self.last = rate;
+        self.last = Some(rate);
     }
 
     /// How many times the floor something moved, from its GB/s in the same turns: the median of the turns' ratios. What both gain or lose
@@ -133,8 +155,10 @@ impl Beside {
     }
 }
 
-/// GB/s of a floor that was not measured yet.
-const GUESS: f64 = 1.0;
+/// GB/s of a floor that was not measured yet: a nanosecond for a byte, and 4 us for a message.
+fn guess(bytes: usize) -> f64 {
+    bytes as f64 / (bytes as f64 + 4e3)
+}
 
 /// Memory of all the places that a message goes to, at the most: past every cache, it does not matter how many they are.
 const PLACES_BYTES: usize = 256 << 20;
@@ -195,7 +219,7 @@ mod tests {
         let mut beside = floors.beside(Op::Put, 1).unwrap();
         beside.moved(100.0);
         beside.warmed();
-        assert_eq!((beside.last, beside.gb_s(), beside.ratio_of(&[])), (100.0, None, None));
+        assert_eq!((beside.last, beside.gb_s(), beside.ratio_of(&[])), (Some(100.0), None, None));
         // Memory is twice as fast in the second turn, for both.
         [4.0, 8.0, 4.0].into_iter().for_each(|rate| beside.moved(rate));
         assert_eq!((beside.gb_s(), beside.ratio_of(&[3.0, 6.0, 2.0])), (Some(4.0), Some(0.75)));

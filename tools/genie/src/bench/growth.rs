@@ -1,6 +1,7 @@
 //! `genie bench growth`: what another connection, or another resident, costs the server.
 
 use std::collections::VecDeque;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,9 @@ use genie_transport::wire::TensorSpec;
 use serde::Serialize;
 
 use super::figure;
+use super::floors::Floors;
 use super::load::{self, Outcome, Plan, Until};
+use super::memory::Memory;
 use super::output::OutputArgs;
 use super::rounded;
 use super::row::digits;
@@ -23,6 +26,7 @@ use super::server::ServerArgs;
 use super::usage::Usage;
 use super::work::{Op, Work};
 use crate::connect::{self, LinkArgs, scheme, seconds, size};
+use crate::floor::Waiting;
 use crate::progress::Progress;
 use crate::say::{self, Say};
 use crate::serve::more_descriptors;
@@ -33,8 +37,11 @@ use crate::serve::more_descriptors;
 /// of one session, and what is measured is a get of another. Memory is what the processes have in place, more than before the
 /// first, for each.
 ///
+/// The floor beside a row: an echo over a plain socket, polled if this client polls, while as many plain connections are open, each of
+/// which was opened by a byte each way; for shm:// two processes that poll shared memory, which has no connections to be opened.
+///
 /// With --json a list with a row for each number (with --csv the same as a table): what, link, count, p50_us, p99_us, each_us (to add one), server_bytes_each,
-/// client_bytes_each, idle_cpu_percent (of one core, by the server, with all of them silent).
+/// client_bytes_each, idle_cpu_percent (of one core, by the server, with all of them silent), floor, floor_p50_us, floor_each_us.
 ///
 /// Example: genie bench growth --serve --connections 1,10,100,1000,10000 --residents 1,10,100,1000,10000,100000 --svg growth.svg
 #[derive(Debug, Args)]
@@ -53,6 +60,9 @@ pub(crate) struct GrowthArgs {
     /// Seconds to measure at each number, and to be silent; up to 10.
     #[arg(long, value_name = "S", default_value_t = 0.5, value_parser = seconds)]
     time: f64,
+    /// Leave the floors out.
+    #[arg(long)]
+    no_floor: bool,
     #[command(flatten)]
     output: OutputArgs,
     /// Draw latency and memory by number into this file.
@@ -74,6 +84,9 @@ pub(super) struct Row {
     pub(super) server_bytes_each: Option<f64>,
     pub(super) client_bytes_each: Option<f64>,
     pub(super) idle_cpu_percent: Option<f64>,
+    pub(super) floor: Option<String>,
+    pub(super) floor_p50_us: Option<f64>,
+    pub(super) floor_each_us: Option<f64>,
 }
 
 /// Bytes of the echo, and of the get.
@@ -101,7 +114,9 @@ pub(crate) fn run(args: &GrowthArgs, say: Say) -> Result<()> {
     let mut rows = Vec::new();
     for uri in servers.uris() {
         let mut observer = connect::session_with(uri, LinkArgs { spin: 0, ..args.link }, connect::lasting)?;
-        let mut growth = Growth { args, uri, observer: &mut observer, progress: &mut progress };
+        let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
+        let floors = if args.no_floor { None } else { Floors::or_note(uri, waiting, Memory::Heap)? };
+        let mut growth = Growth { args, uri, floors, observer: &mut observer, progress: &mut progress };
         let grown = growth.connections(&connections, &mut rows).and_then(|()| growth.residents(&residents, &mut rows));
         let closed = observer.close();
         grown?;
@@ -113,14 +128,28 @@ pub(crate) fn run(args: &GrowthArgs, say: Say) -> Result<()> {
     }
     args.output.print(say, &rows, |rows| {
         let some = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), digits);
-        let header =
-            ["link", "what", "count", "p50 us", "p99", "us to add", "server B each", "client B each", "idle CPU %"];
+        let header = [
+            "link",
+            "what",
+            "count",
+            "p50 us",
+            "p99",
+            "floor p50",
+            "us to add",
+            "floor",
+            "server B each",
+            "client B each",
+            "idle CPU %",
+        ];
         say::table(
             header,
             rows.iter().map(|r| {
                 let [p50, p99, each] = [r.p50_us, r.p99_us, r.each_us].map(digits);
                 let [server, client, idle] = [r.server_bytes_each, r.client_bytes_each, r.idle_cpu_percent].map(some);
-                [r.link.clone(), r.what.to_owned(), r.count.to_string(), p50, p99, each, server, client, idle]
+                let [floor, floor_each] = [r.floor_p50_us, r.floor_each_us].map(some);
+                let named = [r.link.clone(), r.what.to_owned(), r.count.to_string()];
+                let [link, what, count] = named;
+                [link, what, count, p50, p99, floor, each, floor_each, server, client, idle]
             }),
         )
     })
@@ -134,9 +163,24 @@ fn ascending(counts: &[u32]) -> Vec<u32> {
     counts
 }
 
+/// What is beside a row.
+#[derive(Default)]
+struct Floor {
+    what: Option<String>,
+    p50_us: Option<f64>,
+    each_us: Option<f64>,
+}
+
+impl Floor {
+    fn beside(self, row: Row) -> Row {
+        Row { floor: self.what, floor_p50_us: self.p50_us, floor_each_us: self.each_us, ..row }
+    }
+}
+
 struct Growth<'a> {
     args: &'a GrowthArgs,
     uri: &'a Uri,
+    floors: Option<Floors>,
     observer: &'a mut Session,
     progress: &'a mut Progress,
 }
@@ -144,6 +188,7 @@ struct Growth<'a> {
 impl Growth<'_> {
     fn connections(&mut self, counts: &[u32], rows: &mut Vec<Row>) -> Result<()> {
         let mut sessions: Vec<Session> = Vec::new();
+        let mut plain = Vec::new();
         let before = Usage::look(self.observer)?;
         for &count in counts {
             let (began, had) = (Instant::now(), sessions.len());
@@ -153,11 +198,12 @@ impl Growth<'_> {
                 sessions.push(session);
             }
             let each = began.elapsed().as_secs_f64() / (sessions.len() - had).max(1) as f64;
+            let floor = self.floor(count, Some(&mut plain))?;
             // All of them are there: who says nothing for long is taken for dead.
             sessions.iter_mut().try_for_each(|session| session.ping().map(|_| ()))?;
             let Some(first) = sessions.first_mut() else { continue };
             let row = self.row("connections", count, each, before, first, Op::Echo)?;
-            rows.push(row);
+            rows.push(floor.beside(row));
         }
         sessions.into_iter().try_for_each(Session::close)?;
         Ok(())
@@ -182,11 +228,34 @@ impl Growth<'_> {
                 }
             }
             let each = began.elapsed().as_secs_f64() / f64::from((there - had).max(1));
+            let floor = self.floor(count, None)?;
             let row = self.row("residents", count, each, before, &mut session, Op::Get)?;
-            rows.push(row);
+            rows.push(floor.beside(row));
         }
         // They end with their session.
         Ok(session.close()?)
+    }
+
+    /// What the machine gives without Genie, with so many plain connections open where it is those that grow in number.
+    fn floor(&self, count: u32, plain: Option<&mut Vec<TcpStream>>) -> Result<Floor> {
+        let Some(floors) = &self.floors else { return Ok(Floor::default()) };
+        let mut each = None;
+        if let Some(plain) = plain {
+            let (began, had) = (Instant::now(), plain.len());
+            while plain.len() < count as usize {
+                let connection = floors.connection().with_context(|| format!("after {} plain ones", plain.len()))?;
+                let Some(connection) = connection else { break };
+                plain.push(connection);
+            }
+            let more = plain.len() - had;
+            each = (more > 0).then(|| rounded(began.elapsed().as_secs_f64() / more as f64 * 1e6));
+        }
+        let mut beside = floors.beside(Op::Echo, 1)?;
+        for time in [self.args.time / 4.0, self.args.time] {
+            beside.warmed();
+            floors.turn(&mut beside, Op::Echo, &[7; SMALL], (1, 1), Duration::from_secs_f64(time))?;
+        }
+        Ok(Floor { p50_us: beside.p50_us(), what: Some(beside.what), each_us: each })
     }
 
     /// Silence, then requests.
@@ -221,6 +290,7 @@ impl Growth<'_> {
             server_bytes_each: more(after.server_resident, before.server_resident),
             client_bytes_each: more(after.client_resident, before.client_resident),
             idle_cpu_percent: idle.map(rounded),
+            ..Row::default()
         })
     }
 

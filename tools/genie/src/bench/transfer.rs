@@ -22,7 +22,7 @@ use super::{LARGEST_ECHO, figure, rounded};
 use crate::connect::{self, LinkArgs, scheme, seconds};
 use crate::floor::Waiting;
 use crate::progress::Progress;
-use crate::say::{self, Say};
+use crate::say::Say;
 
 /// Measure puts, gets and echoes: latency, throughput, CPU time and copies, each row beside its floor.
 ///
@@ -31,7 +31,7 @@ use crate::say::{self, Say};
 /// ones; then a latency counts from when the request was meant to begin, so that nothing slow is left out.
 ///
 /// A row's floor is measured in turns with it: for an echo one raw socket that is polled if this client polls, else as many raw
-/// streams as there are lanes and threads; for shm:// two processes that poll shared memory, and memcpy to as many places in turn as
+/// streams as there are lanes and threads, a get's from the server to the client, the others' there; for shm:// two processes that poll shared memory, and memcpy to as many places in turn as
 /// there are requests in flight. An echo's ratio is its p50 by the floor's, for one request in flight; the others' is GB/s by the
 /// floor's, the median of the turns' ratios.
 ///
@@ -175,7 +175,7 @@ impl TransferArgs {
 /// All rows of one server.
 fn measure(args: &TransferArgs, uri: &Uri, sizes: &[u64], progress: &mut Progress, rows: &mut Vec<Row>) -> Result<()> {
     let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
-    let floors = if args.no_floor { None } else { floors(uri, waiting, args.memory)? };
+    let floors = if args.no_floor { None } else { Floors::or_note(uri, waiting, args.memory)? };
     // Looks at the server's counters, and does not poll while it has nothing to ask.
     let mut observer = connect::session_with(uri, LinkArgs { spin: 0, ..args.link }, connect::lasting)?;
     let began = Instant::now();
@@ -204,14 +204,6 @@ fn measure(args: &TransferArgs, uri: &Uri, sizes: &[u64], progress: &mut Progres
     let closed = bench.sessions.into_iter().map(Session::close).chain([observer.close()]).collect::<Result<(), _>>();
     done?;
     Ok(closed?)
-}
-
-fn floors(uri: &Uri, waiting: Waiting, memory: Memory) -> Result<Option<Floors>> {
-    let (floors, why) = Floors::of(uri, waiting, memory)?;
-    if let Some(why) = why {
-        say::note(&format!("genie: {why}"));
-    }
-    Ok(floors)
 }
 
 /// One server under measurement.

@@ -236,6 +236,10 @@ fn connections_and_residents_grow() {
     assert!(curves.contains("tcp connections") && curves.contains("tcp residents"), "{curves}");
     for row in rows.as_array().unwrap() {
         assert!(["p50_us", "p99_us", "each_us"].iter().all(|f| number(row, f) > 0.0), "{row}");
+        assert_eq!(row["floor"], "sockets, polled");
+        assert!(number(row, "floor_p50_us") > 0.0, "{row}");
+        // A plain connection is what a session is opened over; a resident has nothing of the kind.
+        assert_eq!(row["floor_each_us"].as_f64().is_some_and(|us| us > 0.0), row["what"] == "connections", "{row}");
         let there = ["server_bytes_each", "client_bytes_each", "idle_cpu_percent"];
         assert!(there.iter().all(|f| number(row, f) >= 0.0), "{row}");
     }
@@ -271,7 +275,7 @@ fn rows_come_as_csv() {
             "op,bytes,with",
         ),
         (&["interference", "--tensor", "16M", "--turns", "1"], "op,link,uri,tensor_bytes"),
-        (&["growth", "--connections", "1", "--residents", "0", "--time", "0.01"], "what,link,count"),
+        (&["growth", "--connections", "1", "--residents", "0", "--time", "0.01", "--no-floor"], "what,link,count"),
     ] {
         let csv = good(&[&["bench"], call, &["--serve", "--csv"]].concat());
         assert!(csv.starts_with(first) && csv.lines().count() == 2, "{csv}");

@@ -53,6 +53,8 @@ fn lines(rows: &[Row]) -> (Vec<Line>, Vec<Line>) {
         let name = format!("{link} {what}");
         latency.push(line(Kind::Measured, &name, &|r| Some(r.p50_us)));
         latency.push(line(Kind::Tail, "", &|r| Some(r.p99_us)));
+        let floor = rows.iter().find(|r| r.link == link && r.what == what).and_then(|r| r.floor.clone());
+        latency.push(line(Kind::Floor, &floor.unwrap_or_default(), &|r| r.floor_p50_us));
         memory.push(line(Kind::Measured, &name, &|r| r.server_bytes_each));
     }
     for panel in [&mut latency, &mut memory] {
@@ -73,6 +75,8 @@ mod tests {
             p50_us: 9.0,
             p99_us: 30.0,
             server_bytes_each: Some(8e3),
+            floor: Some("sockets, polled".into()),
+            floor_p50_us: Some(7.0),
             ..Row::default()
         }
     }
@@ -81,7 +85,7 @@ mod tests {
     fn every_curve_is_drawn() {
         let rows = [row("tcp", "connections", 1), row("tcp", "connections", 10_000), row("shm", "residents", 100)];
         let svg = svg(&rows).unwrap();
-        for text in ["tcp connections", "shm residents", "memory for each", "how many"] {
+        for text in ["tcp connections", "shm residents", "floor: sockets, polled", "memory for each", "how many"] {
             assert!(svg.contains(text), "{text}");
         }
         assert!(svg.trim_end().ends_with("</svg>"));
