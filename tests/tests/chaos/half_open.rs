@@ -103,10 +103,13 @@ pub(crate) fn a_server_that_stops(scheme: &str) {
 pub(crate) fn a_client_that_stops(scheme: &str) {
     let place = Place::of(scheme);
     let (_server, uri) = server(&place, &place.listen, 1, Some(KEEPALIVE));
-    let mut watch =
-        blocking::Session::connect(&uri.parse().expect("an address"), options(&place.certificates)).expect("a session");
     let mut client = victim(&place, &uri, 3);
     client.hear("ready", Duration::from_secs(10));
+    // It answers nothing between its calls, which are far apart until the client has started and stopped: taken for dead, it finds its
+    // session as it was.
+    let mut options = options(&place.certificates);
+    options.client.lease_ms = 60_000;
+    let mut watch = blocking::Session::connect(&uri.parse().expect("an address"), options).expect("a session");
     let mut sessions = || {
         let stats = watch.stats().expect("the server answers");
         stats.iter().find(|(name, _)| name == "genie_sessions").map(|(_, count)| *count)

@@ -15,7 +15,7 @@ fn a_client_that_is_behind_with_its_gets_is_not_taken_for_dead() {
     const GETS: usize = 2000;
     const BYTES: u64 = 16 << 10;
     let mut config = config(9);
-    config.settings.keepalive = Duration::from_millis(100);
+    config.settings.keepalive = Duration::from_millis(300);
     config.settings.credits = GETS as u32 + 10;
     config.settings.eager_bytes = 1024;
     let server = Live::start(config);

@@ -127,7 +127,7 @@ fn a_server() {
     say(&format!("listening {} {SERVER}:{raw_port}", server.uri));
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         assert_eq!(line, "sessions");
-        let mut session = blocking::Session::connect(&server.uri, options()).expect("a session");
+        let mut session = blocking::Session::connect(&server.uri, options(LEASE)).expect("a session");
         let stats = session.stats().expect("the server answers");
         let all = stats.iter().find(|(name, _)| name == "genie_sessions").map_or(0, |(_, count)| *count);
         session.close().expect("the server answers");
@@ -141,11 +141,16 @@ fn said(name: &str) -> String {
     std::env::var(name).unwrap_or_default()
 }
 
-/// How a client connects.
-fn options() -> ConnectOptions {
+/// A client says nothing on its connection while a raw stream is measured, and may be taken for dead: it finds its session again.
+const LEASE: Duration = Duration::from_secs(600);
+/// Of a client that does not come back.
+const CUT_LEASE: Duration = Duration::from_secs(1);
+
+/// How a client connects that may be away for so long.
+fn options(lease: Duration) -> ConnectOptions {
     let load = || TlsClient::load(&StdPath::new(&said(CERTIFICATES)).join("ca.pem"), None).expect("a CA");
     let mut options = ConnectOptions { tls: (!said(CERTIFICATES).is_empty()).then(load), ..ConnectOptions::default() };
-    options.client.lease_ms = 1000;
+    options.client.lease_ms = lease.as_millis() as u32;
     options
 }
 
@@ -201,7 +206,7 @@ fn a_client() {
     // Set up as the link's own are, and as long-lived.
     let (mut raw, _) = tcp::connect_to(raw.parse().expect("an address"), CONNECT).expect("a socket");
     raw.set_nonblocking(false).expect("it can block");
-    let mut options = options();
+    let mut options = options(LEASE);
     options.client.reconnect_for = Duration::from_secs(15);
     let mut session = blocking::Session::connect(&uri, options).expect("a session");
     say("ready");
@@ -213,10 +218,14 @@ fn a_client() {
             say(&format!("both {} {}", took.put.as_secs_f64(), took.get.as_secs_f64()));
             continue;
         }
+        if what == "cut" {
+            // What waits for it is all that the server holds then.
+            session.close().expect("the path is whole");
+            return say(&format!("cut {}", cut(&uri, bytes).as_secs_f64()));
+        }
         let took = match what {
             "put" => ours(&mut session, what, bytes, 1).put,
             "get" => ours(&mut session, what, bytes, 1).get,
-            "cut" => cut(&uri, bytes),
             _ => raw_stream(&mut raw, what, bytes).expect("the raw stream lives"),
         };
         say(&format!("{what} {}", took.as_secs_f64()));
@@ -251,7 +260,7 @@ fn ours(session: &mut blocking::Session, what: &str, bytes: u64, gets: u32) -> T
 
 /// A put whose path is gone before its end, and how long it takes to find out.
 fn cut(uri: &Uri, bytes: u64) -> Duration {
-    let mut options = options();
+    let mut options = options(CUT_LEASE);
     options.client.reconnect_for = Duration::from_secs(1);
     let mut session = blocking::Session::connect(uri, options).expect("a session");
     let spec = TensorSpec::new(DType::U8, &[bytes]).expect("a shape");
