@@ -6,6 +6,7 @@ pub mod authority;
 pub mod child;
 pub mod churn;
 pub mod graphs;
+pub mod here;
 pub mod holdings;
 pub mod proxy;
 pub mod raw;

@@ -10,6 +10,11 @@ pub(crate) trait Link {
     /// One client.
     type Client: Client;
 
+    /// Whether this machine has it.
+    fn is_here() -> bool {
+        true
+    }
+
     /// A server with the usual settings: [`EAGER`], [`SLICE`].
     fn start() -> Self;
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use genie_graph::DType;
 use genie_tests::authority::Authority;
 use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
+use genie_tests::here;
 use genie_tests::proxy::{LaneFault, Proxy};
 use genie_tests::serve::{Live, config};
 use genie_transport::client::{
@@ -50,6 +51,10 @@ fn scheme(uring: bool, tls: bool) -> &'static str {
 
 impl<const SERVER: bool, const CLIENT: bool, const TLS: bool> Link for Sockets<SERVER, CLIENT, TLS> {
     type Client = blocking::Session;
+
+    fn is_here() -> bool {
+        [SERVER, CLIENT].iter().all(|&uring| here::has(scheme(uring, TLS)))
+    }
 
     fn start() -> Self {
         let mut config = config(3);

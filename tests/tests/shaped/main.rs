@@ -7,10 +7,10 @@
 mod path;
 mod roles;
 
-use std::io::Write;
 use std::time::Duration;
 
 use genie_tests::child::patience;
+use genie_tests::here::{self, tell};
 
 use path::{Need, Path};
 use roles::{Ends, Took};
@@ -85,12 +85,6 @@ impl std::fmt::Display for Way {
     }
 }
 
-/// A line that is seen though the test passes.
-fn tell(line: &str) {
-    // Nobody may be there to read it.
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
-}
-
 /// Whether the path's pace is kept, over each of these links.
 fn on(name: &str, schemes: &[&str], need: Need, shape: &[&[&str]], load: Load) {
     let path = match Path::new(need) {
@@ -98,7 +92,7 @@ fn on(name: &str, schemes: &[&str], need: Need, shape: &[&[&str]], load: Load) {
         Err(why) => return tell(&format!("skipped: {name}: {why}")),
     };
     shape.iter().for_each(|words| path.on_both(words));
-    for scheme in schemes {
+    for scheme in here::links(schemes) {
         let mut ends = Ends::start(&path, scheme);
         let (mut put, mut get) = (Way::new("put"), Way::new("get"));
         // What opens lanes, and what lets a congestion window grow, is no part of it.
@@ -172,7 +166,7 @@ fn three_seconds_without_a_link() {
         assert!(took >= DOWN, "it was over before the link went down: {took:?}");
         took
     };
-    for scheme in ["tcp", "uring"] {
+    for scheme in here::links(&["tcp", "uring"]) {
         let mut ends = Ends::start(&path, scheme);
         for (what, raw) in [("put", "raw-up"), ("get", "raw-down")] {
             let (ours, raw) = (down(&mut ends, what), down(&mut ends, raw));
@@ -200,9 +194,9 @@ fn a_link_that_does_not_come_back() {
     };
     path.on_both(GIGABIT);
     let mut ends = Ends::with_keepalive(&path, "tcp", Some(KEEPALIVE));
-    assert_eq!(ends.sessions(), 1);
     ends.begin("cut", 256 << 20);
     std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(ends.sessions(), 1);
     path.set(false);
     // Three keepalives; then the client tries for a second to come back, and the server holds the session for its lease.
     let found = KEEPALIVE * 3 + Duration::from_secs(4);

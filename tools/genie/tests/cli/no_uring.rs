@@ -52,6 +52,18 @@ fn it_is_said_and_what_to_do() {
     }
 }
 
+/// Also by who is asked what this machine offers; `make test` asks.
+#[test]
+fn the_doctor_finds_out() {
+    for (errno, what) in ANSWERS {
+        let output = filtered(errno, &["doctor"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8(output.stdout).unwrap();
+        let line = said.lines().find(|line| line.starts_with("none  io_uring ")).unwrap_or_else(|| panic!("{said}"));
+        assert!(line.contains(what), "{line}");
+    }
+}
+
 #[test]
 fn a_client_without_it_is_given_tcp() {
     if let Err(reason) = uring::available() {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use genie_tests::authority::Authority;
+use genie_tests::here;
 use genie_tests::raw::{Raw, control};
 use genie_transport::auth::{Exchange, Token};
 use genie_transport::client::{ConnectOptions, blocking};
@@ -42,9 +43,8 @@ impl Gate {
         let (cert, key) = authority.sign("127.0.0.1", 30);
         let shm = format!("shm://{}", file("genie").display());
         let mut more = vec!["--device", "cpu", "--threads", "1", "--memory", "64M"];
-        for place in ["tcps://127.0.0.1:0", "uring://127.0.0.1:0", "urings://127.0.0.1:0", &shm] {
-            more.extend(["--listen", place]);
-        }
+        let places = here::links(&["tcps://127.0.0.1:0", "uring://127.0.0.1:0", "urings://127.0.0.1:0", &shm]);
+        more.extend(places.iter().flat_map(|place| ["--listen", place]));
         let ca = authority.ca();
         more.extend(["--tokens", text(&tokens), "--tls-cert", text(&cert), "--tls-key", text(&key)]);
         more.extend(["--client-ca", text(&ca)]);
@@ -129,7 +129,7 @@ fn turned_away(arguments: &[String]) -> String {
 #[test]
 fn a_wrong_token_on_every_link() {
     let gate = Gate::new();
-    for scheme in LINKS {
+    for scheme in here::links(&LINKS) {
         let right = gate.ping(scheme, &gate.token, VALID);
         good(&right.iter().map(String::as_str).collect::<Vec<_>>());
         let wrong = gate.ping(scheme, &gate.wrong, VALID);
@@ -141,7 +141,7 @@ fn a_wrong_token_on_every_link() {
 #[test]
 fn certificates_that_are_missing_or_have_expired() {
     let gate = Gate::new();
-    for scheme in ["tcps", "urings"] {
+    for scheme in here::links(&["tcps", "urings"]) {
         let none = gate.ping(scheme, &gate.token, None);
         let counter = "genie_refused_no_certificate_total";
         let told = gate.refuses("NoCertificate", counter, "from=\"127.0.0.1:", || turned_away(&none));
@@ -167,7 +167,7 @@ fn a_challenge_that_is_answered_by_an_earlier_answer() {
             other => panic!("{scheme}: no challenge came, but {other:?}"),
         }
     };
-    for scheme in LINKS {
+    for scheme in here::links(&LINKS) {
         let (mut first, server_nonce) = challenged(scheme);
         let nonce = [3; 32];
         let exchange =
