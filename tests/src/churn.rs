@@ -1,6 +1,7 @@
 //! Work of all kinds, under way together, of which every byte can be checked.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use genie_graph::DType;
@@ -83,6 +84,7 @@ pub struct Churn {
     pub begun: u64,
     /// See [`Self::begun`].
     pub ended: u64,
+    steps: Arc<AtomicU64>,
 }
 
 enum Begun {
@@ -93,7 +95,16 @@ enum Begun {
 impl Churn {
     /// Work that follows from this seed, with tensors of up to so many bytes.
     pub fn new(seed: u64, most: u64) -> Self {
-        Self { rng: Rng::new(seed), most, kept: Vec::new(), begun: 0, ended: 0 }
+        Self { rng: Rng::new(seed), most, kept: Vec::new(), begun: 0, ended: 0, steps: Arc::default() }
+    }
+
+    /// Counts up with each thing that was waited for: while it stands still, one of them is. For whoever watches.
+    pub fn steps(&self) -> Arc<AtomicU64> {
+        self.steps.clone()
+    }
+
+    fn step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Some requests together, and all of their ends. The first error is returned after the last end.
@@ -136,7 +147,9 @@ impl Churn {
     /// # Errors
     /// [`ClientError`].
     pub fn let_go(&mut self, session: &mut blocking::Session) -> Result<(), ClientError> {
-        self.kept.drain(..).try_for_each(|(tensor, _)| session.free(tensor.handle))
+        let freed = self.kept.drain(..).try_for_each(|(tensor, _)| session.free(tensor.handle));
+        self.step();
+        freed
     }
 
     fn begin(&mut self, session: &mut blocking::Session) -> Result<Begun, ClientError> {
@@ -179,6 +192,7 @@ impl Churn {
                 now_doing(format!("waits for a put of {} bytes (content {seed}), {i} of {count}", data.len()));
                 let done = session.finish_put(pending);
                 self.ended += 1;
+                self.step();
                 // Whatever became of it, nobody has written to what was sent.
                 is_whole(&data);
                 let tensor = done?;
@@ -186,12 +200,14 @@ impl Churn {
                     self.kept.push((tensor, seed));
                 } else {
                     session.free(tensor.handle)?;
+                    self.step();
                 }
             }
             Begun::Get { pending, seed } => {
                 now_doing(format!("waits for a get (content {seed}), {i} of {count}"));
                 let done = session.finish_get(pending);
                 self.ended += 1;
+                self.step();
                 let bytes = done?;
                 is_whole(&bytes);
                 assert_eq!(bytes[..8], seed.to_le_bytes(), "another tensor's bytes came");
@@ -207,8 +223,10 @@ impl Churn {
         let mut back = Vec::new();
         session.echo(b"still there", &mut back)?;
         assert_eq!(back, b"still there");
+        self.step();
         while self.kept.len() > 4 {
             session.free(self.kept.remove(0).0.handle)?;
+            self.step();
         }
         Ok(())
     }

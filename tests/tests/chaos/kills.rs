@@ -1,5 +1,6 @@
 //! SIGKILL at any moment: the other side finds out, ends what was under way once, and gives back all that it held for it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,6 @@ const KILLS: u64 = 100;
 const WARM: u64 = 10;
 /// What must happen has happened within this time, or never will.
 const LONGEST: Duration = Duration::from_secs(2);
-/// What a busy machine may add where many things must happen.
-const SLACK: Duration = Duration::from_secs(8);
 /// A kill comes within this many microseconds of the beginning of the work.
 const SPREAD: u64 = 25_000;
 
@@ -67,11 +66,14 @@ fn settles(watch: &mut blocking::Session) {
 }
 
 /// What a killed client has named is whole, or not there.
-fn nothing_half(session: &mut blocking::Session) -> Result<(), ClientError> {
+fn nothing_half(session: &mut blocking::Session, steps: &AtomicU64) -> Result<(), ClientError> {
     for name in NAMES {
+        steps.fetch_add(1, Ordering::Relaxed);
         match session.lookup(name) {
             Ok(tensor) => {
+                steps.fetch_add(1, Ordering::Relaxed);
                 is_whole(&session.get(&tensor)?);
+                steps.fetch_add(1, Ordering::Relaxed);
                 session.free(tensor.handle)?;
             }
             Err(ClientError::Remote(error)) if error.code == ErrorCode::NoSuchName => {}
@@ -81,16 +83,23 @@ fn nothing_half(session: &mut blocking::Session) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// What comes of work that takes no longer than it may; `None`: it hangs, on a thread that is left behind.
-fn bounded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+/// What comes of work none of whose steps takes longer than anything may; `None`: one hangs, on a thread that is left behind. How
+/// long all of them take is the machine's affair.
+fn bounded<T: Send + 'static>(steps: &AtomicU64, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, done) = channel();
     // Nobody may wait for it any more.
     std::thread::spawn(move || drop(sender.send(work())));
-    patience(LONGEST + SLACK, |tick| match done.recv_timeout(tick) {
-        Ok(done) => Some(done),
-        Err(RecvTimeoutError::Timeout) => None,
-        Err(RecvTimeoutError::Disconnected) => panic!("it panicked: see above"),
-    })
+    loop {
+        let before = steps.load(Ordering::Relaxed);
+        let came = patience(LONGEST, |tick| match done.recv_timeout(tick) {
+            Ok(done) => Some(Some(done)),
+            Err(RecvTimeoutError::Timeout) => (steps.load(Ordering::Relaxed) != before).then_some(None),
+            Err(RecvTimeoutError::Disconnected) => panic!("it panicked: see above"),
+        })?;
+        if came.is_some() {
+            return came;
+        }
+    }
 }
 
 /// What a process that is connected holds.
@@ -117,19 +126,26 @@ pub(crate) fn clients_are_killed(scheme: &str) {
     let mut churn = Churn::new(seed(), MOST);
     let mut rng = Rng::new(seed());
     let mut before = None;
+    let mut at_work = 0;
     for kill in 1..=kills {
         let mut victim = victim(&place, &uri, rng.draw());
         victim.hear("ready", LONGEST * 5);
+        let ready = Instant::now();
+        let heard = stat(&mut watch, "genie_requests_total");
         let pause = pause(&mut rng);
-        std::thread::sleep(pause);
+        std::thread::sleep(pause.saturating_sub(ready.elapsed()));
         victim.kill();
+        // This question is one, and only the victim has asked others. Once it has begun, something of it is under way all the time.
+        at_work += u64::from(stat(&mut watch, "genie_requests_total") > heard + 1);
         // Nobody else is disturbed, and nothing half of it can be seen.
+        let steps = churn.steps();
+        let looked = steps.clone();
         let undisturbed = move || {
-            let done = churn.burst(&mut other).and_then(|()| nothing_half(&mut other));
+            let done = churn.burst(&mut other).and_then(|()| nothing_half(&mut other, &looked));
             (churn, other, done)
         };
         let done;
-        (churn, other, done) = bounded(undisturbed)
+        (churn, other, done) = bounded(&steps, undisturbed)
             .unwrap_or_else(|| panic!("kill {kill}, {pause:?} into the work: the other client hangs"));
         done.unwrap_or_else(|error| panic!("kill {kill}, {pause:?} into the work: {error}"));
         // A client of this kind answers nothing between its calls: silent for half a minute, it would be taken for dead.
@@ -159,6 +175,8 @@ pub(crate) fn clients_are_killed(scheme: &str) {
         }
     }
     assert_eq!(watch.sessions_lost(), 0);
+    println!("{at_work} of {kills} clients died at work");
+    assert!(at_work > kills / 4, "most of the clients died before they had begun: {at_work} of {kills} at work");
 }
 
 pub(crate) fn servers_are_killed(scheme: &str) {
