@@ -8,6 +8,7 @@ pub mod churn;
 pub mod graphs;
 pub mod here;
 pub mod holdings;
+pub mod log;
 pub mod proxy;
 pub mod raw;
 #[cfg(feature = "rdma")]

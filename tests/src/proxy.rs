@@ -205,12 +205,6 @@ impl Proxy {
         (self.state.controls.load(Ordering::Acquire), self.state.bulks.load(Ordering::Acquire))
     }
 
-    /// Connections, of any lanes, from which something came.
-    pub fn connections(&self) -> u64 {
-        let (controls, bulks) = self.lanes();
-        controls + bulks
-    }
-
     /// Bits flipped so far.
     pub fn flipped(&self) -> u64 {
         self.state.flipped.load(Ordering::Acquire)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use genie_graph::DType;
 use genie_tests::child::{patience, signal};
 use genie_tests::churn::{Churn, content};
-use genie_tests::proxy::Proxy;
+use genie_tests::log::Log;
 use genie_transport::Uri;
 use genie_transport::client::{ClientError, PutOptions, blocking};
 use genie_transport::wire::{Effect, TensorSpec};
@@ -20,21 +20,6 @@ const FOUND: Duration = Duration::from_millis(3 * 400 + 1000);
 /// What one attempt to come back may take, which was begun in time.
 const ATTEMPT: Duration = Duration::from_secs(6);
 
-/// Something between a client and this server that sees the client connect, and how to connect through it; RDMA passes none.
-fn relay(server: &Uri) -> Option<(Proxy, Uri)> {
-    let text = server.to_string();
-    let relay = match text.split_once("://") {
-        Some(("shm", _)) => Proxy::to_shm(server),
-        Some(("tcp" | "tcps" | "uring" | "urings", address)) => Proxy::to(address.parse().expect("an address")),
-        _ => return None,
-    };
-    let (scheme, _) = text.split_once("://")?;
-    let own = relay.uri.to_string();
-    let (_, place) = own.split_once("://")?;
-    let through = format!("{scheme}://{place}").parse().expect("an address");
-    Some((relay, through))
-}
-
 /// The client's requests end, with an error that says what was wrong; once the server goes on, so does the client.
 pub(crate) fn a_server_that_stops(scheme: &str) {
     let place = Place::of(scheme);
@@ -48,39 +33,31 @@ pub(crate) fn a_server_that_stops(scheme: &str) {
     let mut churn = Churn::new(1, MOST);
     churn.burst(&mut session).expect("the server is there");
     options.client.reconnect_for = KEEPALIVE;
-    let relay = relay(&uri);
-    let through = relay.as_ref().map_or(&uri, |(_, through)| through);
     for bytes in [100_u64, 8 << 20] {
-        let mut session = blocking::Session::connect(through, options.clone()).expect("a session");
+        let mut session = blocking::Session::connect(&uri, options.clone()).expect("a session");
         session.ping().expect("the server is there");
         server.signal("-STOP");
         let spec = TensorSpec::new(DType::U8, &[bytes]).expect("a shape");
+        let data = content(bytes, bytes as usize);
         let began = Instant::now();
-        std::thread::scope(|scope| {
-            // A small request opens no lanes: the next connection is the client's, which has found out.
-            if let Some((relay, _)) = relay.as_ref().filter(|_| bytes == 100) {
-                let before = relay.connections();
-                scope.spawn(move || {
-                    let found = patience(FOUND, |_| (relay.connections() > before).then_some(()));
-                    assert!(
-                        found.is_some(),
-                        "three keepalives are over, and the client still takes the server for alive"
-                    );
-                });
+        let (end, logged) = Log::of(|| session.put(&spec, data, PutOptions::default()));
+        let took = began.elapsed();
+        server.signal("-CONT");
+        match end {
+            Err(ClientError::Unreachable { reason, effect: Effect::Unknown }) => {
+                println!("{bytes} bytes: {reason}, after {took:?}");
             }
-            let end = session.put(&spec, content(bytes, bytes as usize), PutOptions::default());
-            let took = began.elapsed();
-            server.signal("-CONT");
-            match end {
-                Err(ClientError::Unreachable { reason, effect: Effect::Unknown }) => {
-                    println!("{bytes} bytes: {reason}, after {took:?}");
-                }
-                other => panic!("the server was stopped, and yet: {other:?}"),
-            }
-            // Never sooner than the server may be silent; then it is tried to come back, and given up.
-            assert!(took >= KEEPALIVE * 2, "given up after {took:?}");
-            assert!(took <= FOUND + options.client.reconnect_for + ATTEMPT, "given up only after {took:?}");
-        });
+            other => panic!("the server was stopped, and yet: {other:?}"),
+        }
+        let found = logged.iter().find(|(_, line)| line.contains("the connection was lost"));
+        let (found, line) = found.unwrap_or_else(|| panic!("that the connection was lost is not logged: {logged:?}"));
+        let found = found.duration_since(began);
+        println!("{bytes} bytes: found after {found:?}: {line}");
+        // Never sooner than the server may be silent.
+        assert!(found >= KEEPALIVE * 2, "the server was given up after {found:?}");
+        assert!(found <= FOUND, "the client took the server for alive for {found:?}");
+        // Then it is tried to come back, and given up.
+        assert!(took <= found + options.client.reconnect_for + ATTEMPT, "given up only after {took:?}");
     }
     // A pause shorter than that is none, and a longer one costs no more than the way there.
     for pause in [KEEPALIVE, KEEPALIVE * 4] {
