@@ -14,7 +14,7 @@ use genie_transport::auth::{Guard, Tokens};
 use genie_transport::connection::{Directory, Offers};
 use genie_transport::link::tls::TlsServer;
 use genie_transport::link::{Access, Listener, Server, choose, io_threads};
-use genie_transport::wire::{ErrorCode, RemoteError};
+use genie_transport::wire::{ErrorCode, RemoteError, limits};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -61,6 +61,13 @@ pub(crate) struct ServeArgs {
     /// all.
     #[arg(long, value_name = "US", default_value_t = 60)]
     spin: u64,
+    /// Bytes up to which a payload goes in one frame with its request: larger ones go in slices over the bulk lanes. Without it, 64K
+    /// (docs/decisions/0012-fixed-sizes.md).
+    #[arg(long, value_name = "BYTES", value_parser = eager)]
+    eager: Option<u32>,
+    /// Bytes of a slice, a multiple of 4K up to 4M. Without it, 256K.
+    #[arg(long, value_name = "BYTES", value_parser = slice)]
+    slice: Option<u32>,
     /// Threads that move bytes; without it, one less than there are cores, or one.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     io_threads: Option<u16>,
@@ -111,6 +118,8 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     let mut config = Config::new(devices, getrandom::u64().context("drawing the server's epoch")?);
     config.settings.spin = Duration::from_micros(args.spin);
     config.settings.unchecked = args.unchecked;
+    config.settings.eager_bytes = args.eager.unwrap_or(config.settings.eager_bytes);
+    config.settings.slice_bytes = args.slice.unwrap_or(config.settings.slice_bytes);
     config.default_lease = Duration::from_secs_f64(args.lease);
     config.max_lease = config.max_lease.max(config.default_lease);
     if let Some(quota) = args.quota {
@@ -271,10 +280,39 @@ impl Stop {
     }
 }
 
+/// What fits a frame of the control lane.
+fn eager(text: &str) -> Result<u32, String> {
+    let most = limits::CONTROL_PAYLOAD_BYTES;
+    let fits = u32::try_from(size(text)?).ok().filter(|&n| n <= most);
+    fits.ok_or_else(|| format!("at most {most} bytes fit a frame"))
+}
+
+/// What a peer takes for a slice size.
+fn slice(text: &str) -> Result<u32, String> {
+    let most = limits::SLICE_BYTES;
+    let fits = u32::try_from(size(text)?).ok().filter(|&n| n <= most && n.is_multiple_of(4096));
+    fits.ok_or_else(|| format!("a slice has a multiple of 4096 bytes, at most {most}"))
+}
+
 /// Each connection takes descriptors: as many as the system allows.
 pub(crate) fn more_descriptors() {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!(limit, "descriptors"),
         Err(error) => tracing::warn!(%error, "the limit of open files stays as it is: few clients may connect"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_a_client_would_not_take_are_refused() {
+        assert_eq!((eager("16K"), eager("4M")), (Ok(16 << 10), Ok(4 << 20)));
+        assert_eq!((slice("4K"), slice("4M")), (Ok(4 << 10), Ok(4 << 20)));
+        for bad in ["0", "4097K", "5000M", "8G"] {
+            assert!(eager(bad).is_err() && slice(bad).is_err(), "{bad}");
+        }
+        assert!(slice("5000").unwrap_err().contains("multiple of 4096"));
     }
 }
