@@ -132,13 +132,12 @@ pub(crate) fn another(uri: &Uri, link: LinkArgs, more: impl FnOnce(&mut ConnectO
 }
 
 /// For a session that is measured: a blocking one says nothing while its floor, or another session, has its turn, and the server
-/// takes it for dead meanwhile. It has to find its tensors when it comes back, however long that takes.
-pub(crate) fn lasting(options: &mut ConnectOptions) {
-    options.client.lease_ms = LASTING_MS;
+/// takes it for dead meanwhile. It has to find its tensors when it comes back, after a few minutes of other things or such turns of
+/// `turn` seconds; but one whose command was killed should not hold a server's memory for long. A server may give less.
+pub(crate) fn lasting(turn: f64) -> impl FnOnce(&mut ConnectOptions) {
+    let lease = Duration::from_secs(300).saturating_add(Duration::try_from_secs_f64(2.0 * turn).unwrap_or_default());
+    move |options| options.client.lease_ms = lease.as_millis().try_into().unwrap_or(u32::MAX)
 }
-
-/// An hour; a server may give less.
-const LASTING_MS: u32 = 3_600_000;
 
 /// Does something in a session that ends with it, whatever comes of it: what a failure left on the server would else stay there
 /// until the session's lease has run out.

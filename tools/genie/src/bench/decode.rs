@@ -251,7 +251,7 @@ impl Bench<'_> {
     }
 
     fn session(&self) -> Result<Session> {
-        connect::session_with(self.uri, self.args.link, connect::lasting)
+        connect::session_with(self.uri, self.args.link, connect::lasting(0.0))
     }
 
     /// A process of its own, as a second user would start it.

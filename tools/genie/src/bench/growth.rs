@@ -113,7 +113,7 @@ pub(crate) fn run(args: &GrowthArgs, say: Say) -> Result<()> {
     let mut progress = Progress::steps("growth", (servers.uris().len() * (connections.len() + residents.len())) as u64);
     let mut rows = Vec::new();
     for uri in servers.uris() {
-        let mut observer = connect::session_with(uri, LinkArgs { spin: 0, ..args.link }, connect::lasting)?;
+        let mut observer = connect::session_with(uri, LinkArgs { spin: 0, ..args.link }, connect::lasting(args.time))?;
         let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
         let floors = if args.no_floor { None } else { Floors::or_note(uri, waiting, Memory::Heap)? };
         let mut growth = Growth { args, uri, floors, observer: &mut observer, progress: &mut progress };
@@ -193,7 +193,7 @@ impl Growth<'_> {
         for &count in counts {
             let (began, had) = (Instant::now(), sessions.len());
             while sessions.len() < count as usize {
-                let session = connect::another(self.uri, self.args.link, connect::lasting)
+                let session = connect::another(self.uri, self.args.link, connect::lasting(self.args.time))
                     .with_context(|| format!("after {} connections", sessions.len()))?;
                 sessions.push(session);
             }
@@ -210,7 +210,7 @@ impl Growth<'_> {
     }
 
     fn residents(&mut self, counts: &[u32], rows: &mut Vec<Row>) -> Result<()> {
-        let mut session = connect::another(self.uri, self.args.link, connect::lasting)?;
+        let mut session = connect::another(self.uri, self.args.link, connect::lasting(self.args.time))?;
         let (data, spec) =
             (vec![9; usize::try_from(self.args.bytes)?], TensorSpec::new(DType::U8, &[self.args.bytes])?);
         let data = Bytes::from(data);

@@ -96,7 +96,7 @@ pub(crate) fn run(args: &InterferenceArgs, say: Say) -> Result<()> {
     let mut rows = Vec::new();
     for uri in servers.uris() {
         let mut session = connect::session_with(uri, args.link, |options| {
-            connect::lasting(options);
+            connect::lasting(0.0)(options);
             options.client.lanes = args.lanes;
         })?;
         let measured = measure(args, &mut session, &mut progress);

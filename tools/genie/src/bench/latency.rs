@@ -66,7 +66,8 @@ pub(crate) fn run(args: &LatencyArgs, say: Say) -> Result<()> {
         bail!("{big} bytes are too many for an echo: up to {LARGEST_ECHO} (see `genie bench put` for more)");
     }
     let (uri, _) = connect::settled(&args.connect, args.link)?;
-    let rows = connect::within_with(&uri, args.link, connect::lasting, |session| measure(args, &uri, session))?;
+    let rows =
+        connect::within_with(&uri, args.link, connect::lasting(args.time), |session| measure(args, &uri, session))?;
     say.result(&rows, |rows| {
         let optional = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
         say::table(

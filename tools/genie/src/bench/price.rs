@@ -133,7 +133,7 @@ struct Side {
 impl Side {
     fn open(args: &PriceArgs, uri: &Uri, unchecked: bool) -> Result<Self> {
         let mut session = connect::session_with(uri, args.link, |options| {
-            connect::lasting(options);
+            connect::lasting(args.time)(options);
             options.client.lanes = args.lanes;
             options.client.unchecked = unchecked;
         })?;

@@ -72,7 +72,7 @@ const TURN_PUTS: u64 = 8;
 /// Runs the command.
 pub(crate) fn run(args: &PutArgs, say: Say) -> Result<()> {
     let (uri, _) = connect::settled(&args.connect, args.link)?;
-    let rows = connect::within_with(&uri, args.link, connect::lasting, |session| measure(args, &uri, session))?;
+    let rows = connect::within_with(&uri, args.link, connect::lasting(0.0), |session| measure(args, &uri, session))?;
     say.result(&rows, |rows| {
         let optional = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
         say::table(

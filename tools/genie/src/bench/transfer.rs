@@ -177,7 +177,7 @@ fn measure(args: &TransferArgs, uri: &Uri, sizes: &[u64], progress: &mut Progres
     let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
     let floors = if args.no_floor { None } else { Floors::or_note(uri, waiting, args.memory)? };
     // Looks at the server's counters, and does not poll while it has nothing to ask.
-    let mut observer = connect::session_with(uri, LinkArgs { spin: 0, ..args.link }, connect::lasting)?;
+    let mut observer = connect::session_with(uri, LinkArgs { spin: 0, ..args.link }, connect::lasting(args.time))?;
     let began = Instant::now();
     let mut sessions = vec![args.session(uri)?];
     let connect = began.elapsed();
@@ -226,7 +226,7 @@ impl TransferArgs {
 
     fn session(&self, uri: &Uri) -> Result<Session> {
         let mut session = connect::session_with(uri, self.link, |options| {
-            connect::lasting(options);
+            connect::lasting(self.time)(options);
             options.client.lanes = self.lanes;
             options.client.unchecked = self.integrity == Switch::Off;
         })?;

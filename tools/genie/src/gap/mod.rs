@@ -260,7 +260,7 @@ impl Gap<'_> {
         let began = Instant::now();
         let session = uri
             .filter(|_| mode != Mode::Local)
-            .map(|uri| connect::session_with(uri, self.args.link, connect::lasting))
+            .map(|uri| connect::session_with(uri, self.args.link, connect::lasting(0.0)))
             .transpose()?;
         let mut bench: Box<dyn Bench> = match (mode, session) {
             (Mode::Naive, Some(session)) => Box::new(Naive::new(self.load, session, self.sampling)),
