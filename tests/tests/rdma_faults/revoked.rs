@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use genie_graph::DType;
+use genie_tests::child::patience;
+use genie_tests::log::Log;
 use genie_tests::rdma::serve;
 use genie_tests::serve::config;
 use genie_transport::client::{ClientError, ConnectOptions, PutOptions, blocking};
@@ -17,6 +19,7 @@ const BYTES: usize = 1 << 20;
 
 #[test]
 fn a_right_that_was_revoked_is_refused_by_the_device() {
+    let log = Log::of_this_process();
     let server = serve(config(7), Arc::default());
     let connect = || blocking::Session::connect(&server.uri, ConnectOptions::default()).expect("a session");
     let (mut hostile, mut other) = (connect(), connect());
@@ -45,6 +48,9 @@ fn a_right_that_was_revoked_is_refused_by_the_device() {
     let stats = other.stats().expect("stats");
     let counted = stats.iter().find(|(name, _)| name == "genie_refused_memory_total").map(|(_, n)| *n);
     assert_eq!(counted, Some(1));
+    let is = |line: &String| line.contains(" WARN ") && line.contains("reason=Memory ") && line.contains("refused: ");
+    let logged = patience(Duration::from_secs(10), |_| log.lines().iter().any(|(_, line)| is(line)).then_some(()));
+    assert!(logged.is_some(), "the refusal is not logged: {:?}", log.lines());
     hostile.echo(b"again", &mut back).expect("it may begin anew");
     assert_eq!(hostile.sessions_lost(), 1);
 }
