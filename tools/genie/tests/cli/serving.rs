@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::Stdio;
-use std::time::Duration;
 
 use genie_transport::client::{ConnectOptions, blocking};
 
@@ -85,10 +84,14 @@ fn a_server_ends_well_while_a_client_is_there() {
 fn a_server_that_was_started_for_a_parent_ends_with_it() {
     let mut child = genie(&["serve", "--listen", "tcp://127.0.0.1:0", "--device", "cpu", "--with-parent"])
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    let (_, uri) = line.trim().rsplit_once(" on ").expect("the line says where");
+    good(&["ping", uri, "--count", "1"]);
     assert!(child.try_wait().unwrap().is_none());
     drop(child.stdin.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));

@@ -1,6 +1,6 @@
 //! Lanes on rings over the loopback: whole transfers, and operations that end before their time.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -190,7 +190,7 @@ fn a_dropped_lane_gives_memory_back_that_nobody_writes() {
         return;
     }
     let (mut from, b) = pair();
-    let keep_open = b.try_clone().unwrap();
+    let mut same = b.try_clone().unwrap();
     let pool = Pool::new(2 * u64::from(SLICE));
     let mut to = End::new(b, ZeroCopy::Chosen(false));
     let landing = to.land(&pool, 2 * SLICE as usize);
@@ -206,9 +206,12 @@ fn a_dropped_lane_gives_memory_back_that_nobody_writes() {
     let mut slab = pool.take(2 * SLICE as usize).unwrap();
     slab.fill(1);
     from.write_all(&payload[1000..]).unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    // All of it is there for whoever reads the socket next: no operation has taken any.
+    same.set_nonblocking(false).unwrap();
+    same.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut rest = vec![0; payload.len() - 1000];
+    same.read_exact(&mut rest).expect("the rest of the slice lies in the socket");
     assert!(slab.iter().all(|&b| b == 1), "the slab was written after it was given back");
-    drop(keep_open);
 }
 
 /// A transfer that is given up takes its memory back from an operation that waits for a sender who says nothing more.
