@@ -224,27 +224,21 @@ const FAR: &[&str] =
 fn far_away() {
     let delay = [FAR, &["10ms"]].concat();
     let load = Load { bytes: 4 << 20, ..STEADY };
-    on("100 Mb/s, delay 20 ms", &["tcp", "uring", "tcps"], Need::Netem, &[&delay], load);
+    on("100 Mb/s, delay 20 ms", &["tcp", "uring"], Need::Netem, &[&delay], load);
 }
 
 #[test]
 fn far_away_and_unsteady() {
     let unsteady = [FAR, &["10ms", "2ms", "25%", "reorder", "2%", "50%"]].concat();
     let load = Load { bytes: 4 << 20, ..STEADY };
-    on(
-        "100 Mb/s, delay 20 ms, jitter and reordering",
-        &["tcp", "uring", "tcps"],
-        Need::Netem,
-        &[SINGLE, &unsteady],
-        load,
-    );
+    on("100 Mb/s, delay 20 ms, jitter and reordering", &["tcp", "uring"], Need::Netem, &[SINGLE, &unsteady], load);
 }
 
 #[test]
 fn far_away_and_lossy() {
     let lossy = [FAR, &["10ms", "2ms", "loss", "1%"]].concat();
     let load = Load { bytes: 2 << 20, gets: 3, rounds: 7 };
-    on("100 Mb/s, delay 20 ms, jitter, loss 1 %", &["tcp", "uring"], Need::Netem, &[SINGLE, &lossy], load);
+    on("100 Mb/s, delay 20 ms, jitter, loss 1 %", &["tcp"], Need::Netem, &[SINGLE, &lossy], load);
 }
 
 /// What the decision is worth: rounds that differ by a third pass at the pace of a raw stream, and do not at half of it.
