@@ -263,12 +263,12 @@ fn a_link_is_chosen_and_explained() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = format!("shm://{}", folder.path().join("genie.sock").display());
-    let sizes = ["--eager", "16K", "--slice", "512K"];
+    let sizes = ["--eager", "2K", "--slice", "512K"];
     let more = [&["--listen", &path, "--device", "cpu", "--threads", "2"], &sizes[..]].concat();
     let both = Server::at("tcp://127.0.0.1:0", &more);
     let genie = both.uri.split(", ").next().unwrap().replace("tcp://", "genie://");
     let told = json(&good(&["explain", &genie, "--json"]));
-    assert_eq!((told["eager_bytes"].as_u64(), told["slice_bytes"].as_u64()), (Some(16 << 10), Some(512 << 10)));
+    assert_eq!((told["eager_bytes"].as_u64(), told["slice_bytes"].as_u64()), (Some(2 << 10), Some(512 << 10)));
     assert_eq!((told["link"].as_str(), told["uri"].as_str()), (Some("shm"), Some(path.as_str())));
     assert_eq!(told["candidates"][1]["outcome"], "spare");
     good(&["ping", &genie, "--link", "shm"]);

@@ -146,6 +146,9 @@ fn is_of_another_version(error: &io::Error) -> bool {
     matches!(decode, Some(DecodeError::Version(_)))
 }
 
+/// A page, the least that is shared: what is larger is passed sooner than it is copied through the rings (docs/decisions/0012).
+const EAGER: u32 = 4 << 10;
+
 impl Stream for Accepted {
     fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
         match self.lane.get() {
@@ -199,6 +202,10 @@ impl Stream for Accepted {
 
     fn finish(&self) {
         self.socket.finish();
+    }
+
+    fn eager_bytes(&self) -> u32 {
+        EAGER
     }
 
     fn regions(&self) -> Option<Arc<Regions>> {
