@@ -247,7 +247,7 @@ impl Client {
     /// No bulk lane could be opened for as long as the client tries, or none brings anything: what needs one comes to nothing, small requests go on.
     fn fail_bulk(&mut self) {
         self.lanes.forgive();
-        let reason = "no bulk lane can be kept open, though the server answers: look at what lies between".to_owned();
+        let reason = "no bulk lane can be kept open: look at the server, and at what lies between".to_owned();
         for id in self.requests.waiting() {
             let Some(slot) = self.requests.get(id).filter(|slot| !matches!(slot.bulk, Bulk::None)) else { continue };
             let (wire, sent) = (slot.wire, slot.sent);

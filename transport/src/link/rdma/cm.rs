@@ -213,6 +213,26 @@ impl Id {
         u16::from_be(unsafe { sys::rdma_get_src_port(self.raw()) })
     }
 
+    /// Where the other side of a connection is.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        // SAFETY: the id lives until `drop`.
+        let at = unsafe { &self.id.as_ref().route.addr.dst_addr_union };
+        // SAFETY: every kind of address begins with its family, and any bits are an address of the kind that it names.
+        unsafe {
+            match libc::c_int::from(at.dst_addr.sa_family) {
+                libc::AF_INET => {
+                    let ip = IpAddr::from(at.dst_sin.sin_addr.s_addr.to_ne_bytes());
+                    Some(SocketAddr::new(ip, u16::from_be(at.dst_sin.sin_port)))
+                }
+                libc::AF_INET6 => {
+                    let ip = IpAddr::from(at.dst_sin6.sin6_addr.s6_addr);
+                    Some(SocketAddr::new(ip, u16::from_be(at.dst_sin6.sin6_port)))
+                }
+                _ => None,
+            }
+        }
+    }
+
     pub(super) fn fd(&self) -> RawFd {
         self.channel.fd()
     }

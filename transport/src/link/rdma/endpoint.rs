@@ -10,6 +10,7 @@ mod parts;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use rdma_sys as sys;
@@ -359,6 +360,11 @@ impl Endpoint {
         let polled = self.poll()?;
         self.settle()?;
         Ok(polled || (read && self.has_news()) || (write && (self.broken.is_some() || self.may_send(2))))
+    }
+
+    /// Where the other side is.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.id.peer()
     }
 
     /// Whether the connection is broken.

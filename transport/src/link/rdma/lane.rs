@@ -10,6 +10,7 @@ use super::endpoint::Endpoint;
 use super::faults::Faults;
 use super::granting::Granting;
 use super::options::Options;
+use crate::auth::Channel;
 use crate::link::wait::Interest;
 use crate::link::{Ready, RemoteBulk, Stream};
 
@@ -142,6 +143,10 @@ impl Stream for Lane {
     fn arm(&self, read: bool, write: bool) -> bool {
         // A failure is found by whoever looks next.
         self.endpoint().arm(read, write).unwrap_or(true)
+    }
+
+    fn channel(&self) -> Channel {
+        Channel { from: self.endpoint().peer().map(|peer| peer.to_string().into()), ..Channel::default() }
     }
 
     fn end(self: Arc<Self>) {

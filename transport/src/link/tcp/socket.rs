@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
+use crate::auth::Channel;
 use crate::link::wait::{self, Interest};
 use crate::link::{Ready, Stream};
 use crate::uri::Uri;
@@ -160,6 +161,10 @@ impl Stream for TcpStream {
 
     fn interest(&self, read: bool, write: bool) -> Interest {
         Interest { fd: self.as_raw_fd(), read, write }
+    }
+
+    fn channel(&self) -> Channel {
+        Channel { from: self.peer_addr().ok().map(|peer| peer.to_string().into()), ..Channel::default() }
     }
 
     fn ready(&self) -> Ready {

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 
 use super::crew::{Crew, Host};
+use crate::auth::Channel;
 use crate::link::host::BulkHost;
 use crate::link::tcp::{self, Path};
 use crate::link::wait::Interest;
@@ -41,6 +42,10 @@ impl Stream for Accepted {
 
     fn ready(&self) -> Ready {
         self.socket.ready()
+    }
+
+    fn channel(&self) -> Channel {
+        self.socket.channel()
     }
 
     fn host(&self) -> Option<&dyn BulkHost> {
