@@ -104,7 +104,9 @@ fn strangers_that_are_refused_count_until_they_are_gone() {
         }
         crowd.push(stranger);
         if i % 4 == 0 {
-            most = most.max(sockets_of(scene.server.address().port()));
+            // The table is read bit by bit, while some go that were counted and those come that waited: none of them lingers.
+            let looks = (0..3).map(|_| sockets_of(scene.server.address().port()));
+            most = most.max(looks.min().unwrap_or_default());
         }
     }
     // As many again may be about to go; and there is the witness, and one that is being turned away.
