@@ -4,6 +4,8 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+
 use super::BulkHost;
 use super::wait::Interest;
 use crate::auth::Channel;
@@ -116,6 +118,11 @@ pub trait Stream: Send + Sync {
     /// checksums of their own.
     fn is_sealed(&self) -> bool {
         false
+    }
+
+    /// The TCP socket that the lane's bytes go through as they are, where nothing else sends by it.
+    fn socket(&self) -> Option<SockRef<'_>> {
+        None
     }
 
     /// Nothing will be sent any more: the other side receives what was, and then the end.

@@ -171,6 +171,10 @@ impl Stream for TcpStream {
         wait::ready(self.as_raw_fd())
     }
 
+    fn socket(&self) -> Option<SockRef<'_>> {
+        Some(SockRef::from(self))
+    }
+
     fn finish(&self) {
         // A socket that is gone has nothing left to finish.
         let _ = self.shutdown(std::net::Shutdown::Write);

@@ -43,8 +43,16 @@ impl Splice {
         (size >= PIPE_BYTES).then(|| Self { read, write: write.into(), loaded: 0 })
     }
 
+    /// Bytes that are in the pipe.
+    pub(in crate::link) fn loaded(&self) -> usize {
+        self.loaded
+    }
+
     /// Moves what is in the pipe on into the socket. Whether all of it went.
-    fn drain(&mut self, socket: &impl AsRawFd) -> io::Result<bool> {
+    ///
+    /// # Errors
+    /// The socket's, if it is gone.
+    pub(in crate::link) fn drain(&mut self, socket: &impl AsRawFd) -> io::Result<bool> {
         while self.loaded > 0 {
             // SAFETY: both descriptors are open, and the offsets are null, as pipes and sockets demand.
             let n = unsafe {
@@ -70,15 +78,27 @@ impl Splice {
         Ok(true)
     }
 
-    /// Puts references to the pages of `buf` into the pipe: how many bytes went.
-    fn load(&mut self, buf: &IoSlice<'_>) -> io::Result<usize> {
+    /// Puts references to the pages of `buf` into the pipe: how many bytes went. They must stay as they are until the peer has read them.
+    ///
+    /// # Errors
+    /// `WouldBlock`: the pipe is full.
+    pub(in crate::link) fn load(&mut self, buf: &IoSlice<'_>) -> io::Result<usize> {
         // SAFETY: `IoSlice` has the layout of `iovec`, and the kernel only reads the memory. That the memory stays as it is
-        // until the peer has read it is upheld by who makes a `Spliced` (see there); were it not, the slice's checksum
-        // would not match.
+        // until the peer has read it is upheld by who makes a `Spliced` (see there), or has a ring of records; were it not,
+        // the slice's checksum would not match, or the record not open.
         let n = unsafe {
             libc::vmsplice(self.write.as_raw_fd(), std::ptr::from_ref(buf).cast(), 1, libc::SPLICE_F_NONBLOCK)
         };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+        self.loaded += n;
+        Ok(n)
+    }
+
+    /// Puts the bytes of `buf` into the pipe: how many went.
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = (&self.write).write(buf)?;
+        self.loaded += n;
+        Ok(n)
     }
 }
 
@@ -125,10 +145,9 @@ impl<S: Stream + AsRawFd> Stream for Spliced<S> {
         }
         let mut taken = 0;
         for buf in bufs {
-            let loaded = if buf.len() < PAGE { (&splice.write).write(buf) } else { splice.load(buf) };
+            let loaded = if buf.len() < PAGE { splice.write(buf) } else { splice.load(buf) };
             match loaded {
                 Ok(n) => {
-                    splice.loaded += n;
                     taken += n;
                     if n < buf.len() {
                         break;

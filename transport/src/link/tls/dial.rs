@@ -56,7 +56,11 @@ impl Dial for Dialer {
             Uri::UringTls { .. } => Box::new(uring::RingStream::on_ring(stream)),
             _ => Box::new(stream),
         };
-        Ok(Box::new(StreamBulk::greet(Box::new(self.channel(stream)?), client, lane, now)))
+        let mut channel = self.channel(stream)?;
+        if path == tcp::Path::SameHost {
+            channel.by_pages();
+        }
+        Ok(Box::new(StreamBulk::greet(Box::new(channel), client, lane, now)))
     }
 }
 

@@ -8,8 +8,10 @@ mod config;
 mod dial;
 mod exporter;
 mod handshake;
+mod heartbeat;
 mod opener;
 mod record;
+mod ring;
 mod sealer;
 mod stream;
 

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use rustls::{AlertDescription, Error};
 
 use super::Untrusted;
-use super::record::{ALERT, DATA, Direction, HANDSHAKE, HEAD, RECORD, body_len};
+use super::heartbeat::Heartbeat;
+use super::record::{ALERT, DATA, Direction, HANDSHAKE, HEAD, HEARTBEAT, RECORD, body_len};
 use super::stream::{Open, explain, lock};
 use crate::auth::Refused;
 use crate::link::Stream;
@@ -91,7 +92,9 @@ impl Opener {
             }
             match self.next_record(open, first) {
                 Ok(Some(n)) => {
-                    self.barren = if n > 0 || self.plain > self.start { 0 } else { self.barren + 1 };
+                    if n > 0 || self.plain > self.start {
+                        self.barren = 0;
+                    }
                     if self.barren > MOST_BARREN {
                         return Err(io::Error::new(
                             io::ErrorKind::InvalidData,
@@ -154,6 +157,7 @@ impl Opener {
 
     /// A record that is for this end of the channel.
     fn take(&mut self, kind: u8, content: &[u8], open: &Open) -> io::Result<()> {
+        self.barren += 1;
         match kind {
             ALERT => {
                 alert(content)?;
@@ -168,6 +172,23 @@ impl Opener {
                     open.renew.store(true, Ordering::Release);
                 }
             }
+            HEARTBEAT => match Heartbeat::decode(content)? {
+                // The last one is answered: it says all that those before it would.
+                Heartbeat::Request(number) => open.asked.store(number, Ordering::Release),
+                Heartbeat::Response(number) if number > open.batches.load(Ordering::Acquire) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "a TLS heartbeat answers what was not asked",
+                    ));
+                }
+                Heartbeat::Response(number) => {
+                    if open.read.fetch_max(number, Ordering::AcqRel) < number {
+                        // It moves things on.
+                        self.barren = 0;
+                    }
+                    open.stalled.store(false, Ordering::Release);
+                }
+            },
             _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "a TLS record of an unknown kind")),
         }
         Ok(())

@@ -25,6 +25,7 @@ pub(super) const fn sealed(length: usize) -> usize {
 pub(super) const ALERT: u8 = 21;
 pub(super) const HANDSHAKE: u8 = 22;
 pub(super) const DATA: u8 = 23;
+pub(super) const HEARTBEAT: u8 = 24;
 
 /// Keys for one direction.
 pub(super) struct Direction {
@@ -53,33 +54,17 @@ impl Direction {
         self.sequence >= RECORDS_PER_KEY
     }
 
-    /// Makes a record that holds these bytes (`PLAIN` at the most), of one kind, at the front of `out`. How long it is.
-    pub(super) fn seal<'a>(
-        &mut self,
-        kind: u8,
-        mut parts: impl Iterator<Item = &'a [u8]>,
-        length: usize,
-        out: &mut [u8],
-    ) -> io::Result<usize> {
-        let head = head(length + 1 + TAG);
-        let whole = sealed(length);
-        let (place, rest) = out[..whole].split_at_mut(HEAD + length);
+    /// Makes a record that holds these bytes (`PLAIN` at the most), of one kind, at the front of `out`. How long it is. The bytes
+    /// themselves never stand in `out`, which another process may be reading.
+    pub(super) fn seal(&mut self, kind: u8, bytes: &[u8], out: &mut [u8]) -> io::Result<usize> {
+        let head = head(bytes.len() + 1 + TAG);
+        let whole = sealed(bytes.len());
+        let (place, rest) = out[..whole].split_at_mut(HEAD + bytes.len());
         place[..HEAD].copy_from_slice(&head);
-        let place = &mut place[HEAD..];
         let (nonce, aad) = (self.nonce()?, Aad::from(head));
-        let first = parts.next().unwrap_or_default();
-        let sealed = if first.len() == length {
-            // From where it lies to where it goes: no copy.
-            self.key.seal_out_of_place_scatter(nonce, aad, first, place, &[kind], rest)
-        } else {
-            let mut at = 0;
-            for part in std::iter::once(first).chain(parts) {
-                place[at..at + part.len()].copy_from_slice(part);
-                at += part.len();
-            }
-            self.key.seal_in_place_scatter(nonce, aad, place, &[kind], rest)
-        };
-        sealed.map_err(|_| io::Error::other("a record could not be sealed"))?;
+        self.key
+            .seal_out_of_place_scatter(nonce, aad, bytes, &mut place[HEAD..], &[kind], rest)
+            .map_err(|_| io::Error::other("a record could not be sealed"))?;
         Ok(whole)
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -30,6 +30,8 @@ pub struct TlsStream {
     /// The other side has said something.
     heard: AtomicBool,
     role: Role,
+    /// Both ends are on one host.
+    by_pages: bool,
 }
 
 enum Role {
@@ -53,6 +55,13 @@ pub(super) struct Open {
     pub(super) unsent: AtomicBool,
     /// The other side wants this one to change its keys.
     pub(super) renew: AtomicBool,
+    /// What the other side last asked whether it was read; 0: nothing that is not answered.
+    pub(super) asked: AtomicU64,
+    /// Batches of records that were handed over as pages, and how many of them the other side has read, as it answered.
+    pub(super) batches: AtomicU64,
+    pub(super) read: AtomicU64,
+    /// Nothing is sealed until more was read.
+    pub(super) stalled: AtomicBool,
 }
 
 /// What a refused peer may still send before its lane is closed on it.
@@ -74,6 +83,11 @@ impl TlsStream {
         Ok(Self::new(lane, handshake, Role::Client))
     }
 
+    /// Both ends are on one host: what is large is handed over as pages where it can be, see [`super::ring`].
+    pub(super) fn by_pages(&mut self) {
+        self.by_pages = true;
+    }
+
     /// A server's end of a lane that was accepted, `from` where.
     ///
     /// # Errors
@@ -90,7 +104,15 @@ impl TlsStream {
 
     fn new(lane: Box<dyn Stream>, handshake: Handshake, role: Role) -> Self {
         let (handshake, open) = (Mutex::new(Some(Box::new(handshake))), OnceLock::new());
-        Self { lane, handshake, open, greeting: AtomicBool::new(false), heard: AtomicBool::new(false), role }
+        Self {
+            lane,
+            handshake,
+            open,
+            greeting: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
+            role,
+            by_pages: false,
+        }
     }
 
     /// The channel, if its handshake is over, after as much of it as can be done now.
@@ -121,6 +143,9 @@ impl TlsStream {
         if let Progress::Done(mut done) = progress {
             let early = std::mem::take(&mut done.early);
             let open = Open::new(*done, self.from())?;
+            if self.by_pages {
+                lock(&open.sealer).by_pages();
+            }
             if !early.is_empty() {
                 lock(&open.sealer).send(&*self.lane, &open, &[IoSlice::new(&early)])?;
             }
@@ -136,7 +161,10 @@ impl TlsStream {
     /// What to wait for of the lane, for whoever waits for this: a handshake reads and writes whatever that is.
     fn wants(&self, read: bool, write: bool) -> (bool, bool) {
         match self.open.get() {
-            Some(_) => (read, write || self.has_unsent()),
+            Some(open) => {
+                let stalled = open.stalled.load(Ordering::Acquire);
+                (read || stalled, write && !stalled || self.has_unsent())
+            }
             None => (true, self.has_unsent()),
         }
     }
@@ -187,7 +215,11 @@ impl TlsStream {
 impl Stream for TlsStream {
     fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
         let open = self.established()?;
-        lock(&open.opener).receive(&*self.lane, open, first, then)
+        let received = lock(&open.opener).receive(&*self.lane, open, first, then);
+        if open.asked.load(Ordering::Acquire) != 0 {
+            lock(&open.sealer).answer(&*self.lane, open)?;
+        }
+        received
     }
 
     fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -209,7 +241,7 @@ impl Stream for TlsStream {
         match self.established() {
             Ok(open) => {
                 let mut sealer = lock(&open.sealer);
-                sealer.flush(&*self.lane, open)?;
+                sealer.answer(&*self.lane, open)?;
                 Ok(sealer.is_empty())
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(!self.has_unsent()),
@@ -295,6 +327,10 @@ impl Open {
             channel: Channel { from, ..channel },
             unsent: AtomicBool::new(false),
             renew: AtomicBool::new(false),
+            asked: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            stalled: AtomicBool::new(false),
         })
     }
 }
@@ -351,11 +387,11 @@ mod tests {
 
     use rcgen::{CertifiedKey, generate_simple_self_signed};
 
+    use super::super::heartbeat::Heartbeat;
+    use super::super::record::HEARTBEAT;
     use super::*;
 
-    /// A channel that had carried bulk once kept three quarters of a megabyte for as long as it lived.
-    #[test]
-    fn a_channel_that_lies_idle_gives_its_memory_back() {
+    fn pair() -> (TlsStream, TlsStream) {
         let folder = tempfile::tempdir().unwrap();
         let [cert, key] = ["cert.pem", "key.pem"].map(|name| folder.path().join(name));
         let CertifiedKey { cert: made, signing_key } = generate_simple_self_signed(vec!["localhost".into()]).unwrap();
@@ -367,13 +403,45 @@ mod tests {
         [&near, &far].into_iter().for_each(|s| s.set_nonblocking(true).unwrap());
         let client = TlsStream::client(Box::new(near), &TlsClient::load(&cert, None).unwrap(), "localhost").unwrap();
         let tls = TlsServer::load(&cert, &key, None).unwrap();
-        let server = TlsStream::server(Box::new(far), &tls, Arc::new(Guard::open()), None).unwrap();
-        let (bytes, mut got) = (vec![7; 1 << 20], vec![0; 1 << 20]);
-        let (mut sent, mut come) = (0, 0);
-        let again = |result: io::Result<usize>| match result {
+        (client, TlsStream::server(Box::new(far), &tls, Arc::new(Guard::open()), None).unwrap())
+    }
+
+    /// Both handshakes, to their end.
+    fn open(client: &TlsStream, server: &TlsStream) {
+        while client.open.get().is_none() || server.open.get().is_none() {
+            for stream in [client, server] {
+                assert_eq!(again(stream.recv(&mut [0], &mut [])), 0);
+            }
+        }
+    }
+
+    fn again(result: io::Result<usize>) -> usize {
+        match result {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             other => other.unwrap(),
-        };
+        }
+    }
+
+    fn held(stream: &TlsStream) -> usize {
+        let open = stream.open.get().unwrap();
+        lock(&open.sealer).held() + lock(&open.opener).held()
+    }
+
+    fn rest(streams: [&TlsStream; 2]) {
+        for _ in 0..100 {
+            for stream in streams {
+                stream.arm(true, false);
+                stream.disarm();
+            }
+        }
+    }
+
+    /// A channel that had carried bulk once kept three quarters of a megabyte for as long as it lived.
+    #[test]
+    fn a_channel_that_lies_idle_gives_its_memory_back() {
+        let (client, server) = pair();
+        let (bytes, mut got) = (vec![7; 1 << 20], vec![0; 1 << 20]);
+        let (mut sent, mut come) = (0, 0);
         while come < bytes.len() {
             // Records that do not fit where they belong are held: what comes in small pieces fills the buffer.
             sent += again(client.send(&[IoSlice::new(&bytes[sent..])]));
@@ -382,17 +450,8 @@ mod tests {
             come += again(server.recv(&mut got[come..end], &mut []));
         }
         assert!(got == bytes);
-        let held = |stream: &TlsStream| {
-            let open = stream.open.get().unwrap();
-            lock(&open.sealer).held() + lock(&open.opener).held()
-        };
         assert!(held(&client) > 100_000 && held(&server) > 30_000, "{} {}", held(&client), held(&server));
-        for _ in 0..100 {
-            for stream in [&client, &server] {
-                stream.arm(true, false);
-                stream.disarm();
-            }
-        }
+        rest([&client, &server]);
         assert!(held(&client) + held(&server) < 32_000, "{} {}", held(&client), held(&server));
         // And it goes on.
         client.send(&[IoSlice::new(b"more")]).unwrap();
@@ -403,5 +462,72 @@ mod tests {
             }
         };
         assert_eq!(&got[..n], b"more");
+    }
+
+    /// What was handed over is read by the other process where it lies: it stays there until that process has said that it was read,
+    /// and until then no more is taken than there is room for.
+    #[test]
+    fn pages_that_were_handed_over_stay_until_they_were_read() {
+        let (mut client, server) = pair();
+        client.by_pages();
+        open(&client, &server);
+        let bytes: Vec<u8> = (0..9_000_000u32).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect();
+        let (mut got, mut sent, mut come, mut stalls) = (vec![0; bytes.len()], 0, 0, 0);
+        while come < bytes.len() {
+            loop {
+                let n = again(client.send(&[IoSlice::new(&bytes[sent..])]));
+                sent += n;
+                if n == 0 {
+                    break;
+                }
+            }
+            assert!(sent - come < 3 << 20, "{sent} sent, {come} read");
+            if client.open.get().unwrap().stalled.load(Ordering::Relaxed) {
+                stalls += 1;
+                let waits = client.interest(false, true);
+                assert!(waits.read && !waits.write, "only an answer moves it on");
+            }
+            // As much as is there, or a part of it.
+            let part = if stalls % 2 == 0 { 100_000 } else { bytes.len() };
+            loop {
+                let end = (come + part).min(bytes.len());
+                let n = again(server.recv(&mut got[come..end], &mut []));
+                come += n;
+                if n == 0 || n < part {
+                    break;
+                }
+            }
+            assert_eq!(again(client.recv(&mut [0], &mut [])), 0, "answers are not for who reads");
+            client.push().unwrap();
+        }
+        assert!(got == bytes);
+        assert!(stalls > 3, "{stalls}");
+        rest([&client, &server]);
+        assert!(held(&client) < 16_000, "{}", held(&client));
+        // What goes on goes by another ring.
+        got.fill(0);
+        let (mut sent, mut come) = (0, 0);
+        while come < 1 << 20 {
+            sent += again(client.send(&[IoSlice::new(&bytes[sent..1 << 20])]));
+            come += again(server.recv(&mut got[come..1 << 20], &mut []));
+            assert_eq!(again(client.recv(&mut [0], &mut [])), 0);
+        }
+        assert!(got[..1 << 20] == bytes[..1 << 20]);
+    }
+
+    #[test]
+    fn an_answer_to_no_question_ends_the_channel() {
+        let (client, server) = pair();
+        open(&client, &server);
+        let says = client.open.get().unwrap();
+        lock(&says.sealer).say(HEARTBEAT, &Heartbeat::Response(1).encode()).unwrap();
+        client.push().unwrap();
+        let error = loop {
+            match server.recv(&mut [0], &mut []) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                other => break other.unwrap_err(),
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }
