@@ -5,6 +5,7 @@
 //! slabs that a sliced transfer fills: it hands out a [`SliceLease`] a slice, which the operation that reads from the
 //! network owns until it completes.
 
+mod aligned;
 mod checksum;
 mod copy;
 #[cfg(feature = "rdma")]

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use super::aligned::{Aligned, LARGE};
 use super::slab::ALIGN;
 
 /// A file in memory, mapped. It can neither shrink nor grow, so that no access to the mapping can fault: its seals say so, and
@@ -20,7 +21,7 @@ use super::slab::ALIGN;
 pub struct SharedMemory {
     /// To be passed on; not kept of what came from the other side.
     file: Option<File>,
-    map: MmapRaw,
+    map: Aligned,
     len: usize,
 }
 
@@ -52,9 +53,6 @@ pub enum NotShared {
 /// What [`rustix::fs::fstatfs`] calls files in memory; those in huge pages of their own have another number.
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
-/// From here on pages are asked for all at once.
-const LARGE: usize = 2 << 20;
-
 impl SharedMemory {
     /// New memory of `len` bytes (a whole number of pages), zeroed.
     ///
@@ -65,12 +63,13 @@ impl SharedMemory {
         rustix::fs::ftruncate(&file, len as u64)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let file = File::from(file);
-        let map = MmapOptions::new().len(len).map_raw(&file)?;
+        let memory = Self { map: Aligned::new(&file, len)?, file: Some(file), len };
         // Streaming through large pages is faster. A kernel that has none says so, and need not have.
+        #[cfg(target_os = "linux")]
         if len >= LARGE {
-            let _ = map.advise(Advice::HugePage);
+            memory.advise(0..len, libc::MADV_HUGEPAGE);
         }
-        Ok(Self { file: Some(file), map, len })
+        Ok(memory)
     }
 
     /// Takes memory that the other side made, once everything that could make an access fault is ruled out.
@@ -93,15 +92,14 @@ impl SharedMemory {
         let wanted = usize::try_from(len).ok().filter(|n| n.is_multiple_of(ALIGN) && *n > 0);
         let Some(wanted) = wanted.filter(|_| found == len) else { return Err(NotShared::Size { found, said: len }) };
         let file = File::from(file);
-        let map = MmapOptions::new().len(wanted).map_raw(&file)?;
-        Ok(Self { file: None, map, len: wanted })
+        Ok(Self { map: Aligned::new(&file, wanted)?, file: None, len: wanted })
     }
 
     /// Makes all of its pages present, and large ones where the system has them: slow, and then no access waits for a page.
     pub fn populate(&self) {
         // Neither is needed for anything but speed.
         #[cfg(target_os = "linux")]
-        let _ = self.map.advise(Advice::PopulateWrite);
+        self.advise(0..self.len, libc::MADV_POPULATE_WRITE);
         self.join(0, self.len);
     }
 
@@ -111,8 +109,19 @@ impl SharedMemory {
         let (from, to) = (from.next_multiple_of(LARGE), to.min(self.len) / LARGE * LARGE);
         #[cfg(target_os = "linux")]
         if from < to {
-            // SAFETY: the range is within this mapping, and joining pages changes no byte.
-            unsafe { libc::madvise(self.start().as_ptr().add(from).cast(), to - from, libc::MADV_COLLAPSE) };
+            self.advise(from..to, libc::MADV_COLLAPSE);
+        }
+    }
+
+    /// Advice about a range of whole pages within this mapping, that changes no byte of it.
+    #[cfg(target_os = "linux")]
+    fn advise(&self, range: Range<usize>, advice: libc::c_int) {
+        debug_assert!(range.end <= self.len);
+        // SAFETY: the range is within this mapping, and the advice given here changes no byte.
+        let done = unsafe { libc::madvise(self.start().as_ptr().add(range.start).cast(), range.len(), advice) };
+        if done != 0 {
+            // Slower, and nothing else.
+            tracing::trace!(advice, error = %io::Error::last_os_error(), "advice about memory was not taken");
         }
     }
 
@@ -129,8 +138,7 @@ impl SharedMemory {
     /// The first byte; valid for [`Self::len`] bytes for as long as this lives. Page-aligned.
     #[inline]
     pub fn start(&self) -> NonNull<u8> {
-        // A mapping is never at address 0; should it be, nothing would be read there.
-        NonNull::new(self.map.as_mut_ptr()).unwrap_or(NonNull::dangling())
+        self.map.start()
     }
 
     /// A number in it that both sides change. `None`: it does not lie within, on a multiple of 4.
