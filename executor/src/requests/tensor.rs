@@ -20,7 +20,7 @@ use crate::session::Object;
 use crate::weights::Found;
 
 /// Up to this size bytes are copied for a client on the thread that received the request.
-const COPIED_HERE: u64 = 256 << 10;
+const COPIED_HERE: u64 = 2 << 20;
 
 impl Core {
     pub(super) fn get(

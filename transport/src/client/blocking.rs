@@ -12,7 +12,7 @@ use super::api::{self, Range};
 use super::engine::Engine;
 use super::lanes::Lanes;
 use super::shares::Passed;
-use super::staging::Staging;
+use super::staging::{JOINED, Staging};
 use super::{Cache, ClientError, ConnectOptions, DeviceInfo, PutOptions, Tensor};
 use crate::connection::{Client, Counters, LanePlan, RequestId};
 use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
@@ -409,6 +409,7 @@ impl Session {
             if self.slabs.len() == RECYCLED {
                 self.slabs.remove(0);
             }
+            slab.join(JOINED);
             self.slabs.push(slab);
         }
     }

@@ -46,25 +46,21 @@ impl Drop for Draft {
 struct Piece {
     bytes: Arc<SharedBytes>,
     slab: Slab,
-    /// How far its pages were joined to large ones.
-    joined: usize,
-    /// It was written before, and is worth joining.
+    /// It was written before, and its pages are worth joining.
     again: bool,
 }
 
 impl Piece {
-    fn join(&mut self, step: usize) {
+    fn join(&self, step: usize) {
         if self.again {
-            let to = self.joined.saturating_add(step).min(self.bytes.len());
-            self.bytes.memory().join(self.joined, to);
-            self.joined = to;
+            self.bytes.memory().join(step);
         }
     }
 }
 
 /// Pages of a piece that is used again are joined to large ones, so many bytes a time: it takes longer than a copy, and is worth
 /// it only for pieces that are written often.
-const JOINED: usize = 16 << 20;
+pub(super) const JOINED: usize = 16 << 20;
 
 /// Bytes of a piece, at the least: those that are not written take no memory, and what fits one fits any.
 const LEAST: usize = 1 << 20;
@@ -137,7 +133,7 @@ impl Staging {
         let bytes = Arc::new(SharedBytes::new(size).ok()?);
         shares.add(bytes.clone());
         let slab = Slab::shared(bytes.clone());
-        self.pieces.push(Piece { bytes, slab, joined: 0, again: false });
+        self.pieces.push(Piece { bytes, slab, again: false });
         self.pieces.last_mut()
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -23,6 +23,8 @@ pub struct SharedMemory {
     file: Option<File>,
     map: Aligned,
     len: usize,
+    /// How far its pages were joined to large ones.
+    joined: AtomicUsize,
 }
 
 /// Why a descriptor from the other side is not taken as shared memory.
@@ -63,7 +65,7 @@ impl SharedMemory {
         rustix::fs::ftruncate(&file, len as u64)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let file = File::from(file);
-        let memory = Self { map: Aligned::new(&file, len)?, file: Some(file), len };
+        let memory = Self { map: Aligned::new(&file, len)?, file: Some(file), len, joined: AtomicUsize::new(0) };
         // Streaming through large pages is faster. A kernel that has none says so, and need not have.
         #[cfg(target_os = "linux")]
         if len >= LARGE {
@@ -92,7 +94,7 @@ impl SharedMemory {
         let wanted = usize::try_from(len).ok().filter(|n| n.is_multiple_of(ALIGN) && *n > 0);
         let Some(wanted) = wanted.filter(|_| found == len) else { return Err(NotShared::Size { found, said: len }) };
         let file = File::from(file);
-        Ok(Self { map: Aligned::new(&file, wanted)?, file: None, len: wanted })
+        Ok(Self { map: Aligned::new(&file, wanted)?, file: None, len: wanted, joined: AtomicUsize::new(0) })
     }
 
     /// Makes all of its pages present, and large ones where the system has them: slow, and then no access waits for a page.
@@ -100,13 +102,18 @@ impl SharedMemory {
         // Neither is needed for anything but speed.
         #[cfg(target_os = "linux")]
         self.advise(0..self.len, libc::MADV_POPULATE_WRITE);
-        self.join(0, self.len);
+        self.join(self.len);
     }
 
-    /// Joins pages between these two offsets to large ones, where they are present and the system has large ones. Those of
-    /// shared memory are off by default for all but those who ask for them this way.
-    pub fn join(&self, from: usize, to: usize) {
-        let (from, to) = (from.next_multiple_of(LARGE), to.min(self.len) / LARGE * LARGE);
+    /// Joins the next `bytes` of its pages to large ones, where they are present and the system has large ones: those of shared memory
+    /// only for who asks for them this way. It takes longer than to write them, and is for memory that is written again and again, a
+    /// little each time.
+    pub fn join(&self, bytes: usize) {
+        let from = self.joined.load(Ordering::Relaxed);
+        let to = from.saturating_add(bytes).min(self.len);
+        self.joined.store(to, Ordering::Relaxed);
+        // A large page that was begun the last time is joined once the rest of it is asked for.
+        let (from, to) = (from / LARGE * LARGE, to / LARGE * LARGE);
         #[cfg(target_os = "linux")]
         if from < to {
             self.advise(from..to, libc::MADV_COLLAPSE);
@@ -319,6 +326,36 @@ mod tests {
         assert!(theirs.read(ALIGN - 2, &mut seen) && seen == [1, 2, 3]);
         assert!(!ours.write(2 * ALIGN - 2, &seen) && !ours.read(usize::MAX, &mut seen));
         assert!(ours.counter(2 * ALIGN).is_none() && ours.counter(1).is_none() && ours.counter(usize::MAX).is_none());
+    }
+
+    /// Pages in large ones within this mapping, as the system counts them.
+    fn joined(memory: &SharedMemory) -> Option<u64> {
+        let start = format!("{:x}-", memory.start().as_ptr() as usize);
+        let maps = std::fs::read_to_string("/proc/self/smaps").ok()?;
+        let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let line = lines.find(|line| line.starts_with("ShmemPmdMapped:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+    }
+
+    /// None ever was: mappings lay at any page, and steps of less than a large page passed over each of them.
+    #[test]
+    fn pages_are_joined_by_steps_of_any_size() {
+        let len = 3 * LARGE + ALIGN;
+        for step in [LARGE / 2, LARGE, LARGE + ALIGN, usize::MAX] {
+            let memory = SharedMemory::new(len).unwrap();
+            assert!(memory.write(0, &vec![7; len]));
+            // SAFETY: the first large page of this mapping; joining changes no byte.
+            let can = unsafe { libc::madvise(memory.start().as_ptr().cast(), LARGE, libc::MADV_COLLAPSE) } == 0;
+            if !can {
+                // A kernel before 6.1, or one without large pages, or no large page is free now.
+                return;
+            }
+            (0..7).for_each(|_| memory.join(step));
+            let mut seen = vec![0; len];
+            assert!(memory.read(0, &mut seen) && seen.iter().all(|&b| b == 7));
+            let joined = joined(&memory);
+            assert!(joined.is_none_or(|bytes| bytes >= LARGE as u64), "step {step}: {joined:?} of {len}");
+        }
     }
 
     #[test]

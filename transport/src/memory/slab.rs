@@ -53,6 +53,13 @@ impl Slab {
         true
     }
 
+    /// Joins the next `bytes` of its pages to large ones, if it is shared: for memory that is used again.
+    pub(crate) fn join(&self, bytes: usize) {
+        if let Backing::Shared(shared) = &self.block.backing {
+            shared.memory().join(bytes);
+        }
+    }
+
     /// Whether a server may read its bytes now.
     pub(crate) fn is_used(&self) -> bool {
         matches!(&self.block.backing, Backing::Shared(bytes) if bytes.is_used())
