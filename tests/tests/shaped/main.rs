@@ -224,7 +224,7 @@ const FAR: &[&str] =
 fn far_away() {
     let delay = [FAR, &["10ms"]].concat();
     let load = Load { bytes: 4 << 20, ..STEADY };
-    on("100 Mb/s, delay 20 ms", &["tcp", "uring"], Need::Netem, &[&delay], load);
+    on("100 Mb/s, delay 20 ms", &["tcp", "uring", "tcps"], Need::Netem, &[&delay], load);
 }
 
 #[test]

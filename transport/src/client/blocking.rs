@@ -14,7 +14,7 @@ use super::lanes::Lanes;
 use super::shares::Passed;
 use super::staging::{JOINED, Staging};
 use super::{Cache, ClientError, ConnectOptions, DeviceInfo, PutOptions, Tensor};
-use crate::connection::{Client, Counters, LanePlan, RequestId};
+use crate::connection::{Client, Counters, LanePlan, RequestId, SlicePlan};
 use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
@@ -111,6 +111,11 @@ impl Session {
         self.engine.client().lane_plan()
     }
 
+    /// How large slices it asks for, and why.
+    pub fn slice_plan(&mut self) -> SlicePlan {
+        self.engine.client().slice_plan()
+    }
+
     /// What the server said when the connection began; `None` while there is none.
     pub fn welcome(&mut self) -> Option<Welcome> {
         self.engine.client().welcome().copied()
@@ -118,7 +123,7 @@ impl Session {
 
     /// For a transfer of `total` bytes.
     fn slice_bytes(&mut self, total: u64) -> u32 {
-        slice_bytes_for(total, self.engine.client().welcome().map_or(1 << 18, |w| w.slice_bytes))
+        slice_bytes_for(total, self.slice_plan().bytes)
     }
 
     // ---- small things

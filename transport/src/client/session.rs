@@ -102,7 +102,7 @@ impl Session {
                     Some(error) => Err(error.clone()),
                     None => {
                         let (eager, slice) =
-                            client.welcome().map_or((0, 1 << 18), |w| (u64::from(w.eager_bytes), w.slice_bytes));
+                            (client.welcome().map_or(0, |w| u64::from(w.eager_bytes)), client.slice_plan().bytes);
                         Ok((eager, slice, shares))
                     }
                 };

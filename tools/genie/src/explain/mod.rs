@@ -110,7 +110,7 @@ pub(crate) fn run(args: &ExplainArgs, say: Say) -> Result<()> {
 
 fn explain(session: &mut Session, asked: &Uri, uri: &Uri, report: Option<&Report>) -> Result<Explained> {
     let welcome = session.welcome().context("the connection broke: try again")?;
-    let plan = session.lane_plan();
+    let (plan, slices) = (session.lane_plan(), session.slice_plan());
     let mechanism = Mechanism::of(uri)?;
     let round_trip = round_trip(session)?;
     let (put_gb_s, copies_per_byte) = puts(session)?;
@@ -136,8 +136,8 @@ fn explain(session: &mut Session, asked: &Uri, uri: &Uri, report: Option<&Report
         lanes_why: plan.why,
         eager_bytes: u64::from(welcome.eager_bytes),
         eager_why: "fixed: the server says so, nothing is measured; larger payloads go in slices over the bulk lanes",
-        slice_bytes: u64::from(welcome.slice_bytes),
-        slice_why: "fixed: the server says so, nothing is measured; still in the cache when it is sent, after its checksum",
+        slice_bytes: u64::from(slices.bytes),
+        slice_why: slices.why,
         credits: welcome.credits,
         zero_copy,
         zero_copy_why,

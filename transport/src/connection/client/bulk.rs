@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::bulk_out::Resent;
 use super::super::peer::LATE_A_LANE;
 use super::super::requests::{Bulk, Quiet};
-use super::options::{LaneCounts, LanePlan};
+use super::options::{LaneCounts, LanePlan, SlicePlan};
 use super::{Client, ClientError, after};
 use crate::auth::lane_proof;
 use crate::connection::BulkEvent;
@@ -31,6 +31,11 @@ impl Client {
     /// How many bulk lanes it uses, and why: decided by how long the answer took to the question for a session.
     pub fn lane_plan(&self) -> LanePlan {
         LanePlan::new(self.options.lanes, self.rtt)
+    }
+
+    /// How large slices it asks for, and why: decided by the same, and by what the server prefers.
+    pub fn slice_plan(&self) -> SlicePlan {
+        SlicePlan::new(self.welcome.map_or(1 << 18, |welcome| welcome.slice_bytes), self.rtt)
     }
 
     /// The number of a bulk lane to open now. Its driver makes a [`crate::connection::ClientLane`], or says

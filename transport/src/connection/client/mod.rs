@@ -11,7 +11,7 @@ mod options;
 mod tests;
 
 use self::lane_book::LaneBook;
-pub use self::options::{ClientError, ClientOptions, Counters, LaneCounts, LanePlan};
+pub use self::options::{ClientError, ClientOptions, Counters, LaneCounts, LanePlan, SlicePlan};
 
 use std::io;
 use std::sync::Arc;

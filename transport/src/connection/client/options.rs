@@ -144,6 +144,34 @@ impl LanePlan {
     }
 }
 
+/// How large the slices are that a client asks for, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlicePlan {
+    /// Bytes of each but the last, where a transfer has no more of them than it may.
+    pub bytes: u32,
+    /// In words, for whoever asks.
+    pub why: &'static str,
+}
+
+/// From such a round trip on there is a network between that is shared by several lanes, and slower than they are. One exchange tells: a
+/// busy host now and then takes a millisecond or two for it itself.
+const FAR: Duration = Duration::from_millis(5);
+
+/// There.
+const FAR_SLICE: u32 = 64 << 10;
+
+impl SlicePlan {
+    /// What the server prefers, or less.
+    pub(super) fn new(prefers: u32, rtt: Duration) -> Self {
+        if rtt < FAR || prefers <= FAR_SLICE {
+            let why = "fixed: the server says so, nothing is measured; still in the cache when it is sent, after its checksum";
+            return Self { bytes: prefers, why };
+        }
+        let why = "an answer took 5 ms or more: small enough that lanes which share a slow path end together";
+        Self { bytes: FAR_SLICE, why }
+    }
+}
+
 /// What went over the lanes, and what happened to them.
 #[derive(Debug, Default)]
 pub struct Counters {

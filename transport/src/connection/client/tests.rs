@@ -414,6 +414,14 @@ fn a_long_greeting_is_no_long_way() {
     assert!(client.wants_lanes() > 1);
 }
 
+/// Seven lanes that shared 100 Mb/s had two or three slices of 4 MiB each: those with three were alone for a third of the time.
+#[test]
+fn slices_are_smaller_where_lanes_share_a_slow_path() {
+    let plan = |prefers, ms| SlicePlan::new(prefers, Duration::from_millis(ms)).bytes;
+    assert_eq!([plan(256 << 10, 0), plan(256 << 10, 2), plan(256 << 10, 20)], [256 << 10, 256 << 10, 64 << 10]);
+    assert_eq!(plan(16 << 10, 20), 16 << 10, "the server prefers smaller ones yet");
+}
+
 /// "For ever" was added to a moment, which no clock can say: the session's thread panicked.
 #[test]
 fn patience_without_end_is_no_panic() {
