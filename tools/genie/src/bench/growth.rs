@@ -187,10 +187,14 @@ struct Growth<'a> {
 
 impl Growth<'_> {
     fn connections(&mut self, counts: &[u32], rows: &mut Vec<Row>) -> Result<()> {
-        let mut sessions: Vec<Session> = Vec::new();
+        // First, and then closed: this process has descriptors for so many connections, not for twice as many.
         let mut plain = Vec::new();
+        let floors: Vec<Floor> =
+            counts.iter().map(|&count| self.floor(count, Some(&mut plain))).collect::<Result<_>>()?;
+        drop(plain);
+        let mut sessions: Vec<Session> = Vec::new();
         let before = Usage::look(self.observer)?;
-        for &count in counts {
+        for (&count, floor) in counts.iter().zip(floors) {
             let (began, had) = (Instant::now(), sessions.len());
             while sessions.len() < count as usize {
                 let session = connect::another(self.uri, self.args.link, connect::lasting(self.args.time))
@@ -198,7 +202,6 @@ impl Growth<'_> {
                 sessions.push(session);
             }
             let each = began.elapsed().as_secs_f64() / (sessions.len() - had).max(1) as f64;
-            let floor = self.floor(count, Some(&mut plain))?;
             // All of them are there: who says nothing for long is taken for dead.
             sessions.iter_mut().try_for_each(|session| session.ping().map(|_| ()))?;
             let Some(first) = sessions.first_mut() else { continue };

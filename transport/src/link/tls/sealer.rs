@@ -66,6 +66,11 @@ impl Sealer {
             self.renew(open)?;
             self.make_room(lane, open)?;
         }
+        if open.asked.load(Ordering::Acquire) != 0 {
+            // Before more of this side's own: the other side may wait for it.
+            self.answer(lane, open)?;
+            self.make_room(lane, open)?;
+        }
         let taken = self.seal_batch(lane, open, bufs)?;
         // What is sealed counts as sent: the rest of it goes with the next call.
         self.flush(lane, open)?;

@@ -256,8 +256,10 @@ impl Stream for TlsStream {
 
     fn arm(&self, read: bool, write: bool) -> bool {
         let held = self.open.get().is_some_and(|open| {
-            // Whoever has the sealer now, sends.
-            if let Ok(mut sealer) = open.sealer.try_lock() {
+            // Whoever has the sealer now, sends. One that waits for an answer goes on with the memory that it has.
+            if !open.stalled.load(Ordering::Acquire)
+                && let Ok(mut sealer) = open.sealer.try_lock()
+            {
                 sealer.rest();
             }
             let mut opener = lock(&open.opener);
@@ -486,6 +488,8 @@ mod tests {
                 stalls += 1;
                 let waits = client.interest(false, true);
                 assert!(waits.read && !waits.write, "only an answer moves it on");
+                rest([&client, &server]);
+                assert!(held(&client) >= 2 << 20, "what was not read is not given up");
             }
             // As much as is there, or a part of it.
             let part = if stalls % 2 == 0 { 100_000 } else { bytes.len() };
