@@ -237,7 +237,7 @@ fn far_away_and_unsteady() {
 #[test]
 fn far_away_and_lossy() {
     let lossy = [FAR, &["10ms", "2ms", "loss", "1%"]].concat();
-    let load = Load { bytes: 2 << 20, gets: 3, rounds: 7 };
+    let load = Load { bytes: 2 << 20, gets: 2, rounds: 5 };
     on("100 Mb/s, delay 20 ms, jitter, loss 1 %", &["tcp"], Need::Netem, &[SINGLE, &lossy], load);
 }
 
