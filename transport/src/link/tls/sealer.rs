@@ -149,6 +149,9 @@ impl Sealer {
             self.ring = lane.socket().and_then(|_| Ring::new());
             // Where there is none now, it is not looked for with every slice.
             self.by_pages = self.ring.is_some();
+            if !self.by_pages {
+                tracing::debug!("records are copied to the socket: there is no ring or no pipe for their pages here");
+            }
         }
         self.ring.is_some()
     }
