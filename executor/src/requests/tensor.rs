@@ -19,7 +19,8 @@ use crate::rights::scoped;
 use crate::session::Object;
 use crate::weights::Found;
 
-/// Up to this size bytes are copied for a client on the thread that received the request.
+/// Up to this size bytes are copied for a client on the thread that received the request: 50 us of memory that is there, a few hundred of
+/// memory that is touched for the first time. To hand them to another thread takes 70 us on two cores.
 const COPIED_HERE: u64 = 2 << 20;
 
 impl Core {
