@@ -5,7 +5,7 @@
 //! moves none, lookups read only the rows they return, attention reads the cache's tokens. Numbers saturate.
 
 use crate::graph::{Graph, Node};
-use crate::op::{LinearLayout, Op};
+use crate::op::{LinearLayout, Op, QuantFormat};
 use crate::size::Sizes;
 use crate::types::{Cost, TensorType};
 
@@ -55,13 +55,21 @@ pub(crate) fn node_cost(graph: &Graph, node: &Node, sizes: &Sizes) -> Cost {
         Op::Sigmoid => per_element(4),
         Op::Silu | Op::Softmax { .. } => per_element(5),
         Op::Gelu { tanh } => per_element(if *tanh { 9 } else { 5 }),
-        Op::RmsNorm { .. } => per_element(4),
+        Op::Dequantize { format, .. } => per_element(if *format == QuantFormat::Q8_0 { 1 } else { 2 }),
+        Op::Conv2d { .. } => {
+            // An output's products: those of a weight row.
+            let dims = input(1).map_or(&[][..], |w| w.shape.0.get(1..).unwrap_or_default());
+            let taps = dims.iter().fold(1, |p: u64, &d| p.saturating_mul(sizes.dim(d)));
+            per_element(taps.saturating_mul(2).saturating_add(u64::from(node.inputs.len() > 2)))
+        }
+        Op::Pool { kernel, .. } => per_element(kernel.iter().fold(1, |p: u64, &k| p.saturating_mul(k.into()))),
+        Op::RmsNorm { .. } | Op::BatchNorm { .. } => per_element(4),
         Op::LayerNorm { .. } => per_element(7),
         Op::Rope { .. } => per_element(3),
         Op::Attention { heads, kv_heads, head_dim, causal, .. } => {
             attention(node, input(3), [*heads, *kv_heads, *head_dim], *causal, sizes, [read(0), read(1), read(2)])
         }
-        Op::Transpose { .. } | Op::Concat { .. } | Op::Cast { .. } => per_element(0),
+        Op::Transpose { .. } | Op::Concat { .. } | Op::Cast { .. } | Op::Scatter => per_element(0),
         Op::Slice { .. } => Cost { flops: 0, bytes: written.saturating_mul(2) },
         Op::Reduce { .. } | Op::ArgMax { .. } => per_input(1),
         Op::Sample => per_input(5),
@@ -109,8 +117,11 @@ fn product(factors: &[u64]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::builder::GraphBuilder;
     use crate::example::model;
     use crate::graph::NodeId;
+    use crate::op::{InputRole, PoolKind};
+    use crate::types::{DType, Shape};
 
     const SIZES: Sizes = Sizes { batch: 2, sequence: 3, position: 10 };
 
@@ -135,6 +146,33 @@ mod tests {
         assert_eq!(costs("reshape", &SIZES), [Cost::default()]);
         assert_eq!(costs("slice", &SIZES), [Cost { flops: 0, bytes: 2 * 16 * 4 }]);
         assert!(costs("input", &SIZES).iter().all(|&c| c == Cost::default()));
+    }
+
+    #[test]
+    fn images_and_blocks_cost_what_their_windows_and_bytes_do() {
+        let ty = |dtype, dims: &[u64]| TensorType { dtype, shape: Shape::fixed(dims) };
+        let cost = |op: Op, inputs: &[TensorType]| {
+            let mut g = GraphBuilder::new("one");
+            let ids = inputs.iter().enumerate().map(|(i, ty)| g.input(&i.to_string(), InputRole::Argument, ty.clone()));
+            let ids: Vec<_> = ids.collect::<Result<_, _>>().unwrap();
+            let y = g.push(op, &ids).unwrap();
+            g.output("y", y);
+            g.finish().unwrap().cost(y, &SIZES)
+        };
+        let (x, w, c) = (ty(DType::F32, &[2, 4, 5, 5]), ty(DType::F16, &[6, 2, 3, 3]), |n: u64| ty(DType::F32, &[n]));
+        let conv = Op::Conv2d { stride: [1; 2], padding: [0; 4], dilation: [1; 2], groups: 2 };
+        // 2 images of 6 channels of 3 by 3; each output sums 2 * 3 * 3 products and adds a bias.
+        let bytes = 200 * 4 + 108 * 2 + 6 * 4 + 108 * 4;
+        assert_eq!(cost(conv, &[x.clone(), w, c(6)]), Cost { flops: 108 * 37, bytes });
+        let pool =
+            Op::Pool { kind: PoolKind::Max, kernel: [2, 3], stride: [1, 2], padding: [0; 4], count_padding: false };
+        assert_eq!(cost(pool, std::slice::from_ref(&x)), Cost { flops: 64 * 6, bytes: (200 + 64) * 4 });
+        let norm = cost(Op::BatchNorm { eps: 0.0 }, &[x, c(4), c(4), c(4), c(4)]);
+        assert_eq!(norm, Cost { flops: 200 * 4, bytes: (400 + 16) * 4 });
+        let dequantize = Op::Dequantize { format: QuantFormat::Q4_0, to: DType::F16 };
+        assert_eq!(cost(dequantize, &[ty(DType::U8, &[3, 36])]), Cost { flops: 192 * 2, bytes: 108 + 384 });
+        let scatter = [ty(DType::F32, &[7, 2]), ty(DType::I64, &[3]), ty(DType::F32, &[3, 2])];
+        assert_eq!(cost(Op::Scatter, &scatter), Cost { flops: 0, bytes: 56 + 24 + 24 + 56 });
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn attributes(op: &Op, f: &mut Formatter<'_>) -> Result {
         Op::Rand { seed } | Op::Randn { seed } => write!(f, " seed={seed}"),
         Op::Embedding { dtype } => write!(f, " dtype={dtype}"),
         Op::Linear { layout } => write!(f, " layout={layout:?}"),
-        Op::RmsNorm { eps } | Op::LayerNorm { eps } => write!(f, " eps={eps:e}"),
+        Op::RmsNorm { eps } | Op::LayerNorm { eps } | Op::BatchNorm { eps } => write!(f, " eps={eps:e}"),
         Op::Rope { theta, head_dim, style } => write!(f, " theta={theta} head_dim={head_dim} style={style:?}"),
         Op::Gelu { tanh } => write!(f, " tanh={tanh}"),
         Op::Softmax { axis } | Op::Concat { axis } | Op::ArgMax { axis } => write!(f, " axis={axis}"),
@@ -76,6 +76,14 @@ fn attributes(op: &Op, f: &mut Formatter<'_>) -> Result {
             write!(f, " keep_dims={keep_dims}")
         }
         Op::Cast { to } => write!(f, " to={to}"),
+        Op::Dequantize { format, to } => write!(f, " format={format:?} to={to}"),
+        Op::Conv2d { stride, padding, dilation, groups } => {
+            write!(f, " stride={stride:?} padding={padding:?} dilation={dilation:?} groups={groups}")
+        }
+        Op::Pool { kind, kernel, stride, padding, count_padding } => write!(
+            f,
+            " kind={kind:?} kernel={kernel:?} stride={stride:?} padding={padding:?} count_padding={count_padding}"
+        ),
         Op::Zeros
         | Op::Ones
         | Op::MatMul
@@ -93,7 +101,8 @@ fn attributes(op: &Op, f: &mut Formatter<'_>) -> Result {
         | Op::Log
         | Op::Sqrt
         | Op::Sample
-        | Op::Gather => Ok(()),
+        | Op::Gather
+        | Op::Scatter => Ok(()),
     }
 }
 
@@ -182,7 +191,8 @@ names! {
 
 #[cfg(test)]
 mod tests {
-    use crate::example::model;
+    use crate::example::{B, model, n};
+    use crate::{DType, GraphBuilder, InputRole, Op, QuantFormat, TensorType};
 
     #[test]
     fn a_dump_reads_well() {
@@ -198,5 +208,23 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
         }
         assert!(text.contains(" dims=[batch, -1]: f32 [batch, 8]") && text.contains(" axis=1 [-1::1]: "), "{text}");
+    }
+
+    #[test]
+    fn windows_and_formats_are_shown() {
+        let mut g = GraphBuilder::new("g");
+        let x = g.input("x", InputRole::Argument, TensorType::new(DType::U8, [B, n(1), n(4), n(18)])).unwrap();
+        let x = g.push(Op::Dequantize { format: QuantFormat::Q4_0, to: DType::F32 }, &[x]).unwrap();
+        let w = g.input("w", InputRole::Weight, TensorType::new(DType::F32, [n(2), n(1), n(3), n(3)])).unwrap();
+        let op = Op::Conv2d { stride: [2, 1], padding: [0, 1, 0, 1], dilation: [1, 1], groups: 1 };
+        let y = g.push(op, &[x, w]).unwrap();
+        g.output("y", y);
+        let text = g.finish().unwrap().dump();
+        for line in [
+            "  %1 = dequantize(%0) format=Q4_0 to=f32: f32 [batch, 1, 4, 32]",
+            "  %3 = conv2d(%1, %2) stride=[2, 1] padding=[0, 1, 0, 1] dilation=[1, 1] groups=1: f32 [batch, 2, 1, 32]",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
+        }
     }
 }

@@ -79,7 +79,7 @@ pub use builder::GraphBuilder;
 pub use codec::{DecodeError, decode, encode};
 pub use graph::{Graph, Node, NodeId, Output};
 pub use infer::{InferError, infer};
-pub use op::{InputRole, LinearLayout, Op, ReduceKind, RopeStyle};
+pub use op::{InputRole, LinearLayout, Op, PoolKind, QuantFormat, ReduceKind, RopeStyle};
 pub use sample::{Candidate, sample_row};
 pub use size::{Sizes, TypeError, byte_len};
 pub use types::{Annotation, Cost, DType, Dim, Modality, Phase, Residency, Shape, Symbol, TensorType};

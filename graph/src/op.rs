@@ -58,11 +58,51 @@ pub enum ReduceKind {
     Prod = 4,
 }
 
+/// A block format of GGUF: 32 numbers that share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum QuantFormat {
+    /// 34 bytes: scale d (f16), then 32 signed bytes q; the numbers are `q * d`.
+    Q8_0 = 0,
+    /// 18 bytes: scale d (f16), then 16 bytes whose low nibbles q are numbers 0..16 and whose high ones are 16..32; the
+    /// numbers are `(q - 8) * d`.
+    Q4_0 = 1,
+    /// 20 bytes: scale d and least m (f16 both), then nibbles as in Q4_0; the numbers are `q * d + m`.
+    Q4_1 = 2,
+}
+
+impl QuantFormat {
+    /// Every format, in codec order.
+    pub const ALL: [Self; 3] = [Self::Q8_0, Self::Q4_0, Self::Q4_1];
+
+    /// Numbers in a block.
+    pub const BLOCK: u64 = 32;
+
+    /// Bytes that a block takes.
+    pub const fn block_bytes(self) -> u64 {
+        match self {
+            Self::Q8_0 => 34,
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+        }
+    }
+}
+
+/// What a pool makes of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum PoolKind {
+    /// The largest; NaN if any element is. Padding is never the largest.
+    Max = 0,
+    /// Arithmetic mean. Padding counts as zeros, in the divisor only if the op says so.
+    Average = 1,
+}
+
 /// One operation. Floating-point ops accumulate in f32 whatever the element type.
 ///
 /// Shapes: `..` stands for any leading dimensions. "Float" is f32, f16 or bf16; the result has the first input's type
-/// unless said otherwise. Linear, MatMul, Embedding and the norms accept weights of another float type than the
-/// activation; the result has the activation's.
+/// unless said otherwise. Linear, MatMul, Embedding, Conv2d and the norms accept weights of another float type than the
+/// activation; the result has the activation's. Images are `[N, C, H, W]` with fixed C, H and W; N is fixed or the batch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     /// A value from outside. No inputs; the node's declared type is the input's type.
@@ -245,6 +285,55 @@ pub enum Op {
     },
     /// x `[V, ..]`, ids `[..]` i32/i64 -> rows of x. Out of range is a run-time error.
     Gather,
+    /// x u8 `[.., W]`, blocks as GGUF stores them (W fixed, a multiple of the block's bytes) -> `[.., W / block bytes * 32]`
+    /// of `to`. Each number is worked out in f32, one rounding an operation, then converted. Bytes are not checked: a scale
+    /// that is NaN or infinite gives such numbers.
+    ///
+    /// A device may read the blocks where the result is used instead of storing it: a [`Op::Linear`] of layout
+    /// [`LinearLayout::OutIn`] over a quantised weight, with the same bits, or of the numbers before they are rounded to `to`. Rows of a quantised table are taken by
+    /// [`Op::Gather`] first.
+    Dequantize {
+        /// How the blocks are laid out.
+        format: QuantFormat,
+        /// Float type of the result.
+        to: DType,
+    },
+    /// x `[N, C, H, W]` float, weight `[O, C / groups, kh, kw]`, optional bias `[O]` as third input -> `[N, O, H', W']` with
+    /// H' = (H + top + bottom - dilation * (kh - 1) - 1) / stride + 1, rounded down, and W' alike. Output channel o sees the
+    /// input channels of its group. Padding is zeros; what an infinite weight makes of it is the device's.
+    Conv2d {
+        /// Rows and columns from one window to the next; at least 1.
+        stride: [u32; 2],
+        /// Rows and columns of zeros around x: top, left, bottom, right.
+        padding: [u32; 4],
+        /// Rows and columns from one element of a window to the next; at least 1.
+        dilation: [u32; 2],
+        /// Divides C and O.
+        groups: u32,
+    },
+    /// x `[N, C, ..]` with fixed C; weight, bias, mean and variance each `[C]` -> (x - mean) / sqrt(variance + eps) * weight +
+    /// bias, a channel each: the inference form (Ioffe and Szegedy 2015).
+    BatchNorm {
+        /// Added under the root.
+        eps: f32,
+    },
+    /// x `[N, C, H, W]` float -> `[N, C, H', W']` with H' = (H + top + bottom - kernel) / stride + 1, rounded down, and W'
+    /// alike. Every window has an element of x, for padding is smaller than the kernel.
+    Pool {
+        /// What is computed.
+        kind: PoolKind,
+        /// Rows and columns of a window; at least 1.
+        kernel: [u32; 2],
+        /// Rows and columns from one window to the next; at least 1.
+        stride: [u32; 2],
+        /// Rows and columns around x: top, left, bottom, right; each smaller than the kernel.
+        padding: [u32; 4],
+        /// Whether an average divides by the whole window's elements, not only by those of x.
+        count_padding: bool,
+    },
+    /// x `[V, ..]`, ids `[n]` i32/i64, updates `[n, ..]` of x's type -> x with row `ids[i]` replaced by row i of updates; of
+    /// equal ids the last counts. An id outside 0..V is a run-time error.
+    Scatter,
 }
 
 impl Op {
@@ -295,6 +384,11 @@ impl Op {
             Self::Sample => "sample",
             Self::Cast { .. } => "cast",
             Self::Gather => "gather",
+            Self::Dequantize { .. } => "dequantize",
+            Self::Conv2d { .. } => "conv2d",
+            Self::BatchNorm { .. } => "batch_norm",
+            Self::Pool { .. } => "pool",
+            Self::Scatter => "scatter",
         }
     }
 

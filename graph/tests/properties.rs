@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use genie_graph::{
-    Annotation, DType, Dim, GraphBuilder, InputRole, LinearLayout, Modality, NodeId, Op, Phase, ReduceKind, RopeStyle,
-    Shape, Sizes, Symbol, TensorType, VerifiedGraph, VerifyError, decode, encode, infer, verify,
+    Annotation, DType, Dim, GraphBuilder, InputRole, LinearLayout, Modality, NodeId, Op, Phase, PoolKind, QuantFormat,
+    ReduceKind, RopeStyle, Shape, Sizes, Symbol, TensorType, VerifiedGraph, VerifyError, decode, encode, infer, verify,
 };
 use proptest::prelude::*;
 
@@ -54,9 +54,20 @@ fn build(steps: &[Step]) -> VerifiedGraph {
         } else {
             // The cache is for attention only.
             let read: Vec<NodeId> = (0..3).map(pick).filter(|&i| i != nodes[6]).collect();
-            let (x, gain) = (nodes[0], nodes[3]);
-            let tries: [&[NodeId]; 5] =
-                [&read, &read[..read.len() / 2], &[x, nodes[1]], &[x, gain, gain], &[x, nodes[5]]];
+            let (x, gain, image) = (nodes[0], nodes[3], nodes[10]);
+            let tries: [&[NodeId]; 11] = [
+                &read,
+                &read[..read.len() / 2],
+                &[x, nodes[1]],
+                &[x, gain],
+                &[x, gain, gain],
+                &[x, nodes[5]],
+                &[image],
+                &[image, nodes[11]],
+                &[image, gain, gain, gain, gain],
+                &[nodes[12]],
+                &[nodes[2], nodes[13], nodes[14]],
+            ];
             tries.into_iter().find_map(|inputs| g.push(op.clone(), inputs).ok())
         };
         nodes.extend(made);
@@ -84,6 +95,11 @@ fn inputs(g: &mut GraphBuilder) -> Vec<NodeId> {
         ("real", InputRole::SamplingReal, f32s(&[B, n(2)])),
         ("int", InputRole::SamplingInt, TensorType::new(DType::I64, [B, n(2)])),
         ("flags", InputRole::Argument, TensorType::new(DType::Bool, [n(2), n(3), n(4)])),
+        ("image", InputRole::Argument, f32s(&[B, n(8), n(5), n(4)])),
+        ("kernel", InputRole::Weight, TensorType::new(DType::F16, [n(8), n(4), n(3), n(2)])),
+        ("blocks", InputRole::Weight, TensorType::new(DType::U8, [n(8), n(34 * 18 * 20)])),
+        ("ids", InputRole::Argument, TensorType::new(DType::I64, [n(3)])),
+        ("rows", InputRole::Argument, f32s(&[n(3), n(8)])),
     ]
     .into_iter()
     .map(|(name, role, ty)| g.input(name, role, ty).expect("the inputs are valid"))
@@ -141,6 +157,22 @@ fn ops([a, b, c, d]: [u32; 4], ty: &TensorType) -> Vec<Op> {
         Op::Sample,
         Op::Cast { to: dtype },
         Op::Gather,
+        Op::Dequantize { format: QuantFormat::ALL[a as usize % 3], to: dtype },
+        Op::Conv2d {
+            stride: [1 + a % 3, 1 + b % 3],
+            padding: [a % 2, b % 3, c % 2, d % 3],
+            dilation: [1; 2],
+            groups: 2,
+        },
+        Op::BatchNorm { eps: 1e-5 },
+        Op::Pool {
+            kind: if a % 2 == 0 { PoolKind::Max } else { PoolKind::Average },
+            kernel: [1 + a % 3, 1 + b % 3],
+            stride: [1 + c % 3, 1 + d % 3],
+            padding: [a % (1 + a % 3), 0, c % (1 + a % 3), 0],
+            count_padding: b % 2 == 0,
+        },
+        Op::Scatter,
     ]
 }
 
@@ -263,6 +295,16 @@ proptest! {
             Op::Reduce { kind: ReduceKind::Mean, axes: vec![x as i32, y as i32], keep_dims: true },
             Op::Attention { layer: x, heads: x, kv_heads: y, head_dim: x, scale: f32::from_bits(y), causal: true },
             Op::Rope { theta: f32::from_bits(x), head_dim: y, style: RopeStyle::Half },
+            Op::Conv2d { stride: [x, y], padding: [y, x, x, y], dilation: [y % 4, x], groups: y % 3 },
+            Op::Conv2d { stride: [1; 2], padding: [x; 4], dilation: [1; 2], groups: 1 },
+            Op::Pool {
+                kind: PoolKind::Max,
+                kernel: [x, y],
+                stride: [y, 1],
+                padding: [x / 2, y / 2, x / 3, y / 3],
+                count_padding: true,
+            },
+            Op::BatchNorm { eps: f32::from_bits(y) },
         ]);
         let inputs: Vec<&TensorType> = types.iter().collect();
         if let Ok(ty) = infer(&ops[kind % ops.len()], &inputs) {
@@ -301,6 +343,6 @@ fn the_generator_reaches_every_op() {
         .map(Op::name)
         .chain(["input"])
         .collect();
-    assert_eq!(all.len(), 38);
+    assert_eq!(all.len(), 43);
     assert_eq!(seen, all, "missing: {:?}", all.difference(&seen).collect::<Vec<_>>());
 }

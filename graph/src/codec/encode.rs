@@ -107,6 +107,16 @@ impl Writer {
             Op::Sample => self.with(35, &[]),
             Op::Cast { to } => self.with(36, &[Code(to.code())]),
             Op::Gather => self.with(37, &[]),
+            Op::Dequantize { format, to } => self.with(38, &[Code(*format as u8), Code(to.code())]),
+            Op::Conv2d { stride, padding, dilation, groups } => {
+                self.with(39, &[U32s(stride), U32s(padding), U32s(dilation), U32(*groups)]);
+            }
+            Op::BatchNorm { eps } => self.with(40, &[F32(*eps)]),
+            Op::Pool { kind, kernel, stride, padding, count_padding } => {
+                let sizes = [Code(*kind as u8), U32s(kernel), U32s(stride), U32s(padding), Bool(*count_padding)];
+                self.with(41, &sizes);
+            }
+            Op::Scatter => self.with(42, &[]),
         }
     }
 

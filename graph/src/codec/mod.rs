@@ -84,17 +84,25 @@
 //! 35  sample
 //! 36  cast        to code
 //! 37  gather
+//! 38  dequantize  format code, to code
+//! 39  conv2d      stride list of 2 u32, padding list of 4 u32, dilation list of 2 u32, groups u32
+//! 40  batch_norm  eps f32
+//! 41  pool        kind code, kernel list of 2 u32, stride list of 2 u32, padding list of 4 u32, count_padding bool
+//! 42  scatter
 //! ```
 //!
 //! Codes: role: argument 0, weight 1, kv-cache 2, tokens 3, positions 4, sampling-real 5, sampling-int 6; style: half 0,
-//! interleaved 1; layout: out-in 0, in-out 1; kind: sum 0, mean 1, max 2, min 3, prod 4; dtype and to: as element types.
-//! The dimension -1 of a reshape is the fixed size 2^64 - 1.
+//! interleaved 1; layout: out-in 0, in-out 1; kind of a reduction: sum 0, mean 1, max 2, min 3, prod 4; kind of a pool: max 0,
+//! average 1; format: q8_0 0, q4_0 1, q4_1 2; dtype and to: as element types. The four numbers of a padding are top, left,
+//! bottom, right. New ops are appended, and a reader that lacks one says so: an op's encoding never changes. The dimension -1 of a reshape is the fixed size 2^64 - 1.
 
 mod decode;
 mod encode;
+mod error;
 
-pub use decode::{DecodeError, decode};
+pub use decode::decode;
 pub use encode::encode;
+pub use error::DecodeError;
 
 const MAGIC: [u8; 4] = *b"GSRG";
 const VERSION: u16 = 1;
@@ -137,7 +145,7 @@ mod tag {
 }
 
 /// Op names by code; an op's place here never changes.
-const OPS: [&str; 38] = [
+const OPS: [&str; 43] = [
     "input",
     "zeros",
     "ones",
@@ -176,6 +184,11 @@ const OPS: [&str; 38] = [
     "sample",
     "cast",
     "gather",
+    "dequantize",
+    "conv2d",
+    "batch_norm",
+    "pool",
+    "scatter",
 ];
 
 #[cfg(test)]

@@ -2,8 +2,8 @@ use super::*;
 use crate::example::{B, S, model, n};
 use crate::limits::{MAX_NAME_BYTES, MAX_NODES};
 use crate::{
-    Annotation, DType, Graph, InputRole, LinearLayout, Modality, Node, NodeId, Op, Output, Phase, ReduceKind,
-    Residency, RopeStyle, TensorType,
+    Annotation, DType, Graph, InputRole, LinearLayout, Modality, Node, NodeId, Op, Output, Phase, PoolKind,
+    QuantFormat, ReduceKind, Residency, RopeStyle, TensorType,
 };
 
 /// One of each op, in the order of the codes.
@@ -47,6 +47,17 @@ fn every_op() -> Vec<Op> {
         Op::Sample,
         Op::Cast { to: DType::Bool },
         Op::Gather,
+        Op::Dequantize { format: QuantFormat::Q4_1, to: DType::F16 },
+        Op::Conv2d { stride: [1, 2], padding: [3, 4, 5, u32::MAX], dilation: [6, 7], groups: 8 },
+        Op::BatchNorm { eps: 1e-3 },
+        Op::Pool {
+            kind: PoolKind::Average,
+            kernel: [9, 10],
+            stride: [11, 12],
+            padding: [1, 2, 3, 4],
+            count_padding: true,
+        },
+        Op::Scatter,
     ]
 }
 
@@ -102,7 +113,7 @@ fn each_malformed_field_has_its_error() {
     assert_eq!(with(4, 2), DecodeError::Version { found: 2 });
     assert_eq!(with(7, 1), DecodeError::Reserved { offset: 6 });
     assert_eq!(with(12, 0xFF), DecodeError::Utf8 { offset: 12 });
-    assert_eq!(with(NODE, 38), DecodeError::UnknownOp { node, code: 38 });
+    assert_eq!(with(NODE, 43), DecodeError::UnknownOp { node, code: 43 });
     assert_eq!(with(NODE, 255), DecodeError::UnknownOp { node, code: 255 });
     assert_eq!(with(NODE + 1, 0), DecodeError::AttributeCount { node, op, found: 0 });
     assert_eq!(with(NODE + 1, 2), DecodeError::AttributeCount { node, op, found: 2 });
@@ -124,6 +135,35 @@ fn each_malformed_field_has_its_error() {
     }
     let longer = [&good[..], &[0, 0]].concat();
     assert_eq!(decode(&longer), Err(DecodeError::Trailing { count: 2 }));
+}
+
+/// A list that is part of an op's meaning has its length, neither more nor less.
+#[test]
+fn lists_of_another_length_are_refused() {
+    let op = Op::Conv2d { stride: [1, 1], padding: [0; 4], dilation: [1, 1], groups: 1 };
+    let good = encode(&graph_of(op));
+    // Op code, number of attributes, then the list's type, its length and two numbers.
+    let at = NODE + 3;
+    assert_eq!(good[at..at + 4], 2_u32.to_le_bytes());
+    for (found, numbers) in [(0, &[][..]), (1, &[1]), (3, &[1, 1, 1]), (8, &[1; 8])] {
+        let mut bytes = good[..at].to_vec();
+        bytes.extend((found as u32).to_le_bytes());
+        bytes.extend(numbers.iter().flat_map(|n: &u32| n.to_le_bytes()));
+        bytes.extend(&good[at + 12..]);
+        let (node, op, attribute) = (NodeId(0), "conv2d", "stride");
+        let wrong = DecodeError::AttributeLength { node, op, attribute, expected: 2, found };
+        assert_eq!(decode(&bytes), Err(wrong));
+    }
+    let mut bytes = good;
+    bytes[at] = 9;
+    assert!(matches!(decode(&bytes), Err(DecodeError::Limit { what: "values in an attribute", found: 9, .. })));
+    bytes[NODE + 2] = tag::I32S;
+    assert!(matches!(decode(&bytes), Err(DecodeError::AttributeType { attribute: "stride", .. })));
+    let pool = Op::Pool { kind: PoolKind::Max, kernel: [1; 2], stride: [1; 2], padding: [0; 4], count_padding: false };
+    let mut bytes = encode(&graph_of(pool));
+    assert_eq!(bytes[NODE + 2..NODE + 4], [tag::CODE, 0]);
+    bytes[NODE + 3] = 2;
+    assert!(matches!(decode(&bytes), Err(DecodeError::AttributeValue { attribute: "kind", found: 2, .. })));
 }
 
 #[test]
@@ -197,10 +237,12 @@ fn the_format_is_pinned() {
     let graph = model();
     assert_eq!(graph.encode().len(), 2156);
     assert_eq!(graph.hash().to_string(), "e7e23b7d92e002a6777b9c0c3bba3a98bae5b64c5868d72d2167dfa5e05769af");
-    let all =
-        Graph { nodes: every_op().into_iter().flat_map(|op| graph_of(op).nodes).collect(), ..graph_of(Op::Zeros) };
-    assert_eq!(
-        blake3::hash(&encode(&all)).to_string(),
-        "16657752d7e5fdb0fdddd9ee12ddeb1941463f3a12871a8e7fb48006ec109b45"
-    );
+    let hash = |ops: &[Op]| {
+        let nodes = ops.iter().flat_map(|op| graph_of(op.clone()).nodes).collect();
+        blake3::hash(&encode(&Graph { nodes, ..graph_of(Op::Zeros) })).to_string()
+    };
+    let ops = every_op();
+    // The ops that the format began with, then those that were appended.
+    assert_eq!(hash(&ops[..38]), "16657752d7e5fdb0fdddd9ee12ddeb1941463f3a12871a8e7fb48006ec109b45");
+    assert_eq!(hash(&ops[38..]), "f79183792b04cbc450fdf7cd6f52d8bf9ccc29ae7f51859d8498bcf60ad803f8");
 }

@@ -1,6 +1,7 @@
 //! Ops that treat each element by itself.
 
-use super::{InferError, exactly, float, number, one_of, same_dtype};
+use super::{InferError, bad_attribute, bad_shape, exactly, float, number, one_of, same_dtype};
+use crate::op::QuantFormat;
 use crate::types::{DType, Dim, Shape, TensorType};
 
 pub(super) fn binary(inputs: &[&TensorType]) -> Result<TensorType, InferError> {
@@ -27,6 +28,24 @@ pub(super) fn cast(to: DType, inputs: &[&TensorType]) -> Result<TensorType, Infe
     Ok(TensorType { dtype: to, shape: x.shape.clone() })
 }
 
+pub(super) fn dequantize(format: QuantFormat, to: DType, inputs: &[&TensorType]) -> Result<TensorType, InferError> {
+    let [x] = exactly(inputs)?;
+    one_of(0, x, x.dtype == DType::U8, "u8")?;
+    if !to.is_float() {
+        return Err(bad_attribute("to", format!("is {to}, but must be f32, f16 or bf16")));
+    }
+    let block = format.block_bytes();
+    let mut y = TensorType { dtype: to, shape: x.shape.clone() };
+    match y.shape.0.last_mut() {
+        Some(Dim::Fixed(width)) if width.is_multiple_of(block) => {
+            // What saturates is over the limit, and refused as such.
+            *width = (*width / block).saturating_mul(QuantFormat::BLOCK);
+            Ok(y)
+        }
+        _ => Err(bad_shape(0, x, format!("[.., W] with W a multiple of {format:?}'s {block} bytes a block"))),
+    }
+}
+
 fn broadcast(a: &Shape, b: &Shape) -> Result<Shape, InferError> {
     let (long, short) = if a.rank() >= b.rank() { (a, b) } else { (b, a) };
     let lead = long.rank() - short.rank();
@@ -47,7 +66,9 @@ mod tests {
     use super::super::tests::{B, S, n, t};
     use super::*;
     use crate::infer;
+    use crate::limits::MAX_DIM;
     use crate::op::Op;
+    use crate::size::TypeError;
 
     #[test]
     fn binary_broadcasts_as_numpy_does() {
@@ -114,5 +135,26 @@ mod tests {
             }
         }
         assert!(infer(&Op::Cast { to: DType::F32 }, &[]).is_err());
+    }
+
+    #[test]
+    fn dequantizing_takes_whole_blocks_of_bytes() {
+        let f = |format, to, dtype, dims: &[Dim]| infer(&Op::Dequantize { format, to }, &[&t(dtype, dims)]);
+        for (format, bytes) in [(QuantFormat::Q8_0, 34), (QuantFormat::Q4_0, 18), (QuantFormat::Q4_1, 20)] {
+            let of = |width| f(format, DType::F16, DType::U8, &[B, n(5), n(width)]);
+            assert_eq!(of(3 * bytes), Ok(t(DType::F16, &[B, n(5), n(96)])));
+            for width in [bytes - 1, bytes + 1, 3 * bytes - 2, u64::MAX] {
+                assert!(of(width).is_err(), "{format:?} {width}");
+            }
+            assert!(matches!(of(bytes + 1), Err(InferError::Shape { input: 0, .. })));
+            assert!(matches!(of(4 * MAX_DIM / bytes * bytes), Err(InferError::Result(TypeError::DimTooLarge { .. }))));
+        }
+        let q8 = QuantFormat::Q8_0;
+        assert_eq!(f(q8, DType::F32, DType::U8, &[n(34)]), Ok(t(DType::F32, &[n(32)])));
+        assert!(matches!(f(q8, DType::F32, DType::F32, &[n(34)]), Err(InferError::DType { input: 0, .. })));
+        assert!(matches!(f(q8, DType::I32, DType::U8, &[n(34)]), Err(InferError::Attribute { name: "to", .. })));
+        for dims in [&[][..], &[n(34), B]] {
+            assert!(matches!(f(q8, DType::F32, DType::U8, dims), Err(InferError::Shape { input: 0, .. })), "{dims:?}");
+        }
     }
 }

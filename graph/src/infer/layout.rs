@@ -1,6 +1,6 @@
 //! Ops that move elements without changing them.
 
-use super::{InferError, bad_attribute, bad_shape, exactly, index, normalize_axis, same_dtype};
+use super::{InferError, bad_attribute, bad_shape, exactly, index, normalize_axis, same_dtype, shape_is};
 use crate::op::Op;
 use crate::size::TypeError;
 use crate::types::{Dim, Shape, TensorType};
@@ -137,6 +137,20 @@ pub(super) fn gather(inputs: &[&TensorType]) -> Result<TensorType, InferError> {
     Ok(TensorType::new(x.dtype, ids.shape.0.iter().chain(row).copied()))
 }
 
+pub(super) fn scatter(inputs: &[&TensorType]) -> Result<TensorType, InferError> {
+    let [x, ids, updates] = exactly(inputs)?;
+    index(1, ids)?;
+    same_dtype(2, x, updates)?;
+    let [_, row @ ..] = &x.shape.0[..] else {
+        return Err(bad_shape(0, x, "[V, ..]"));
+    };
+    let &[count] = &ids.shape.0[..] else {
+        return Err(bad_shape(1, ids, "[n]"));
+    };
+    shape_is(2, updates, &[&[count], row].concat())?;
+    Ok(x.clone())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{B, S, n, t};
@@ -243,5 +257,33 @@ mod tests {
         assert!(matches!(infer(&Op::Gather, &[&x, &x]), Err(InferError::DType { input: 1, .. })));
         let scalar = t(DType::I32, &[]);
         assert!(matches!(infer(&Op::Gather, &[&scalar, &scalar]), Err(InferError::Shape { input: 0, .. })));
+    }
+
+    #[test]
+    fn scatter_keeps_the_table_and_checks_each_row() {
+        let x = t(DType::F16, &[n(10), n(2), S]);
+        let ids = t(DType::I64, &[B]);
+        let updates = t(DType::F16, &[B, n(2), S]);
+        assert_eq!(infer(&Op::Scatter, &[&x, &ids, &updates]), Ok(x.clone()));
+        assert_eq!(
+            infer(&Op::Scatter, &[&t(DType::Bool, &[B]), &t(DType::I32, &[n(3)]), &t(DType::Bool, &[n(3)])]),
+            Ok(t(DType::Bool, &[B]))
+        );
+        let shape = |inputs: [&_; 3], at: usize| matches!(infer(&Op::Scatter, &inputs), Err(InferError::Shape { input, .. }) if input == at);
+        assert!(shape([&t(DType::F16, &[]), &ids, &updates], 0));
+        assert!(shape([&x, &t(DType::I64, &[B, S]), &updates], 1));
+        assert!(shape([&x, &t(DType::I64, &[]), &updates], 1));
+        for dims in [&[n(2), S][..], &[n(10), n(2), S], &[B, n(3), S], &[B, n(2), S, n(1)]] {
+            assert!(shape([&x, &ids, &t(DType::F16, dims)], 2), "{dims:?}");
+        }
+        assert!(matches!(
+            infer(&Op::Scatter, &[&x, &t(DType::U8, &[B]), &updates]),
+            Err(InferError::DType { input: 1, .. })
+        ));
+        assert!(matches!(
+            infer(&Op::Scatter, &[&x, &ids, &t(DType::F32, &updates.shape.0)]),
+            Err(InferError::DTypeMismatch { input: 2, .. })
+        ));
+        assert!(matches!(infer(&Op::Scatter, &[&x, &ids]), Err(InferError::Arity { got: 2, .. })));
     }
 }

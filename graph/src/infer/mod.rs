@@ -4,6 +4,7 @@
 //! error. The time it takes is bounded by the number of inputs and [`Shape::MAX_RANK`].
 
 mod elementwise;
+mod image;
 mod layout;
 mod matrix;
 mod reduce;
@@ -124,6 +125,13 @@ pub fn infer(op: &Op, inputs: &[&TensorType]) -> Result<TensorType, InferError> 
         Op::Slice { axis, start, end, step } => layout::slice(*axis, *start, *end, *step, inputs),
         Op::Concat { axis } => layout::concat(*axis, inputs),
         Op::Gather => layout::gather(inputs),
+        Op::Scatter => layout::scatter(inputs),
+        Op::Dequantize { format, to } => elementwise::dequantize(*format, *to, inputs),
+        Op::Conv2d { stride, padding, dilation, groups } => {
+            image::conv2d(image::Windows { stride, padding, dilation }, *groups, inputs)
+        }
+        Op::BatchNorm { eps } => image::batch_norm(*eps, inputs),
+        Op::Pool { kernel, stride, padding, .. } => image::pool(*kernel, *stride, *padding, inputs),
         Op::Softmax { axis } => reduce::softmax(*axis, inputs),
         Op::Reduce { kind, axes, keep_dims } => reduce::reduce(*kind, axes, *keep_dims, inputs),
         Op::ArgMax { axis } => reduce::argmax(*axis, inputs),
@@ -134,7 +142,7 @@ pub fn infer(op: &Op, inputs: &[&TensorType]) -> Result<TensorType, InferError> 
 
 /// The inputs as an array of exactly N.
 fn exactly<'a, const N: usize>(inputs: &[&'a TensorType]) -> Result<[&'a TensorType; N], InferError> {
-    const COUNTS: [&str; 5] = ["no", "1", "2", "3", "4"];
+    const COUNTS: [&str; 6] = ["no", "1", "2", "3", "4", "5"];
     inputs.try_into().map_err(|_| InferError::Arity { expected: COUNTS[N], got: inputs.len() })
 }
 
