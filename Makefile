@@ -14,7 +14,7 @@ export CARGO_INCREMENTAL ?= 0
 NATIVE ?=
 ONLY ?=
 
-.PHONY: help setup model build demo test test-rdma lint bench figures peers golden clean
+.PHONY: help setup model build demo test test-rdma kernels lint bench figures peers golden clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -43,8 +43,12 @@ test-rdma: model ## The tests over RDMA, in a guest with soft-RoCE; NATIVE=1: ov
 	@tools/setup --rdma$(if $(NATIVE),-native)
 	@NATIVE=$(NATIVE) ONLY=$(ONLY) tools/test-rdma
 
+kernels: setup ## Makes cuda-kernels/ptx and its table from the sources, with a pinned compiler that needs no GPU
+	@tools/build-kernels
+
 lint:
 	@tools/setup --lint
+	@tools/build-kernels --check
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps -q

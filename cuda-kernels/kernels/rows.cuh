@@ -1,0 +1,142 @@
+// Rows of x in shared memory, for `matvec.cuh`: on the way there they may be normalised, each by itself.
+#pragma once
+
+#include "epilogue.cuh"
+
+#define THREADS 256
+#define WARPS (THREADS / WARP)
+// Rows of x that one launch takes.
+#define ROWS 8
+
+// Codes of `launch::epilogue::Prologue`.
+enum Norm : u32 { NORM_NONE, NORM_RMS, NORM_LAYER };
+
+// What `MatvecParams::aligned` has a bit for: packs of elements start at multiples of 16 bytes in every row.
+enum Aligned : u32 { ALIGNED_X = 1, ALIGNED_NORM = 2, ALIGNED_WEIGHT = 4 };
+
+struct MatvecParams {
+    const void *x, *weight, *gate;
+    void *y;
+    float *partial;
+    u32 *counters;
+    Epilogue epilogue;
+    const void *gate_bias, *norm_weight, *norm_bias;
+    i64 n, k;
+    u32 rows, chunk, x_stride, stages;
+    u32 x_type, norm, norm_type, aligned;
+    float eps;
+    u32 weight_type;
+};
+
+// Eight elements as they are stored: 16 bytes of each 16-bit type, 32 of f32.
+struct Eight {
+    uint4 low, high;
+};
+
+// Element `index` on, which begins a multiple of 16 bytes.
+__device__ __forceinline__ Eight load_eight(const void *from, i64 index, u32 type) {
+    const uint4 *at = reinterpret_cast<const uint4 *>(static_cast<const u8 *>(from) + index * (type == TYPE_F32 ? 4 : 2));
+    Eight eight = {*at, make_uint4(0, 0, 0, 0)};
+    if (type == TYPE_F32) eight.high = at[1];
+    return eight;
+}
+
+__device__ __forceinline__ void unpack(const Eight &eight, u32 type, float (&to)[8]) {
+    const u32 words[8] = {eight.low.x,  eight.low.y,  eight.low.z,  eight.low.w,
+                          eight.high.x, eight.high.y, eight.high.z, eight.high.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const u16 half = u16(words[i / 2] >> (16 * (i % 2)));
+        const float narrow = type == TYPE_F16 ? to_f32(f16{half}) : to_f32(bf16{half});
+        to[i] = type == TYPE_F32 ? __uint_as_float(words[i]) : narrow;
+    }
+}
+
+// A value as an element of the type holds it.
+__device__ __forceinline__ float rounded(float x, u32 type) {
+    if (type == TYPE_F32) return x;
+    return type == TYPE_F16 ? to_f32(from_f32<f16>(x)) : to_f32(from_f32<bf16>(x));
+}
+
+// Mean and reciprocal deviation of each row, as `norm` has it, by one warp a row: a row's sums do not depend on the others, nor on
+// where it lies. All of the block must call it; the results are there after the next barrier. `type` is that of x.
+__device__ __forceinline__ void row_statistics(const MatvecParams &p, u32 type, float2 *statistics) {
+    const u32 row = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (p.norm == NORM_NONE || row >= p.rows) return;
+    const i64 from = row * p.k, packed = p.aligned & ALIGNED_X ? p.k : 0;
+    float mean = 0.0f;
+    // The second turn finds the row in the L1 cache.
+#pragma unroll 1
+    for (u32 turn = p.norm == NORM_LAYER ? 0 : 1; turn < 2; turn++) {
+        float sum = 0.0f;
+        const auto add = [&](float x) { sum = turn == 0 ? sum + x : fmaf(x - mean, x - mean, sum); };
+        i64 k = 8 * lane;
+#pragma unroll 4
+        for (; k < packed; k += 8 * WARP) {
+            float values[8];
+            unpack(load_eight(p.x, from + k, type), type, values);
+#pragma unroll
+            for (int i = 0; i < 8; i++) add(values[i]);
+        }
+#pragma unroll 1
+        for (; k < p.k; k += 8 * WARP) {
+#pragma unroll 1
+            for (i64 i = k; i < min(k + 8, p.k); i++) add(float_at(p.x, from + i, type));
+        }
+        sum = warp_sum(sum) / float(p.k);
+        if (turn == 0) {
+            mean = sum;
+        } else if (lane == 0) {
+            statistics[row] = make_float2(mean, 1.0f / sqrtf(sum + p.eps));
+        }
+    }
+}
+
+__device__ __forceinline__ float normal(float x, float2 row, float scale, float shift, u32 type) {
+    return rounded(fmaf((x - row.x) * row.y, scale, shift), type);
+}
+
+// Gives the rows' elements from `lo` to `hi`, normalised and rounded to x's type, then zeros up to `chunk`: `put(row, k, element)` and
+// `put_eight(row, k, elements)`, where k counts from `lo`. Loads of four rows are under way at a time.
+template <typename Put, typename PutEight>
+__device__ __forceinline__ void each_element(const MatvecParams &p, u32 type, i64 lo, i64 hi, const float2 *statistics, Put put,
+                                             PutEight put_eight) {
+    const bool packs = (p.aligned & (ALIGNED_X | ALIGNED_NORM)) == (ALIGNED_X | ALIGNED_NORM);
+    const u32 count = u32(hi - lo), packed = packs ? count : 0;
+#pragma unroll 1
+    for (u32 k = 8 * threadIdx.x; k < packed; k += 8 * THREADS) {
+        float scale[8] = {}, shift[8] = {};
+        if (p.norm != NORM_NONE) unpack(load_eight(p.norm_weight, lo + k, p.norm_type), p.norm_type, scale);
+        if (p.norm_bias) unpack(load_eight(p.norm_bias, lo + k, p.norm_type), p.norm_type, shift);
+#pragma unroll 1
+        for (u32 from = 0; from < p.rows; from += 4) {
+            Eight raw[4];
+#pragma unroll
+            for (u32 r = 0; r < 4; r++) raw[r] = load_eight(p.x, min(from + r, p.rows - 1) * p.k + lo + k, type);
+#pragma unroll
+            for (u32 r = 0; r < 4; r++) {
+                if (from + r >= p.rows) continue;
+                float values[8];
+                unpack(raw[r], type, values);
+                if (p.norm != NORM_NONE) {
+#pragma unroll
+                    for (int i = 0; i < 8; i++) values[i] = normal(values[i], statistics[from + r], scale[i], shift[i], type);
+                }
+                put_eight(from + r, k, values);
+            }
+        }
+    }
+    // What is not aligned, and the zeros.
+#pragma unroll 1
+    for (u32 row = 0; row < p.rows; row++) {
+#pragma unroll 1
+        for (u32 k = packed + threadIdx.x; k < p.chunk; k += THREADS) {
+            float value = k < count ? float_at(p.x, row * p.k + lo + k, type) : 0.0f;
+            if (p.norm != NORM_NONE && k < count) {
+                const float shift = p.norm_bias ? float_at(p.norm_bias, lo + k, p.norm_type) : 0.0f;
+                value = normal(value, statistics[row], float_at(p.norm_weight, lo + k, p.norm_type), shift, type);
+            }
+            put(row, k, value);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Matrix products by cuBLASLt.
+//!
+//! Its matrices are column-major, so a row-major matrix is its transpose to it: c = a x b is asked for as c' = b' x a'.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys::{self, cublasStatus_t as Status};
+use cudarc::driver::sys as driver;
+use genie_graph::DType;
+
+use super::super::{GpuError, Product, WeightLayout};
+use super::live::pointer;
+use super::pool::Pool;
+use crate::view::{Address, View};
+
+/// Scratch memory for products: what the library's own documentation asks for on the largest GPUs.
+const WORKSPACE_BYTES: u64 = 32 << 20;
+/// Products that are remembered. Prefills come in many lengths.
+const MOST_PLANS: usize = 1024;
+
+/// Where a sum is cut in parts, the parts are f32 (`CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`), not of the result's type, and are added
+/// in one order.
+const SUMS_OF_PARTS: u32 = 2;
+
+/// The library, with what it said about products so far.
+///
+/// All products of a context go through one stream, one after another, so that they can share the scratch memory. A recorded one has its
+/// address, which stays what it is as long as the context lives.
+pub(super) struct Products {
+    handle: sys::cublasLtHandle_t,
+    workspace: Address,
+    /// None: there is no way to do it.
+    plans: HashMap<Key, Option<Plan>>,
+}
+
+// SAFETY: the library's handles belong to no thread. `Products` is used with a lock held, by threads whose context is current.
+unsafe impl Send for Products {}
+
+/// What a plan depends on: the sizes, and what the addresses of c, a, b are multiples of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    product: Product,
+    aligned: [u32; 3],
+}
+
+/// How a product is done.
+struct Plan {
+    description: Description,
+    first: Layout,
+    second: Layout,
+    result: Layout,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+    workspace: usize,
+}
+
+impl Products {
+    /// The library, if there is one.
+    pub(super) fn new(pool: &Pool) -> Result<Option<Self>, GpuError> {
+        // SAFETY: opening the library runs what it does when it is loaded, which asks nothing of this process.
+        if !unsafe { sys::is_culib_present() } {
+            tracing::info!("no cuBLASLt here: matrix products run on Genie's own kernels");
+            return Ok(None);
+        }
+        let handle = match result::create_handle() {
+            Ok(handle) => handle,
+            Err(CublasError(status)) => {
+                tracing::warn!(?status, "cuBLASLt does not start: matrix products run on Genie's own kernels");
+                return Ok(None);
+            }
+        };
+        let workspace = pool.keep(WORKSPACE_BYTES);
+        if workspace.is_err() {
+            // SAFETY: it was just made, and nobody else has it.
+            let _ = unsafe { result::destroy_handle(handle) };
+        }
+        Ok(Some(Self { handle, workspace: workspace?, plans: HashMap::new() }))
+    }
+
+    /// Gives everything back, but for the scratch memory, which goes with its pool.
+    ///
+    /// # Safety
+    /// The context is current, and nothing that was put into its streams is still to be done.
+    pub(super) unsafe fn destroy(mut self) {
+        self.plans.clear();
+        // SAFETY: nobody else has it.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+
+    /// Puts a product into a stream; false if there is no way.
+    ///
+    /// # Safety
+    /// The views are live until it is done, nobody else uses `c` meanwhile, and the stream runs in one order with those of all other
+    /// products of this context.
+    pub(super) unsafe fn multiply(
+        &mut self,
+        stream: driver::CUstream,
+        product: &Product,
+        [a, b, c]: [View; 3],
+    ) -> Result<bool, GpuError> {
+        let (handle, workspace) = (self.handle, pointer(self.workspace));
+        let Some(plan) = self.plan(product, [a, b, c]) else { return Ok(false) };
+        let one = 1.0_f32;
+        let more = if product.accumulate { 1.0_f32 } else { 0.0 };
+        // SAFETY: descriptors and handle are live; the factors are read before it returns; the views are as large as the layouts say
+        // (`Product::check`), and the scratch memory as the plan says.
+        let done = unsafe {
+            result::matmul(
+                handle,
+                plan.description.0,
+                (&raw const one).cast(),
+                (&raw const more).cast(),
+                pointer(b.at),
+                plan.first.0,
+                pointer(a.at),
+                plan.second.0,
+                pointer(c.at),
+                plan.result.0,
+                pointer(c.at),
+                plan.result.0,
+                &plan.algorithm,
+                workspace,
+                plan.workspace,
+                stream.cast(),
+            )
+        };
+        match done {
+            Ok(()) => Ok(true),
+            Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED | Status::CUBLAS_STATUS_ARCH_MISMATCH)) => Ok(false),
+            Err(CublasError(status)) => {
+                let reason = format!("cuBLASLt says {status:?} to {product:?}");
+                Err(GpuError::Refused { during: "a matrix product", reason })
+            }
+        }
+    }
+
+    fn plan(&mut self, product: &Product, views: [View; 3]) -> Option<&Plan> {
+        let key = Key::new(product, views);
+        if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(&key) {
+            self.plans.clear();
+        }
+        let handle = self.handle;
+        self.plans.entry(key).or_insert_with(|| Plan::new(handle, &key).ok()).as_ref()
+    }
+}
+
+impl Key {
+    fn new(product: &Product, [a, b, c]: [View; 3]) -> Self {
+        let width = product.dtype.bytes();
+        let of = |view: View, step: u64| {
+            // Each of a batch is aligned as the first one is, and as the step is.
+            let bits = view.at | (if product.batch > 1 { step.wrapping_mul(width) } else { 0 });
+            1 << bits.trailing_zeros().min(8)
+        };
+        let aligned = [of(c, product.c_step), of(a, product.a_step), of(b, product.b_step)];
+        Self { product: *product, aligned }
+    }
+}
+
+impl Plan {
+    /// What the library holds best. An error means that there is no way.
+    fn new(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Self, CublasError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+
+        let Product { dtype, layout, m, n, k, batch, a_step, b_step, c_step, .. } = key.product;
+        let kind = match dtype {
+            DType::F32 => sys::cudaDataType::CUDA_R_32F,
+            DType::F16 => sys::cudaDataType::CUDA_R_16F,
+            DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
+            _ => return Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED)),
+        };
+        let (rows, columns, transposed) = match layout {
+            WeightLayout::OutIn => (k, n, true),
+            WeightLayout::InOut => (n, k, false),
+        };
+        let description = Description::new(transposed)?;
+        let first = Layout::new(kind, rows, columns, batch, b_step)?;
+        let second = Layout::new(kind, k, m, batch, a_step)?;
+        let result = Layout::new(kind, n, m, batch, c_step)?;
+        let wishes = Wishes::new()?;
+        wishes.set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE_BYTES)?;
+        wishes.set(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &SUMS_OF_PARTS)?;
+        let [of_c, of_a, of_b] = &key.aligned;
+        wishes.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, of_b)?;
+        wishes.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, of_a)?;
+        wishes.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, of_c)?;
+        wishes.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, of_c)?;
+        let mut best = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+        let mut found = 0;
+        // SAFETY: all descriptors are live; at most one answer is written, and how many.
+        let asked = unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                handle,
+                description.0,
+                first.0,
+                second.0,
+                result.0,
+                result.0,
+                wishes.0,
+                1,
+                best.as_mut_ptr(),
+                &mut found,
+            )
+        };
+        asked.result()?;
+        if found == 0 {
+            return Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED));
+        }
+        // SAFETY: one answer was written; before, it was all zeros, which is a value of each field, too.
+        let best = unsafe { best.assume_init() };
+        best.state.result()?;
+        Ok(Self { description, first, second, result, algorithm: best.algo, workspace: best.workspaceSize })
+    }
+}
+
+/// What is computed: sums and factors in f32. f32 is not rounded to TF32.
+struct Description(sys::cublasLtMatmulDesc_t);
+
+impl Description {
+    fn new(transposed: bool) -> Result<Self, CublasError> {
+        let sums = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let new = Self(result::create_matmul_desc(sums, sys::cudaDataType::CUDA_R_32F)?);
+        // `cublasOperation_t`: 0 as it is, 1 transposed.
+        let operation = i32::from(transposed);
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
+        // SAFETY: the descriptor is live, and the attribute is of four bytes.
+        unsafe { result::set_matmul_desc_attribute(new.0, attribute, bytes_of(&operation), size_of::<i32>()) }?;
+        Ok(new)
+    }
+}
+
+impl Drop for Description {
+    fn drop(&mut self) {
+        // SAFETY: `new` made it, and nobody else has it. It is memory of the host's, which no product reads once it was put.
+        let _ = unsafe { result::destroy_matmul_desc(self.0) };
+    }
+}
+
+/// A column-major matrix without gaps, or a batch of them.
+struct Layout(sys::cublasLtMatrixLayout_t);
+
+impl Layout {
+    fn new(kind: sys::cudaDataType, rows: u64, columns: u64, batch: u64, step: u64) -> Result<Self, CublasError> {
+        use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+
+        let too_large = |_| CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED);
+        let leading = i64::try_from(rows).map_err(too_large)?;
+        let (batch, step) = (i32::try_from(batch).map_err(too_large)?, i64::try_from(step).map_err(too_large)?);
+        let new = Self(result::create_matrix_layout(kind, rows, columns, leading)?);
+        let (count, between) =
+            (Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET);
+        // SAFETY: the layout is live, and the attribute is an i32.
+        unsafe { result::set_matrix_layout_attribute(new.0, count, bytes_of(&batch), size_of::<i32>()) }?;
+        // SAFETY: as above, an i64.
+        unsafe { result::set_matrix_layout_attribute(new.0, between, bytes_of(&step), size_of::<i64>()) }?;
+        Ok(new)
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: as for `Description`.
+        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+    }
+}
+
+/// What an algorithm must be content with.
+struct Wishes(sys::cublasLtMatmulPreference_t);
+
+impl Wishes {
+    fn new() -> Result<Self, CublasError> {
+        Ok(Self(result::create_matmul_pref()?))
+    }
+
+    /// `T` is the attribute's type: u64 for the scratch memory, u32 for the others.
+    fn set<T>(&self, wish: sys::cublasLtMatmulPreferenceAttributes_t, value: &T) -> Result<(), CublasError> {
+        // SAFETY: the descriptor is live, and the library checks that the attribute has as many bytes.
+        unsafe { result::set_matmul_pref_attribute(self.0, wish, bytes_of(value), size_of::<T>()) }
+    }
+}
+
+impl Drop for Wishes {
+    fn drop(&mut self) {
+        // SAFETY: as for `Description`.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+fn bytes_of<T>(value: &T) -> *const c_void {
+    std::ptr::from_ref(value).cast()
+}

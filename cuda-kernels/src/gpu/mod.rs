@@ -1,0 +1,340 @@
+//! A GPU as Genie uses one: memory, streams, events, launches, graphs, products.
+//!
+//! [`Gpu`] has two implementations: the CUDA driver's (feature `cuda`), and one on this CPU (feature `host`), which runs the same
+//! kernels as late as it may and in an order that a seed picks, so that what depends on luck between streams shows in tests.
+
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod error;
+#[cfg(feature = "host")]
+mod host;
+#[cfg(feature = "cuda")]
+pub mod inventory;
+mod pcie;
+
+use std::fmt::Debug;
+use std::ptr::NonNull;
+
+use genie_graph::DType;
+
+pub use error::GpuError;
+#[cfg(feature = "host")]
+pub use host::{HostGpu, HostSettings};
+pub use pcie::{Bandwidth, measure_pcie};
+
+use crate::kernel::Launch;
+use crate::view::{Address, Check, LaunchError, View};
+
+/// What a GPU is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Properties {
+    /// Its number among those that this process sees.
+    pub ordinal: u32,
+    /// What it calls itself.
+    pub name: String,
+    /// `GPU-...`, as management tools print it.
+    pub uuid: String,
+    /// Compute capability: 90 for 9.0.
+    pub capability: u32,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of shared memory that a block may ask for.
+    pub shared_bytes: u32,
+    /// Bytes of its memory.
+    pub total_bytes: u64,
+    /// `0000:3b:00.0`; empty where it has none.
+    pub bus: String,
+    /// Version of the driver's interface: 13000 for 13.0.
+    pub driver: u32,
+}
+
+/// The queues of a GPU. What is put into one happens in order; between two, only events order things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Stream {
+    /// Kernels. Memory is allocated and freed in its order, too.
+    Compute = 0,
+    /// Copies from the host.
+    Upload = 1,
+    /// Copies to the host.
+    Download = 2,
+}
+
+impl Stream {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Compute, Self::Upload, Self::Download];
+}
+
+/// A moment in a stream. Made by [`Gpu::event`]; means nothing to another GPU.
+#[derive(Debug)]
+pub struct Event {
+    pub(crate) id: u64,
+    pub(crate) gpu: Box<dyn DropEvent>,
+}
+
+/// Gives an event back.
+pub(crate) trait DropEvent: Send + Sync + Debug {
+    /// The event is not used any more.
+    fn drop_event(&self, id: u64);
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        self.gpu.drop_event(self.id);
+    }
+}
+
+/// What was put into a stream once, ready to be put there again as one thing. Made by [`Gpu::capture`].
+#[derive(Debug)]
+pub struct Graph {
+    pub(crate) id: u64,
+    pub(crate) gpu: Box<dyn DropEvent>,
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.gpu.drop_event(self.id);
+    }
+}
+
+/// How the weight of a product is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightLayout {
+    /// `[n, k]`.
+    OutIn,
+    /// `[k, n]`.
+    InOut,
+}
+
+/// c = a x b, by a library: `a [batch, m, k]`, `b` as its layout says, `c [batch, m, n]`, all of one float type, sums in f32. Batches
+/// lie one after another; `b_step` and so on are elements from one to the next (0: the same for all).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Product {
+    /// Element type of all three.
+    pub dtype: DType,
+    /// How `b` lies.
+    pub layout: WeightLayout,
+    /// Rows of `a` and `c`.
+    pub m: u64,
+    /// Columns of `c`.
+    pub n: u64,
+    /// What is summed over.
+    pub k: u64,
+    /// How many products.
+    pub batch: u64,
+    /// Elements from one `a` to the next.
+    pub a_step: u64,
+    /// Elements from one `b` to the next.
+    pub b_step: u64,
+    /// Elements from one `c` to the next.
+    pub c_step: u64,
+    /// Whether c is added to what is there.
+    pub accumulate: bool,
+}
+
+impl Product {
+    /// Whether there is nothing to compute.
+    pub const fn is_empty(&self) -> bool {
+        self.m == 0 || self.n == 0 || self.batch == 0
+    }
+
+    /// Whether the views hold what it reads and writes, and no two of its products write the same.
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub fn check(&self, a: View, b: View, c: View) -> Result<(), LaunchError> {
+        let check = Check("multiply");
+        let Self { dtype, m, n, k, batch, a_step, b_step, c_step, .. } = *self;
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(check.wrong_type("a", dtype));
+        }
+        if self.is_empty() {
+            return Ok(());
+        }
+        for (what, view, sizes, step) in [("a", a, [m, k], a_step), ("b", b, [k, n], b_step), ("c", c, [m, n], c_step)]
+        {
+            if view.dtype != dtype {
+                return Err(check.wrong_type(what, view.dtype));
+            }
+            check.aligned(what, view, dtype.bytes())?;
+            let before = check.product(what, &[batch - 1, step])?;
+            let needed = check.product(what, &sizes)?.saturating_add(before);
+            if needed > view.elements {
+                return Err(LaunchError::Elements { kernel: check.0, what, expected: needed, got: view.elements });
+            }
+        }
+        check.size("the step of c", c_step, batch == 1 || c_step >= m.saturating_mul(n), "at least one product")
+    }
+}
+
+/// Free and all bytes of a GPU's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Not taken by anybody.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
+}
+
+/// A GPU.
+///
+/// Calls may come from any thread. Whatever is put into a stream is done later; `unsafe` ones say what must stay as it is until
+/// then. An error that [`GpuError::is_sticky`] says yes to has ended everything on the GPU: only [`Gpu::revive`] helps.
+pub trait Gpu: Send + Sync + Debug + 'static {
+    /// What it is.
+    fn properties(&self) -> &Properties;
+
+    /// Its memory now.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    fn memory(&self) -> Result<Memory, GpuError>;
+
+    /// Memory of the GPU, from [`Stream::Compute`]'s next turn on. It holds anything. The driver aligns it to 256; the stand-in to 16,
+    /// so that it can end where touching faults.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    fn allocate(&self, bytes: u64) -> Result<Address, GpuError>;
+
+    /// Gives memory back, once [`Stream::Compute`] has come to this point.
+    ///
+    /// # Safety
+    /// It came from [`Self::allocate`], and what other streams do with it is done, or [`Stream::Compute`] waits for it.
+    unsafe fn free(&self, at: Address);
+
+    /// Host memory that copies reach without help: zeroed, page-aligned.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`] where the system has none, or locks none.
+    fn pin(&self, bytes: usize) -> Result<NonNull<u8>, GpuError>;
+
+    /// Gives host memory back.
+    ///
+    /// # Safety
+    /// It came from [`Self::pin`], and nothing uses it any more.
+    unsafe fn unpin(&self, at: NonNull<u8>);
+
+    /// Lets copies reach host memory of somebody else's without help.
+    ///
+    /// # Safety
+    /// The memory stays mapped until [`Self::unregister`].
+    ///
+    /// # Errors
+    /// [`GpuError`]; copies work all the same, though slower.
+    unsafe fn register(&self, at: NonNull<u8>, bytes: usize) -> Result<(), GpuError>;
+
+    /// Ends [`Self::register`].
+    ///
+    /// # Safety
+    /// No copy of it is under way.
+    unsafe fn unregister(&self, at: NonNull<u8>);
+
+    /// Copies host memory to the GPU's.
+    ///
+    /// # Safety
+    /// Both are live, and `from` stays as it is, until the copy is done.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    unsafe fn copy_in(&self, stream: Stream, to: Address, from: *const u8, bytes: usize) -> Result<(), GpuError>;
+
+    /// Copies the GPU's memory to the host's.
+    ///
+    /// # Safety
+    /// Both are live, and nobody uses `to`, until the copy is done.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    unsafe fn copy_out(&self, stream: Stream, to: *mut u8, from: Address, bytes: usize) -> Result<(), GpuError>;
+
+    /// Copies within the GPU's memory; the two do not overlap.
+    ///
+    /// # Safety
+    /// Both are live until the copy is done.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    unsafe fn copy(&self, stream: Stream, to: Address, from: Address, bytes: u64) -> Result<(), GpuError>;
+
+    /// Makes every byte `byte`.
+    ///
+    /// # Safety
+    /// The memory is live until that is done.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    unsafe fn fill(&self, stream: Stream, to: Address, byte: u8, bytes: u64) -> Result<(), GpuError>;
+
+    /// Runs a kernel.
+    ///
+    /// # Safety
+    /// The views that the launch was made from are live until it is done, and what it writes nobody else uses unordered.
+    ///
+    /// # Errors
+    /// [`GpuError`]. A fault of the kernel shows later, wherever its stream is waited for.
+    unsafe fn launch(&self, stream: Stream, launch: &Launch) -> Result<(), GpuError>;
+
+    /// c = a x b by a library of matrix products; `false` where there is none, or it has no way for these sizes: nothing was
+    /// done.
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    ///
+    /// # Errors
+    /// [`GpuError`]; [`GpuError::Refused`] where [`Product::check`] says no.
+    unsafe fn multiply(&self, product: &Product, a: View, b: View, c: View) -> Result<bool, GpuError>;
+
+    /// A new event, which counts as passed until it is recorded.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    fn event(&self) -> Result<Event, GpuError>;
+
+    /// From now on the event is this moment of the stream.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    fn record(&self, stream: Stream, event: &Event) -> Result<(), GpuError>;
+
+    /// The stream goes on only when the event has passed.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    fn wait(&self, stream: Stream, event: &Event) -> Result<(), GpuError>;
+
+    /// Whether the event has passed.
+    ///
+    /// # Errors
+    /// What went wrong on the GPU up to then.
+    fn is_past(&self, event: &Event) -> Result<bool, GpuError>;
+
+    /// Waits on this thread until the event has passed.
+    ///
+    /// # Errors
+    /// What went wrong on the GPU up to then.
+    fn synchronize(&self, event: &Event) -> Result<(), GpuError>;
+
+    /// Records what `work` puts into [`Stream::Compute`] on this thread, which is not done now. `work` neither allocates nor frees
+    /// memory and waits for nothing; other threads go on as ever.
+    ///
+    /// # Errors
+    /// `work`'s, or [`GpuError`].
+    fn capture(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Graph, GpuError>;
+
+    /// Puts all of a graph into [`Stream::Compute`].
+    ///
+    /// # Safety
+    /// As for each thing that was recorded.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    unsafe fn replay(&self, graph: &Graph) -> Result<(), GpuError>;
+
+    /// After a sticky error: gives up everything on the GPU, whoever has it, and begins anew. Addresses and graphs from before mean
+    /// nothing any more, events count as passed; giving them back does nothing. Pinned and registered host memory stays.
+    ///
+    /// # Errors
+    /// [`GpuError`] if the GPU cannot be used again.
+    fn revive(&self) -> Result<(), GpuError>;
+}

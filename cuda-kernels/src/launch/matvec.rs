@@ -1,0 +1,307 @@
+//! Products of a few rows with a weight that is read once: what a decode step is made of.
+
+use bytemuck::{Pod, Zeroable};
+use genie_graph::{DType, LinearLayout, QuantFormat};
+
+use super::epilogue::{Epilogue, EpilogueParams, Prologue, address, type_code};
+use super::weight::Weight;
+use super::workspace::{self, Machine, RESIDENT};
+use crate::kernel::{self, Kernel, Launch};
+use crate::view::{Address, Check, LaunchError, View};
+
+/// `y[m, n] = epilogue(sum over k of prologue(x)[m, k] * weight[n, k])`, with f32 sums.
+#[derive(Clone, Copy, Debug)]
+pub struct Matvec {
+    /// `[rows, k]`, a float type. Must not overlap `y`.
+    pub x: View,
+    /// `[rows, n]`, of x's type.
+    pub y: View,
+    /// Any float type in either layout, or quantised.
+    pub weight: Weight,
+    /// A second weight, stored as the first: `y = activation(sum + bias) * (gate's sum + gate's bias)`, then the rest of the
+    /// epilogue.
+    pub gate: Option<Gate>,
+    /// What is done to x's rows first; x itself stays as it is.
+    pub prologue: Prologue,
+    /// What is done to the sums.
+    pub epilogue: Epilogue,
+    /// 1 to [`MOST_ROWS`].
+    pub rows: u64,
+    /// Columns of y.
+    pub n: u64,
+    /// Elements of each sum.
+    pub k: u64,
+}
+
+/// The second half of a gated pair.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    /// Of the first weight's type, format and layout.
+    pub weight: Weight,
+    /// `[n]`, of the type of the epilogue's bias where there is one.
+    pub bias: Option<View>,
+}
+
+/// Rows that [`Matvec::launches`] takes.
+pub const MOST_ROWS: u64 = 2 * ROWS;
+/// Rows that one launch takes.
+const ROWS: u64 = 8;
+
+const THREADS: u32 = 256;
+const WARPS: u64 = THREADS as u64 / 32;
+/// Elements of a sum that are worth a block.
+const LEAST_CHUNK: u64 = 256;
+/// Twin of `HEAD_BYTES` in `matvec.cuh`.
+const HEAD_BYTES: u64 = WARPS * 32 * 8 * 4 + 128;
+/// What a multiprocessor keeps of its shared memory for each block.
+const RESERVED: u64 = 1024;
+
+const ALIGNED_X: u32 = 1;
+const ALIGNED_NORM: u32 = 2;
+const ALIGNED_WEIGHT: u32 = 4;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MatvecParams {
+    x: Address,
+    weight: Address,
+    gate: Address,
+    y: Address,
+    partial: Address,
+    counters: Address,
+    epilogue: EpilogueParams,
+    gate_bias: Address,
+    norm_weight: Address,
+    norm_bias: Address,
+    n: u64,
+    k: u64,
+    rows: u32,
+    chunk: u32,
+    x_stride: u32,
+    stages: u32,
+    x_type: u32,
+    norm: u32,
+    norm_type: u32,
+    aligned: u32,
+    eps: f32,
+    weight_type: u32,
+}
+
+/// A kernel and its tile: twins of the constants of its policy.
+#[derive(Clone, Copy)]
+struct Policy {
+    kernel: &'static Kernel,
+    tile: u64,
+    step: u64,
+    stage: u64,
+    /// Sums of a tile.
+    sums: u64,
+    /// Bytes of an element of x in shared memory, and elements behind each row of it, against bank conflicts.
+    x_bytes: u64,
+    pad: u64,
+    /// Bytes for each element of k besides, times 32.
+    block_bytes: u64,
+}
+
+/// How a product is cut up. It depends on everything but the rows: a row's sums are the same with any others beside it.
+#[derive(Clone, Copy)]
+struct Plan {
+    policy: Policy,
+    tiles: u64,
+    chunk: u64,
+    splits: u64,
+    stages: u64,
+}
+
+const CHECK: Check = Check("matvec");
+
+impl Matvec {
+    /// Bytes of workspace that the launches need, of which the first [`workspace::ZEROED_BYTES`] must be zero before its first use;
+    /// 0 where they need none.
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub fn workspace_bytes(&self, machine: Machine) -> Result<u64, LaunchError> {
+        self.plan(machine)?.workspace_bytes(self.gate.is_some())
+    }
+
+    /// The launches, one after another: the second has the rows from the ninth on, and reads the weight once more.
+    ///
+    /// A row's result does not depend, bit for bit, on the other rows or their number.
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub fn launches(&self, workspace: View, machine: Machine) -> Result<[Option<Launch>; 2], LaunchError> {
+        let &Self { x, y, weight, rows, n, k, .. } = self;
+        CHECK.size("rows", rows, rows <= MOST_ROWS, "0 to 16")?;
+        CHECK.same_type("y", y, x)?;
+        CHECK.tensor("x", x, CHECK.product("x", &[rows, k])?)?;
+        CHECK.tensor("y", y, CHECK.product("y", &[rows, n])?)?;
+        weight.check(CHECK, 1, n, k)?;
+        let epilogue = self.epilogue.params(CHECK, y, n)?;
+        let norm = self.prologue.params(CHECK, k)?;
+        let bias_type = self.check_gate(epilogue.bias_type)?;
+        if rows == 0 || n == 0 {
+            return Ok([None, None]);
+        }
+        let plan = self.plan(machine)?;
+        let needed = plan.workspace_bytes(self.gate.is_some())?;
+        let (counters, partial) = workspace::addresses(CHECK, workspace, needed)?;
+
+        let mut aligned = 0;
+        if x.is_aligned(16) && k % 8 == 0 {
+            aligned |= ALIGNED_X;
+        }
+        if norm.aligned {
+            aligned |= ALIGNED_NORM;
+        }
+        let row = if weight.layout == LinearLayout::OutIn { k } else { n };
+        let begins = weight.view.is_aligned(16) && self.gate.is_none_or(|gate| gate.weight.view.is_aligned(16));
+        if begins && (row * weight.view.dtype.bytes()) % 16 == 0 {
+            aligned |= ALIGNED_WEIGHT;
+        }
+        let params = MatvecParams {
+            x: x.at,
+            weight: weight.view.at,
+            gate: address(self.gate.map(|gate| gate.weight.view)),
+            y: y.at,
+            partial,
+            counters,
+            epilogue: EpilogueParams { bias_type, ..epilogue },
+            gate_bias: address(self.gate.and_then(|gate| gate.bias)),
+            norm_weight: norm.weight,
+            norm_bias: norm.bias,
+            n,
+            k,
+            rows: rows.min(ROWS) as u32,
+            chunk: plan.chunk as u32,
+            // 64 elements of 2 bytes go through all banks.
+            x_stride: (plan.chunk.next_multiple_of(64) + plan.policy.pad) as u32,
+            stages: plan.stages as u32,
+            x_type: type_code(x.dtype),
+            norm: norm.norm,
+            norm_type: norm.dtype,
+            aligned,
+            eps: norm.eps,
+            weight_type: weight.code(),
+        };
+        let bytes = x.dtype.bytes();
+        let rest = (rows > ROWS).then(|| MatvecParams {
+            x: x.at + ROWS * k * bytes,
+            y: y.at + ROWS * n * bytes,
+            epilogue: params.epilogue.behind(ROWS * n, bytes),
+            rows: (rows - ROWS) as u32,
+            ..params
+        });
+        let launch = |params: MatvecParams| plan.launch(machine, &params);
+        Ok([Some(launch(params)?), rest.map(launch).transpose()?])
+    }
+
+    /// The type of the biases, which is `of_bias` where the epilogue has one.
+    fn check_gate(&self, of_bias: u32) -> Result<u32, LaunchError> {
+        let Some(gate) = self.gate else { return Ok(of_bias) };
+        if (gate.weight.format, gate.weight.layout) != (self.weight.format, self.weight.layout) {
+            return Err(CHECK.wrong_type("gate of another format or layout", gate.weight.view.dtype));
+        }
+        CHECK.same_type("gate", gate.weight.view, self.weight.view)?;
+        gate.weight.check(CHECK, 1, self.n, self.k)?;
+        let Some(bias) = gate.bias else { return Ok(of_bias) };
+        CHECK.tensor("gate's bias", bias, self.n)?;
+        let fits = bias.dtype.is_float() && self.epilogue.bias.is_none_or(|other| other.dtype == bias.dtype);
+        if fits { Ok(type_code(bias.dtype)) } else { Err(CHECK.wrong_type("gate's bias", bias.dtype)) }
+    }
+
+    fn policy(&self) -> Result<Policy, LaunchError> {
+        if !self.x.dtype.is_float() {
+            return Err(CHECK.wrong_type("x", self.x.dtype));
+        }
+        if let Some(format) = self.weight.format {
+            let (kernel, stage, block_bytes) = match format {
+                QuantFormat::Q8_0 => (&kernel::MATVEC_Q8_0, 16 * 160, 0),
+                QuantFormat::Q4_0 => (&kernel::MATVEC_Q4_0, 16 * 96, 0),
+                // The sums of x over each block.
+                QuantFormat::Q4_1 => (&kernel::MATVEC_Q4_1, 16 * 96, ROWS * 4),
+            };
+            // As many bf16 as hold an element.
+            let x_bytes = match self.x.dtype {
+                DType::F32 => 6,
+                DType::F16 => 4,
+                _ => 2,
+            };
+            return Ok(Policy { kernel, tile: 16, step: 128, stage, sums: 128, x_bytes, pad: 32, block_bytes });
+        }
+        let out_in = Policy {
+            kernel: &kernel::MATVEC_F16_OUT_IN,
+            tile: 32,
+            step: 32,
+            stage: 2048,
+            sums: 256,
+            x_bytes: 2,
+            pad: 32,
+            block_bytes: 0,
+        };
+        let in_out = Policy { tile: 64, step: 16, sums: 512, pad: 16, ..out_in };
+        let scalar = Policy { x_bytes: 4, pad: 0, ..out_in };
+        let wide = 16 / self.weight.view.dtype.bytes();
+        let scalar_out_in = Policy { tile: 4, step: 32 * wide, sums: 32, ..scalar };
+        let scalar_in_out = Policy { tile: 32 * wide, step: 4, sums: 32 * wide * ROWS, ..scalar };
+        let (policy, kernel) = match (self.weight.layout, self.weight.view.dtype, self.x.dtype) {
+            (LinearLayout::OutIn, DType::F16, DType::F16) => (out_in, &kernel::MATVEC_F16_OUT_IN),
+            (LinearLayout::InOut, DType::F16, DType::F16) => (in_out, &kernel::MATVEC_F16_IN_OUT),
+            (LinearLayout::OutIn, DType::BF16, DType::BF16) => (out_in, &kernel::MATVEC_BF16_OUT_IN),
+            (LinearLayout::InOut, DType::BF16, DType::BF16) => (in_out, &kernel::MATVEC_BF16_IN_OUT),
+            (LinearLayout::OutIn, DType::F32, _) => (scalar_out_in, &kernel::MATVEC_SCALAR_F32_OUT_IN),
+            (LinearLayout::InOut, DType::F32, _) => (scalar_in_out, &kernel::MATVEC_SCALAR_F32_IN_OUT),
+            (LinearLayout::OutIn, DType::F16 | DType::BF16, _) => (scalar_out_in, &kernel::MATVEC_SCALAR_16_OUT_IN),
+            (LinearLayout::InOut, DType::F16 | DType::BF16, _) => (scalar_in_out, &kernel::MATVEC_SCALAR_16_IN_OUT),
+            (_, other, _) => return Err(CHECK.wrong_type("weight", other)),
+        };
+        Ok(Policy { kernel, ..policy })
+    }
+
+    fn plan(&self, machine: Machine) -> Result<Plan, LaunchError> {
+        machine.check(CHECK)?;
+        let policy = self.policy()?;
+        // Packs of x are eight elements.
+        let granule = policy.step.max(8);
+        let shared = u64::from(machine.shared);
+        // Four stages want at least half of what there is left for x.
+        let stages = if 8 * WARPS * policy.stage <= shared { 4 } else { 2 };
+        let free = shared
+            .saturating_sub(WARPS * stages * policy.stage + HEAD_BYTES + ROWS * (policy.pad + 63) * policy.x_bytes);
+        let fits = free * 32 / (ROWS * policy.x_bytes * 32 + policy.block_bytes) / granule * granule;
+        CHECK.size("shared", shared, fits > 0, "64 KiB or more, as every GPU has")?;
+
+        let tiles = self.n.div_ceil(policy.tile);
+        let wanted = machine.splits(tiles);
+        let chunk = self.k.div_ceil(wanted).max(LEAST_CHUNK.min(self.k.max(1))).div_ceil(granule) * granule;
+        let chunk = chunk.min(fits);
+        let splits = self.k.div_ceil(chunk).max(1);
+        CHECK.size("k", self.k, splits < 1 << 16, "no more than 65535 of the parts that fit into shared memory")?;
+        Ok(Plan { policy, tiles, chunk, splits, stages })
+    }
+}
+
+impl Plan {
+    fn workspace_bytes(&self, gated: bool) -> Result<u64, LaunchError> {
+        let floats = self.policy.sums * if gated { 2 } else { 1 };
+        workspace::bytes(CHECK, self.tiles, self.splits, floats)
+    }
+
+    fn launch(&self, machine: Machine, params: &MatvecParams) -> Result<Launch, LaunchError> {
+        let policy = self.policy;
+        let rows = u64::from(params.rows) * u64::from(params.x_stride) * policy.x_bytes;
+        let shared = WARPS * self.stages * policy.stage
+            + HEAD_BYTES
+            + rows
+            + self.chunk / QuantFormat::BLOCK * policy.block_bytes;
+        // Whole turns: each block takes as many tiles as the others, or one less.
+        let two = RESIDENT * (shared + RESERVED) <= u64::from(machine.shared) + RESERVED;
+        let blocks = u64::from(machine.sms) * if two { RESIDENT } else { 1 };
+        let turns = self.tiles.div_ceil((blocks / self.splits).max(1));
+        let columns = self.tiles.div_ceil(turns);
+        CHECK.size("n", params.n, columns < 1 << 31, "no more tiles than a grid has blocks")?;
+        let grid = [columns as u32, self.splits as u32, 1];
+        Ok(Launch::new(policy.kernel, grid, [THREADS, 1, 1], shared as u32, params))
+    }
+}
