@@ -2,6 +2,7 @@
 
 mod lend;
 mod outgoing;
+mod source;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 
 pub use lend::OutSlice;
 pub use outgoing::{Outgoing, Taken};
+pub use source::Source;
 
 use super::lane_log::LaneLog;
 use super::outbox::Sink;
@@ -147,11 +149,15 @@ impl BulkOut {
                 state.lanes.iter_mut().for_each(|log| log.forget(transfer));
             }
         }
+        Self::wake(state);
     }
 
     /// Forgets a transfer: no further slice of it begins.
     pub fn end(&self, transfer: u64) {
-        self.lock().forget(transfer);
+        let mut state = self.lock();
+        state.forget(transfer);
+        // Others may have the room that it had.
+        Self::wake(state);
     }
 
     /// Forgets every transfer and every lane.
@@ -185,7 +191,8 @@ impl BulkOut {
         let state = self.lock();
         let outgoing = state.find(transfer)?;
         let end = offset.checked_add(u64::from(len))?;
-        (outgoing.total == total && end <= total).then(|| outgoing.taken(offset, u64::from(len), state.checked))
+        let fits = outgoing.total == total && end <= total;
+        if fits { outgoing.taken(offset, u64::from(len), state.checked) } else { None }
     }
 
     /// Whether this transfer is on its way out.
@@ -195,10 +202,7 @@ impl BulkOut {
 
     /// The next slice for this lane to offer; transfers take turns.
     pub fn take(&self, lane: u32, now: Instant) -> Option<Taken> {
-        self.next_of(lane, now, |outgoing, index, checked| {
-            let (offset, len) = outgoing.range(index);
-            outgoing.taken(offset, len, checked)
-        })
+        self.next_of(lane, now, Outgoing::hand)
     }
 
     /// Whether something waits that this lane may carry.
@@ -240,6 +244,7 @@ impl BulkOut {
         }
         let not_over = open.last().map(|(lane, _)| *lane);
         state.send_again(transfer, std::iter::once(index), not_over);
+        Self::wake(state);
         Resent::Queued
     }
 
@@ -268,7 +273,11 @@ impl BulkOut {
         let Some(at) = state.lanes.iter().position(|log| log.lane == lane) else { return Vec::new() };
         let log = state.lanes.remove(at);
         let lost = log.lost(came);
-        lost.filter_map(|(transfer, slices)| (!state.send_again(transfer, slices, None)).then_some(transfer)).collect()
+        let unknown =
+            lost.filter_map(|(transfer, slices)| (!state.send_again(transfer, slices, None)).then_some(transfer));
+        let unknown = unknown.collect();
+        Self::wake(state);
+        unknown
     }
 
     /// The next slice for this lane; transfers take turns.
@@ -276,15 +285,36 @@ impl BulkOut {
         self.next_of(lane, now, Outgoing::slice)
     }
 
-    fn next_of<T>(&self, lane: u32, now: Instant, make: impl Fn(&Outgoing, u32, bool) -> T) -> Option<T> {
+    fn next_of<T>(&self, lane: u32, now: Instant, make: impl Fn(&mut Outgoing, u32, bool) -> T) -> Option<T> {
         let mut state = self.lock();
-        let alone = state.is_alone(lane);
-        let State { waiting, sent, keep, dropped, lanes, checked } = &mut *state;
+        let slice = state.next_of(lane, now, make);
+        if slice.is_some() {
+            Self::wake(state);
+        }
+        slice
+    }
+
+    /// Tells who has something to bring.
+    fn wake(state: MutexGuard<'_, State>) {
+        let hungry = state.hungry();
+        drop(state);
+        hungry.into_iter().for_each(Source::wake);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn next_of<T>(&mut self, lane: u32, now: Instant, make: impl Fn(&mut Outgoing, u32, bool) -> T) -> Option<T> {
+        let alone = self.is_alone(lane);
+        let Self { waiting, sent, keep, dropped, lanes, checked } = self;
         let log = lanes.iter_mut().find(|log| log.lane == lane && log.is_open())?;
         for _ in 0..waiting.len() {
             let mut outgoing = waiting.pop_front()?;
             let index = outgoing.next_index(lane, alone);
-            let slice = index.map(|index| make(&outgoing, index, *checked));
+            let slice = index.map(|index| make(&mut outgoing, index, *checked));
             if let Some(index) = index {
                 log.hand(outgoing.transfer, index, now);
                 outgoing.turn += outgoing.range(index).1;
@@ -309,12 +339,6 @@ impl BulkOut {
         None
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
     fn is_open(&self, lane: u32) -> bool {
         self.lanes.iter().any(|log| log.lane == lane && log.is_open())
     }

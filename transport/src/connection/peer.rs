@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::bulk_in::{BulkEvent, Landings};
-use super::bulk_out::{BulkOut, Outgoing, Resent};
+use super::bulk_out::{BulkOut, Outgoing, Resent, Source};
 use super::outbox::{Outbox, Sink};
 use super::seats::{Seat, Seats};
 use super::service::{Noted, Service};
@@ -193,6 +193,27 @@ impl Peer {
         let pieces = segments.into_iter().map(Bytes::from_owner).collect();
         self.bulk.push(Outgoing::new(id, pieces, slice_bytes));
         self.wake_lanes();
+    }
+
+    /// Sends the bytes of a source as slices of transfer `id`, as it brings them. The source is held until they are sent.
+    pub fn send_staged(&self, id: u64, source: Arc<dyn Source>, slice_bytes: u32) {
+        if !self.is_closed() {
+            self.bulk.push(Outgoing::staged(id, source, slice_bytes));
+        }
+    }
+
+    /// A source has brought what [`BulkOut::wanted`] asked for.
+    pub fn brought(&self, id: u64, source: &Arc<dyn Source>, offset: u64, bytes: Region) {
+        self.bulk.brought(id, source, offset, &Bytes::from_owner(bytes));
+        self.wake_lanes();
+    }
+
+    /// A source cannot bring what was asked for: no further slice of the transfer begins, and the client is told to ask for all of it
+    /// again, and so hears why.
+    pub fn lost(&self, id: u64, source: &Arc<dyn Source>) {
+        if self.bulk.failed(id, source) {
+            self.control(id, &Control::Cancel);
+        }
     }
 
     /// Stops sending slices of transfer `id`, and lets go of its bytes: the client has them, or does not want them.

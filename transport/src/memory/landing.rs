@@ -11,6 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::slab::Slab;
 use crate::wire::SliceHead;
 
+/// Where the slices of a transfer go on to, if not into the slabs of its [`Landing`]: a device's memory.
+pub trait Sink: std::fmt::Debug + Send + Sync {
+    /// Memory for a slice of so many bytes on its way; `None` if there is none.
+    fn stage(&self, bytes: usize) -> Option<Slab>;
+
+    /// Takes a slice that is whole and intact. The same bytes may come again, after a [`Landing::reset`] others: the last count.
+    fn take(&self, offset: u64, slice: Slab);
+}
+
 /// Memory that a sliced transfer fills: slabs that together hold its bytes, and a state for each slice.
 ///
 /// Slices lie on a grid: slice i starts at `i * slice_bytes`, and only the last may be shorter. A slice may cross from one
@@ -19,6 +28,8 @@ use crate::wire::SliceHead;
 pub struct Landing {
     /// Where each slab's bytes begin, in transfer order.
     segments: Vec<Segment>,
+    /// Each slice lands in a slab of its own, and goes on from there.
+    sink: Option<Arc<dyn Sink>>,
     total: u64,
     slice_bytes: u32,
     state: Mutex<State>,
@@ -82,7 +93,6 @@ pub enum Claim {
 impl Landing {
     /// Memory for a transfer of as many bytes as the slabs hold.
     pub fn new(mut slabs: Vec<Slab>, slice_bytes: u32) -> Arc<Self> {
-        let slice_bytes = slice_bytes.max(1);
         let mut start = 0;
         let segments = slabs
             .iter_mut()
@@ -92,7 +102,23 @@ impl Landing {
                 segment
             })
             .collect();
-        let slices = usize::try_from(start.div_ceil(u64::from(slice_bytes))).unwrap_or(usize::MAX);
+        Arc::new(Self::over(slabs, segments, None, start, slice_bytes))
+    }
+
+    /// A transfer of `total` bytes whose slices go on to `sink`, one by one as they land.
+    pub fn staged(total: u64, slice_bytes: u32, sink: Arc<dyn Sink>) -> Arc<Self> {
+        Arc::new(Self::over(Vec::new(), Vec::new(), Some(sink), total, slice_bytes))
+    }
+
+    fn over(
+        slabs: Vec<Slab>,
+        segments: Vec<Segment>,
+        sink: Option<Arc<dyn Sink>>,
+        total: u64,
+        slice_bytes: u32,
+    ) -> Self {
+        let slice_bytes = slice_bytes.max(1);
+        let slices = usize::try_from(total.div_ceil(u64::from(slice_bytes))).unwrap_or(usize::MAX);
         let state = State {
             slabs: Some(slabs),
             slices: vec![Slice::Missing; slices],
@@ -103,7 +129,7 @@ impl Landing {
             last_lease: 0,
             round: 0,
         };
-        Arc::new(Self { segments, total: start, slice_bytes, state: Mutex::new(state) })
+        Self { segments, sink, total, slice_bytes, state: Mutex::new(state) }
     }
 
     /// Bytes of the transfer.
@@ -197,7 +223,8 @@ impl Landing {
         }
         state.last_lease = number;
         let round = state.round;
-        Claim::Lease(SliceLease {
+        drop(state);
+        let lease = SliceLease {
             landing: self.clone(),
             index: index as usize,
             number,
@@ -205,7 +232,13 @@ impl Landing {
             filled: 0,
             round,
             given_back: false,
-        })
+            stage: None,
+        };
+        match lease.staged() {
+            Some(lease) => Claim::Lease(lease),
+            // It counts as missing, and is asked for again.
+            None => Claim::Busy,
+        }
     }
 
     /// A lease to write some slice that is missing, the first from slice `from` on or else from the front; where there is none,
@@ -227,7 +260,8 @@ impl Landing {
         let offset = index as u64 * u64::from(self.slice_bytes);
         let len = u64::from(self.slice_bytes).min(self.total - offset) as u32;
         let head = SliceHead { transfer, offset, total: self.total, len, crc: 0 };
-        Some(SliceLease { landing: self.clone(), index, number, head, filled: 0, round, given_back: false })
+        let landing = self.clone();
+        SliceLease { landing, index, number, head, filled: 0, round, given_back: false, stage: None }.staged()
     }
 
     /// Every slice is missing again, those too that are being written: what they were part of is asked for anew.
@@ -240,7 +274,8 @@ impl Landing {
         state.span = 0..state.slices.len();
     }
 
-    /// The slabs, once every slice has landed; `None` before that, and after it was called once.
+    /// The slabs, once every slice has landed; `None` before that, and after it was called once. None of them are left where
+    /// the slices went on to a sink.
     pub fn finish(&self) -> Option<Vec<Slab>> {
         let mut state = self.lock();
         (state.landed as usize == state.slices.len() && state.leased == 0).then(|| state.slabs.take()).flatten()

@@ -14,6 +14,7 @@ mod landing;
 mod map;
 mod pool;
 mod regions;
+mod ring;
 mod shared;
 mod slab;
 
@@ -21,9 +22,10 @@ pub use checksum::{Crc32c, crc32c, crc32c_words};
 pub use copy::{copied_bytes, copy_counted, extend_counted};
 #[cfg(feature = "rdma")]
 pub use extents::{Extent, extent_of, extents_gone, is_live};
-pub use landing::{Claim, Landing, SliceLease};
+pub use landing::{Claim, Landing, Sink, SliceLease};
 pub use map::map_file;
 pub use pool::{OutOfMemory, Pool};
 pub use regions::{NoRegion, PeerTarget, Regions};
-pub use shared::{NotShared, SharedBytes, SharedMemory};
+pub use ring::Ring;
+pub use shared::{Attachment, NotShared, SharedBytes, SharedMemory};
 pub use slab::{Region, Slab};

@@ -36,9 +36,7 @@ pub(super) struct Shelf {
 impl Pool {
     /// A pool whose live slabs together take at most `limit` bytes.
     pub fn new(limit: u64) -> Self {
-        Self {
-            shelf: Arc::new(Shelf { limit, used: AtomicU64::new(0), kept: AtomicU64::new(0), free: Mutex::default() }),
-        }
+        Self { shelf: Shelf::empty(limit) }
     }
 
     /// A slab of `len` bytes, holding whatever its last user left.
@@ -85,6 +83,30 @@ impl Pool {
 }
 
 impl Shelf {
+    /// One without blocks, for those that are brought to it.
+    pub(super) fn empty(limit: u64) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicU64::new(0), kept: AtomicU64::new(0), free: Mutex::default() })
+    }
+
+    /// A block that was made elsewhere is about to be put back here.
+    pub(super) fn take_in(&self, capacity: usize) {
+        self.used.fetch_add(capacity as u64, Ordering::AcqRel);
+    }
+
+    /// A block of this capacity that is here.
+    pub(super) fn kept(self: &Arc<Self>, capacity: usize) -> Option<Block> {
+        let mut block = self.lock().get_mut(&capacity).and_then(Vec::pop)?;
+        self.kept.fetch_sub(capacity as u64, Ordering::AcqRel);
+        self.used.fetch_add(capacity as u64, Ordering::AcqRel);
+        block.shelf = Arc::downgrade(self);
+        Some(block)
+    }
+
+    /// Bytes that are here.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.kept.load(Ordering::Acquire)
+    }
+
     pub(super) fn put_back(&self, block: Block) {
         let capacity = block.capacity;
         self.kept.fetch_add(capacity as u64, Ordering::AcqRel);

@@ -137,6 +137,13 @@ pub(super) struct PeerBytes {
     range: Range<usize>,
 }
 
+impl PeerBytes {
+    /// The memory that they lie in.
+    pub(super) fn shared(&self) -> &SharedBytes {
+        &self.used.0
+    }
+}
+
 impl AsRef<[u8]> for PeerBytes {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: the range lies within the mapping (`within`), which `used` keeps, and which can neither shrink nor fault (its
@@ -156,6 +163,25 @@ pub struct PeerTarget {
 }
 
 impl PeerTarget {
+    /// The memory that it lies in.
+    pub fn shared(&self) -> &SharedBytes {
+        &self.bytes
+    }
+
+    /// Lets a device write the next `bytes` bytes, or as many as there is room for: `write` gets where and how many, and returns
+    /// when the device is done.
+    ///
+    /// # Errors
+    /// `write`'s; the bytes may be anything then, and are the next ones still.
+    pub fn fill<E>(&mut self, bytes: usize, write: impl FnOnce(*mut u8, usize) -> Result<(), E>) -> Result<(), E> {
+        let n = bytes.min(self.range.len() - self.filled);
+        // SAFETY: the range lies within the mapping, which `self` keeps; `filled + n` is at most its length.
+        let at = unsafe { self.bytes.start().as_ptr().add(self.range.start + self.filled) };
+        write(at, n)?;
+        self.filled += n;
+        Ok(())
+    }
+
     /// Copies the next bytes there, as far as there is room, and counts them.
     pub fn write(&mut self, bytes: &[u8]) {
         let n = bytes.len().min(self.range.len() - self.filled);

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -204,10 +205,25 @@ impl SharedMemory {
 /// some back all the same, it finds another era than they were taken in, and they are not taken for those of the next.
 #[derive(Debug)]
 pub struct SharedBytes {
+    /// Before the memory: what is attached goes before it is unmapped.
+    attached: Attached,
     memory: SharedMemory,
     len: usize,
     /// Of the uses that this side takes, or gives back.
     era: AtomicU32,
+}
+
+/// What devices have to do with shared memory, and which: those that made nothing of it are not asked again.
+#[derive(Default)]
+struct Attached(Mutex<Vec<(usize, Option<Attachment>)>>);
+
+/// What a device keeps with shared memory. It is dropped just before that is unmapped.
+pub type Attachment = Box<dyn Send + Sync>;
+
+impl std::fmt::Debug for Attached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Attached")
+    }
 }
 
 /// How often it is tried to give a use back while the other side changes the count: one that never stops harms itself.
@@ -221,7 +237,8 @@ impl SharedBytes {
     pub fn new(len: usize) -> io::Result<Self> {
         let whole = len.max(1).checked_next_multiple_of(ALIGN).and_then(|n| n.checked_add(ALIGN));
         let whole = whole.filter(|&n| isize::try_from(n).is_ok()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { memory: SharedMemory::new(whole)?, len, era: AtomicU32::new(0) })
+        let memory = SharedMemory::new(whole)?;
+        Ok(Self { attached: Attached::default(), memory, len, era: AtomicU32::new(0) })
     }
 
     /// The other side's: `len` bytes of file, the last page of them the count. Uses of this era are given back.
@@ -232,12 +249,20 @@ impl SharedBytes {
         let memory = SharedMemory::adopt(file, len)?;
         let bytes = memory.len().checked_sub(ALIGN).filter(|&n| n > 0);
         let len = bytes.ok_or(NotShared::Size { found: len, said: 0 })?;
-        Ok(Self { memory, len, era: AtomicU32::new(era) })
+        Ok(Self { attached: Attached::default(), memory, len, era: AtomicU32::new(era) })
     }
 
     /// The era of its uses.
     pub fn era(&self) -> u32 {
         self.era.load(Ordering::Acquire)
+    }
+
+    /// Keeps what `make` gives, once for each `by`, until just before the memory is unmapped: a device's knowledge of it.
+    pub fn attach(&self, by: usize, make: impl FnOnce() -> Option<Attachment>) {
+        let mut all = self.attached.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.iter().all(|(known, _)| *known != by) {
+            all.push((by, make()));
+        }
     }
 
     /// The memory that holds them.
@@ -414,6 +439,26 @@ mod tests {
         ours.take_use();
         ours.forget_uses();
         assert!(!theirs.is_used());
+    }
+
+    #[test]
+    fn what_is_attached_is_made_once_and_goes_before_the_memory() {
+        use std::sync::Arc;
+        use std::sync::atomic::AtomicBool;
+        struct Device(Arc<AtomicBool>);
+        impl Drop for Device {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Release);
+            }
+        }
+        let (bytes, gone) = (SharedBytes::new(5000).unwrap(), Arc::new(AtomicBool::new(false)));
+        bytes.attach(1, || Some(Box::new(Device(gone.clone()))));
+        bytes.attach(2, || None);
+        bytes.attach(1, || panic!("it knows the memory"));
+        bytes.attach(2, || panic!("it said that it makes nothing of it"));
+        assert!(!gone.load(Ordering::Acquire));
+        drop(bytes);
+        assert!(gone.load(Ordering::Acquire));
     }
 
     /// A server that was taken for gone gave its uses back after all, when the next had some: the client wrote what that one read.

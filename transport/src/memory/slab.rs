@@ -34,6 +34,21 @@ impl Slab {
         Self { block, len }
     }
 
+    /// A slab over memory that `owner` keeps, and gives back when it is dropped: pinned memory of a device.
+    ///
+    /// # Safety
+    /// `at` leads to `len` initialised bytes on a page's start, which stay in place, and which nobody else touches, until `owner` is
+    /// dropped.
+    pub unsafe fn of_owner(at: NonNull<u8>, len: usize, owner: Box<dyn Send + Sync>) -> Self {
+        Self { block: Block::known(at, len, Backing::Owned { _owner: owner }), len }
+    }
+
+    /// From now on this shelf's, which it goes to at once.
+    pub(super) fn shelve(mut self, shelf: &Arc<Shelf>) {
+        self.block.shelf = Arc::downgrade(shelf);
+        shelf.take_in(self.block.capacity);
+    }
+
     /// A slab over memory that a server maps, too. The caller has made it, and gives it to nobody else.
     pub(crate) fn shared(bytes: Arc<SharedBytes>) -> Self {
         let (ptr, len) = (bytes.start(), bytes.len());
@@ -143,6 +158,14 @@ impl Region {
         matches!(self.holder, Holder::Peer(_))
     }
 
+    /// The shared memory that its bytes lie in, where a client shares them.
+    pub fn shared(&self) -> Option<&SharedBytes> {
+        match &self.holder {
+            Holder::Peer(bytes) => Some(bytes.shared()),
+            Holder::Slab(_) | Holder::Foreign(_) => None,
+        }
+    }
+
     /// A part of it. `None` if the range does not lie within it.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         (range.start <= range.end && range.end <= self.len()).then(|| Self {
@@ -211,6 +234,10 @@ enum Backing {
     },
     /// One that a server maps, too.
     Shared(Arc<SharedBytes>),
+    /// Somebody else's, who gives it back.
+    Owned {
+        _owner: Box<dyn Send + Sync>,
+    },
 }
 
 /// An allocation that knows the shelf it goes back to.

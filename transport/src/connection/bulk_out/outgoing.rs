@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::source::{Source, Stage};
 use super::{Pieces, Sending};
 use crate::wire::{SLICE_FRAME_BYTES, SliceHead};
 
@@ -12,7 +14,7 @@ use crate::wire::{SLICE_FRAME_BYTES, SliceHead};
 #[derive(Debug)]
 pub struct Outgoing {
     pub(super) transfer: u64,
-    pieces: Vec<Bytes>,
+    body: Body,
     pub(super) total: u64,
     slice_bytes: u32,
     slices: u32,
@@ -28,23 +30,30 @@ pub struct Outgoing {
     pub(super) turn: u64,
 }
 
+/// Where the bytes are.
+#[derive(Debug)]
+enum Body {
+    Here(Vec<Bytes>),
+    Elsewhere(Stage),
+}
+
 impl Outgoing {
     /// A transfer of all bytes of the pieces.
     pub fn new(transfer: u64, pieces: Vec<Bytes>, slice_bytes: u32) -> Self {
         let total: u64 = pieces.iter().map(|p| p.len() as u64).sum();
+        Self::over(transfer, Body::Here(pieces), total, slice_bytes)
+    }
+
+    /// A transfer of all bytes of a source, which is told when there is something to bring.
+    pub fn staged(transfer: u64, source: Arc<dyn Source>, slice_bytes: u32) -> Self {
+        let total = source.bytes();
+        Self::over(transfer, Body::Elsewhere(Stage::new(source)), total, slice_bytes)
+    }
+
+    fn over(transfer: u64, body: Body, total: u64, slice_bytes: u32) -> Self {
         let slice_bytes = slice_bytes.max(1);
         let slices = u32::try_from(total.div_ceil(u64::from(slice_bytes))).unwrap_or(u32::MAX);
-        Self {
-            transfer,
-            pieces,
-            total,
-            slice_bytes,
-            slices,
-            next: 0,
-            skip: Vec::new(),
-            again: BTreeMap::new(),
-            turn: 0,
-        }
+        Self { transfer, body, total, slice_bytes, slices, next: 0, skip: Vec::new(), again: BTreeMap::new(), turn: 0 }
     }
 
     /// Leaves out the slices whose bit is set.
@@ -60,11 +69,60 @@ impl Outgoing {
         (offset, u64::from(self.slice_bytes).min(self.total.saturating_sub(offset)))
     }
 
+    pub(super) fn stage(&self) -> Option<&Stage> {
+        match &self.body {
+            Body::Here(_) => None,
+            Body::Elsewhere(stage) => Some(stage),
+        }
+    }
+
+    pub(super) fn stage_mut(&mut self) -> Option<&mut Stage> {
+        match &mut self.body {
+            Body::Here(_) => None,
+            Body::Elsewhere(stage) => Some(stage),
+        }
+    }
+
+    pub(super) fn slices(&self) -> u32 {
+        self.slices
+    }
+
+    /// The slices that are to be sent again.
+    pub(super) fn again(&self) -> impl Iterator<Item = u32> + '_ {
+        self.again.values().flatten().copied()
+    }
+
+    /// Whether a lane can take the slice now.
+    fn is_here(&self, index: u32) -> bool {
+        self.stage().is_none_or(|stage| stage.ready.contains_key(&index))
+    }
+
     /// The bytes of one slice, wherever it lies.
-    pub(super) fn taken(&self, offset: u64, len: u64, checked: bool) -> Taken {
+    pub(super) fn hand(&mut self, index: u32, checked: bool) -> Taken {
+        let (offset, len) = self.range(index);
+        match &mut self.body {
+            Body::Here(pieces) => Self::cut(pieces, (self.transfer, offset, len), self.total, checked),
+            Body::Elsewhere(stage) => {
+                // Nobody hands out what is not here.
+                let piece = stage.ready.remove(&index).unwrap_or_default();
+                let pieces = vec![(piece, 0..len as usize)];
+                Taken { transfer: self.transfer, offset, total: self.total, checked, pieces }
+            }
+        }
+    }
+
+    /// Some bytes of it, if they are here.
+    pub(super) fn taken(&self, offset: u64, len: u64, checked: bool) -> Option<Taken> {
+        match &self.body {
+            Body::Here(pieces) => Some(Self::cut(pieces, (self.transfer, offset, len), self.total, checked)),
+            Body::Elsewhere(_) => None,
+        }
+    }
+
+    fn cut(all: &[Bytes], (transfer, offset, len): (u64, u64, u64), total: u64, checked: bool) -> Taken {
         let mut start = 0u64;
         let mut pieces = Vec::with_capacity(1);
-        for piece in &self.pieces {
+        for piece in all {
             let end = start + piece.len() as u64;
             let (from, to) = (offset.max(start), (offset + len).min(end));
             if from < to {
@@ -72,7 +130,7 @@ impl Outgoing {
             }
             start = end;
         }
-        Taken { transfer: self.transfer, offset, total: self.total, checked, pieces }
+        Taken { transfer, offset, total, checked, pieces }
     }
 
     fn skips(&self, index: u32) -> bool {
@@ -95,7 +153,13 @@ impl Outgoing {
 
     /// Whether there is a slice for this lane; if it is the only one, it gets any.
     pub(super) fn has_for(&self, lane: u32, alone: bool) -> bool {
-        self.next < self.slices || self.again.keys().any(|not_over| alone || *not_over != Some(lane))
+        let mut groups = self.again.iter().filter(|(not_over, _)| alone || **not_over != Some(lane));
+        match self.stage() {
+            None => self.next < self.slices || groups.next().is_some(),
+            Some(stage) => {
+                self.is_here(self.next) || groups.any(|(_, slices)| stage.ready.keys().any(|i| slices.contains(i)))
+            }
+        }
     }
 
     /// Whether every slice was handed out.
@@ -104,15 +168,25 @@ impl Outgoing {
     }
 
     pub(super) fn next_index(&mut self, lane: u32, alone: bool) -> Option<u32> {
-        let mut groups = self.again.iter_mut();
-        if let Some((&not_over, slices)) = groups.find(|(not_over, _)| alone || **not_over != Some(lane)) {
-            let index = slices.pop_first();
-            if slices.is_empty() {
-                self.again.remove(&not_over);
+        let mut groups = self.again.iter().filter(|(not_over, _)| alone || **not_over != Some(lane));
+        let found = match self.stage() {
+            None => groups.next().and_then(|(group, slices)| Some((*group, *slices.first()?))),
+            // Few are ready.
+            Some(stage) => groups.find_map(|(group, slices)| {
+                let index = stage.ready.keys().find(|index| slices.contains(index))?;
+                Some((*group, *index))
+            }),
+        };
+        if let Some((not_over, index)) = found {
+            if let Some(slices) = self.again.get_mut(&not_over) {
+                slices.remove(&index);
+                if slices.is_empty() {
+                    self.again.remove(&not_over);
+                }
             }
-            return index;
+            return Some(index);
         }
-        let index = Some(self.next).filter(|&i| i < self.slices)?;
+        let index = Some(self.next).filter(|&i| i < self.slices && self.is_here(i))?;
         self.next_from(index + 1);
         Some(index)
     }
@@ -125,17 +199,23 @@ impl Outgoing {
         }
     }
 
-    pub(super) fn slice(&self, index: u32, checked: bool) -> Sending {
+    pub(super) fn slice(&mut self, index: u32, checked: bool) -> Sending {
         let (offset, len) = self.range(index);
-        let mut start = 0u64;
         let mut pieces = Pieces::None;
-        for piece in &self.pieces {
-            let end = start + piece.len() as u64;
-            let (from, to) = (offset.max(start), (offset + len).min(end));
-            if from < to {
-                pieces.push(piece.slice((from - start) as usize..(to - start) as usize));
+        match &mut self.body {
+            Body::Here(all) => {
+                let mut start = 0u64;
+                for piece in all {
+                    let end = start + piece.len() as u64;
+                    let (from, to) = (offset.max(start), (offset + len).min(end));
+                    if from < to {
+                        pieces.push(piece.slice((from - start) as usize..(to - start) as usize));
+                    }
+                    start = end;
+                }
             }
-            start = end;
+            // Nobody hands out what is not here.
+            Body::Elsewhere(stage) => stage.ready.remove(&index).into_iter().for_each(|piece| pieces.push(piece)),
         }
         Sending { transfer: self.transfer, offset, total: self.total, pieces, checked, head: None, sent: 0 }
     }

@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::super::copy::copy_counted;
+use super::super::slab::Slab;
 use super::{Landing, Slice};
 use crate::wire::SliceHead;
 
@@ -22,9 +23,28 @@ pub struct SliceLease {
     pub(super) round: u32,
     /// It landed: there is nothing to undo.
     pub(super) given_back: bool,
+    /// Where the slice lands, if it goes on from there.
+    pub(super) stage: Option<Slab>,
 }
 
 impl SliceLease {
+    /// The lease with the memory that it lands in, where it needs some of its own; `None` if there is none.
+    pub(super) fn staged(mut self) -> Option<Self> {
+        if let Some(sink) = &self.landing.sink {
+            self.stage = Some(sink.stage(self.head.len as usize).filter(|slab| slab.len() == self.head.len as usize)?);
+        }
+        Some(self)
+    }
+
+    /// The part of `[from, to)` that lies together from its start on: pointer and length.
+    fn piece(&self, from: u64, to: u64) -> Option<(NonNull<u8>, usize)> {
+        let Some(stage) = &self.stage else { return self.landing.piece(from, to) };
+        let skip = usize::try_from(from.checked_sub(self.head.offset)?).ok()?;
+        let len = stage.len().checked_sub(skip)?.min(usize::try_from(to.checked_sub(from)?).ok()?);
+        // SAFETY: `skip` is at most the slab's length.
+        Some((unsafe { stage.start().add(skip) }, len))
+    }
+
     /// What was announced.
     pub fn head(&self) -> &SliceHead {
         &self.head
@@ -42,7 +62,7 @@ impl SliceLease {
         let held = self.hold();
         let (mut from, to) = (self.head.offset, self.head.offset + u64::from(self.head.len));
         std::iter::from_fn(move || {
-            let piece = self.landing.piece(from, to).filter(|p| held && p.1 > 0 && from < to)?;
+            let piece = self.piece(from, to).filter(|p| held && p.1 > 0 && from < to)?;
             from += piece.1 as u64;
             Some(piece)
         })
@@ -81,7 +101,7 @@ impl SliceLease {
         }
         let from = self.head.offset + u64::from(self.filled);
         let to = self.head.offset + u64::from(self.head.len);
-        let Some((at, len)) = self.landing.piece(from, to) else { return &mut [] };
+        let Some((at, len)) = self.piece(from, to) else { return &mut [] };
         // SAFETY: the range lies in this lease's slice, which `claim` gives to no other lease while this one is marked busy: until
         // `advance` or `rest`, whose callers have given this borrow back. The slabs live in the landing (which `self` holds) because
         // `finish` waits until no lease is out; nobody else reads or writes them.
@@ -122,7 +142,7 @@ impl SliceLease {
         let mut check = self.head.checker();
         let (mut from, to) = (self.head.offset, self.head.offset + u64::from(self.head.len));
         while from < to {
-            let Some((at, len)) = self.landing.piece(from, to).filter(|p| p.1 > 0) else { return false };
+            let Some((at, len)) = self.piece(from, to).filter(|p| p.1 > 0) else { return false };
             // SAFETY: as in `spare`; nobody writes while this lease is marked busy but itself, and it is borrowed here.
             check.update(unsafe { std::slice::from_raw_parts(at.as_ptr(), len) });
             from += len as u64;
@@ -132,6 +152,15 @@ impl SliceLease {
 
     /// The slice is whole. Whether it was the last one missing.
     pub fn landed(mut self) -> bool {
+        if let Some(stage) = self.stage.take() {
+            // Marked busy, it is nobody else's until it has landed: what the sink gets last is what counts.
+            if !self.hold() {
+                return false;
+            }
+            if let Some(sink) = &self.landing.sink {
+                sink.take(self.head.offset, stage);
+            }
+        }
         let mut state = self.landing.lock();
         if state.round != self.round {
             // Dropped, it counts as missing.
