@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use genie_executor::device::cpu::{CpuDevice, Isa};
 use genie_executor::device::{Device, HostTensor, Row};
-use genie_graph::{DType, Dim, GraphBuilder, InputRole, LinearLayout, Op, Symbol, TensorType};
+use genie_graph::{DType, Dim, GraphBuilder, InputRole, LinearLayout, Op, QuantFormat, Symbol, TensorType};
 use genie_transport::memory::Region;
 
 use support::models::{Config, Model, gpt2, llama};
@@ -60,6 +60,30 @@ fn main() {
                     linear(&line, layout, dtype, n, k, machine);
                 }
             }
+        }
+    }
+    for format in QuantFormat::ALL {
+        for (n, k) in [(49152, 576), (16384, 1536)] {
+            let line = format!("linear-{format:?} {n}x{k}");
+            if wanted(&line) {
+                packed(&line, format, n, k, machine);
+            }
+        }
+    }
+    // Layers of ResNet-50 and of EfficientNet-Lite0.
+    for (channels, out, kernel, side, stride, groups) in [
+        (3, 64, 7, 224, 2, 1),
+        (64, 64, 3, 56, 1, 1),
+        (256, 256, 3, 14, 1, 1),
+        (512, 512, 3, 7, 1, 1),
+        (1024, 256, 1, 14, 1, 1),
+        (144, 144, 3, 56, 1, 144),
+        (144, 144, 5, 56, 2, 144),
+        (672, 672, 5, 14, 1, 672),
+    ] {
+        let line = format!("conv {channels}->{out} {kernel}x{kernel}/{stride} of {side}x{side}, {groups} groups");
+        if wanted(&line) {
+            convolution(&line, [channels, out, kernel, side], stride, groups, machine);
         }
     }
     if wanted("gemm") {
@@ -134,7 +158,7 @@ fn prefetch(p: *const u64) {
     let _ = p;
 }
 
-/// One product as a program, for several numbers of rows.
+/// One product with floats.
 fn linear(name: &str, layout: LinearLayout, dtype: DType, n: u64, k: u64, machine: Machine) {
     let mut b = GraphBuilder::new("linear");
     let batch = Dim::Symbol(Symbol::Batch);
@@ -143,10 +167,27 @@ fn linear(name: &str, layout: LinearLayout, dtype: DType, n: u64, k: u64, machin
     let w = b.input("w", InputRole::Weight, TensorType::new(dtype, dims)).expect("input");
     let y = b.push(Op::Linear { layout }, &[x, w]).expect("linear");
     b.output("y", y);
+    product(name, b, n * k * dtype.bytes(), [n, k], machine);
+}
+
+/// The same with a weight in blocks.
+fn packed(name: &str, format: QuantFormat, n: u64, k: u64, machine: Machine) {
+    let mut b = GraphBuilder::new("packed");
+    let batch = Dim::Symbol(Symbol::Batch);
+    let x = b.input("x", InputRole::Argument, TensorType::new(DType::F32, [batch, k.into()])).expect("input");
+    let width = k / QuantFormat::BLOCK * format.block_bytes();
+    let w = b.input("w", InputRole::Weight, TensorType::new(DType::U8, [n.into(), width.into()])).expect("input");
+    let w = b.push(Op::Dequantize { format, to: DType::F32 }, &[w]).expect("dequantize");
+    let y = b.push(Op::Linear { layout: LinearLayout::OutIn }, &[x, w]).expect("linear");
+    b.output("y", y);
+    product(name, b, n * width, [n, k], machine);
+}
+
+/// A program of one product with a weight of so many bytes, for several numbers of rows.
+fn product(name: &str, b: GraphBuilder, bytes: u64, [n, k]: [u64; 2], machine: Machine) {
     let device = machine.device(8 << 30);
     let program = device.load(Arc::new(b.finish().expect("graph"))).expect("program");
-    let bytes = n * k * dtype.bytes();
-    let weights = [Region::copy_of(&vec![1; bytes as usize])];
+    let weights = [Region::copy_of(&vec![1; bytes as usize]).into()];
     print!("{name}:");
     for rows in [1, 2, 4, 8, 16, 72, 512] {
         let arguments: [HostTensor; 1] = [tensor(&[rows, k], &vec![0.5; (rows * k) as usize])];
@@ -161,6 +202,36 @@ fn linear(name: &str, layout: LinearLayout, dtype: DType, n: u64, k: u64, machin
         } else {
             print!(" {rows} rows {:.0} GFLOP/s;", (2 * rows * n * k) as f64 / seconds / 1e9);
         }
+    }
+    println!();
+}
+
+/// A convolution with as much padding as keeps the image's size, for several numbers of images.
+fn convolution(name: &str, [channels, out, kernel, side]: [u64; 4], stride: u32, groups: u32, machine: Machine) {
+    let mut b = GraphBuilder::new("convolution");
+    let ty = |dims: [Dim; 4]| TensorType::new(DType::F32, dims);
+    let image = [Dim::Symbol(Symbol::Batch), channels.into(), side.into(), side.into()];
+    let x = b.input("x", InputRole::Argument, ty(image)).expect("input");
+    let seen = channels / u64::from(groups);
+    let w = b.input("w", InputRole::Weight, ty([out, seen, kernel, kernel].map(Dim::from))).expect("input");
+    let op = Op::Conv2d { stride: [stride; 2], padding: [(kernel / 2) as u32; 4], dilation: [1; 2], groups };
+    let y = b.push(op, &[x, w]).expect("conv2d");
+    b.output("y", y);
+    let device = machine.device(8 << 30);
+    let program = device.load(Arc::new(b.finish().expect("graph"))).expect("program");
+    let (taps, windows) = (seen * kernel * kernel, (side.div_ceil(stride.into())).pow(2));
+    let weights = [Region::copy_of(&vec![0; (out * taps * 4) as usize]).into()];
+    print!("{name}:");
+    for images in [1, 8] {
+        let arguments =
+            [tensor(&[images, channels, side, side], &vec![0.5; (images * channels * side * side) as usize])];
+        let mut outputs = Vec::new();
+        let mut run = || {
+            let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 0 };
+            program.run(&weights, &mut [row]).expect("runs");
+        };
+        let flops = 2 * images * out * taps * windows;
+        print!(" {images} images {:.1} GFLOP/s;", flops as f64 / best(&mut run, SHORT) / 1e9);
     }
     println!();
 }

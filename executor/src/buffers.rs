@@ -6,7 +6,7 @@ use genie_graph::{DType, NodeId, Sizes};
 use genie_transport::memory::extend_counted;
 use genie_transport::wire::{Argument, Arguments, RemoteError, TensorSpec, limits};
 
-use crate::device::{HostTensor, KvCache};
+use crate::device::{DeviceError, HostTensor, KvCache, Memory};
 use crate::programs::{Binding, Known, Source, bad};
 
 /// Buffers that hold more than this are not kept: no quota counts those that are, and a session may have many bindings.
@@ -117,7 +117,7 @@ impl Binding {
     }
 
     /// Reads the residents that are bound as arguments, where they changed since these buffers read them.
-    pub(crate) fn read_residents(&self, buffers: &mut Buffers) {
+    pub(crate) fn read_residents(&self, buffers: &mut Buffers) -> Result<(), DeviceError> {
         for (i, source) in self.sources.iter().enumerate() {
             let Source::Resident(tensor) = source else { continue };
             let content = tensor.content();
@@ -125,10 +125,13 @@ impl Binding {
                 continue;
             };
             if *version != content.version {
+                // Should reading fail, it holds neither the old bytes nor the new.
+                *version = 0;
+                read(place, tensor.spec.dtype(), tensor.spec.dims(), &content.memory)?;
                 *version = content.version;
-                fill(place, tensor.spec.dtype(), tensor.spec.dims(), &content.region);
             }
         }
+        Ok(())
     }
 
     /// The bytes of what is bound that each run takes a copy of in host memory.
@@ -188,9 +191,23 @@ pub(crate) fn inline_bytes(arguments: Arguments<'_>) -> u64 {
 }
 
 fn fill(place: &mut HostTensor, dtype: DType, dims: &[u64], data: &[u8]) {
+    describe(place, dtype, dims);
+    place.data.clear();
+    extend_counted(&mut place.data, data);
+}
+
+fn read(place: &mut HostTensor, dtype: DType, dims: &[u64], memory: &Memory) -> Result<(), DeviceError> {
+    if let Some(region) = memory.host() {
+        fill(place, dtype, dims, region);
+        return Ok(());
+    }
+    describe(place, dtype, dims);
+    place.data.resize(usize::try_from(memory.len()).unwrap_or(usize::MAX), 0);
+    memory.read(0, &mut place.data)
+}
+
+fn describe(place: &mut HostTensor, dtype: DType, dims: &[u64]) {
     place.dtype = Some(dtype);
     place.dims.clear();
     place.dims.extend_from_slice(dims);
-    place.data.clear();
-    extend_counted(&mut place.data, data);
 }

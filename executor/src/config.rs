@@ -6,6 +6,7 @@ use std::time::Duration;
 use genie_transport::connection::Settings;
 
 use crate::device::Device;
+use crate::device::cpu::host_memory;
 
 /// Where device work happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -44,6 +45,9 @@ pub struct Config {
     pub max_programs: usize,
     /// Bytes of all named tensors.
     pub names_quota: u64,
+    /// Bytes of the host's memory, pinned where a device offers that, that hold weights which devices with memory of their own had no
+    /// room for; 0: such weights are gone when they are evicted.
+    pub evicted_bytes: u64,
     /// Bytes of replies that one session's window keeps (the last reply is kept whatever its size).
     pub window_bytes: usize,
     /// Bytes of replies that all windows together keep: past it, each keeps no more than its even share (and its last reply).
@@ -74,6 +78,7 @@ impl Config {
             max_handles: 1 << 18,
             max_programs: 1024,
             names_quota: memory,
+            evicted_bytes: host_memory() / 4,
             window_bytes: 32 << 20,
             replies_bytes: 1 << 30,
             max_batch: 16,

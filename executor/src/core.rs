@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
-use genie_transport::memory::{Pool, Slab};
+use genie_transport::memory::Pool;
 use genie_transport::wire::{ContentHash, ErrorCode, RemoteError};
 
 use crate::config::{Config, Mode};
-use crate::device::{Device, DeviceError};
+use crate::device::{Device, DeviceError, Space};
 use crate::error::fail;
+use crate::evicted::Evicted;
 use crate::names::Names;
+use crate::outage::Outage;
 use crate::programs::Program;
 use crate::registry::Registry;
 use crate::replies::Replies;
@@ -30,6 +32,7 @@ pub(crate) struct Core {
     pub(crate) config: Config,
     pub(crate) registry: Registry,
     pub(crate) names: Names,
+    pub(crate) evicted: Evicted,
     pub(crate) stats: Stats,
     pub(crate) replies: Arc<Replies>,
     devices: Vec<Slot>,
@@ -46,7 +49,10 @@ pub(crate) struct Core {
 /// A device with what the server keeps for it.
 struct Slot {
     device: Arc<dyn Device>,
+    outage: Outage,
     weights: WeightStore,
+    /// Held by whoever brings a weight back.
+    bringing: Mutex<()>,
     queue: Queue,
     /// Of whoever calls [`step`].
     scratch: Mutex<Scratch>,
@@ -56,13 +62,16 @@ impl Core {
     pub(crate) fn new(config: Config) -> Arc<Self> {
         let slot = |device: &Arc<dyn Device>| Slot {
             device: device.clone(),
+            outage: Outage::default(),
             weights: WeightStore::default(),
+            bringing: Mutex::default(),
             queue: Queue::default(),
             scratch: Mutex::default(),
         };
         Arc::new(Self {
             registry: Registry::new(&config),
             names: Names::new(config.names_quota),
+            evicted: Evicted::new(config.evicted_bytes),
             stats: Stats::default(),
             replies: Replies::new(config.replies_bytes, config.max_sessions),
             devices: config.devices.iter().map(slot).collect(),
@@ -78,13 +87,29 @@ impl Core {
     /// The device with this index, if a client may mean it.
     pub(crate) fn device(&self, index: u16) -> Result<&Arc<dyn Device>, RemoteError> {
         let message = || format!("there is no device {index}: this server has {}", self.devices.len());
-        let slot = self.devices.get(usize::from(index));
-        slot.map(|slot| &slot.device).ok_or_else(|| fail(ErrorCode::NoSuchDevice, message()))
+        let slot = self.devices.get(usize::from(index)).ok_or_else(|| fail(ErrorCode::NoSuchDevice, message()))?;
+        slot.outage.permit(&*slot.device)?;
+        Ok(&slot.device)
+    }
+
+    /// A device that exists, whether it is out or not.
+    pub(crate) fn hardware(&self, device: u16) -> &dyn Device {
+        &*self.slot(device).device
+    }
+
+    /// Whether a device that exists is out.
+    pub(crate) fn outage(&self, device: u16) -> &Outage {
+        &self.slot(device).outage
     }
 
     /// The weights of a device that exists.
     pub(crate) fn weights(&self, device: u16) -> &WeightStore {
         &self.slot(device).weights
+    }
+
+    /// The turn of who brings an evicted weight back to a device that exists.
+    pub(crate) fn bringing(&self, device: u16) -> MutexGuard<'_, ()> {
+        self.slot(device).bringing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The queue of a device that exists.
@@ -114,7 +139,7 @@ impl Core {
     }
 
     /// Memory for a resident, after evicting what nobody holds where that is needed and enough.
-    pub(crate) fn allocate(&self, device: u16, bytes: u64) -> Result<Slab, RemoteError> {
+    pub(crate) fn allocate(&self, device: u16, bytes: u64) -> Result<Space, RemoteError> {
         self.with_room(device, bytes, || self.slot(device).device.allocate(bytes))
     }
 
@@ -148,11 +173,10 @@ impl Core {
         }
         let mut evicted = false;
         while !evicted || hardware.info().free_bytes < wanted {
-            if !weights.evict() && !self.names.evict(device) {
-                break;
-            }
+            let Some(bytes) = self.evict_weight(device).or_else(|| self.names.evict(device)) else { break };
             evicted = true;
             add(&self.stats.evictions, 1);
+            add(&self.stats.evicted_bytes, bytes);
         }
         evicted
     }
@@ -186,6 +210,17 @@ impl Core {
         Ok(program)
     }
 
+    /// Lets go of a device's programs: their plans are lost.
+    pub(crate) fn forget_programs(&self, device: u16) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = std::mem::take(&mut *recent);
+        let (gone, kept): (Vec<_>, _) = all.into_iter().partition(|program| program.device == device);
+        *recent = kept.into();
+        drop(recent);
+        self.programs().retain(|(of, _), _| *of != device);
+        drop(gone);
+    }
+
     /// How many programs there are.
     pub(crate) fn program_count(&self) -> u64 {
         self.programs().values().filter(|program| program.strong_count() > 0).count() as u64
@@ -199,9 +234,13 @@ impl Core {
     pub(crate) fn spawn(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
         if self.config.mode == Mode::Threads {
             let core = self.clone();
-            rayon::spawn(move || work(&core));
+            rayon::spawn(move || {
+                work(&core);
+                core.check_devices();
+            });
         } else {
             work(self);
+            self.check_devices();
         }
     }
 
@@ -210,8 +249,9 @@ impl Core {
         self.queue(device).push_task(task).map_err(|_| shutting_down())
     }
 
-    /// Does what waits for the devices, where the caller's thread is the one to do it.
+    /// Sees to devices that have failed, and does what waits for them where the caller's thread is the one to do it.
     pub(crate) fn drain(self: &Arc<Self>) {
+        self.check_devices();
         if self.config.mode != Mode::Inline {
             return;
         }
@@ -248,6 +288,7 @@ impl Core {
             self.end_session(&session);
         }
         self.end_unwelcome();
+        self.retry_devices(now);
         for slot in &self.devices {
             slot.weights.forget_partial(|upload| upload.is_older_than(self.config.default_lease, now));
         }

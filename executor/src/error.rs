@@ -34,13 +34,18 @@ impl From<OverQuota> for RemoteError {
 
 impl From<DeviceError> for RemoteError {
     fn from(error: DeviceError) -> Self {
+        if matches!(error, DeviceError::Lost { .. }) {
+            return partly(fail(ErrorCode::DeviceFailed, error.to_string()));
+        }
         let code = match error {
-            DeviceError::OutOfMemory(_) => ErrorCode::OutOfMemory,
+            DeviceError::OutOfMemory(_) | DeviceError::NoHostMemory { .. } => ErrorCode::OutOfMemory,
             DeviceError::Unsupported { .. } => ErrorCode::UnsupportedOp,
             DeviceError::IndexOutOfRange { .. } => ErrorCode::OutOfRange,
-            DeviceError::Internal(_) | DeviceError::Threads { .. } | DeviceError::Name { .. } => {
-                ErrorCode::DeviceFailed
-            }
+            DeviceError::Gpu(_)
+            | DeviceError::NoGpu { .. }
+            | DeviceError::Internal(_)
+            | DeviceError::Threads { .. }
+            | DeviceError::Name { .. } => ErrorCode::DeviceFailed,
             _ => ErrorCode::BadArgument,
         };
         fail(code, error.to_string())

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use genie_transport::memory::{Pool, Region};
+use genie_transport::memory::Pool;
 use genie_transport::wire::{ContentHash, ErrorCode, RemoteError, TensorSpec};
 
 use crate::account::{Account, Charge};
+use crate::device::Memory;
 use crate::error::fail;
 use crate::rights::owner_of;
 
@@ -35,7 +36,7 @@ pub(crate) struct Named {
     pub(crate) device: u16,
     pub(crate) spec: TensorSpec,
     pub(crate) weight: Option<ContentHash>,
-    pub(crate) region: Region,
+    pub(crate) memory: Memory,
     _charge: NameCharge,
     used: u64,
 }
@@ -47,8 +48,8 @@ pub(crate) struct NameCharge {
 }
 
 impl Named {
-    fn address(&self) -> usize {
-        self.region.as_ptr().addr()
+    fn address(&self) -> u64 {
+        self.memory.address()
     }
 }
 
@@ -62,7 +63,7 @@ impl NamesInner {
     }
 
     /// How many names each memory has: a weight may have several.
-    fn names_of(&self) -> HashMap<usize, usize> {
+    fn names_of(&self) -> HashMap<u64, usize> {
         let mut names = HashMap::new();
         self.tensors.values().for_each(|named| *names.entry(named.address()).or_insert(0) += 1);
         names
@@ -74,7 +75,7 @@ impl NamesInner {
         self.tensors.iter().filter(move |(_, named)| {
             let names = names.get(&named.address()).copied().unwrap_or(1);
             // The store of weights holds a weight, too.
-            named.region.holders() <= names + usize::from(named.weight.is_some())
+            named.memory.holders() <= names + usize::from(named.weight.is_some())
         })
     }
 }
@@ -103,10 +104,10 @@ impl Names {
             let idle = {
                 let inner = self.lock();
                 let others = inner.idle().filter(|(other, _)| is_another_of(other, name));
-                others.map(|(_, named)| named.region.len() as u64).fold(0, u64::saturating_add)
+                others.map(|(_, named)| named.memory.len()).fold(0, u64::saturating_add)
             };
             let enough = over.used.saturating_sub(idle).checked_add(bytes).is_some_and(|sum| sum <= over.quota);
-            if !enough || !self.evict_where(|other, _| is_another_of(other, name)) {
+            if !enough || self.evict_where(|other, _| is_another_of(other, name)).is_none() {
                 let message = format!(
                     "{bytes} bytes wanted, but {whose} named tensors may take {}, and those that make no room take {}: put it \
                      without a name, or give more room for names",
@@ -125,13 +126,13 @@ impl Names {
         device: u16,
         spec: TensorSpec,
         weight: Option<ContentHash>,
-        region: Region,
+        memory: Memory,
         charge: NameCharge,
     ) {
         let mut inner = self.lock();
         inner.clock += 1;
         let used = inner.clock;
-        let old = inner.tensors.insert(name, Named { device, spec, weight, region, _charge: charge, used });
+        let old = inner.tensors.insert(name, Named { device, spec, weight, memory, _charge: charge, used });
         drop(inner);
         drop(old);
     }
@@ -150,13 +151,21 @@ impl Names {
     pub(crate) fn evictable_bytes(&self, device: u16) -> u64 {
         let inner = self.lock();
         let idle = inner.idle().filter(|(_, named)| named.device == device);
-        let memory: HashMap<usize, usize> = idle.map(|(_, named)| (named.address(), named.region.len())).collect();
-        memory.values().filter_map(|&bytes| Pool::charge(bytes as u64)).sum()
+        let memory: HashMap<u64, u64> = idle.map(|(_, named)| (named.address(), named.memory.len())).collect();
+        memory.values().filter_map(|&bytes| Pool::charge(bytes)).sum()
     }
 
-    /// Lets go of the least recently used name on a device whose tensor nobody has a handle on.
-    pub(crate) fn evict(&self, device: u16) -> bool {
+    /// Lets go of the least recently used name on a device whose tensor nobody has a handle on; the bytes that it had.
+    pub(crate) fn evict(&self, device: u16) -> Option<u64> {
         self.evict_where(|_, named| named.device == device)
+    }
+
+    /// Lets go of every name on a device: what they named is lost.
+    pub(crate) fn forget(&self, device: u16) {
+        let mut inner = self.lock();
+        let gone: Vec<_> = inner.tensors.extract_if(|_, named| named.device == device).collect();
+        drop(inner);
+        drop(gone);
     }
 
     /// Bytes charged for names.
@@ -165,11 +174,11 @@ impl Names {
     }
 
     /// Lets go of the least recently used idle tensor that `may` go.
-    fn evict_where(&self, may: impl Fn(&str, &Named) -> bool) -> bool {
+    fn evict_where(&self, may: impl Fn(&str, &Named) -> bool) -> Option<u64> {
         let mut inner = self.lock();
         let first = inner.idle().filter(|(name, named)| may(name, named)).min_by_key(|(_, named)| named.used);
-        let Some(name) = first.map(|(name, _)| name.clone()) else { return false };
-        inner.tensors.remove(&name).is_some()
+        let name = first.map(|(name, _)| name.clone())?;
+        inner.tensors.remove(&name).map(|named| named.memory.len())
     }
 
     fn lock(&self) -> MutexGuard<'_, NamesInner> {

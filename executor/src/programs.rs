@@ -4,13 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use genie_graph::{DType, Dim, InputDecl, InputRole, Phase, Symbol, TensorType, VerifiedGraph};
-use genie_transport::memory::Region;
 use genie_transport::wire::{Argument, Arguments, BindEntry, ContentHash, ErrorCode, RemoteError};
 
 use crate::account::Charge;
 use crate::buffers::Buffers;
 use crate::caches::Cache;
-use crate::device::{HostTensor, KvSpec, Loaded};
+use crate::device::{HostTensor, KvSpec, Loaded, Memory};
 use crate::error::fail;
 use crate::residents::{Content, Tensor};
 use crate::scheduler::Class;
@@ -50,7 +49,7 @@ enum Place {
 
 /// The weights that a binding runs with. Runs with the same set can run as one batch.
 pub(crate) struct WeightSet {
-    pub(crate) regions: Vec<Region>,
+    pub(crate) memory: Vec<Memory>,
 }
 
 /// A program joined with residents and fixed arguments.
@@ -154,17 +153,17 @@ impl Program {
         input.and_then(|i| KvSpec::of(&i.ty)).ok_or_else(|| bad(format!("input {node} has not the type of a KV cache")))
     }
 
-    fn share(&self, regions: Vec<Region>) -> Arc<WeightSet> {
+    fn share(&self, memory: Vec<Memory>) -> Arc<WeightSet> {
         let is_same = |set: &WeightSet| {
-            let mut pairs = set.regions.iter().zip(&regions);
-            set.regions.len() == regions.len() && pairs.all(|(a, b)| a.as_ptr() == b.as_ptr() && a.len() == b.len())
+            let mut pairs = set.memory.iter().zip(&memory);
+            set.memory.len() == memory.len() && pairs.all(|(a, b)| a.address() == b.address() && a.len() == b.len())
         };
         let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
         sets.retain(|set| set.strong_count() > 0);
         if let Some(set) = sets.iter().filter_map(Weak::upgrade).find(|set| is_same(set)) {
             return set;
         }
-        let set = Arc::new(WeightSet { regions });
+        let set = Arc::new(WeightSet { memory });
         sets.push(Arc::downgrade(&set));
         set
     }
@@ -233,7 +232,7 @@ impl Binding {
             return Err(bad("one KV cache is bound to two inputs".to_owned()));
         }
         let charge = session.account.charge(fixed_bytes)?;
-        let weights = program.share(held.iter().map(|content| content.region.clone()).collect());
+        let weights = program.share(held.iter().map(|content| content.memory.clone()).collect());
         let spare = Mutex::default();
         Ok(Arc::new(Self { program, weights, caches, turns, sources, spare, _held: held, _charge: charge }))
     }

@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use genie_transport::memory::{Region, Slab, copy_counted};
+use genie_transport::memory::{Region, Slab};
 use genie_transport::wire::{ContentHash, ErrorCode, RemoteError, TensorSpec};
 
 use crate::account::Charge;
+use crate::device::{DeviceError, Memory, Space};
 use crate::error::fail;
 
 /// A resident as one session has it.
@@ -25,15 +26,15 @@ pub(crate) struct Tensor {
 /// Bytes, and the quota that is charged for as long as somebody of the session holds them.
 #[derive(Debug)]
 pub(crate) struct Content {
-    pub(crate) region: Region,
+    pub(crate) memory: Memory,
     /// Differs between any two contents: tells whether bytes that were read earlier are still those.
     pub(crate) version: u64,
     charge: Charge,
 }
 
 impl Content {
-    pub(crate) fn new(region: Region, charge: Charge) -> Arc<Self> {
-        Arc::new(Self { region, version: next_version(), charge })
+    pub(crate) fn new(memory: Memory, charge: Charge) -> Arc<Self> {
+        Arc::new(Self { memory, version: next_version(), charge })
     }
 }
 
@@ -56,13 +57,14 @@ impl Tensor {
     /// for good.
     pub(crate) fn own_content(&self) -> Result<Arc<Content>, RemoteError> {
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
-        if content.region.is_peer_writable() {
-            let bytes = content.region.len();
-            let charge = content.charge.account().charge(bytes as u64)?;
+        if content.memory.is_peer_writable() {
+            let bytes = content.memory.len();
+            let charge = content.charge.account().charge(bytes)?;
             let message = || format!("no memory for a copy of {bytes} bytes: free tensors");
-            let mut slab = Slab::try_zeroed(bytes).ok_or_else(|| fail(ErrorCode::OutOfMemory, message()))?;
-            copy_counted(&mut slab, &content.region);
-            *content = Content::new(slab.freeze(), charge);
+            let slab = usize::try_from(bytes).ok().and_then(Slab::try_zeroed);
+            let mut slab = slab.ok_or_else(|| fail(ErrorCode::OutOfMemory, message()))?;
+            content.memory.read(0, &mut slab)?;
+            *content = Content::new(slab.freeze().into(), charge);
         }
         Ok(content.clone())
     }
@@ -85,44 +87,45 @@ impl Tensor {
         drop(old);
     }
 
-    /// Replaces the bytes from `offset` on, which [`Self::may_replace`] has allowed. Where nobody else reads the old bytes they
-    /// are written in place; else `allocate` gives memory for a copy.
+    /// Replaces `length` bytes from `offset` on, which [`Self::may_replace`] has allowed: `fill` writes them. Where nobody else reads
+    /// the old bytes they are written in place; else `allocate` gives memory for a copy.
     pub(crate) fn write(
         &self,
         offset: u64,
-        bytes: &[u8],
-        allocate: impl FnOnce(u64) -> Result<Slab, RemoteError>,
+        length: u64,
+        mut fill: impl FnMut(&mut Space) -> Result<(), DeviceError>,
+        allocate: impl FnOnce(u64) -> Result<Space, RemoteError>,
     ) -> Result<(), RemoteError> {
-        let start = usize::try_from(offset).map_err(|_| out_of_range(offset, bytes.len() as u64, self.spec.bytes()))?;
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
-        if content.region.len().checked_sub(start).is_none_or(|left| left < bytes.len()) {
-            return Err(out_of_range(offset, bytes.len() as u64, self.spec.bytes()));
-        }
-        let range = start..start + bytes.len();
-        let charge_bytes = content.region.len() as u64;
+        let total = content.memory.len();
+        range_within(offset, length, total)?;
+        let end = offset + length;
         let alone = Arc::get_mut(&mut content)
-            .map(|content| std::mem::replace(&mut content.region, Region::from_owner([0_u8; 0])))
-            .map(Region::try_thaw);
+            .map(|content| std::mem::replace(&mut content.memory, Region::from_owner([0_u8; 0]).into()))
+            .map(Memory::try_thaw);
         match alone {
             // Whoever comes in between waits for the lock: nobody sees the emptied content.
-            Some(Ok(mut slab)) => {
-                copy_counted(&mut slab[range], bytes);
+            Some(Ok(mut space)) => {
+                let written = fill(&mut space);
                 if let Some(content) = Arc::get_mut(&mut content) {
-                    content.region = slab.freeze();
+                    content.memory = space.freeze();
                     content.version = next_version();
                 }
-                Ok(())
+                Ok(written?)
             }
             other => {
-                if let (Some(Err(region)), Some(content)) = (other, Arc::get_mut(&mut content)) {
-                    content.region = region;
+                if let (Some(Err(memory)), Some(content)) = (other, Arc::get_mut(&mut content)) {
+                    content.memory = memory;
                 }
-                let charge = content.charge.account().charge(charge_bytes)?;
-                let mut slab = allocate(charge_bytes)?;
-                copy_counted(&mut slab[..range.start], &content.region[..range.start]);
-                copy_counted(&mut slab[range.end..], &content.region[range.end..]);
-                copy_counted(&mut slab[range], bytes);
-                *content = Content::new(slab.freeze(), charge);
+                let charge = content.charge.account().charge(total)?;
+                let mut space = allocate(total)?;
+                for (at, kept) in [(0, 0..offset), (end, end..total)] {
+                    if let Some(kept) = content.memory.slice(kept).filter(|kept| !kept.is_empty()) {
+                        space.copy(at, &kept)?;
+                    }
+                }
+                fill(&mut space)?;
+                *content = Content::new(space.freeze(), charge);
                 Ok(())
             }
         }
@@ -148,12 +151,21 @@ mod tests {
     use genie_graph::DType;
 
     fn tensor(account: &Arc<Account>) -> Arc<Tensor> {
-        let content = Content::new(Region::copy_of(&[1; 8]), account.charge(8).unwrap());
+        let content = Content::new(Region::copy_of(&[1; 8]).into(), account.charge(8).unwrap());
         Tensor::new(0, TensorSpec::new(DType::U8, &[8]).unwrap(), None, content)
     }
 
-    fn slab(n: u64) -> Result<Slab, RemoteError> {
-        Ok(Slab::zeroed(n as usize))
+    fn space(n: u64) -> Result<Space, RemoteError> {
+        Ok(Space::Host(Slab::zeroed(n as usize)))
+    }
+
+    fn write(
+        tensor: &Tensor,
+        offset: u64,
+        bytes: &[u8],
+        allocate: fn(u64) -> Result<Space, RemoteError>,
+    ) -> Result<(), RemoteError> {
+        tensor.write(offset, bytes.len() as u64, |space| space.write(offset, bytes), allocate)
     }
 
     #[test]
@@ -161,14 +173,14 @@ mod tests {
         let account = Account::new(100);
         let tensor = tensor(&account);
         let before = tensor.content();
-        tensor.write(2, &[9; 3], slab).unwrap();
-        assert_eq!(&*before.region, &[1; 8]);
-        assert_eq!(&*tensor.content().region, &[1, 1, 9, 9, 9, 1, 1, 1]);
+        write(&tensor, 2, &[9; 3], space).unwrap();
+        assert_eq!(before.memory.host().unwrap()[..], [1; 8]);
+        assert_eq!(tensor.content().memory.host().unwrap()[..], [1, 1, 9, 9, 9, 1, 1, 1]);
         assert_eq!(account.used(), 16, "both are held, both are charged");
         drop(before);
         assert_eq!(account.used(), 8);
-        tensor.write(0, &[7], |_| panic!("nobody else reads: written in place")).unwrap();
-        assert_eq!(tensor.content().region[0], 7);
+        write(&tensor, 0, &[7], |_| panic!("nobody else reads: written in place")).unwrap();
+        assert_eq!(tensor.content().memory.host().unwrap()[0], 7);
     }
 
     #[test]
@@ -176,13 +188,13 @@ mod tests {
         let account = Account::new(12);
         let tensor = tensor(&account);
         let reader = tensor.content();
-        assert_eq!(tensor.write(0, &[9], slab).unwrap_err().code, ErrorCode::OverQuota);
-        let region = reader.region.clone();
+        assert_eq!(write(&tensor, 0, &[9], space).unwrap_err().code, ErrorCode::OverQuota);
+        let memory = reader.memory.clone();
         drop(reader);
-        assert_eq!(tensor.write(0, &[9], slab).unwrap_err().code, ErrorCode::OverQuota, "a send still reads it");
-        assert_eq!((&*tensor.content().region, account.used()), (&[1; 8][..], 8));
-        drop(region);
-        assert_eq!(tensor.write(8, &[9], slab).unwrap_err().code, ErrorCode::OutOfRange);
+        assert_eq!(write(&tensor, 0, &[9], space).unwrap_err().code, ErrorCode::OverQuota, "a send still reads it");
+        assert_eq!((&tensor.content().memory.host().unwrap()[..], account.used()), (&[1; 8][..], 8));
+        drop(memory);
+        assert_eq!(write(&tensor, 8, &[9], space).unwrap_err().code, ErrorCode::OutOfRange);
         assert_eq!(tensor.may_replace(u64::MAX, 2).unwrap_err().code, ErrorCode::OutOfRange);
     }
 }

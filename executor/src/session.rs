@@ -318,6 +318,16 @@ impl Pending {
 }
 
 impl Object {
+    /// The device that it lies on.
+    pub(crate) fn device(&self) -> u16 {
+        match self {
+            Self::Tensor(tensor) => tensor.device,
+            Self::Cache(cache) => cache.device,
+            Self::Program { program, .. } => program.device,
+            Self::Binding(binding) => binding.program.device,
+        }
+    }
+
     fn is_not(&self, wanted: &str) -> RemoteError {
         let what = match self {
             Self::Tensor(_) => "a tensor",

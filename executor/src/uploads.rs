@@ -4,15 +4,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use genie_transport::connection::Peer;
-use genie_transport::memory::{Landing, Slab};
+use genie_transport::memory::Landing;
 use genie_transport::wire::{ContentHash, ErrorCode, Handle, Kind, RemoteError, Reply, TensorSpec};
 
 use crate::account::Charge;
 use crate::caches::Cache;
+use crate::device::Space;
 use crate::error::fail;
+use crate::hashing::{Elsewhere, Hashing};
 use crate::replies::Answer;
 use crate::residents::Tensor;
 use crate::session::Session;
+use crate::staged::Staged;
 
 /// A sliced put in progress.
 ///
@@ -22,6 +25,8 @@ pub(crate) struct Upload {
     pub(crate) device: u16,
     pub(crate) target: Target,
     pub(crate) landing: Arc<Landing>,
+    /// Where the slices go on to, if that is a device's memory.
+    pub(crate) staged: Option<Arc<Staged>>,
     state: Mutex<State>,
 }
 
@@ -35,6 +40,16 @@ pub(crate) enum Target {
     Range { handle: Handle, tensor: Arc<Tensor>, offset: u64 },
     /// The contents of a cache: so many tokens.
     Cache { handle: Handle, cache: Arc<Cache>, length: u32 },
+}
+
+impl Target {
+    fn hash(&self) -> Option<ContentHash> {
+        match self {
+            Self::Private(hash) => *hash,
+            Self::Weight(hash) => Some(*hash),
+            _ => None,
+        }
+    }
 }
 
 /// A request that ends when the upload does.
@@ -56,19 +71,35 @@ struct State {
 }
 
 impl Upload {
-    /// An upload into these slabs.
-    pub(crate) fn new(device: u16, target: Target, slabs: Vec<Slab>, slice_bytes: u32, now: Instant) -> Arc<Self> {
+    /// An upload into this memory, all of one kind. What must have a hash is hashed elsewhere.
+    pub(crate) fn new(
+        (device, target): (u16, Target),
+        spaces: Vec<Space>,
+        slice_bytes: u32,
+        elsewhere: Elsewhere,
+        now: Instant,
+    ) -> Arc<Self> {
         let state = State { waiters: Vec::new(), joined: 0, closed: false, touched: now };
-        Arc::new(Self { device, target, landing: Landing::new(slabs, slice_bytes), state: Mutex::new(state) })
+        let (mut slabs, mut buffers) = (Vec::new(), Vec::new());
+        for space in spaces {
+            match space {
+                Space::Host(slab) => slabs.push(slab),
+                Space::Device(buffer) => buffers.push(buffer),
+            }
+        }
+        let staged = (!buffers.is_empty()).then(|| {
+            Staged::new(buffers, |bytes| target.hash().and_then(|_| Hashing::new(bytes, slice_bytes, elsewhere)))
+        });
+        let landing = match &staged {
+            Some(staged) => Landing::staged(staged.bytes(), slice_bytes, staged.clone()),
+            None => Landing::new(slabs, slice_bytes),
+        };
+        Arc::new(Self { device, target, landing, staged, state: Mutex::new(state) })
     }
 
     /// The hash that the bytes must have.
     pub(crate) fn hash(&self) -> Option<ContentHash> {
-        match self.target {
-            Target::Private(hash) => hash,
-            Target::Weight(hash) => Some(hash),
-            _ => None,
-        }
+        self.target.hash()
     }
 
     /// Adds a request that ends with the upload, unless that has ended already.

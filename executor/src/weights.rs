@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use genie_transport::memory::{Pool, Region};
 use genie_transport::wire::ContentHash;
 
+use crate::device::Memory;
 use crate::uploads::Upload;
 
 /// The weights of one device, and the uploads of weights that are not whole yet.
@@ -23,21 +24,23 @@ struct Inner {
 }
 
 struct Present {
-    region: Region,
+    memory: Memory,
     used: u64,
 }
 
 impl Present {
     /// Whether no session, binding or send has it.
     fn is_idle(&self) -> bool {
-        self.region.holders() == 1
+        self.memory.holders() == 1
     }
 }
 
 /// What a store has of a content.
 pub(crate) enum Found {
-    Present(Region),
+    Present(Memory),
     Partial(Arc<Upload>),
+    /// Not on the device, but in the host's memory. A store itself never gives this.
+    Evicted(Region),
     Absent,
 }
 
@@ -47,10 +50,14 @@ impl WeightStore {
         let mut inner = self.lock();
         inner.clock += 1;
         let now = inner.clock;
+        if inner.present.get(hash).is_some_and(|present| present.memory.is_lost()) {
+            // Kept by a request that was under way when the device failed.
+            inner.present.remove(hash);
+        }
         match inner.present.get_mut(hash) {
-            Some(present) if present.region.len() as u64 == bytes => {
+            Some(present) if present.memory.len() == bytes => {
                 present.used = now;
-                return Found::Present(present.region.clone());
+                return Found::Present(present.memory.clone());
             }
             Some(_) => return Found::Absent,
             None => {}
@@ -62,12 +69,15 @@ impl WeightStore {
     }
 
     /// Keeps a whole, verified content; gives what is kept, should somebody else have been first.
-    pub(crate) fn insert(&self, hash: ContentHash, region: Region) -> Region {
+    pub(crate) fn insert(&self, hash: ContentHash, memory: Memory) -> Memory {
         let mut inner = self.lock();
         inner.clock += 1;
         let used = inner.clock;
         inner.partial.remove(&hash);
-        inner.present.entry(hash).or_insert(Present { region, used }).region.clone()
+        if inner.present.get(&hash).is_some_and(|present| present.memory.is_lost()) {
+            inner.present.remove(&hash);
+        }
+        inner.present.entry(hash).or_insert(Present { memory, used }).memory.clone()
     }
 
     /// Lets others find the upload of a content. `false`: there is one already.
@@ -96,30 +106,53 @@ impl WeightStore {
         before - inner.partial.len()
     }
 
-    /// Bytes of device memory that [`Self::evict`] could free.
+    /// Bytes of device memory that could be freed.
     pub(crate) fn evictable_bytes(&self) -> u64 {
         let inner = self.lock();
-        let idle = inner.present.values().filter(|p| p.is_idle()).map(|p| p.region.len() as u64);
+        let idle = inner.present.values().filter(|p| p.is_idle()).map(|p| p.memory.len());
         let orphaned = inner.partial.values().filter(|u| !u.is_awaited()).map(|u| u.landing.total());
         idle.chain(orphaned).filter_map(Pool::charge).sum()
     }
 
-    /// Frees the least useful thing that nobody holds: first an abandoned upload, then the least recently used weight.
-    pub(crate) fn evict(&self) -> bool {
+    /// Frees an upload that nobody waits for; the bytes that it had.
+    pub(crate) fn evict_upload(&self) -> Option<u64> {
         let mut inner = self.lock();
-        let orphan = inner.partial.iter().filter(|(_, u)| !u.is_awaited()).map(|(hash, _)| *hash).min();
-        if let Some(hash) = orphan {
-            inner.partial.remove(&hash);
-            return true;
-        }
-        let idle = inner.present.iter().filter(|(_, p)| p.is_idle()).min_by_key(|(_, p)| p.used).map(|(hash, _)| *hash);
-        idle.is_some_and(|hash| inner.present.remove(&hash).is_some())
+        let orphan = inner.partial.iter().filter(|(_, u)| !u.is_awaited()).map(|(hash, _)| *hash).min()?;
+        let upload = inner.partial.remove(&orphan)?;
+        drop(inner);
+        Some(upload.landing.total())
+    }
+
+    /// The least recently used weight that nobody holds.
+    pub(crate) fn oldest_idle(&self) -> Option<(ContentHash, Memory)> {
+        let inner = self.lock();
+        let idle = inner.present.iter().filter(|(_, p)| p.is_idle()).min_by_key(|(_, p)| p.used);
+        idle.map(|(hash, present)| (*hash, present.memory.clone()))
+    }
+
+    /// Frees a weight that [`Self::oldest_idle`] gave, if nobody has come to hold it since; the bytes that it had.
+    pub(crate) fn release(&self, hash: &ContentHash, memory: Memory) -> Option<u64> {
+        let mut inner = self.lock();
+        let same = inner.present.get(hash).is_some_and(|present| present.memory.address() == memory.address());
+        // Beside the store's there is the caller's.
+        let gone = if same && memory.holders() == 2 { inner.present.remove(hash) } else { None };
+        drop(inner);
+        gone.map(|_| memory.len())
+    }
+
+    /// Lets go of everything: it is lost.
+    pub(crate) fn clear(&self) {
+        let (present, partial) = {
+            let mut inner = self.lock();
+            (std::mem::take(&mut inner.present), std::mem::take(&mut inner.partial))
+        };
+        drop((present, partial));
     }
 
     /// How many weights there are, and their bytes.
     pub(crate) fn totals(&self) -> (u64, u64) {
         let inner = self.lock();
-        (inner.present.len() as u64, inner.present.values().map(|p| p.region.len() as u64).sum())
+        (inner.present.len() as u64, inner.present.values().map(|p| p.memory.len()).sum())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

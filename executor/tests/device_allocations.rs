@@ -5,11 +5,13 @@ mod support;
 mod tiny;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use genie_executor::device::Row;
 use genie_executor::device::cpu::CpuDevice;
-use genie_graph::DType;
+use genie_executor::device::{Device, Memory, Row};
+use genie_graph::{DType, Dim, GraphBuilder, InputRole, LinearLayout, Op, PoolKind, QuantFormat, Symbol, TensorType};
+use genie_transport::memory::Region;
 
 use support::models::{Config, gpt2, llama};
 use support::{Runner, tensor};
@@ -72,5 +74,50 @@ fn a_step_in_steady_state_allocates_nothing() {
                 assert_eq!(made, 0, "{tokens} tokens, {weights} weights");
             }
         }
+    }
+    images_and_blocks();
+}
+
+/// The same for a program of convolutions, pools, a norm, a product that reads blocks, and a scatter.
+fn images_and_blocks() {
+    let mut b = GraphBuilder::new("net");
+    let input = |b: &mut GraphBuilder, name: &str, role, dtype, dims: &[Dim]| {
+        b.input(name, role, TensorType::new(dtype, dims.iter().copied())).unwrap()
+    };
+    let fixed = |dims: &[u64]| dims.iter().map(|&d| Dim::Fixed(d)).collect::<Vec<_>>();
+    let batch = Dim::Symbol(Symbol::Batch);
+    let image = [&[batch], &fixed(&[8, 9, 9])[..]].concat();
+    let x = input(&mut b, "x", InputRole::Argument, DType::F32, &image);
+    let dense = input(&mut b, "dense", InputRole::Weight, DType::F32, &fixed(&[8, 8, 3, 3]));
+    let own = input(&mut b, "own", InputRole::Weight, DType::F16, &fixed(&[8, 1, 3, 3]));
+    let norm = input(&mut b, "norm", InputRole::Weight, DType::F32, &fixed(&[8]));
+    let blocks = input(&mut b, "blocks", InputRole::Weight, DType::U8, &fixed(&[40, 18]));
+    let rows = input(&mut b, "rows", InputRole::Weight, DType::I32, &fixed(&[40]));
+    let conv = |groups| Op::Conv2d { stride: [1; 2], padding: [1; 4], dilation: [1; 2], groups };
+    let pool = Op::Pool { kind: PoolKind::Max, kernel: [5; 2], stride: [4; 2], padding: [0; 4], count_padding: false };
+    let y = b.push(conv(1), &[x, dense]).unwrap();
+    let y = b.push(conv(8), &[y, own]).unwrap();
+    let y = b.push(Op::BatchNorm { eps: 1e-3 }, &[y, norm, norm, norm, norm]).unwrap();
+    let y = b.push(pool, &[y]).unwrap();
+    let y = b.push(Op::Reshape { dims: vec![batch, Dim::Fixed(32)] }, &[y]).unwrap();
+    let w = b.push(Op::Dequantize { format: QuantFormat::Q4_0, to: DType::F32 }, &[blocks]).unwrap();
+    let y = b.push(Op::Linear { layout: LinearLayout::OutIn }, &[y, w]).unwrap();
+    b.output("y", y);
+    let table = b.push(Op::Scatter, &[blocks, rows, blocks]).unwrap();
+    b.output("table", table);
+    let program = CpuDevice::new(0, 2, 1 << 26).unwrap().load(Arc::new(b.finish().unwrap())).unwrap();
+    let bytes = [8 * 8 * 9 * 4, 8 * 9 * 2, 8 * 4, 40 * 18, 40 * 4];
+    let weights = bytes.map(|n| Memory::from(Region::copy_of(&vec![0; n])));
+    for images in [1, 5] {
+        let arguments = [tensor(&[images, 8, 9, 9], &vec![0.5; 648 * images as usize])];
+        let mut outputs = Vec::new();
+        let mut step = || {
+            let row = Row { arguments: &arguments, caches: Vec::new(), outputs: &mut outputs, wanted: u64::MAX };
+            program.run(&weights, &mut [row]).unwrap();
+        };
+        (0..2).for_each(|_| step());
+        let before = ALLOCATIONS.load(Ordering::SeqCst);
+        (0..10).for_each(|_| step());
+        assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0, "{images} images");
     }
 }

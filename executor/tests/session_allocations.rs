@@ -5,11 +5,13 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use genie_executor::device::{Device, DeviceError, DeviceInfo, HostTensor, KvCache, KvSpec, Loaded, Row};
+use genie_executor::device::{
+    Device, DeviceError, DeviceInfo, HostTensor, KvCache, KvSpec, Loaded, Memory, Row, Space,
+};
 use genie_executor::{Config, Executor, Mode};
 use genie_graph::{Annotation, DType, Dim, GraphBuilder, InputRole, Op, Phase, Symbol, TensorType, VerifiedGraph};
 use genie_transport::connection::{Peer, Recorder, Service};
-use genie_transport::memory::{Pool, Region, Slab};
+use genie_transport::memory::Pool;
 use genie_transport::wire::{Arguments, BindEntry, Handle, Reply, Request, write_argument};
 
 struct Counting;
@@ -130,12 +132,16 @@ impl Device for Still {
         }
     }
 
-    fn allocate(&self, bytes: u64) -> Result<Slab, DeviceError> {
-        Ok(self.0.take(bytes as usize)?)
+    fn allocate(&self, bytes: u64) -> Result<Space, DeviceError> {
+        Ok(Space::Host(self.0.take(bytes as usize)?))
+    }
+
+    fn reads_host_memory(&self) -> bool {
+        true
     }
 
     fn cache(&self, spec: KvSpec) -> Result<KvCache, DeviceError> {
-        KvCache::new(spec, self.0.clone())
+        KvCache::new(spec, Arc::new(self.0.clone()))
     }
 
     fn load(&self, _graph: Arc<VerifiedGraph>) -> Result<Arc<dyn Loaded>, DeviceError> {
@@ -146,7 +152,7 @@ impl Device for Still {
 struct Nothing;
 
 impl Loaded for Nothing {
-    fn run(&self, _weights: &[Region], rows: &mut [Row<'_>]) -> Result<(), DeviceError> {
+    fn run(&self, _weights: &[Memory], rows: &mut [Row<'_>]) -> Result<(), DeviceError> {
         for row in rows {
             if row.outputs.is_empty() {
                 let output = HostTensor { dtype: Some(DType::I32), dims: vec![1], data: vec![0; 4] };

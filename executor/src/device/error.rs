@@ -3,7 +3,8 @@
 use genie_graph::{DType, NodeId, SizeError};
 use genie_transport::memory::OutOfMemory;
 
-/// Why a device did not do what it was asked. Whatever the variant, nothing took effect: no cache grew, no resident changed.
+/// Why a device did not do what it was asked. Whatever the variant, but for [`Self::Lost`], nothing took effect: no cache grew, no
+/// resident changed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
@@ -146,10 +147,18 @@ pub enum DeviceError {
         got: u64,
     },
     /// A device name that is not understood.
-    #[error("`{text}` is no device: write `cpu`, `cpu*8` (eight CPU devices) or `auto`")]
+    #[error(
+        "`{text}` is no device: write `auto`, `cpu`, `cpu*8` (eight CPU devices), `cuda` (every GPU) or `cuda:0,cuda:2` (these)"
+    )]
     Name {
         /// What was written.
         text: String,
+    },
+    /// A GPU was asked for, and there is none to be had.
+    #[error("no GPU can be used: {reason}")]
+    NoGpu {
+        /// Why, and what to do.
+        reason: String,
     },
     /// The operating system refused a thread.
     #[error("the device could not start its {threads} threads: {reason}; give it fewer")]
@@ -159,6 +168,21 @@ pub enum DeviceError {
         /// What the system said.
         reason: String,
     },
+    /// The host has no memory for what passes through it.
+    #[error("the server's host has no memory for {wanted} bytes: free tensors, or ask for less at a time")]
+    NoHostMemory {
+        /// Bytes asked for.
+        wanted: u64,
+    },
+    /// The device failed, and everything in its memory is lost. Unlike for other variants, residents are gone.
+    #[error("the device failed ({reason}), and all that was on it is lost: open a session anew, and upload again")]
+    Lost {
+        /// What went wrong, as far as the device knows.
+        reason: String,
+    },
+    /// The GPU, or its driver, refused something.
+    #[error("{0}")]
+    Gpu(String),
     /// A bug in the device: a kernel ended by a panic.
     #[error("a kernel of the device failed; the run was given up ({0})")]
     Internal(String),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use genie_graph::{DType, Dim, Op, Symbol, TensorType};
-use genie_transport::memory::{Pool, Region, Slab};
+use genie_transport::memory::{OutOfMemory, Pool, Region, Slab};
 
-use super::DeviceError;
+use super::{Buffer, DeviceError, Memory, Space};
 
 /// Tokens in one block.
 const BLOCK: u64 = Op::KV_BLOCK;
@@ -63,23 +63,23 @@ impl std::fmt::Display for KvSpec {
 ///
 /// It is a list of blocks of [`Op::KV_BLOCK`] tokens, `[layers, 2, kv_heads, BLOCK, head_dim]` each (index 2: 0 keys,
 /// 1 values), of which the first [`KvCache::len`] tokens count. A fork shares the blocks; whoever appends to a block that is
-/// shared (with a fork, or with a region from [`KvCache::segments`]) first takes a copy of that one block.
+/// shared (with a fork, or with memory from [`KvCache::segments`]) first takes a copy of that one block.
 pub struct KvCache {
     spec: KvSpec,
     block_bytes: usize,
-    pool: Pool,
+    from: Arc<dyn Allocator>,
     len: u64,
-    blocks: Vec<Arc<Slab>>,
+    blocks: Vec<Block>,
 }
 
 impl KvCache {
-    /// An empty cache whose blocks come from `pool`. Takes no memory yet.
+    /// An empty cache whose blocks come from `from`. Takes no memory yet.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`] if not even the size of one block can be written down.
-    pub fn new(spec: KvSpec, pool: Pool) -> Result<Self, DeviceError> {
-        let block_bytes = spec.block_bytes().ok_or_else(|| out_of_memory(&pool, u64::MAX))?;
-        Ok(Self { spec, block_bytes, pool, len: 0, blocks: Vec::new() })
+    pub fn new(spec: KvSpec, from: Arc<dyn Allocator>) -> Result<Self, DeviceError> {
+        let block_bytes = spec.block_bytes().ok_or_else(|| out_of_memory(&*from, u64::MAX))?;
+        Ok(Self { spec, block_bytes, from, len: 0, blocks: Vec::new() })
     }
 
     /// What it was made for.
@@ -107,7 +107,7 @@ impl KvCache {
         let end = self.spec.blocks(self.len.saturating_add(tokens));
         let new = end.saturating_sub(self.blocks.len());
         let first = self.first_written();
-        let shared = self.blocks.iter().take(end).skip(first).filter(|b| Arc::strong_count(b) > 1).count();
+        let shared = self.blocks.iter().take(end).skip(first).filter(|b| b.is_shared()).count();
         ((new + shared) as u64).saturating_mul(self.block_bytes as u64)
     }
 
@@ -115,7 +115,7 @@ impl KvCache {
     #[must_use]
     pub fn fork(&self) -> Self {
         let blocks = self.blocks.iter().take(self.spec.blocks(self.len)).cloned().collect();
-        Self { spec: self.spec, block_bytes: self.block_bytes, pool: self.pool.clone(), len: self.len, blocks }
+        Self { spec: self.spec, block_bytes: self.block_bytes, from: self.from.clone(), len: self.len, blocks }
     }
 
     /// Forgets all but the first `len` tokens and gives back the blocks beyond them. Does nothing where it holds fewer.
@@ -130,28 +130,28 @@ impl KvCache {
     /// [`DeviceError::OutOfMemory`]; the cache is as it was.
     pub fn reserve(&mut self, tokens: u64) -> Result<(), DeviceError> {
         let had = self.blocks.len();
-        let end = self.len.checked_add(tokens).ok_or_else(|| out_of_memory(&self.pool, u64::MAX))?;
+        let end = self.len.checked_add(tokens).ok_or_else(|| out_of_memory(&*self.from, u64::MAX))?;
         self.try_reserve(self.spec.blocks(end)).inspect_err(|_| self.blocks.truncate(had))
     }
 
     /// The blocks that hold its tokens, in order, as shared memory: nothing is copied, and appending to the cache afterwards
-    /// leaves the regions as they are. Bytes of the last block beyond [`KvCache::len`] mean nothing.
-    pub fn segments(&self) -> Vec<Region> {
+    /// leaves what was given as it is. Bytes of the last block beyond [`KvCache::len`] mean nothing.
+    pub fn segments(&self) -> Vec<Memory> {
         let held = self.spec.blocks(self.len);
-        self.blocks.iter().take(held).map(|b| Region::from_owner(SharedBlock(Arc::clone(b)))).collect()
+        self.blocks.iter().take(held).map(Block::shared).collect()
     }
 
-    /// Replaces the content by `len` tokens in `blocks`, as [`KvCache::segments`] gave them. The slabs are taken over as they
-    /// are, whatever pool they came from.
+    /// Replaces the content by `len` tokens in `blocks`, as [`KvCache::segments`] gave them. The blocks are taken over as they
+    /// are, wherever they came from.
     ///
     /// # Errors
     /// [`DeviceError::CacheImport`] if number or size of the blocks is wrong; the cache is as it was.
-    pub fn import(&mut self, len: u64, blocks: Vec<Slab>) -> Result<(), DeviceError> {
+    pub fn import(&mut self, len: u64, blocks: Vec<Space>) -> Result<(), DeviceError> {
         let expected = self.spec.blocks(len);
         let wrong = (0..expected.max(blocks.len()))
-            .find(|&i| i >= expected || blocks.get(i).is_none_or(|b| b.len() != self.block_bytes));
+            .find(|&i| i >= expected || blocks.get(i).is_none_or(|b| b.len() != self.block_bytes as u64));
         if let Some(block) = wrong {
-            let got = blocks.get(block).map_or(0, |b| b.len() as u64);
+            let got = blocks.get(block).map_or(0, Space::len);
             return Err(DeviceError::CacheImport {
                 tokens: len,
                 expected_blocks: expected,
@@ -160,9 +160,14 @@ impl KvCache {
                 got,
             });
         }
-        self.blocks = blocks.into_iter().map(Arc::new).collect();
+        self.blocks = blocks.into_iter().map(Block::from).collect();
         self.len = len;
         Ok(())
+    }
+
+    /// Whether all its blocks are buffers that name this as their device.
+    pub(super) fn lies_on(&self, device: usize) -> bool {
+        self.blocks.iter().all(|block| matches!(block, Block::Device(buffer) if buffer.device() == device))
     }
 
     /// Counts `tokens` more, which were written to the blocks after a [`KvCache::reserve`].
@@ -181,8 +186,7 @@ impl KvCache {
     pub(super) fn addresses(&mut self, to: &mut Vec<*mut u8>) {
         let first = self.first_written();
         for (i, block) in self.blocks.iter_mut().enumerate() {
-            let writable = if i < first { None } else { Arc::get_mut(block).map(|b| b.as_mut_ptr()) };
-            to.push(writable.unwrap_or_else(|| block.as_ptr().cast_mut()));
+            to.push(block.address(i >= first));
         }
     }
 
@@ -195,22 +199,22 @@ impl KvCache {
         let missing = count.saturating_sub(self.blocks.len());
         // Asked in one piece first, so that a hopeless wish costs nothing.
         let wanted = (missing as u64).saturating_mul(self.block_bytes as u64);
-        if wanted > self.pool.limit() {
-            return Err(out_of_memory(&self.pool, wanted));
+        if wanted > self.from.limit() {
+            return Err(out_of_memory(&*self.from, wanted));
         }
         self.blocks.reserve(missing);
         for _ in 0..missing {
-            let mut block = self.pool.take(self.block_bytes)?;
-            // A recycled slab holds what another session left, and blocks can be exported.
-            block.fill(0);
-            self.blocks.push(Arc::new(block));
+            let mut block = self.from.take(self.block_bytes)?;
+            // Recycled memory holds what another session left, and blocks can be exported.
+            block.clear()?;
+            self.blocks.push(block.into());
         }
         let first = self.first_written();
         for block in self.blocks.iter_mut().take(count).skip(first) {
-            if Arc::get_mut(block).is_none() {
-                let mut copy = self.pool.take(self.block_bytes)?;
-                copy.copy_from_slice(block);
-                *block = Arc::new(copy);
+            if block.is_shared() {
+                let mut copy = self.from.take(self.block_bytes)?;
+                copy.copy(0, &block.shared())?;
+                *block = copy.into();
             }
         }
         Ok(())
@@ -224,8 +228,83 @@ impl std::fmt::Debug for KvCache {
     }
 }
 
-fn out_of_memory(pool: &Pool, wanted: u64) -> DeviceError {
-    genie_transport::memory::OutOfMemory { wanted, used: pool.used(), limit: pool.limit() }.into()
+/// Where a cache's blocks come from.
+pub trait Allocator: Send + Sync {
+    /// Memory for a block. It may hold old bytes.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`]; nothing changed.
+    fn take(&self, bytes: usize) -> Result<Space, DeviceError>;
+
+    /// Bytes that are taken.
+    fn used(&self) -> u64;
+
+    /// The most that can be taken.
+    fn limit(&self) -> u64;
+}
+
+impl Allocator for Pool {
+    fn take(&self, bytes: usize) -> Result<Space, DeviceError> {
+        Ok(Space::Host(Self::take(self, bytes)?))
+    }
+
+    fn used(&self) -> u64 {
+        Self::used(self)
+    }
+
+    fn limit(&self) -> u64 {
+        Self::limit(self)
+    }
+}
+
+fn out_of_memory(from: &dyn Allocator, wanted: u64) -> DeviceError {
+    OutOfMemory { wanted, used: from.used(), limit: from.limit() }.into()
+}
+
+/// A block, which forks and readers may share.
+#[derive(Clone)]
+enum Block {
+    Host(Arc<Slab>),
+    Device(Arc<dyn Buffer>),
+}
+
+impl Block {
+    fn is_shared(&self) -> bool {
+        match self {
+            Self::Host(slab) => Arc::strong_count(slab) > 1,
+            Self::Device(buffer) => Arc::strong_count(buffer) > 1,
+        }
+    }
+
+    /// Its bytes for others, who keep them as they are.
+    fn shared(&self) -> Memory {
+        match self {
+            Self::Host(slab) => Memory::Host(Region::from_owner(SharedBlock(slab.clone()))),
+            Self::Device(buffer) => Memory::Device(buffer.clone(), 0..buffer.bytes()),
+        }
+    }
+
+    /// Where it is; to be written only if `writable` was said and nobody shares it.
+    fn address(&mut self, writable: bool) -> *mut u8 {
+        match self {
+            Self::Host(slab) => {
+                let alone = if writable { Arc::get_mut(slab) } else { None };
+                let place = alone.map(|slab| slab.as_mut_ptr());
+                place.unwrap_or_else(|| slab.as_ptr().cast_mut())
+            }
+            // The host never uses it as a pointer.
+            Self::Device(buffer) => std::ptr::without_provenance_mut(buffer.address() as usize),
+        }
+    }
+}
+
+impl From<Space> for Block {
+    fn from(space: Space) -> Self {
+        match space {
+            Space::Host(slab) => Self::Host(Arc::new(slab)),
+            Space::Device(buffer) => Self::Device(buffer),
+        }
+    }
 }
 
 /// A block that a region keeps alive.

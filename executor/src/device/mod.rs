@@ -1,21 +1,28 @@
 //! What a device must do, whatever it is made of.
 
 pub mod cpu;
+pub mod cuda;
+
+mod arena;
 mod error;
+mod inputs;
 mod kv;
+mod memory;
+mod rows;
+pub mod select;
 
 use std::sync::Arc;
 
 use genie_graph::{DType, VerifiedGraph};
-use genie_transport::memory::{Region, Slab};
 
 pub use error::DeviceError;
-pub use kv::{KvCache, KvSpec};
+pub use kv::{Allocator, KvCache, KvSpec};
+pub use memory::{Buffer, Coming, Memory, Space};
 
 /// What a device offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// Index on its server.
+    /// Its number among devices of its kind: 3 of `cuda:3`, whatever its place on its server.
     pub index: u32,
     /// `cpu:0`, `cuda:3`.
     pub name: String,
@@ -27,6 +34,17 @@ pub struct DeviceInfo {
     pub free_bytes: u64,
     /// Instruction set or compute capability: `avx512f`, `9.0`.
     pub capability: String,
+}
+
+/// What is known of a GPU beyond [`DeviceInfo`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuInfo {
+    /// `GPU-...`, as management tools print it.
+    pub uuid: String,
+    /// Percent of the last moments in which a kernel ran; `None` where nobody tells.
+    pub utilisation: Option<u32>,
+    /// Bytes a second that copies from the host's pinned memory, and to it, were measured with; `None` where they were not.
+    pub pcie: Option<(u64, u64)>,
 }
 
 /// A tensor in host memory that goes into a run or comes out of it.
@@ -61,11 +79,24 @@ pub trait Device: Send + Sync + 'static {
     /// What it offers now.
     fn info(&self) -> DeviceInfo;
 
+    /// What else is known of it if it is a GPU. Unlike [`Self::info`] this may ask the driver.
+    fn gpu(&self) -> Option<GpuInfo> {
+        None
+    }
+
     /// Memory for a resident. It may hold old bytes: whoever hands it to a session fills all of it first.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`]; nothing changed.
-    fn allocate(&self, bytes: u64) -> Result<Slab, DeviceError>;
+    fn allocate(&self, bytes: u64) -> Result<Space, DeviceError>;
+
+    /// Whether its programs read host memory as it is, whoever made it: [`Memory::Host`] can be their weight.
+    fn reads_host_memory(&self) -> bool;
+
+    /// How often memory that copies to and from it are quick from was wanted, and there was none to spare.
+    fn staging_misses(&self) -> u64 {
+        0
+    }
 
     /// An empty cache in this device's memory.
     ///
@@ -78,6 +109,19 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// [`DeviceError::Unsupported`] names the op that the device lacks.
     fn load(&self, graph: Arc<VerifiedGraph>) -> Result<Arc<dyn Loaded>, DeviceError>;
+
+    /// Why everything in its memory is lost, if it is: until [`Self::revive`] has worked, it does nothing. Host memory stays.
+    fn loss(&self) -> Option<String> {
+        None
+    }
+
+    /// Begins anew after a loss: its memory is empty. What somebody still has from before is of no use, and costs nothing any more.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device cannot be used; it can be tried again.
+    fn revive(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
 }
 
 /// A program planned for a device.
@@ -87,5 +131,5 @@ pub trait Loaded: Send + Sync {
     ///
     /// # Errors
     /// [`DeviceError`]; whatever a row asked, other rows' memory is unharmed. Where one row is to blame, the error names it.
-    fn run(&self, weights: &[Region], rows: &mut [Row<'_>]) -> Result<(), DeviceError>;
+    fn run(&self, weights: &[Memory], rows: &mut [Row<'_>]) -> Result<(), DeviceError>;
 }

@@ -231,6 +231,8 @@ impl Core {
             weights += count;
             weight_bytes += bytes;
         }
+        let unstaged = self.config.devices.iter().map(|device| device.staging_misses()).sum();
+        let (host_weights, host_weight_bytes) = self.evicted.totals();
         let stats = &self.stats;
         let entries = [
             ("genie_sessions", sessions.len() as u64),
@@ -252,13 +254,42 @@ impl Core {
             ("genie_batched_rows_total", read(&stats.batched_rows)),
             ("genie_tokens_total", read(&stats.tokens)),
             ("genie_evictions_total", read(&stats.evictions)),
+            ("genie_unpinned_slices_total", unstaged),
+            ("genie_evicted_bytes_total", read(&stats.evicted_bytes)),
+            ("genie_weights_brought_back_total", read(&stats.weights_brought_back)),
+            ("genie_host_weights", host_weights),
+            ("genie_host_weight_bytes", host_weight_bytes),
+            ("genie_devices_lost_total", read(&stats.devices_lost)),
             ("genie_copied_bytes_total", copied_bytes()),
             ("genie_process_cpu_microseconds_total", micros(process::cpu_time())),
             ("genie_process_resident_bytes", process::resident_bytes().unwrap_or(0)),
         ];
         let refusals = self.config.settings.guard.refusals();
-        let entries = entries.into_iter().chain(refusals).map(|(name, value)| StatEntry { name, value }).collect();
+        let own = entries.into_iter().chain(refusals).map(|(name, value)| StatEntry { name, value });
+        let gpus = self.gpu_counters(peer);
+        let of_gpus = gpus.iter().map(|(name, value)| StatEntry { name, value: *value });
+        let entries = own.chain(of_gpus).collect();
         peer.reply(id, Kind::Stats, &Reply::Stats(entries));
+    }
+
+    /// What is known of the GPUs that the peer may use, beyond what a list of devices has room for.
+    fn gpu_counters(&self, peer: &Peer) -> Vec<(String, u64)> {
+        let rights = peer.identity().rights();
+        let gpus = self.config.devices.iter().filter_map(|device| Some((device.info().name, device.gpu()?)));
+        let mut entries = Vec::new();
+        for (name, gpu) in gpus.filter(|(name, _)| rights.has_device(name)) {
+            entries.push((format!("genie_device_info{{device=\"{name}\",uuid=\"{}\"}}", gpu.uuid), 1));
+            let mut add =
+                |what: &str, value| entries.push((format!("genie_device_{what}{{device=\"{name}\"}}"), value));
+            if let Some(percent) = gpu.utilisation {
+                add("utilisation_percent", u64::from(percent));
+            }
+            if let Some((to, from)) = gpu.pcie {
+                add("pcie_to_device_bytes_per_second", to);
+                add("pcie_from_device_bytes_per_second", from);
+            }
+        }
+        entries
     }
 }
 

@@ -1,8 +1,9 @@
 //! Puts: inline and in slices, of new residents, into residents, into caches.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use genie_transport::memory::{Region, Slab, copy_counted};
+use genie_transport::memory::Region;
 use genie_transport::wire::{
     ContentHash, ErrorCode, Handle, PutBody, PutRequest, PutTarget, RemoteError, ResidencyCode, TensorSpec, limits,
 };
@@ -11,6 +12,7 @@ use super::{From, Outcome};
 use crate::account::Charge;
 use crate::caches::{Cache, Turn, tensor_spec};
 use crate::core::Core;
+use crate::device::{DeviceError, Memory, Space};
 use crate::error::fail;
 use crate::replies::Answer;
 use crate::residents::{Content, Tensor};
@@ -52,10 +54,19 @@ impl Core {
     fn put_passed(self: &Arc<Self>, from: &From<'_>, put: &PutRequest<'_>, region: Region) -> Outcome {
         match put.target {
             PutTarget::New { device, residency: ResidencyCode::Private, hash: None, name: None } => {
-                self.device(device)?;
+                let reads_it = self.device(device)?.reads_host_memory();
                 from.session.lock().objects.has_room()?;
                 let waiter = from.waiter(put, None)?;
-                self.install(waiter, device, None, region);
+                if reads_it {
+                    self.install(waiter, device, None, region.into());
+                    return Ok(None);
+                }
+                let mut space = self.allocate(device, put.spec.bytes())?;
+                // The device reads the client's memory; nobody of ours touches a byte of it.
+                self.spawn(move |core| match space.copy(0, &region.into()) {
+                    Ok(()) => core.install(waiter, device, None, space.freeze()),
+                    Err(error) => waiter.fail(error.into()),
+                });
                 Ok(None)
             }
             // It is copied here, on the connection's thread.
@@ -103,17 +114,17 @@ impl Core {
         name: Option<&str>,
     ) -> Outcome {
         let waiter = from.waiter(put, name)?;
-        let mut slab = self.allocate(device, put.spec.bytes())?;
+        let mut space = self.allocate(device, put.spec.bytes())?;
         match body {
             Body::Here(bytes) => {
-                copy_counted(&mut slab, bytes);
-                self.verify(hash, slab.freeze(), move |core, region| match region {
-                    Ok(region) => core.install(waiter, device, None, region),
+                space.write(0, bytes)?;
+                self.verify(hash, space.freeze(), move |core, memory| match memory {
+                    Ok(memory) => core.install(waiter, device, None, memory),
                     Err(error) => waiter.fail(error),
                 });
             }
             Body::Sliced { slice_bytes, announce } => {
-                let upload = Upload::new(device, Target::Private(hash), vec![slab], slice_bytes, from.now);
+                let upload = self.upload((device, Target::Private(hash)), vec![space], slice_bytes, from.now);
                 self.begin_upload(from, &upload, waiter, announce);
             }
         }
@@ -130,10 +141,18 @@ impl Core {
     ) -> Outcome {
         let mut waiter = from.waiter(put, name)?;
         loop {
-            match self.weights(device).find(&hash, put.spec.bytes()) {
-                Found::Present(region) => {
+            match self.find_weight(device, &hash, put.spec.bytes()) {
+                Found::Evicted(copy) => {
                     waiter.no_more_slices();
-                    self.install(waiter, device, Some(hash), region);
+                    self.spawn(move |core| match core.bring_weight(device, hash, copy) {
+                        Ok(memory) => core.install(waiter, device, Some(hash), memory),
+                        Err(error) => waiter.fail(error),
+                    });
+                    return Ok(None);
+                }
+                Found::Present(memory) => {
+                    waiter.no_more_slices();
+                    self.install(waiter, device, Some(hash), memory);
                     return Ok(None);
                 }
                 Found::Partial(upload) => {
@@ -156,20 +175,20 @@ impl Core {
                 Found::Absent => break,
             }
         }
-        let mut slab = self.allocate(device, put.spec.bytes())?;
+        let mut space = self.allocate(device, put.spec.bytes())?;
         match body {
             Body::Here(bytes) => {
-                copy_counted(&mut slab, bytes);
-                self.verify(Some(hash), slab.freeze(), move |core, region| match region {
-                    Ok(region) => {
-                        let region = core.weights(device).insert(hash, region);
-                        core.install(waiter, device, Some(hash), region);
+                space.write(0, bytes)?;
+                self.verify(Some(hash), space.freeze(), move |core, memory| match memory {
+                    Ok(memory) => {
+                        let memory = core.weights(device).insert(hash, memory);
+                        core.install(waiter, device, Some(hash), memory);
                     }
                     Err(error) => waiter.fail(error),
                 });
             }
             Body::Sliced { slice_bytes, announce } => {
-                let upload = Upload::new(device, Target::Weight(hash), vec![slab], slice_bytes, from.now);
+                let upload = self.upload((device, Target::Weight(hash)), vec![space], slice_bytes, from.now);
                 // Where somebody else was faster, this one is its own: whichever is whole first is kept.
                 self.weights(device).announce(hash, &upload);
                 self.begin_upload(from, &upload, waiter, announce);
@@ -189,14 +208,15 @@ impl Core {
         let device = tensor.device;
         match body {
             Body::Here(bytes) => {
-                tensor.write(offset, bytes, |n| self.allocate(device, n))?;
+                let length = bytes.len() as u64;
+                tensor.write(offset, length, |space| space.write(offset, bytes), |n| self.allocate(device, n))?;
                 Ok(Some(Answer::Tensor { handle, device, spec: tensor.spec.clone() }))
             }
             Body::Sliced { slice_bytes, announce } => {
                 let waiter = from.waiter(put, None)?;
-                let slab = self.allocate(device, put.spec.bytes())?;
+                let space = self.allocate(device, put.spec.bytes())?;
                 let target = Target::Range { handle, tensor, offset };
-                let upload = Upload::new(device, target, vec![slab], slice_bytes, from.now);
+                let upload = self.upload((device, target), vec![space], slice_bytes, from.now);
                 self.begin_upload(from, &upload, waiter, announce);
                 Ok(None)
             }
@@ -225,25 +245,36 @@ impl Core {
         let waiter = from.waiter(put, None)?;
         let block = cache.spec.block_bytes().ok_or_else(|| fail(ErrorCode::OutOfRange, "a block is too large"))?;
         let blocks = put.spec.bytes() / (block as u64).max(1);
-        let mut slabs = Vec::new();
+        let mut spaces = Vec::new();
         for _ in 0..blocks {
-            slabs.push(self.allocate(cache.device, block as u64)?);
+            spaces.push(self.allocate(cache.device, block as u64)?);
         }
         let device = cache.device;
         match body {
             Body::Here(bytes) => {
-                for (slab, bytes) in slabs.iter_mut().zip(bytes.chunks(block)) {
-                    copy_counted(slab, bytes);
+                for (space, bytes) in spaces.iter_mut().zip(bytes.chunks(block)) {
+                    space.write(0, bytes)?;
                 }
-                self.import(waiter, handle, &cache, length, slabs);
+                self.import(waiter, handle, &cache, length, spaces);
             }
             Body::Sliced { slice_bytes, announce } => {
                 let target = Target::Cache { handle, cache, length };
-                let upload = Upload::new(device, target, slabs, slice_bytes, from.now);
+                let upload = self.upload((device, target), spaces, slice_bytes, from.now);
                 self.begin_upload(from, &upload, waiter, announce);
             }
         }
         Ok(None)
+    }
+
+    fn upload(self: &Arc<Self>, to: (u16, Target), spaces: Vec<Space>, slice_bytes: u32, now: Instant) -> Arc<Upload> {
+        let core = Arc::downgrade(self);
+        // A server that is gone has no use for hashes.
+        let elsewhere = move |work: Box<dyn FnOnce() + Send>| {
+            if let Some(core) = core.upgrade() {
+                core.spawn(move |_| work());
+            }
+        };
+        Upload::new(to, spaces, slice_bytes, Arc::new(elsewhere), now)
     }
 
     fn begin_upload(self: &Arc<Self>, from: &From<'_>, upload: &Arc<Upload>, waiter: Waiter, announce: bool) {
@@ -286,46 +317,68 @@ impl Core {
 
     /// Where every slice of an upload has landed, and nobody else saw to it: checks the bytes and ends it.
     fn landed_whole(self: &Arc<Self>, upload: &Arc<Upload>) {
-        let Some(mut slabs) = upload.landing.finish() else { return };
+        let Some(slabs) = upload.landing.finish() else { return };
         let upload = upload.clone();
+        match upload.staged.clone() {
+            None => self.arrived(&upload, slabs.into_iter().map(Space::Host).collect(), None),
+            // What the device's copies have not done yet is waited for elsewhere.
+            Some(staged) => self.spawn(move |core| match staged.settle() {
+                Ok((spaces, hash)) => core.arrived(&upload, spaces, hash),
+                Err(error) => core.came_to_nothing(&upload, &error.into()),
+            }),
+        }
+    }
+
+    /// Every byte of an upload is where it goes: checks them and ends it. `hash`: what they are known to hash to.
+    fn arrived(self: &Arc<Self>, upload: &Arc<Upload>, mut spaces: Vec<Space>, hash: Option<ContentHash>) {
         if let Target::Cache { handle, cache, length } = &upload.target {
             for waiter in upload.close() {
                 waiter.no_more_slices();
-                self.import(waiter, *handle, cache, *length, std::mem::take(&mut slabs));
+                self.import(waiter, *handle, cache, *length, std::mem::take(&mut spaces));
             }
             return;
         }
-        // All but caches land in one slab.
-        let Some(slab) = slabs.pop() else { return };
-        let region = slab.freeze();
-        if matches!(upload.target, Target::Range { .. }) && region.len() as u64 > HASHED_HERE {
+        // All but caches land in one.
+        let Some(space) = spaces.pop() else { return };
+        let memory = space.freeze();
+        if matches!(upload.target, Target::Range { .. }) && memory.len() > HASHED_HERE {
             // It may take a copy of all of it.
-            return self.spawn(move |core| core.settle(&upload, region));
+            let upload = upload.clone();
+            return self.spawn(move |core| core.settle(&upload, &memory));
         }
-        self.verify(upload.hash(), region, move |core, region| match region {
-            Ok(region) => core.settle(&upload, region),
-            Err(error) => {
-                if let Target::Weight(hash) = &upload.target {
-                    core.weights(upload.device).withdraw(hash, &upload);
-                    if !upload.is_of_one() {
-                        return upload.close().into_iter().for_each(|waiter| core.start_over(waiter, &upload, *hash));
-                    }
-                }
-                upload.close().into_iter().for_each(|waiter| waiter.fail(error.clone()));
+        let of = upload.clone();
+        let then = move |core: &Arc<Self>, memory: Result<Memory, RemoteError>| match memory {
+            Ok(memory) => core.settle(&of, &memory),
+            Err(error) => core.came_to_nothing(&of, &error),
+        };
+        match (upload.hash(), hash) {
+            (Some(promised), Some(found)) if found == promised => then(self, Ok(memory)),
+            (Some(promised), Some(found)) => then(self, Err(mismatch(&promised, &found))),
+            (promised, _) => self.verify(promised, memory, then),
+        }
+    }
+
+    /// The bytes of an upload are not what was promised, or could not be kept.
+    fn came_to_nothing(self: &Arc<Self>, upload: &Arc<Upload>, error: &RemoteError) {
+        if let Target::Weight(hash) = &upload.target {
+            self.weights(upload.device).withdraw(hash, upload);
+            if error.code == ErrorCode::HashMismatch && !upload.is_of_one() {
+                return upload.close().into_iter().for_each(|waiter| self.start_over(waiter, upload, *hash));
             }
-        });
+        }
+        upload.close().into_iter().for_each(|waiter| waiter.fail(error.clone()));
     }
 
     /// Somebody sent wrong bytes of a weight that several were sending, and nobody knows who: each sends all of it again, to a
     /// place of its own that no other can join. Whoever sends wrong bytes then is alone in failing.
     fn start_over(self: &Arc<Self>, waiter: Waiter, shared: &Upload, hash: ContentHash) {
         let device = shared.device;
-        let slab = match self.allocate(device, waiter.spec.bytes()) {
-            Ok(slab) => slab,
+        let space = match self.allocate(device, waiter.spec.bytes()) {
+            Ok(space) => space,
             Err(error) => return waiter.fail(error),
         };
         let (slice_bytes, now) = (shared.landing.slice_bytes(), shared.touched());
-        let upload = Upload::new(device, Target::Weight(hash), vec![slab], slice_bytes, now);
+        let upload = self.upload((device, Target::Weight(hash)), vec![space], slice_bytes, now);
         let (session, id) = (waiter.session.clone(), waiter.id);
         // Nobody else knows the upload yet: it takes whoever waits.
         if let Err(waiter) = upload.wait(waiter, now) {
@@ -349,25 +402,25 @@ impl Core {
     }
 
     /// The bytes of an upload are what they should be: they become what they were meant for.
-    fn settle(self: &Arc<Self>, upload: &Upload, region: Region) {
+    fn settle(self: &Arc<Self>, upload: &Upload, memory: &Memory) {
         match &upload.target {
             Target::Private(_) => {
                 for waiter in upload.close() {
                     waiter.no_more_slices();
-                    self.install(waiter, upload.device, None, region.clone());
+                    self.install(waiter, upload.device, None, memory.clone());
                 }
             }
             Target::Weight(hash) => {
-                let region = self.weights(upload.device).insert(*hash, region);
+                let memory = self.weights(upload.device).insert(*hash, memory.clone());
                 for waiter in upload.close() {
                     waiter.no_more_slices();
-                    self.install(waiter, upload.device, Some(*hash), region.clone());
+                    self.install(waiter, upload.device, Some(*hash), memory.clone());
                 }
             }
             Target::Range { handle, tensor, offset } => {
                 for waiter in upload.close() {
                     waiter.no_more_slices();
-                    self.replace(waiter, *handle, tensor, *offset, region.clone());
+                    self.replace(waiter, *handle, tensor, *offset, memory);
                 }
             }
             // Went another way: it is several slabs.
@@ -376,7 +429,7 @@ impl Core {
     }
 
     /// Ends a put with a new resident of the session.
-    pub(super) fn install(&self, waiter: Waiter, device: u16, weight: Option<ContentHash>, region: Region) {
+    pub(super) fn install(&self, waiter: Waiter, device: u16, weight: Option<ContentHash>, memory: Memory) {
         let Waiter { session, id, spec, name, charge } = waiter;
         let quota = session.owner.rights().quota;
         let named = match name.map(|name| self.names.charge(&name, spec.bytes(), quota).map(|charge| (name, charge))) {
@@ -385,11 +438,11 @@ impl Core {
             None => None,
         };
         session.complete_with(id, |state| {
-            let content = Content::new(region.clone(), charge);
+            let content = Content::new(memory.clone(), charge);
             match state.insert(Object::Tensor(Tensor::new(device, spec.clone(), weight, content))) {
                 Ok(handle) => {
                     if let Some((name, charge)) = named {
-                        self.names.insert(name, device, spec.clone(), weight, region, charge);
+                        self.names.insert(name, device, spec.clone(), weight, memory, charge);
                     }
                     Answer::Tensor { handle, device, spec }
                 }
@@ -398,14 +451,15 @@ impl Core {
         });
     }
 
-    fn replace(&self, waiter: Waiter, handle: Handle, tensor: &Tensor, offset: u64, region: Region) {
+    fn replace(&self, waiter: Waiter, handle: Handle, tensor: &Tensor, offset: u64, memory: &Memory) {
         let Waiter { session, id, charge, .. } = waiter;
         let (device, spec) = (tensor.device, tensor.spec.clone());
-        let done = if region.len() as u64 == spec.bytes() {
-            tensor.replace(Content::new(region, charge));
+        let done = if memory.len() == spec.bytes() {
+            tensor.replace(Content::new(memory.clone(), charge));
             Ok(())
         } else {
-            tensor.write(offset, &region, |n| self.allocate(device, n))
+            let fill = |space: &mut Space| space.copy(offset, memory);
+            tensor.write(offset, memory.len(), fill, |n| self.allocate(device, n))
         };
         let answer = match done {
             Ok(()) => Answer::Tensor { handle, device, spec },
@@ -415,7 +469,7 @@ impl Core {
     }
 
     /// Ends a put with new contents of a cache, when it is its turn.
-    fn import(self: &Arc<Self>, waiter: Waiter, handle: Handle, cache: &Arc<Cache>, length: u32, blocks: Vec<Slab>) {
+    fn import(self: &Arc<Self>, waiter: Waiter, handle: Handle, cache: &Arc<Cache>, length: u32, blocks: Vec<Space>) {
         let quick = move |_: &Arc<Self>, cache: &Arc<Cache>| {
             let Waiter { session, id, spec, charge: paid, .. } = waiter;
             let done = cache.with(|kv, charge| {
@@ -436,14 +490,17 @@ impl Core {
     fn verify(
         self: &Arc<Self>,
         hash: Option<ContentHash>,
-        region: Region,
-        then: impl FnOnce(&Arc<Self>, Result<Region, RemoteError>) + Send + 'static,
+        memory: Memory,
+        then: impl FnOnce(&Arc<Self>, Result<Memory, RemoteError>) + Send + 'static,
     ) {
-        let Some(promised) = hash else { return then(self, Ok(region)) };
-        let large = region.len() as u64 > HASHED_HERE;
+        let Some(promised) = hash else { return then(self, Ok(memory)) };
+        let large = memory.len() > HASHED_HERE;
         let work = move |core: &Arc<Self>| {
-            let found = ContentHash::of(&region);
-            let checked = if found == promised { Ok(region) } else { Err(mismatch(&promised, &found)) };
+            let checked = match hash_of(&memory) {
+                Ok(found) if found == promised => Ok(memory),
+                Ok(found) => Err(mismatch(&promised, &found)),
+                Err(error) => Err(error.into()),
+            };
             then(core, checked);
         };
         if large { self.spawn(work) } else { work(self) }
@@ -474,4 +531,17 @@ impl From<'_> {
         pending.work = Work::Upload { upload: upload.clone() };
         upload.join(self.peer, self.id, announce);
     }
+}
+
+/// What bytes hash to, wherever they lie.
+fn hash_of(memory: &Memory) -> Result<ContentHash, DeviceError> {
+    if let Some(region) = memory.host() {
+        return Ok(ContentHash::of(region));
+    }
+    let mut hasher = blake3::Hasher::new();
+    memory.pieces(|_, piece| {
+        hasher.update(piece);
+        Ok::<_, DeviceError>(())
+    })?;
+    Ok(ContentHash(*hasher.finalize().as_bytes()))
 }

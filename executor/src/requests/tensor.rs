@@ -1,9 +1,10 @@
 //! Get, copy, look up, offer.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use genie_transport::connection::Peer;
-use genie_transport::memory::{Region, copy_counted, extend_counted};
+use genie_transport::memory::{PeerTarget, Region, extend_counted};
 use genie_transport::wire::{
     ContentHash, ErrorCode, Handle, Kind, Offered, RemoteError, Reply, Shared, TensorSpec, limits,
 };
@@ -12,11 +13,13 @@ use super::{From, Outcome};
 use crate::account::{Account, Charge};
 use crate::caches::{Cache, Turn, tensor_spec};
 use crate::core::Core;
+use crate::device::{DeviceError, Memory};
 use crate::error::fail;
+use crate::outflow::{Outflow, cut};
 use crate::replies::Answer;
 use crate::residents::{Content, Tensor, range_within};
 use crate::rights::scoped;
-use crate::session::Object;
+use crate::session::{Object, Session};
 use crate::weights::Found;
 
 /// Up to this size bytes are copied for a client on the thread that received the request: 50 us of memory that is there, a few hundred of
@@ -36,18 +39,32 @@ impl Core {
         match from.session.object(handle)? {
             Object::Tensor(tensor) => {
                 let content = tensor.content();
-                let region = match sliced {
-                    Some(_) => Region::from_owner(Sent(content)),
-                    None => content.region.clone(),
-                };
-                range.send(from.peer, from.id, &[region])
+                let parts = range.parts(std::slice::from_ref(&content.memory))?;
+                if content.memory.host().is_some() {
+                    return range.send(from.peer, from.id, parts, &(content as Paid));
+                }
+                let (peer, id) = (from.peer.clone(), from.id);
+                self.spawn(move |core| range.send_from_device(core, (&peer, id), parts, content));
+                Ok(())
             }
             Object::Cache(cache) => {
                 let (peer, id, account) = (from.peer.clone(), from.id, from.session.account.clone());
-                let quick = move |_: &Arc<Self>, cache: &Arc<Cache>| {
-                    let segments = cache.with(|kv, _| Ok(kv.segments()));
-                    let paid = segments.and_then(|segments| range.pay(segments, &account));
-                    let sent = paid.and_then(|segments| range.send(&peer, id, &segments));
+                let quick = move |core: &Arc<Self>, cache: &Arc<Cache>| {
+                    let parts = cache.with(|kv, _| {
+                        let segments = kv.segments();
+                        let parts = range.parts(&segments)?;
+                        let paid = range.pay(&segments, parts.len(), &account)?;
+                        Ok((parts, paid))
+                    });
+                    let sent = parts.and_then(|(parts, paid)| {
+                        if parts.iter().all(|part| part.host().is_some()) {
+                            return range.send(&peer, id, parts, &paid);
+                        }
+                        let peer = peer.clone();
+                        // The parts are held: others may have their turn with the cache meanwhile.
+                        core.spawn(move |core| range.send_from_device(core, (&peer, id), parts, paid));
+                        Ok(())
+                    });
                     if let Err(error) = sent {
                         peer.reply(id, Kind::Get, &Reply::Failed(error));
                     }
@@ -72,16 +89,17 @@ impl Core {
         match from.session.object(handle)? {
             Object::Tensor(tensor) => {
                 let content = tensor.content();
-                let length = range.length_of(content.region.len() as u64)?;
+                let length = range.length_of(content.memory.len())?;
                 let (peer, id) = (from.peer.clone(), from.id);
                 let mut target = peer.target(into, length)?;
-                let mut work = move |_: &Arc<Self>| {
-                    cut(std::slice::from_ref(&content.region), offset, length)
-                        .iter()
-                        .for_each(|piece| target.write(piece));
-                    peer.reply(id, Kind::Get, &Reply::Got(&[]));
+                let on_host = content.memory.host().is_some();
+                let parts = range.parts(std::slice::from_ref(&content.memory))?;
+                let work = move |_: &Arc<Self>| {
+                    let copied = fill(&mut target, &parts);
+                    drop(content);
+                    done(&peer, id, copied);
                 };
-                if length > COPIED_HERE {
+                if length > COPIED_HERE || !on_host {
                     self.spawn(work)
                 } else {
                     work(self)
@@ -90,15 +108,20 @@ impl Core {
             }
             Object::Cache(cache) => {
                 let (peer, id) = (from.peer.clone(), from.id);
-                let quick = move |_: &Arc<Self>, cache: &Arc<Cache>| {
-                    let copied = cache.with(|kv, _| Ok(kv.segments())).and_then(|segments| {
-                        let length = range.length_of(segments.iter().map(|s| s.len() as u64).sum())?;
-                        let mut target = peer.target(into, length)?;
-                        cut(&segments, offset, length).iter().for_each(|piece| target.write(piece));
-                        Ok(())
+                let quick = move |core: &Arc<Self>, cache: &Arc<Cache>| {
+                    let place = cache.with(|kv, _| {
+                        let parts = range.parts(&kv.segments())?;
+                        let target = peer.target(into, parts.iter().map(Memory::len).sum())?;
+                        Ok((parts, target))
                     });
-                    match copied {
-                        Ok(()) => peer.reply(id, Kind::Get, &Reply::Got(&[])),
+                    match place {
+                        Ok((parts, mut target)) if parts.iter().all(|part| part.host().is_some()) => {
+                            done(&peer, id, fill(&mut target, &parts));
+                        }
+                        Ok((parts, mut target)) => {
+                            let peer = peer.clone();
+                            core.spawn(move |_| done(&peer, id, fill(&mut target, &parts)));
+                        }
                         Err(error) => peer.reply(id, Kind::Get, &Reply::Failed(error)),
                     }
                 };
@@ -118,63 +141,100 @@ impl Core {
         let content = tensor.content();
         if device == tensor.device {
             // Nobody writes shared bytes in place: a copy shares them until one of the two changes.
-            self.install(waiter, device, tensor.weight, content.region.clone());
+            self.install(waiter, device, tensor.weight, content.memory.clone());
             return Ok(None);
         }
         if let Some(hash) = &tensor.weight
-            && let Found::Present(region) = self.weights(device).find(hash, tensor.spec.bytes())
+            && let Found::Present(memory) = self.weights(device).find(hash, tensor.spec.bytes())
         {
-            self.install(waiter, device, tensor.weight, region);
+            self.install(waiter, device, tensor.weight, memory);
             return Ok(None);
         }
-        let mut slab = self.allocate(device, tensor.spec.bytes())?;
+        let mut space = self.allocate(device, tensor.spec.bytes())?;
         let weight = tensor.weight;
         let task = move |core: &Arc<Self>| {
-            copy_counted(&mut slab, &content.region);
+            if let Err(error) = space.copy(0, &content.memory) {
+                return waiter.fail(error.into());
+            }
             drop(content);
-            let region = slab.freeze();
-            let region = match weight {
-                Some(hash) => core.weights(device).insert(hash, region),
-                None => region,
+            let memory = space.freeze();
+            let memory = match weight {
+                Some(hash) => core.weights(device).insert(hash, memory),
+                None => memory,
             };
-            core.install(waiter, device, weight, region);
+            core.install(waiter, device, weight, memory);
         };
         self.submit(device, Box::new(task))?;
         Ok(None)
     }
 
-    pub(super) fn offer(&self, from: &From<'_>, device: u16, entries: &[(ContentHash, TensorSpec)]) -> Outcome {
+    pub(super) fn offer(
+        self: &Arc<Self>,
+        from: &From<'_>,
+        device: u16,
+        entries: &[(ContentHash, TensorSpec)],
+    ) -> Outcome {
         self.device(device)?;
         let mut found = Vec::with_capacity(entries.len());
         for (hash, spec) in entries {
-            found.push(match self.weights(device).find(hash, spec.bytes()) {
-                Found::Present(region) => {
-                    let charge = from.session.account.charge(spec.bytes())?;
-                    let content = Content::new(region, charge);
-                    Ok(Tensor::new(device, spec.clone(), Some(*hash), content))
-                }
+            let entry = self.find_weight(device, hash, spec.bytes());
+            // Paid before anything is brought back.
+            let charge = match entry {
+                Found::Present(_) | Found::Evicted(_) => Some(from.session.account.charge(spec.bytes())?),
+                Found::Partial(_) | Found::Absent => None,
+            };
+            found.push((*hash, spec.clone(), entry, charge));
+        }
+        if !found.iter().any(|(_, _, entry, _)| matches!(entry, Found::Evicted(_))) {
+            return self.offered(from.session, device, found).map(Some);
+        }
+        let (session, id) = (from.session.clone(), from.id);
+        self.spawn(move |core| {
+            let answer = core.offered(&session, device, found).unwrap_or_else(Answer::Failed);
+            session.complete(id, answer);
+        });
+        Ok(None)
+    }
+
+    /// Handles on the weights that there are; those that were evicted come back first.
+    fn offered(self: &Arc<Self>, session: &Session, device: u16, found: Vec<Wanted>) -> Result<Answer, RemoteError> {
+        let mut entries = Vec::with_capacity(found.len());
+        for (hash, spec, entry, charge) in found {
+            let memory = match entry {
+                Found::Present(memory) => Ok(memory),
+                Found::Evicted(copy) => match self.bring_weight(device, hash, copy) {
+                    Ok(memory) => Ok(memory),
+                    // Putting it says so.
+                    Err(error) if error.code == ErrorCode::OutOfMemory => Err(Offered::Absent),
+                    Err(error) => return Err(error),
+                },
                 Found::Partial(upload) => Err(Offered::Partial(upload.landing.landed_bytes())),
                 Found::Absent => Err(Offered::Absent),
+            };
+            entries.push(match (memory, charge) {
+                (Ok(memory), Some(charge)) => Ok(Tensor::new(device, spec, Some(hash), Content::new(memory, charge))),
+                (Ok(_), None) => Err(Offered::Absent),
+                (Err(offered), _) => Err(offered),
             });
         }
-        let mut state = from.session.lock();
-        let wanted = found.iter().filter(|entry| entry.is_ok()).count();
+        let mut state = session.lock();
+        let wanted = entries.iter().filter(|entry| entry.is_ok()).count();
         state.objects.has_room_for(wanted)?;
-        let mut offered = Vec::with_capacity(found.len());
-        for entry in found {
+        let mut offered = Vec::with_capacity(entries.len());
+        for entry in entries {
             offered.push(match entry {
                 Ok(tensor) => Offered::Present(state.insert(Object::Tensor(tensor))?),
                 Err(offered) => offered,
             });
         }
-        Ok(Some(Answer::Offered(offered)))
+        Ok(Answer::Offered(offered))
     }
 
     pub(super) fn lookup_name(&self, from: &From<'_>, name: &str) -> Outcome {
         let found = self
             .names
-            .find(&scoped(&from.session.owner, name), |n| (n.device, n.spec.clone(), n.weight, n.region.clone()));
-        let Some((device, spec, weight, region)) = found else {
+            .find(&scoped(&from.session.owner, name), |n| (n.device, n.spec.clone(), n.weight, n.memory.clone()));
+        let Some((device, spec, weight, memory)) = found else {
             return Err(fail(
                 ErrorCode::NoSuchName,
                 format!("no tensor is named `{name}`: it was never put, or let go"),
@@ -182,7 +242,7 @@ impl Core {
         };
         self.permit_device(from.peer, device, from.now)?;
         let charge = from.session.account.charge(spec.bytes())?;
-        let tensor = Tensor::new(device, spec.clone(), weight, Content::new(region, charge));
+        let tensor = Tensor::new(device, spec.clone(), weight, Content::new(memory, charge));
         let handle = from.session.lock().insert(Object::Tensor(tensor))?;
         Ok(Some(Answer::Tensor { handle, device, spec }))
     }
@@ -214,26 +274,35 @@ impl Core {
     }
 }
 
-/// The bytes of a tensor on their way to a client. They may leave long after the tensor was freed or got other bytes: until
-/// then the session pays for them.
-struct Sent(Arc<Content>);
+/// A weight that was offered: what there is of it, and what the session pays for it.
+type Wanted = (ContentHash, TensorSpec, Found, Option<Charge>);
+
+/// Bytes on their way to a client. They may leave long after the tensor or the cache was freed or got other bytes: until then the
+/// session pays for them.
+struct Sent {
+    region: Region,
+    _paid: Paid,
+}
+
+/// What the session pays for bytes that are sent: the content that they are of, or a charge of their own.
+type Paid = Arc<dyn Any + Send + Sync>;
 
 impl AsRef<[u8]> for Sent {
     fn as_ref(&self) -> &[u8] {
-        &self.0.region
+        &self.region
     }
 }
 
-/// A block of a cache on its way to a client.
-struct SentBlock {
-    region: Region,
-    /// For all blocks of the get.
-    _charge: Arc<Charge>,
+/// Copies all parts into a client's memory: a device writes there itself.
+fn fill(target: &mut PeerTarget, parts: &[Memory]) -> Result<(), DeviceError> {
+    parts.iter().try_for_each(|part| part.fill(target))
 }
 
-impl AsRef<[u8]> for SentBlock {
-    fn as_ref(&self) -> &[u8] {
-        &self.region
+/// Answers a get into a client's memory.
+fn done(peer: &Peer, id: u64, copied: Result<(), DeviceError>) {
+    match copied {
+        Ok(()) => peer.reply(id, Kind::Get, &Reply::Got(&[])),
+        Err(error) => peer.reply(id, Kind::Get, &Reply::Failed(error.into())),
     }
 }
 
@@ -246,20 +315,20 @@ struct Range {
 }
 
 impl Range {
-    /// What a sliced get keeps of a cache's blocks, with what the session pays for it until it is sent: the cache may be freed,
-    /// or go on without these blocks.
-    fn pay(self, segments: Vec<Region>, account: &Arc<Account>) -> Result<Vec<Region>, RemoteError> {
+    /// What it asks for of these segments, one after another.
+    fn parts(self, segments: &[Memory]) -> Result<Vec<Memory>, RemoteError> {
+        let length = self.length_of(segments.iter().map(Memory::len).sum())?;
+        Ok(cut(segments, self.offset, length))
+    }
+
+    /// What a sliced get pays for `kept` of a cache's blocks until they are sent: the cache may be freed, or go on without them.
+    fn pay(self, segments: &[Memory], kept: usize, account: &Arc<Account>) -> Result<Paid, RemoteError> {
         if self.sliced.is_none() {
-            return Ok(segments);
+            return Ok(Arc::new(()));
         }
-        let total = segments.iter().map(|s| s.len() as u64).sum::<u64>();
-        let length = self.length_of(total)?;
-        let kept = cut(&segments, self.offset, length).len() as u64;
         // All blocks are of one size, and those that are sent in part are kept whole.
-        let block = segments.first().map_or(0, |s| s.len() as u64);
-        let charge = Arc::new(account.charge(kept.saturating_mul(block))?);
-        let paid = |region| Region::from_owner(SentBlock { region, _charge: charge.clone() });
-        Ok(segments.into_iter().map(paid).collect())
+        let block = segments.first().map_or(0, Memory::len);
+        Ok(Arc::new(account.charge((kept as u64).saturating_mul(block))?))
     }
 
     /// Its bytes, of a whole of `total`.
@@ -270,54 +339,57 @@ impl Range {
         Ok(length)
     }
 
-    /// Sends this range of the bytes of `segments`, one after another, and the reply.
-    fn send(self, peer: &Peer, id: u64, segments: &[Region]) -> Result<(), RemoteError> {
-        let total = segments.iter().map(|s| s.len() as u64).sum::<u64>();
-        let length = self.length_of(total)?;
-        let pieces = cut(segments, self.offset, length);
-        match (self.sliced, &pieces[..]) {
-            (Some(slice_bytes), [_, ..]) if length.div_ceil(u64::from(slice_bytes.max(1))) > limits::SLICES => {
+    /// The size of its slices, if it is to be sent in any.
+    fn slices(self, parts: &[Memory]) -> Result<Option<u32>, RemoteError> {
+        let length = parts.iter().map(Memory::len).sum::<u64>();
+        match self.sliced.filter(|_| !parts.is_empty()) {
+            Some(slice_bytes) if length.div_ceil(u64::from(slice_bytes.max(1))) > limits::SLICES => {
                 let most = limits::SLICES;
                 let message = format!(
                     "{length} bytes in slices of {slice_bytes} are more than {most} slices: ask for larger ones, or in ranges"
                 );
-                return Err(fail(ErrorCode::OutOfRange, message));
+                Err(fail(ErrorCode::OutOfRange, message))
             }
-            (Some(slice_bytes), [_, ..]) => {
-                peer.send_sliced(id, pieces, slice_bytes);
-                peer.reply(id, Kind::Get, &Reply::Got(&[]));
-            }
-            _ if length > u64::from(limits::CONTROL_PAYLOAD_BYTES) => {
+            None if length > u64::from(limits::CONTROL_PAYLOAD_BYTES) => {
                 let limit = limits::CONTROL_PAYLOAD_BYTES;
                 let message = format!("{length} bytes do not fit one reply of {limit}: ask for them in slices");
-                return Err(fail(ErrorCode::OutOfRange, message));
+                Err(fail(ErrorCode::OutOfRange, message))
             }
-            (_, [one]) => peer.reply(id, Kind::Get, &Reply::Got(one)),
-            _ => {
-                let mut bytes = Vec::new();
-                pieces.iter().for_each(|piece| extend_counted(&mut bytes, piece));
-                peer.reply(id, Kind::Get, &Reply::Got(&bytes));
-            }
+            slices => Ok(slices),
+        }
+    }
+
+    /// Sends bytes that are in the host's memory, and the reply.
+    fn send(self, peer: &Peer, id: u64, parts: Vec<Memory>, paid: &Paid) -> Result<(), RemoteError> {
+        let slices = self.slices(&parts)?;
+        let regions = parts.into_iter().map(|part| part.to_host()).collect::<Result<Vec<_>, _>>()?;
+        if let Some(slice_bytes) = slices {
+            let paid = |region| Region::from_owner(Sent { region, _paid: paid.clone() });
+            peer.send_sliced(id, regions.into_iter().map(paid).collect(), slice_bytes);
+            peer.reply(id, Kind::Get, &Reply::Got(&[]));
+        } else if let [one] = &regions[..] {
+            peer.reply(id, Kind::Get, &Reply::Got(one));
+        } else {
+            let mut bytes = Vec::new();
+            regions.iter().for_each(|region| extend_counted(&mut bytes, region));
+            peer.reply(id, Kind::Get, &Reply::Got(&bytes));
         }
         Ok(())
     }
-}
 
-/// The parts of the segments that hold `length` bytes from `offset` on.
-fn cut(segments: &[Region], offset: u64, length: u64) -> Vec<Region> {
-    let mut start = 0_u64;
-    let mut pieces = Vec::new();
-    for segment in segments {
-        let len = segment.len() as u64;
-        let from = offset.saturating_sub(start).min(len);
-        let to = (offset + length).saturating_sub(start).min(len);
-        // Both are at most the segment's length.
-        if from < to
-            && let Some(piece) = segment.slice(from as usize..to as usize)
-        {
-            pieces.push(piece);
+    /// Sends bytes that are in a device's memory, and the reply; or the reply that they cannot be had.
+    fn send_from_device(self, core: &Arc<Core>, (peer, id): (&Arc<Peer>, u64), parts: Vec<Memory>, paid: Paid) {
+        let sent = self.slices(&parts).and_then(|slices| {
+            let Some(slice_bytes) = slices else { return self.send(peer, id, parts, &paid) };
+            let outflow = Outflow::new(core, (peer, id), parts, paid);
+            let outflow = outflow.ok_or_else(|| fail(ErrorCode::Internal, "the tensor is in no device's memory"))?;
+            outflow.probe()?;
+            peer.send_staged(id, outflow, slice_bytes);
+            peer.reply(id, Kind::Get, &Reply::Got(&[]));
+            Ok(())
+        });
+        if let Err(error) = sent {
+            peer.reply(id, Kind::Get, &Reply::Failed(error));
         }
-        start += len;
     }
-    pieces
 }

@@ -26,14 +26,25 @@ pub(super) fn execute(core: &Arc<Core>, batch: &mut Vec<Job>, rows: &mut Rows) {
     if batch.is_empty() {
         return;
     }
-    for job in batch.iter_mut() {
+    let mut at = 0;
+    while let Some(job) = batch.get_mut(at) {
         let binding = job.binding.clone();
-        binding.read_residents(&mut job.buffers);
+        match binding.read_residents(&mut job.buffers) {
+            Ok(()) => at += 1,
+            Err(error) => finish(core, batch.remove(at), |job| job.fail(core, error.into())),
+        }
+    }
+    if batch.is_empty() {
+        return;
     }
     while let Err(error) = attempt(core, batch, rows) {
-        if batch.len() == 1 {
+        // Nobody is to blame for a device that is lost.
+        let lost = matches!(error, DeviceError::Lost { .. });
+        if batch.len() == 1 || lost {
             let error = RemoteError::from(error);
-            return batch.drain(..).for_each(|job| finish(core, job, |job| job.fail(core, error.clone())));
+            let sessions: Vec<_> = batch.iter().filter(|_| lost).map(|job| job.session.clone()).collect();
+            batch.drain(..).for_each(|job| finish(core, job, |job| job.fail(core, error.clone())));
+            return sessions.iter().for_each(|session| core.end_lost(session, &error));
         }
         // One of them is to blame, and no cache has grown. It runs again alone, so that the others are unharmed: they as a batch,
         // where the error says which it is, and else alone, too.
@@ -107,7 +118,7 @@ fn run(batch: &mut [Job], spare: &mut Rows) -> Result<(), DeviceError> {
     }));
     // A kernel's bug must not take the server with it. What the run wrote is given up with the error; caches that it held are
     // only ever grown at its end.
-    let result = catch_unwind(AssertUnwindSafe(|| program.loaded.run(&weights.regions, &mut rows)))
+    let result = catch_unwind(AssertUnwindSafe(|| program.loaded.run(&weights.memory, &mut rows)))
         .unwrap_or_else(|_| Err(DeviceError::Internal("the run panicked".to_owned())));
     spare.caches.extend(rows.drain(..).map(|row| emptied(row.caches)));
     spare.rows = emptied(rows);

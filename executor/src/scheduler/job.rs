@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use genie_graph::Sizes;
-use genie_transport::memory::{Slab, copy_counted};
 use genie_transport::wire::{ErrorCode, RemoteError, TensorSpec, limits, write_argument, write_resident};
 
 use super::{Class, Share};
@@ -11,6 +10,7 @@ use crate::account::{Charge, HostMemory};
 use crate::buffers::Buffers;
 use crate::caches::{Turn, serve_lines};
 use crate::core::Core;
+use crate::device::Space;
 use crate::error::{fail, partly};
 use crate::generate::{Generation, Onward};
 use crate::programs::Binding;
@@ -47,7 +47,7 @@ pub(crate) struct Job {
 pub(crate) struct Kept {
     output: usize,
     spec: TensorSpec,
-    slab: Slab,
+    space: Space,
     charge: Charge,
 }
 
@@ -152,8 +152,8 @@ impl Job {
             if keep {
                 let spec = self.binding.output_spec(output, &sizes)?;
                 let charge = self.session.account.charge(spec.bytes())?;
-                let slab = core.allocate(device, spec.bytes())?;
-                self.kept.push(Kept { output, spec, slab, charge });
+                let space = core.allocate(device, spec.bytes())?;
+                self.kept.push(Kept { output, spec, space, charge });
             }
         }
         if inline > u64::from(limits::CONTROL_PAYLOAD_BYTES) {
@@ -235,13 +235,13 @@ impl Job {
     /// The outputs that stay, as residents. They are filled before anything is locked: they may be large.
     fn fill_kept(&mut self, device: u16) -> Result<Vec<(usize, Arc<Tensor>)>, RemoteError> {
         let outputs = &self.buffers.outputs;
-        let tensors = self.kept.drain(..).map(|Kept { output, spec, mut slab, charge }| {
+        let tensors = self.kept.drain(..).map(|Kept { output, spec, mut space, charge }| {
             let data = outputs.get(output).map_or(&[][..], |o| &o.data);
-            if slab.len() != data.len() {
+            if space.len() != data.len() as u64 {
                 return Err(partly(fail(ErrorCode::DeviceFailed, "an output has the wrong size")));
             }
-            copy_counted(&mut slab, data);
-            Ok((output, Tensor::new(device, spec, None, Content::new(slab.freeze(), charge))))
+            space.write(0, data).map_err(|error| partly(error.into()))?;
+            Ok((output, Tensor::new(device, spec, None, Content::new(space.freeze(), charge))))
         });
         tensors.collect()
     }

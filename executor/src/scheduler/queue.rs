@@ -176,6 +176,17 @@ impl Queue {
         }
     }
 
+    /// Takes out every run that waits. Bulk work stays: it answers its requests itself.
+    pub(crate) fn drain(&self) -> Vec<Job> {
+        let mut state = self.lock();
+        let State { decode, prefill, .. } = &mut *state;
+        let mut jobs = Vec::new();
+        for class in [decode, prefill] {
+            jobs.extend(std::iter::from_fn(|| class.pop()));
+        }
+        jobs
+    }
+
     /// Accepts nothing from here on, and gives what was waiting.
     pub(crate) fn close(&self) -> (Vec<Job>, Vec<Task>) {
         let mut state = self.lock();

@@ -40,7 +40,9 @@ pub(crate) fn run_device(core: &Arc<Core>, device: u16) {
             Next::Closed => false,
         };
         // Without its thread a device would be silent for good, and every request to it with it.
-        match catch_unwind(AssertUnwindSafe(&mut work)) {
+        let done = catch_unwind(AssertUnwindSafe(&mut work));
+        core.check_device(device);
+        match done {
             Ok(true) => {}
             Ok(false) => return,
             Err(_) => {
@@ -63,6 +65,7 @@ pub(crate) fn step(core: &Arc<Core>, device: u16) -> bool {
         Next::Idle | Next::Closed => {}
     }
     *core.scratch(device) = scratch;
+    core.check_device(device);
     any
 }
 

@@ -1,7 +1,7 @@
 //! KV caches: forks, truncation, export and import, memory.
 
 use genie_executor::device::cpu::CpuDevice;
-use genie_executor::device::{Device, DeviceError, KvSpec};
+use genie_executor::device::{Device, DeviceError, KvSpec, Memory, Space};
 use genie_graph::DType;
 use genie_transport::memory::Slab;
 
@@ -17,6 +17,10 @@ fn runner() -> Runner {
 
 fn tokens(n: i32) -> Vec<i32> {
     (0..n).map(|i| i * 11 % 97).collect()
+}
+
+fn bytes(memory: &Memory) -> Vec<u8> {
+    memory.to_host().unwrap().to_vec()
 }
 
 fn used(device: &CpuDevice) -> u64 {
@@ -54,7 +58,7 @@ fn a_fork_costs_one_block_when_it_appends() {
     let mut origin = device.cache(SPEC).unwrap();
     let block = SPEC.block_bytes().unwrap() as u64;
     assert_eq!(block, 2 * 2 * 3 * 64 * 5 * 2);
-    let blocks = |n: u64| (0..n).map(|_| Slab::zeroed(block as usize)).collect::<Vec<_>>();
+    let blocks = |n: u64| (0..n).map(|_| Space::Host(Slab::zeroed(block as usize))).collect::<Vec<_>>();
     origin.import(150, blocks(3)).unwrap();
     assert_eq!(origin.bytes(), 3 * block);
     let mut fork = origin.fork();
@@ -97,16 +101,16 @@ fn what_is_exported_can_be_imported_elsewhere() {
     here.feed(&mut session, &tokens(100));
     let segments = session.cache.segments();
     assert_eq!(segments.len(), 2);
-    let before: Vec<Vec<u8>> = segments.iter().map(|s| s.to_vec()).collect();
+    let before: Vec<Vec<u8>> = segments.iter().map(bytes).collect();
     let next = here.feed(&mut session, &[8]);
     // Appending left the exported memory alone.
-    assert!(segments.iter().zip(&before).all(|(now, before)| **now == **before));
+    assert!(segments.iter().zip(&before).all(|(now, before)| bytes(now) == *before));
 
     let mut moved = there.session();
     let copies = before.iter().map(|bytes| {
-        let mut slab = there.device.allocate(bytes.len() as u64).unwrap();
-        slab.copy_from_slice(bytes);
-        slab
+        let mut space = there.device.allocate(bytes.len() as u64).unwrap();
+        space.write(0, bytes).unwrap();
+        space
     });
     moved.cache.import(100, copies.collect()).unwrap();
     assert_eq!(there.feed(&mut moved, &[8]), next);
@@ -120,7 +124,7 @@ fn imports_of_the_wrong_size_change_nothing() {
     let wrong: [(u64, &[usize], usize); 4] =
         [(65, &[bytes], 1), (64, &[bytes, bytes], 1), (64, &[bytes - 1], 0), (1, &[], 0)];
     for (len, sizes, block) in wrong {
-        let slabs = sizes.iter().map(|&n| Slab::zeroed(n)).collect();
+        let slabs = sizes.iter().map(|&n| Space::Host(Slab::zeroed(n))).collect();
         let error = cache.import(len, slabs).unwrap_err();
         assert!(matches!(error, DeviceError::CacheImport { block: b, .. } if b == block), "{error}");
         assert!(cache.is_empty());
@@ -148,12 +152,15 @@ fn without_memory_nothing_changes() {
 fn blocks_are_clean() {
     let runner = runner();
     let mut slab = runner.device.allocate(runner.spec.block_bytes().unwrap() as u64).unwrap();
-    slab.fill(0xAB);
+    let len = slab.len() as usize;
+    slab.write(0, &vec![0xAB; len]).unwrap();
     drop(slab);
     let mut session = runner.session();
     runner.feed(&mut session, &[1]);
     let segments = session.cache.segments();
-    for token in segments[0].chunks_exact(6 * 4).enumerate().filter(|(i, _)| i % 64 != 0).map(|(_, token)| token) {
+    for token in
+        bytes(&segments[0]).chunks_exact(6 * 4).enumerate().filter(|(i, _)| i % 64 != 0).map(|(_, token)| token)
+    {
         assert!(token.iter().all(|&byte| byte == 0));
     }
 }

@@ -1,12 +1,20 @@
-//! The CPU device: every op against a reference, caches, batches, errors.
+//! The CPU device, and the CUDA device over a GPU on the CPU (`GENIE_TEST_GPU=1`: over a real one): every op against a reference,
+//! caches, batches, errors.
 
 mod cache;
 mod case;
+mod gpu;
+mod images;
 mod models;
 mod ops;
+mod quantized;
 mod reference;
 mod refusals;
 mod run;
+mod scatter;
+mod select;
+#[path = "../support/stand_in.rs"]
+mod stand_in;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../support/tiny.rs"]

@@ -1,5 +1,8 @@
 //! What every op means, in f64 and without any cleverness.
 
+mod blocks;
+mod images;
+
 use std::collections::HashMap;
 
 use genie_executor::device::HostTensor;
@@ -7,6 +10,8 @@ use genie_graph::{
     DType, Dim, InputRole, LinearLayout, Node, NodeId, Op, ReduceKind, RopeStyle, Sizes, VerifiedGraph, random,
 };
 use half::{bf16, f16};
+
+use self::images::Windows;
 
 /// A tensor whose elements are all f64 (integers beyond 2^53 are not tested).
 #[derive(Clone, Debug)]
@@ -358,6 +363,26 @@ fn apply(op: &Op, dtype: DType, dims: &[usize], x: &[&Tensor], history: &mut His
                 f64::from(genie_graph::sample_row(&logits, t, p, int[0] as i64, int[1] as u64, position, scratch))
             };
             make((0..count).map(draw).collect())
+        }
+        Op::Dequantize { format, .. } => make(blocks::numbers(*format, &x[0].data)),
+        Op::Conv2d { stride, padding, dilation, .. } => {
+            let kernel = [x[1].dims[2], x[1].dims[3]];
+            let windows = Windows { kernel, stride: *stride, padding: *padding, dilation: *dilation };
+            make(images::conv2d(&windows, dims, x))
+        }
+        Op::Pool { kind, kernel, stride, padding, count_padding } => {
+            let kernel = kernel.map(|k| k as usize);
+            let windows = Windows { kernel, stride: *stride, padding: *padding, dilation: [1, 1] };
+            make(images::pool(*kind, &windows, *count_padding, dims, x[0]))
+        }
+        Op::BatchNorm { eps } => make(images::batch_norm(*eps, x)),
+        Op::Scatter => {
+            let size: usize = x[0].dims[1..].iter().product();
+            let mut table = x[0].data.clone();
+            for (i, &id) in x[1].data.iter().enumerate() {
+                table[id as usize * size..][..size].copy_from_slice(&x[2].data[i * size..][..size]);
+            }
+            make(table)
         }
         Op::Cast { to } if to.is_float() || *to == DType::Bool || !x[0].dtype.is_float() => make(x[0].data.clone()),
         Op::Cast { to } => {

@@ -3,9 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use genie_executor::device::{Device, DeviceError, DeviceInfo, HostTensor, KvCache, KvSpec, Loaded, Row};
+use genie_executor::device::{
+    Device, DeviceError, DeviceInfo, HostTensor, KvCache, KvSpec, Loaded, Memory, Row, Space,
+};
 use genie_graph::{DType, Op, VerifiedGraph};
-use genie_transport::memory::{Pool, Region, Slab};
+use genie_transport::memory::Pool;
 
 use crate::graphs::VOCABULARY;
 
@@ -48,12 +50,16 @@ impl Device for Fake {
         }
     }
 
-    fn allocate(&self, bytes: u64) -> Result<Slab, DeviceError> {
-        Ok(self.pool.take(bytes as usize)?)
+    fn allocate(&self, bytes: u64) -> Result<Space, DeviceError> {
+        Ok(Space::Host(self.pool.take(bytes as usize)?))
+    }
+
+    fn reads_host_memory(&self) -> bool {
+        true
     }
 
     fn cache(&self, spec: KvSpec) -> Result<KvCache, DeviceError> {
-        KvCache::new(spec, self.pool.clone())
+        KvCache::new(spec, Arc::new(self.pool.clone()))
     }
 
     fn load(&self, graph: Arc<VerifiedGraph>) -> Result<Arc<dyn Loaded>, DeviceError> {
@@ -70,7 +76,7 @@ struct Program {
 }
 
 impl Loaded for Program {
-    fn run(&self, _weights: &[Region], rows: &mut [Row<'_>]) -> Result<(), DeviceError> {
+    fn run(&self, _weights: &[Memory], rows: &mut [Row<'_>]) -> Result<(), DeviceError> {
         assert!(!self.control.panics.load(Ordering::Relaxed), "told to panic");
         let sequence = rows[0].arguments[0].dims.get(1).copied().unwrap_or(1);
         self.control.runs.lock().unwrap().push((rows.len(), sequence));
@@ -104,7 +110,7 @@ impl Loaded for Program {
 }
 
 /// Length, blocks, and all tokens of a cache.
-type Grown = (u64, Vec<Slab>, Vec<i32>);
+type Grown = (u64, Vec<Space>, Vec<i32>);
 
 impl Program {
     /// The row's cache with its tokens appended.
@@ -117,7 +123,7 @@ impl Program {
             let mut slab = self.pool.take(block)?;
             slab.fill(0);
             tokens.iter().enumerate().for_each(|(i, t)| slab[i * 16..i * 16 + 4].copy_from_slice(&t.to_le_bytes()));
-            Ok::<_, DeviceError>(slab)
+            Ok::<_, DeviceError>(Space::Host(slab))
         });
         let slabs = slabs.collect::<Result<Vec<_>, _>>()?;
         Ok(Some((all.len() as u64, slabs, all)))
@@ -142,7 +148,10 @@ pub(crate) fn continuation(prompt: &[i32], n: usize) -> Vec<i32> {
 
 fn read(cache: &KvCache) -> Vec<i32> {
     let token = |b: &[u8]| i32::from_le_bytes(b[..4].try_into().unwrap());
-    let block = |segment: &Region| segment[..Op::KV_BLOCK as usize * 16].chunks(16).map(token).collect::<Vec<_>>();
+    let block = |segment: &Memory| {
+        let bytes = segment.to_host().unwrap();
+        bytes[..Op::KV_BLOCK as usize * 16].chunks(16).map(token).collect::<Vec<_>>()
+    };
     cache.segments().iter().flat_map(block).take(cache.len() as usize).collect()
 }
 

@@ -4,18 +4,16 @@ pub(crate) mod models;
 
 use std::sync::Arc;
 
-use genie_executor::device::cpu::CpuDevice;
-use genie_executor::device::{Device, HostTensor, KvCache, KvSpec, Loaded, Row};
+use genie_executor::device::{Device, HostTensor, KvCache, KvSpec, Loaded, Memory, Row};
 use genie_graph::{DType, InputRole};
-use genie_transport::memory::Region;
 
 use models::Model;
 
-/// A model loaded on a CPU device.
+/// A model loaded on a device.
 pub(crate) struct Runner {
-    pub(crate) device: Arc<CpuDevice>,
+    pub(crate) device: Arc<dyn Device>,
     pub(crate) program: Arc<dyn Loaded>,
-    pub(crate) weights: Vec<Region>,
+    pub(crate) weights: Vec<Memory>,
     pub(crate) spec: KvSpec,
 }
 
@@ -27,12 +25,13 @@ pub(crate) struct Session {
 }
 
 impl Runner {
-    pub(crate) fn new(device: CpuDevice, model: Model) -> Self {
+    pub(crate) fn new(device: impl Device, model: Model) -> Self {
         let cache = model.graph.inputs().iter().find(|i| i.role == InputRole::KvCache).unwrap();
         let spec = KvSpec::of(&cache.ty).unwrap();
-        let device = Arc::new(device);
+        let device: Arc<dyn Device> = Arc::new(device);
         let program = device.load(Arc::new(model.graph)).unwrap();
-        Self { device, program, weights: model.weights, spec }
+        let weights = model.weights.iter().map(|bytes| place(&*device, bytes)).collect();
+        Self { device, program, weights, spec }
     }
 
     pub(crate) fn session(&self) -> Session {
@@ -57,6 +56,13 @@ impl Session {
     pub(crate) fn row(&mut self, wanted: u64) -> Row<'_> {
         Row { arguments: &self.arguments, caches: vec![&mut self.cache], outputs: &mut self.outputs, wanted }
     }
+}
+
+/// These bytes in the device's memory.
+pub(crate) fn place(device: &dyn Device, bytes: &[u8]) -> Memory {
+    let mut space = device.allocate(bytes.len() as u64).expect("memory for a weight");
+    space.write(0, bytes).expect("a weight can be written");
+    space.freeze()
 }
 
 pub(crate) fn tensor(dims: &[u64], values: &[f32]) -> HostTensor {

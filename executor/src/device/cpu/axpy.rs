@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::lanes::{Element, Kernel, Lanes};
+use super::panels::{Pack, Panels, width};
 
 /// Matrix rows taken at once when streaming: for each, a splatted activation stays in a register.
 const UNROLL: usize = 4;
@@ -15,17 +16,10 @@ const ROWS: usize = 4;
 /// Columns whose sums are kept in the innermost cache while all of k passes.
 const COLUMNS: usize = 2048;
 
-/// Vectors across a panel.
-const ACROSS: usize = 4;
-/// Matrix rows of a panel: with [`ACROSS`] vectors of 16 it fits the second-level cache beside the activations.
-const DEPTH: usize = 256;
-/// Elements of a panel of the widest vectors.
-pub(super) const PANEL: usize = DEPTH * ACROSS * super::lanes::MAX_LANES;
-
 /// `y[r, n] = sum over k of x[r, k] * w[k, n] (+ bias[n]) (+ residual[r, n])` for all `rows` and the `n` of `range`.
 ///
 /// Demands: `x` f32 `[rows, k]`, `w` `[k, n]`, `y` f32 `[rows, n]`, `bias` f32 `[n]` or null, `residual` like `y` or null are
-/// valid; nobody else writes the columns `range` of `y` or reads them meanwhile; `panel` is f32 `[PANEL]` of the caller's own,
+/// valid; nobody else writes the columns `range` of `y` or reads them meanwhile; `panel` is f32 `[super::panels::PANEL]` of the caller's own,
 /// or null (then many rows stream too).
 pub(super) struct InOut<E> {
     pub(super) x: *const f32,
@@ -112,103 +106,14 @@ impl<E: Element> InOut<E> {
 
     #[inline(always)]
     unsafe fn by_panels<S: Lanes>(&self) {
-        let width = ACROSS * S::N;
+        let matrix = Matrix { w: self.w, n: self.n };
+        let panels = Panels { x: self.x, y: self.y, rows: self.rows, k: self.k, n: self.n, panel: self.panel };
         let mut start = self.range.start;
         while start < self.range.end {
-            let count = (self.range.end - start).min(width);
-            let mut k = 0;
-            while k < self.k {
-                let depth = (self.k - k).min(DEPTH);
-                // SAFETY: rows k..k + depth and columns start..start + count are there; the panel has room for them.
-                unsafe {
-                    self.pack::<S>(k, depth, start, count);
-                    let mut row = 0;
-                    while row < self.rows {
-                        let left = self.rows - row;
-                        let rows = left.div_ceil(left.div_ceil(S::COLUMNS));
-                        match rows {
-                            1 => self.tile::<S, 1>(row, k, depth, start, count),
-                            2 => self.tile::<S, 2>(row, k, depth, start, count),
-                            3 => self.tile::<S, 3>(row, k, depth, start, count),
-                            4 => self.tile::<S, 4>(row, k, depth, start, count),
-                            5 => self.tile::<S, 5>(row, k, depth, start, count),
-                            _ => self.tile::<S, 6>(row, k, depth, start, count),
-                        }
-                        row += rows;
-                    }
-                }
-                k += depth;
-            }
+            let count = (self.range.end - start).min(width::<S>());
+            // SAFETY: as the struct demands.
+            unsafe { panels.columns::<S>(&matrix, start, count) };
             start += count;
-        }
-    }
-
-    /// Copies a block of the matrix to the panel, as f32, in rows of full width (padded with zeros).
-    #[inline(always)]
-    unsafe fn pack<S: Lanes>(&self, k: usize, depth: usize, start: usize, count: usize) {
-        for i in 0..depth {
-            // SAFETY: as the caller's; the prefetched address is only a hint.
-            unsafe {
-                let from = self.w.add((k + i) * self.n + start);
-                let ahead = from.wrapping_add(16 * self.n).cast::<u8>();
-                for line in (0..count * size_of::<E>()).step_by(64) {
-                    S::prefetch(ahead.wrapping_add(line));
-                }
-                let to = self.panel.add(i * ACROSS * S::N);
-                for v in 0..ACROSS {
-                    let left = count.saturating_sub(v * S::N);
-                    let vector = if left >= S::N {
-                        E::load::<S>(from.add(v * S::N))
-                    } else {
-                        E::load_part::<S>(from.wrapping_add(v * S::N), left)
-                    };
-                    S::store(to.add(v * S::N), vector);
-                }
-            }
-        }
-    }
-
-    /// Adds the panel's products to `R` rows of y; at k = 0 the sums start.
-    #[inline(always)]
-    unsafe fn tile<S: Lanes, const R: usize>(&self, row: usize, k: usize, depth: usize, start: usize, count: usize) {
-        // SAFETY: as the caller's; parts of vectors beyond `count` are neither read nor written.
-        unsafe {
-            let x = self.x.add(row * self.k + k);
-            let y = self.y.add(row * self.n + start);
-            let full = count == ACROSS * S::N;
-            let mut acc = [[S::splat(0.0); ACROSS]; R];
-            if k > 0 {
-                for r in 0..R {
-                    for v in 0..ACROSS {
-                        let at = y.wrapping_add(r * self.n + v * S::N);
-                        let left = count.saturating_sub(v * S::N);
-                        acc[r][v] = if full || left >= S::N { S::load(at) } else { S::load_part(at, left) };
-                    }
-                }
-            }
-            let mut weights = [S::splat(0.0); ACROSS];
-            for i in 0..depth {
-                for v in 0..ACROSS {
-                    weights[v] = S::load(self.panel.add((i * ACROSS + v) * S::N));
-                }
-                for r in 0..R {
-                    let x = S::splat(*x.add(r * self.k + i));
-                    for v in 0..ACROSS {
-                        acc[r][v] = S::fma(x, weights[v], acc[r][v]);
-                    }
-                }
-            }
-            for r in 0..R {
-                for v in 0..ACROSS {
-                    let at = y.wrapping_add(r * self.n + v * S::N);
-                    let left = count.saturating_sub(v * S::N);
-                    if full || left >= S::N {
-                        S::store(at, acc[r][v]);
-                    } else {
-                        S::store_part(at, acc[r][v], left);
-                    }
-                }
-            }
         }
     }
 
@@ -229,6 +134,35 @@ impl<E: Element> InOut<E> {
                         *y += *self.residual.add(row * self.n + n);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// A matrix as it lies in memory. Demands: `w` is valid for all the rows and columns, of `n`, that are packed.
+pub(super) struct Matrix<E> {
+    pub(super) w: *const E,
+    pub(super) n: usize,
+}
+
+impl<E: Element> Pack for Matrix<E> {
+    #[inline(always)]
+    unsafe fn row<S: Lanes>(&self, k: usize, start: usize, count: usize, to: *mut f32) {
+        // SAFETY: as the caller's; the prefetched address is only a hint.
+        unsafe {
+            let from = self.w.add(k * self.n + start);
+            let ahead = from.wrapping_add(16 * self.n).cast::<u8>();
+            for line in (0..count * size_of::<E>()).step_by(64) {
+                S::prefetch(ahead.wrapping_add(line));
+            }
+            for at in (0..width::<S>()).step_by(S::N) {
+                let left = count.saturating_sub(at);
+                let vector = if left >= S::N {
+                    E::load::<S>(from.add(at))
+                } else {
+                    E::load_part::<S>(from.wrapping_add(at), left)
+                };
+                S::store(to.add(at), vector);
             }
         }
     }

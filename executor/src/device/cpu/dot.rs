@@ -13,10 +13,10 @@ use super::lanes::{Factor, Kernel, Lanes};
 pub(super) const TILE: usize = 4;
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// How far beyond the next tile memory is asked for: a tile of short rows of 16-bit weights is done before memory answers.
-const AHEAD_BYTES: usize = 8192;
+pub(super) const AHEAD_BYTES: usize = 8192;
 
 /// `y[r, n] = x[r, :] . w[n, :] (+ bias[n]) (+ residual[r, n])` for all `rows` and the `n` of `range`.
 ///
@@ -32,6 +32,8 @@ pub(super) struct OutIn<W, X> {
     pub(super) k: usize,
     pub(super) n: usize,
     pub(super) range: Range<usize>,
+    /// Whether the weight's next rows come from memory, and are worth asking for early.
+    pub(super) streamed: bool,
 }
 
 impl<W: Factor<X>, X: 'static> Kernel for OutIn<W, X> {
@@ -86,14 +88,26 @@ impl<W: Factor<X>, X: 'static> OutIn<W, X> {
             let w = self.w.add(n * self.k);
             let x = self.x.add(row * self.k);
             // The first activation rows bring the next tile into the cache, for whoever comes to it.
-            let sums = if row == 0 {
+            let sums = if row == 0 && self.streamed {
                 dots::<S, W, X, R, C, true>(w, self.k, x, self.k, self.k)
             } else {
                 dots::<S, W, X, R, C, false>(w, self.k, x, self.k, self.k)
             };
-            for (c, sums) in sums.iter().enumerate() {
-                let at = (row + c) * self.n + n;
-                for (r, &sum) in sums.iter().enumerate() {
+            self.finish(n, row, sums);
+        }
+    }
+
+    /// Writes the outputs `n..n + R` of the activation rows `row..row + C`, whose products are summed.
+    ///
+    /// # Safety
+    /// They lie within what the struct demands.
+    #[inline(always)]
+    pub(super) unsafe fn finish<const R: usize, const C: usize>(&self, n: usize, row: usize, sums: [[f32; R]; C]) {
+        for (c, sums) in sums.iter().enumerate() {
+            let at = (row + c) * self.n + n;
+            for (r, &sum) in sums.iter().enumerate() {
+                // SAFETY: as the caller's.
+                unsafe {
                     let mut value = sum;
                     if !self.bias.is_null() {
                         value += *self.bias.add(n + r);
@@ -160,10 +174,22 @@ pub(super) unsafe fn dots<S: Lanes, W: Factor<X>, X: 'static, const R: usize, co
                 }
             }
         }
-        let mut sums = [[0.0; R]; C];
-        for c in 0..C {
-            // Four sums at once cost what one does.
-            for (r, four) in sums[c].chunks_mut(4).enumerate() {
+        all_sums::<S, R, C>(acc)
+    }
+}
+
+/// The sums of the lanes of each vector.
+///
+/// # Safety
+/// The machine has `S`.
+#[inline(always)]
+pub(super) unsafe fn all_sums<S: Lanes, const R: usize, const C: usize>(acc: [[S::V; R]; C]) -> [[f32; R]; C] {
+    let mut sums = [[0.0; R]; C];
+    for c in 0..C {
+        // Four sums at once cost what one does.
+        for (r, four) in sums[c].chunks_mut(4).enumerate() {
+            // SAFETY: as the caller's.
+            unsafe {
                 match *four {
                     [_, _, _, _] => {
                         let from = &acc[c][4 * r..];
@@ -173,6 +199,6 @@ pub(super) unsafe fn dots<S: Lanes, W: Factor<X>, X: 'static, const R: usize, co
                 }
             }
         }
-        sums
     }
+    sums
 }

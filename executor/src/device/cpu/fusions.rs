@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use genie_graph::{DType, NodeId, Op, Sizes, VerifiedGraph};
+use genie_graph::{DType, LinearLayout, NodeId, Op, Sizes, VerifiedGraph};
 
 use super::elementwise::UnaryKind;
 
@@ -15,6 +15,8 @@ pub(super) struct Fusions {
     pub(super) gate: HashMap<NodeId, (NodeId, NodeId)>,
     /// The activations in `gate`.
     pub(super) gated: Vec<bool>,
+    /// Dequantized tensors that nothing reads but products, as their `[out, in]` weight: these read the blocks.
+    pub(super) packed: Vec<bool>,
 }
 
 impl Fusions {
@@ -24,7 +26,7 @@ impl Fusions {
         let reads = graph.nodes.iter().flat_map(|n| &n.inputs);
         reads.chain(graph.outputs.iter().map(|o| &o.node)).for_each(|id| uses[id.0 as usize] += 1);
         let node = |id: NodeId| &graph.nodes[id.0 as usize];
-        let mut fusions = Self { gated: vec![false; graph.nodes.len()], ..Self::default() };
+        let mut fusions = Self { gated: vec![false; graph.nodes.len()], packed: packed(graph), ..Self::default() };
         for (i, sum) in graph.nodes.iter().enumerate() {
             let (id, &[a, b]) = (NodeId(i as u32), &sum.inputs[..]) else { continue };
             let shapes_agree = graph.concrete(a, sizes) == graph.concrete(b, sizes);
@@ -50,6 +52,19 @@ impl Fusions {
         }
         fusions
     }
+}
+
+/// For each node whether it is one of [`Fusions::packed`].
+fn packed(graph: &VerifiedGraph) -> Vec<bool> {
+    let mut packed: Vec<bool> = graph.nodes.iter().map(|n| matches!(n.op, Op::Dequantize { .. })).collect();
+    for node in &graph.nodes {
+        let is_product = matches!(node.op, Op::Linear { layout: LinearLayout::OutIn });
+        for (place, input) in node.inputs.iter().enumerate() {
+            packed[input.0 as usize] &= is_product && place == 1;
+        }
+    }
+    graph.outputs.iter().for_each(|o| packed[o.node.0 as usize] = false);
+    packed
 }
 
 /// The kernel of an op on one number.

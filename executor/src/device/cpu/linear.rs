@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
-use genie_graph::{DType, LinearLayout};
+use genie_graph::{DType, LinearLayout, QuantFormat};
 use half::{bf16, f16};
 
-use super::axpy::{InOut, PANEL};
-use super::dot::OutIn;
+use super::axpy::InOut;
+use super::dot::{LINE, OutIn, TILE};
 use super::lanes::{Element, Factor};
+use super::packed::{FEW_ROWS, OutInBlocks};
+use super::panels::PANEL;
 use super::plan::V;
+use super::quant::{Blocks, Narrow};
 use super::step::Context;
 use super::team::Share;
 
@@ -22,12 +25,14 @@ pub(super) struct Linear {
     pub(super) w: V,
     pub(super) w_type: DType,
     pub(super) layout: LinearLayout,
+    /// The blocks that w is stored in, where its numbers, of `w_type`, are to be worked out from such. [`LinearLayout::OutIn`] only.
+    pub(super) packed: Option<QuantFormat>,
     /// f32 `[n]`.
     pub(super) bias: Option<V>,
     /// f32 like y; added last.
     pub(super) residual: Option<V>,
     pub(super) y: V,
-    /// [`Linear::panel_bytes`] for each member.
+    /// [`Linear::panel_bytes`] for each member, each member's from a multiple of a cache line.
     pub(super) panel: Option<V>,
     pub(super) rows: usize,
     pub(super) k: usize,
@@ -47,12 +52,22 @@ impl Linear {
         }
     }
 
-    /// Bytes of working space that a member needs for a copy of a part of w; 0 where there is no use for one.
-    pub(super) fn panel_bytes(layout: LinearLayout, rows: usize) -> usize {
-        match layout {
-            LinearLayout::InOut if rows > 1 => PANEL * size_of::<f32>(),
-            _ => 0,
+    /// Bytes of working space that a member needs for a copy of a part of w; 0 where there is no use for one, `None` where
+    /// they cannot be counted.
+    pub(super) fn panel_bytes(&self) -> Option<usize> {
+        match self.layout {
+            LinearLayout::InOut if self.rows > 1 => Some(PANEL * size_of::<f32>()),
+            LinearLayout::OutIn if self.packed.is_some() && !self.in_registers() => {
+                let bytes = self.k.checked_mul(TILE)?.checked_mul(self.w_type.bytes() as usize)?;
+                bytes.checked_next_multiple_of(LINE)
+            }
+            _ => Some(0),
         }
+    }
+
+    /// Whether the numbers of a packed w go into the product without being stored first.
+    fn in_registers(&self) -> bool {
+        self.rows <= FEW_ROWS && self.w_type == DType::F32
     }
 
     pub(super) fn touches(&self, read: &mut dyn FnMut(V), write: &mut dyn FnMut(V)) {
@@ -74,18 +89,56 @@ impl Linear {
         }
     }
 
-    unsafe fn out_in<W: Factor<X>, X: 'static>(&self, context: &Context<'_>, share: Share) {
+    unsafe fn out_in<W: Factor<X> + Narrow, X: 'static>(&self, context: &Context<'_>, share: Share) {
         // SAFETY: as the caller's.
         self.each(share, |product, range| unsafe {
-            context.isa.run(self.operands::<W, X>(context, product, range));
+            match self.packed {
+                Some(format) if self.in_registers() => {
+                    let product = OutIn { w: std::ptr::null(), ..self.operands::<f32, f32>(context, product, range) };
+                    context.isa.run(OutInBlocks { format, blocks: context.get(self.w), product });
+                }
+                Some(format) => self.unpacking::<W, X>(context, share, format, range),
+                None => context.isa.run(self.operands::<W, X>(context, product, range)),
+            }
         });
+    }
+
+    /// The outputs `range` of a weight in blocks: a tile of its rows is worked out at a time, and then serves all rows of x.
+    unsafe fn unpacking<W: Factor<X> + Narrow, X: 'static>(
+        &self,
+        context: &Context<'_>,
+        share: Share,
+        format: QuantFormat,
+        range: Range<usize>,
+    ) {
+        let blocks = self.k / QuantFormat::BLOCK as usize;
+        let panel = self.panel(context, share).cast::<W>();
+        for n in range.clone().step_by(TILE) {
+            let taken = TILE.min(range.end - n);
+            // SAFETY: as the caller's; w has `blocks` blocks for each of its n rows, and the panel, this member's own, has room
+            // for a tile. A pointer that is null stays so, for it is offset only where there is something.
+            unsafe {
+                let x = context.get::<u8>(self.w).add(n * blocks * format.block_bytes() as usize);
+                context.isa.run(Blocks { format, x, y: panel, count: taken * blocks });
+                let whole = self.operands::<W, X>(context, 0, 0..taken);
+                let at = |p: *const f32| if p.is_null() { p } else { p.add(n) };
+                context.isa.run(OutIn {
+                    w: panel.cast_const(),
+                    bias: at(whole.bias),
+                    residual: at(whole.residual),
+                    y: whole.y.add(n),
+                    streamed: false,
+                    ..whole
+                });
+            }
+        }
     }
 
     unsafe fn in_out<W: Element>(&self, context: &Context<'_>, share: Share) {
         // SAFETY: as the caller's.
         self.each(share, |product, range| unsafe {
             let operands = self.operands::<W, f32>(context, product, range);
-            let OutIn { x, w, bias, residual, y, rows, k, n, range } = operands;
+            let OutIn { x, w, bias, residual, y, rows, k, n, range, .. } = operands;
             let panel = self.panel(context, share);
             context.isa.run(InOut { x, w, bias, residual, y, rows, k, n, range, panel });
         });
@@ -123,13 +176,14 @@ impl Linear {
                 k,
                 n,
                 range,
+                streamed: true,
             }
         }
     }
 
     /// This member's working space, or null.
     fn panel(&self, context: &Context<'_>, share: Share) -> *mut f32 {
-        let bytes = Self::panel_bytes(self.layout, self.rows);
+        let bytes = self.panel_bytes().unwrap_or_default();
         self.panel.map_or(std::ptr::null_mut(), |panel| {
             // SAFETY: the planner gave each member so many bytes.
             unsafe { context.get_mut::<u8>(panel).add(share.index * bytes).cast() }

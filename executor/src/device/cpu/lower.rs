@@ -1,26 +1,28 @@
 //! From a graph to steps.
 //!
 //! Float arithmetic is f32 throughout: operands of other float types are converted before, results after, each once per op
-//! (but matrix products read weights as they are, and multiply some as bf16: see [`Linear::activations`]). Reshapes and whole slices cost nothing, they rename a
-//! value. A product followed by the addition of a residual is one step, as is an activation that is multiplied by a gate.
+//! (but matrix products read weights as they are, and multiply some as bf16: see [`super::linear::Linear::activations`]). Reshapes and whole slices cost nothing, they rename a
+//! value, and so do blocks that only products read. A product followed by the addition of a residual is one step, as is an activation that is multiplied by a gate.
+
+mod image;
+mod product;
 
 use std::collections::HashMap;
 
-use genie_graph::{
-    DType, Dim, InputRole, LinearLayout, NodeId, Op, RopeStyle, SizeError, Sizes, Symbol, VerifiedGraph, byte_len,
-};
+use genie_graph::{DType, Dim, InputRole, NodeId, Op, RopeStyle, SizeError, Sizes, Symbol, VerifiedGraph, byte_len};
 
 use super::attention::{Append, Attend, Heads, Layer, Source};
 use super::convert::Convert;
 use super::elementwise::{Binary, BinaryKind, Unary};
 use super::fusions::{Fusions, unary_kind};
 use super::gather::Gather;
-use super::linear::Linear;
 use super::norm::{LayerNorm, RmsNorm, Softmax};
 use super::plan::{Place, Plan, V, Value};
+use super::quant::Dequantize;
 use super::reduce::{ArgMax, Reduce};
 use super::rope::{Rope, RopeTable};
 use super::sample::Sample;
+use super::scatter::Scatter;
 use super::step::Step;
 use super::strided::{StridedCopy, Walk, broadcast, contiguous};
 
@@ -215,6 +217,20 @@ impl Lowering<'_> {
                 let (int, positions, y) = (self.operand(2)?, self.operand(3)?, self.result()?);
                 self.push(Sample { logits, real, int, positions, y, rows, width, tokens })
             }
+            Op::Conv2d { stride, padding, dilation, groups } => self.conv2d(*stride, *padding, *dilation, *groups),
+            Op::Pool { kind, kernel, stride, padding, count_padding } => {
+                self.pool(*kind, *kernel, *stride, *padding, *count_padding)
+            }
+            Op::BatchNorm { eps } => self.batch_norm(*eps),
+            Op::Scatter => self.scatter(),
+            // Products read the blocks themselves.
+            Op::Dequantize { .. } if self.fusions.packed[id.0 as usize] => Some(()),
+            Op::Dequantize { format, to } => {
+                let x = self.operand(0)?;
+                let blocks = self.values[x.0].bytes / usize::try_from(format.block_bytes()).ok()?;
+                let y = self.result()?;
+                self.push(Dequantize { x, format: *format, y, to: *to, blocks })
+            }
             Op::Cast { to } => {
                 let x = self.operand(0)?;
                 if self.values[x.0].dtype == *to {
@@ -276,55 +292,16 @@ impl Lowering<'_> {
         self.push(Gather { table, ids: id_values, wide, y, bound, row_bytes, count, per_row, node: self.at, op })
     }
 
-    fn matmul(&mut self) -> Option<()> {
-        let (a, b) = (self.input_dims(0)?, self.input_dims(1)?);
-        let [lead @ .., rows, k] = &a[..] else { return None };
-        let n = *b.last()?;
-        let w = self.operand(1)?;
-        let (count, rows, w_step) = if b.len() == 2 {
-            (1, product(lead)?.checked_mul(*rows)?, 0)
-        } else {
-            (product(lead)?, *rows, k.checked_mul(n)?)
-        };
-        let w_type = self.values[w.0].dtype;
-        let (k, layout) = (*k, LinearLayout::InOut);
-        let x = self.float_operand(0, Linear::activations(layout, w_type))?;
-        let panel = self.panel(layout, rows)?;
-        self.float_step(|y| {
-            Linear { x, w, w_type, layout, bias: None, residual: None, y, panel, rows, k, n, count, w_step }.into()
-        })
-    }
-
-    /// Working space for a product; `Some(None)` where it needs none.
-    fn panel(&mut self, layout: LinearLayout, rows: usize) -> Option<Option<V>> {
-        match Linear::panel_bytes(layout, rows).checked_mul(self.members)? {
-            0 => Some(None),
-            bytes => Some(Some(self.temporary(DType::U8, bytes)?)),
-        }
-    }
-
-    fn linear(&mut self, layout: LinearLayout) -> Option<()> {
-        let inputs = self.graph.nodes[self.at.0 as usize].inputs.len();
-        let (rows, k) = rows_and_width(&self.input_dims(0)?)?;
-        let n = *self.dims(self.at)?.last()?;
-        let w = self.operand(1)?;
-        let w_type = self.values[w.0].dtype;
-        let x = self.float_operand(0, Linear::activations(layout, w_type))?;
-        let bias = if inputs == 3 { Some(self.f32_operand(2)?) } else { None };
-        let panel = self.panel(layout, rows)?;
-        let mut step =
-            Linear { x, w, w_type, layout, bias, residual: None, y: x, panel, rows, k, n, count: 1, w_step: 0 };
-        if let Some((sum, other)) = self.fusions.residual.get(&self.at).copied() {
-            step.residual = Some(self.of_node[other.0 as usize]?);
-            step.y = self.temporary(DType::F32, rows.checked_mul(n)?)?;
-            self.of_node[sum.0 as usize] = Some(step.y);
-            self.push(step)
-        } else {
-            self.float_step(|y| {
-                step.y = y;
-                step.into()
-            })
-        }
+    fn scatter(&mut self) -> Option<()> {
+        let table = self.input_dims(0)?;
+        let (&bound, row) = table.split_first()?;
+        let count = product(&self.input_dims(1)?)?;
+        let (x, ids, updates) = (self.operand(0)?, self.operand(1)?, self.operand(2)?);
+        let row_bytes = self.element_bytes(x).checked_mul(product(row)?)?;
+        let wide = self.values[ids.0].dtype == DType::I64;
+        let per_row = self.per_row(self.graph.nodes[self.at.0 as usize].inputs[1], count);
+        let (y, node) = (self.result()?, self.at);
+        self.push(Scatter { x, ids, wide, updates, y, bound, row_bytes, count, per_row, node })
     }
 
     fn binary(&mut self, kind: BinaryKind) -> Option<()> {

@@ -7,38 +7,45 @@
 mod attention;
 mod axpy;
 mod constants;
+mod conv;
 mod convert;
+mod depthwise;
 mod dot;
 mod elementwise;
 mod fusions;
 mod gather;
-mod inputs;
 mod lanes;
 mod linear;
 mod lower;
 mod math;
 mod norm;
+mod packed;
+mod panels;
 mod plan;
+mod pool;
 mod program;
+mod quant;
 mod reduce;
 mod rope;
-mod rows;
 mod sample;
+mod scatter;
 mod step;
 mod strided;
 mod system;
 mod team;
+mod windows;
 
 use std::sync::{Arc, Mutex};
 
 use genie_graph::VerifiedGraph;
-use genie_transport::memory::{Pool, Slab};
+use genie_transport::memory::Pool;
 
 use self::program::{Program, Workspace};
 use self::team::Team;
-use super::{Device, DeviceError, DeviceInfo, KvCache, KvSpec, Loaded};
+use super::{Device, DeviceError, DeviceInfo, KvCache, KvSpec, Loaded, Space};
 
 pub use self::lanes::Isa;
+pub(crate) use self::system::host_memory;
 
 /// Threads of this machine and memory, taken as one device.
 ///
@@ -112,22 +119,27 @@ impl Device for CpuDevice {
         }
     }
 
-    fn allocate(&self, bytes: u64) -> Result<Slab, DeviceError> {
+    fn reads_host_memory(&self) -> bool {
+        true
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<Space, DeviceError> {
         // What does not fit usize is over any limit too.
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let pool = &self.inner.pool;
-        Ok(pool.take(bytes).or_else(|full| match self.inner.workspace.try_lock() {
+        let taken = pool.take(bytes).or_else(|full| match self.inner.workspace.try_lock() {
             // Nobody runs: what the last run worked in can go.
             Ok(mut space) => {
                 space.release();
                 pool.take(bytes)
             }
             Err(_) => Err(full),
-        })?)
+        })?;
+        Ok(Space::Host(taken))
     }
 
     fn cache(&self, spec: KvSpec) -> Result<KvCache, DeviceError> {
-        KvCache::new(spec, self.inner.pool.clone())
+        KvCache::new(spec, Arc::new(self.inner.pool.clone()))
     }
 
     fn load(&self, graph: Arc<VerifiedGraph>) -> Result<Arc<dyn Loaded>, DeviceError> {
@@ -135,34 +147,17 @@ impl Device for CpuDevice {
     }
 }
 
-/// The devices that a command line names: `cpu` (one with all cores), `cpu*8` (eight, sharing cores and memory; each has at
-/// least one thread), or `auto` (what the machine has).
+/// So many devices (at least one) that share threads and bytes of tensors, each with at least one thread; `None`: what the machine
+/// has.
 ///
 /// # Errors
-/// [`DeviceError::Name`] for anything else, [`DeviceError::Threads`] if the system refuses a thread.
-pub fn parse(text: &str) -> Result<Vec<Arc<dyn Device>>, DeviceError> {
-    parse_limited(text, None, None)
-}
-
-/// As [`parse`], with the threads and the bytes of tensors that the devices share; `None`: what the machine has.
-///
-/// # Errors
-/// As [`parse`].
-pub fn parse_limited(
-    text: &str,
+/// [`DeviceError::Threads`] if the system refuses a thread.
+pub(super) fn devices(
+    count: u32,
     threads: Option<usize>,
     memory_bytes: Option<u64>,
 ) -> Result<Vec<Arc<dyn Device>>, DeviceError> {
-    /// The most CPU devices that make sense to anyone.
-    const MOST: u32 = 256;
-    let name = || DeviceError::Name { text: text.to_owned() };
-    let count = match text.trim() {
-        "cpu" | "auto" => 1,
-        other => other.strip_prefix("cpu*").and_then(|n| n.parse().ok()).ok_or_else(name)?,
-    };
-    if !(1..=MOST).contains(&count) {
-        return Err(name());
-    }
+    let count = count.max(1);
     let cores = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let memory = memory_bytes.unwrap_or_else(system::memory_for_tensors) / u64::from(count);
     let devices = count as usize;

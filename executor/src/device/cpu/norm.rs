@@ -231,3 +231,65 @@ impl SoftmaxRow {
         }
     }
 }
+
+/// Batch norm of f32 `[images, channels, inner]` by f32 `[channels]` each.
+pub(super) struct BatchNorm {
+    pub(super) x: V,
+    pub(super) weight: V,
+    pub(super) bias: V,
+    pub(super) mean: V,
+    pub(super) variance: V,
+    pub(super) y: V,
+    pub(super) images: usize,
+    pub(super) channels: usize,
+    pub(super) inner: usize,
+    pub(super) eps: f32,
+}
+
+impl BatchNorm {
+    pub(super) fn touches(&self, read: &mut dyn FnMut(V), write: &mut dyn FnMut(V)) {
+        [self.x, self.weight, self.bias, self.mean, self.variance].into_iter().for_each(read);
+        write(self.y);
+    }
+
+    pub(super) unsafe fn execute(&self, context: &Context<'_>, share: Share) {
+        for at in share.split(self.images * self.channels, 1) {
+            let channel = at % self.channels;
+            // SAFETY: the values have the sizes that the planner took from the graph.
+            unsafe {
+                let of = |v: V| *context.get::<f32>(v).add(channel);
+                context.isa.run(Shifted {
+                    x: context.get::<f32>(self.x).add(at * self.inner),
+                    y: context.get_mut::<f32>(self.y).add(at * self.inner),
+                    count: self.inner,
+                    // The difference first: a mean far from 0 would cancel the digits of what it is folded into.
+                    mean: of(self.mean),
+                    factor: of(self.weight) / (of(self.variance) + self.eps).sqrt(),
+                    bias: of(self.bias),
+                });
+            }
+        }
+    }
+}
+
+/// `y = (x - mean) * factor + bias`. Demands: x and y are valid for `count`.
+struct Shifted {
+    x: *const f32,
+    y: *mut f32,
+    count: usize,
+    mean: f32,
+    factor: f32,
+    bias: f32,
+}
+
+impl Kernel for Shifted {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Lanes>(self) {
+        for i in 0..self.count {
+            // SAFETY: as the struct demands.
+            unsafe { *self.y.add(i) = (*self.x.add(i) - self.mean) * self.factor + self.bias };
+        }
+    }
+}

@@ -1,12 +1,11 @@
 //! What a program does for one set of sizes: steps in order, where each value lies, and where members must meet.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use genie_graph::DType;
 
 use super::step::Step;
+use crate::device::arena;
 
 /// Index of a value in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,80 +96,17 @@ fn lives(steps: &[Touched], values: usize, inputs: &[V], outputs: &[V]) -> Vec<O
     lives
 }
 
-/// First fit, in the order in which values come to life. Returns the arena's bytes, or `None` where they cannot be counted.
+/// Gives values of the arena their places: see [`arena::place`].
 fn place(values: &mut [Value], lives: &[Option<Range<usize>>]) -> Option<usize> {
-    let mut order: Vec<(usize, Range<usize>)> = Vec::new();
-    for (i, life) in lives.iter().enumerate() {
-        if let (Place::Arena(_), Some(life)) = (values[i].place, life) {
-            order.push((i, life.clone()));
-        }
-    }
-    order.sort_by_key(|(_, life)| life.start);
-    // What is taken, soonest end first.
-    let mut taken: BinaryHeap<Reverse<(usize, usize, usize)>> = BinaryHeap::new();
-    let mut gaps = Gaps::default();
-    for (i, life) in order {
-        while let Some(&Reverse((end, from, to))) = taken.peek()
-            && end <= life.start
-        {
-            taken.pop();
-            gaps.give_back(from..to);
-        }
-        let bytes = values[i].bytes.checked_next_multiple_of(ALIGN)?;
-        let offset = gaps.take(bytes)?;
-        values[i].place = Place::Arena(offset);
-        taken.push(Reverse((life.end, offset, offset + bytes)));
-    }
-    isize::try_from(gaps.end).ok()?;
-    Some(gaps.end)
-}
-
-/// The free parts of the arena.
-#[derive(Default)]
-struct Gaps {
-    /// In order; none empty, none next to another.
-    free: Vec<Range<usize>>,
-    /// Bytes of the arena so far.
-    end: usize,
-}
-
-impl Gaps {
-    /// The offset of `bytes` in the first gap that has them; the arena grows where none does.
-    fn take(&mut self, bytes: usize) -> Option<usize> {
-        if let Some(i) = self.free.iter().position(|gap| gap.len() >= bytes) {
-            let gap = &mut self.free[i];
-            let offset = gap.start;
-            gap.start += bytes;
-            if gap.start == gap.end {
-                self.free.remove(i);
-            }
-            return Some(offset);
-        }
-        let offset = match self.free.last() {
-            Some(last) if last.end == self.end => last.start,
-            _ => self.end,
-        };
-        let end = offset.checked_add(bytes)?;
-        if offset < self.end {
-            self.free.pop();
-        }
-        self.end = end;
-        Some(offset)
-    }
-
-    fn give_back(&mut self, mut range: Range<usize>) {
-        if range.start == range.end {
-            return;
-        }
-        let i = self.free.partition_point(|gap| gap.end < range.start);
-        while let Some(gap) = self.free.get(i)
-            && gap.start <= range.end
-        {
-            range = range.start.min(gap.start)..range.end.max(gap.end);
-            self.free.remove(i);
-        }
-        self.free.insert(i, range);
-    }
+    let is_placed = |(i, life): (usize, &Option<Range<usize>>)| match (values[i].place, life) {
+        (Place::Arena(_), Some(life)) => Some((i, life.clone())),
+        _ => None,
+    };
+    let placed: Vec<(usize, Range<usize>)> = lives.iter().enumerate().filter_map(is_placed).collect();
+    let sizes: Vec<_> = placed.iter().map(|(i, life)| (values[*i].bytes, life.clone())).collect();
+    let (offsets, end) = arena::place(&sizes, ALIGN)?;
+    placed.iter().zip(offsets).for_each(|((i, _), offset)| values[*i].place = Place::Arena(offset));
+    Some(end)
 }
 
 /// For each step, whether members must meet before it.

@@ -3,16 +3,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use genie_graph::{Dim, InputRole, Op, Sizes, Symbol, VerifiedGraph, byte_len};
-use genie_transport::memory::{Region, Slab};
+use genie_transport::memory::Slab;
 
 use super::Inner;
 use super::constants;
-use super::inputs::Inputs;
 use super::lower::{Lowered, lower};
 use super::plan::{Place, V};
-use super::rows::rows_are_independent;
 use super::step::{CacheView, Context, Failure, MemberSpace};
-use crate::device::{DeviceError, HostTensor, Loaded, Row};
+use crate::device::inputs::Inputs;
+use crate::device::rows::rows_are_independent;
+use crate::device::{DeviceError, HostTensor, Loaded, Memory, Row};
 
 /// Plans that a program keeps: one for each of the last so many sets of sizes,
 const KEPT_PLANS: usize = 32;
@@ -122,7 +122,7 @@ impl Program {
     fn run_batch(
         &self,
         space: &mut Workspace,
-        weights: &[Region],
+        weights: &[Memory],
         rows: &mut [Row<'_>],
         first: usize,
     ) -> Result<(), DeviceError> {
@@ -133,7 +133,7 @@ impl Program {
         let lowered = &ready.lowered;
         space.make_room(&self.device, lowered.plan.arena_bytes)?;
         space.weights.clear();
-        space.weights.extend(weights.iter().map(|w| w.as_ptr()));
+        space.weights.extend(weights.iter().filter_map(Memory::host).map(|w| w.as_ptr()));
         space.blocks.clear();
         space.caches.clear();
         for row in rows.iter_mut() {
@@ -184,7 +184,7 @@ impl Program {
     }
 
     /// Copies the results to the rows that want them.
-    fn hand_out(&self, ready: &Ready, arena: &[u8], weights: &[Region], rows: &mut [Row<'_>], row_sizes: &[Sizes]) {
+    fn hand_out(&self, ready: &Ready, arena: &[u8], weights: &[Memory], rows: &mut [Row<'_>], row_sizes: &[Sizes]) {
         let Ready { lowered, constants } = ready;
         let batch: u64 = row_sizes.iter().map(|s| s.batch).sum();
         for (i, (output, &v)) in self.graph.outputs.iter().zip(&lowered.outputs).enumerate() {
@@ -193,7 +193,7 @@ impl Program {
             let all = match value.place {
                 Place::Arena(offset) => arena.get(offset..offset + value.bytes),
                 Place::Constant(offset) => constants.as_deref().and_then(|c| c.get(offset..offset + value.bytes)),
-                Place::Weight(w) => weights.get(w).map(|w| &**w),
+                Place::Weight(w) => weights.get(w).and_then(Memory::host).map(|w| &**w),
                 Place::Cache(_) => None,
             };
             let all = all.unwrap_or_default();
@@ -219,7 +219,7 @@ impl Program {
         }
     }
 
-    fn run_checked(&self, space: &mut Workspace, weights: &[Region], rows: &mut [Row<'_>]) -> Result<(), DeviceError> {
+    fn run_checked(&self, space: &mut Workspace, weights: &[Memory], rows: &mut [Row<'_>]) -> Result<(), DeviceError> {
         let sequence = space.sizes.first().map_or(0, |s| s.sequence);
         for row in rows.iter_mut() {
             for cache in &mut row.caches {
@@ -237,11 +237,14 @@ impl Program {
 }
 
 impl Loaded for Program {
-    fn run(&self, weights: &[Region], rows: &mut [Row<'_>]) -> Result<(), DeviceError> {
+    fn run(&self, weights: &[Memory], rows: &mut [Row<'_>]) -> Result<(), DeviceError> {
         if rows.is_empty() {
             return Ok(());
         }
         self.inputs.check_weights(weights)?;
+        if weights.iter().any(|weight| weight.host().is_none()) {
+            return Err(DeviceError::Internal("a weight lies in another device's memory".to_owned()));
+        }
         let mut space = lock(&self.device.workspace);
         let space = &mut *space;
         space.sizes.clear();

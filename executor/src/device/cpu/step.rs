@@ -6,16 +6,20 @@ use std::sync::{Mutex, PoisonError};
 use genie_graph::NodeId;
 
 use super::attention::{Append, Attend};
+use super::conv::Conv2d;
 use super::convert::Convert;
 use super::elementwise::{Binary, Unary};
 use super::gather::Gather;
 use super::lanes::Isa;
 use super::linear::Linear;
-use super::norm::{LayerNorm, RmsNorm, Softmax};
+use super::norm::{BatchNorm, LayerNorm, RmsNorm, Softmax};
 use super::plan::{Place, V, Value};
+use super::pool::Pool;
+use super::quant::Dequantize;
 use super::reduce::{ArgMax, Reduce};
 use super::rope::{Rope, RopeTable};
 use super::sample::Sample;
+use super::scatter::Scatter;
 use super::strided::StridedCopy;
 use super::team::Share;
 use crate::device::DeviceError;
@@ -61,7 +65,7 @@ macro_rules! steps {
 
 steps! {
     Linear, Convert, Unary, Binary, Gather, RmsNorm, LayerNorm, Softmax, RopeTable, Rope, Append, Attend, StridedCopy, Reduce,
-    ArgMax, Sample,
+    ArgMax, Sample, Dequantize, Conv2d, BatchNorm, Pool, Scatter,
 }
 
 /// A cache in a run.

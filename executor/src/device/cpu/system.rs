@@ -16,14 +16,18 @@ fn model_in(cpuinfo: &str) -> Option<String> {
     Some(name.trim().to_owned())
 }
 
-/// Bytes of memory that tensors may take: four fifths of what this process can have, by the machine or its control group.
+/// Bytes of memory that tensors may take: four fifths of what this process can have.
 pub(super) fn memory_for_tensors() -> u64 {
+    host_memory() / 5 * 4
+}
+
+/// Bytes of memory that this process can have, by the machine or its control group.
+pub(crate) fn host_memory() -> u64 {
     /// Where nothing can be read.
     const UNKNOWN: u64 = 4 << 30;
     let machine = read_to_string("/proc/meminfo").ok().and_then(|text| total_in(&text));
     let group = read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
-    let total = machine.into_iter().chain(group).min().unwrap_or(UNKNOWN);
-    total / 5 * 4
+    machine.into_iter().chain(group).min().unwrap_or(UNKNOWN)
 }
 
 fn total_in(meminfo: &str) -> Option<u64> {

@@ -125,10 +125,22 @@ pub(super) trait Lanes: Copy + 'static {
     const PAIR_ROUNDS: usize;
 
     unsafe fn splat(x: f32) -> Self::V;
+    /// An f16 in every lane.
+    unsafe fn splat_f16(x: f16) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn load_f16(p: *const f16) -> Self::V;
     unsafe fn load_bf16(p: *const bf16) -> Self::V;
+    /// N signed bytes.
+    unsafe fn load_i8(p: *const i8) -> Self::V;
+    /// The low halves of N bytes, 0 to 15.
+    unsafe fn load_low(p: *const u8) -> Self::V;
+    /// The high halves of N bytes, 0 to 15.
+    unsafe fn load_high(p: *const u8) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// a + b.
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// a * b, rounded by itself whatever comes after.
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// a * b + c, with one rounding where the machine can.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// What to multiply in round `round` of [`Lanes::PAIR_ROUNDS`] where each lane of `v` holds two bf16.

@@ -19,6 +19,10 @@ impl Lanes for Scalar {
         [x; 4]
     }
     #[inline(always)]
+    unsafe fn splat_f16(x: f16) -> Self::V {
+        [widen(x); 4]
+    }
+    #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
         // SAFETY: the caller lets us read four; an array of f32 is read unaligned.
         unsafe { p.cast::<Self::V>().read_unaligned() }
@@ -32,6 +36,29 @@ impl Lanes for Scalar {
     unsafe fn load_bf16(p: *const bf16) -> Self::V {
         // SAFETY: the caller lets us read four.
         unsafe { p.cast::<[bf16; 4]>().read_unaligned() }.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        // SAFETY: the caller lets us read four.
+        unsafe { p.cast::<[i8; 4]>().read_unaligned() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn load_low(p: *const u8) -> Self::V {
+        // SAFETY: the caller lets us read four.
+        unsafe { p.cast::<[u8; 4]>().read_unaligned() }.map(|b| f32::from(b & 15))
+    }
+    #[inline(always)]
+    unsafe fn load_high(p: *const u8) -> Self::V {
+        // SAFETY: the caller lets us read four.
+        unsafe { p.cast::<[u8; 4]>().read_unaligned() }.map(|b| f32::from(b >> 4))
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i])
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {

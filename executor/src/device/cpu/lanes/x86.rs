@@ -43,6 +43,11 @@ impl Lanes for Avx2 {
         unsafe { _mm256_set1_ps(x) }
     }
     #[inline(always)]
+    unsafe fn splat_f16(x: f16) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(x.to_bits())))) }
+    }
+    #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
         // SAFETY: see the impl.
         unsafe { _mm256_loadu_ps(p) }
@@ -56,6 +61,34 @@ impl Lanes for Avx2 {
     unsafe fn load_bf16(p: *const bf16) -> Self::V {
         // SAFETY: see the impl.
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_low(p: *const u8) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            _mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high(p: *const u8) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { _mm256_mul_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
@@ -145,6 +178,11 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_set1_ps(x) }
     }
     #[inline(always)]
+    unsafe fn splat_f16(x: f16) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(x.to_bits())))) }
+    }
+    #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
         // SAFETY: see the impl.
         unsafe { _mm512_loadu_ps(p) }
@@ -158,6 +196,34 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
     unsafe fn load_bf16(p: *const bf16) -> Self::V {
         // SAFETY: see the impl.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_low(p: *const u8) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high(p: *const u8) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {

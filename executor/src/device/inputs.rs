@@ -1,9 +1,8 @@
 //! What a program takes, and whether a run gives it that.
 
 use genie_graph::{DType, Dim, InputDecl, InputRole, Sizes, Symbol, VerifiedGraph, byte_len};
-use genie_transport::memory::Region;
 
-use crate::device::{DeviceError, HostTensor, KvSpec, Row};
+use crate::device::{DeviceError, HostTensor, KvSpec, Memory, Row};
 
 /// A program's inputs that a run gives, each kind in graph order.
 pub(super) struct Inputs {
@@ -36,19 +35,19 @@ impl Inputs {
     }
 
     /// Checks number, size and alignment of the weights.
-    pub(super) fn check_weights(&self, weights: &[Region]) -> Result<(), DeviceError> {
+    pub(super) fn check_weights(&self, weights: &[Memory]) -> Result<(), DeviceError> {
         if weights.len() != self.weights.len() {
             let (expected, got) = (self.weights.len(), weights.len());
             return Err(DeviceError::Count { row: 0, what: "weights", expected, got });
         }
         for (decl, weight) in self.weights.iter().zip(weights) {
             let expected = decl.ty.bytes(&Sizes::default()).unwrap_or(u64::MAX);
-            let got = weight.len() as u64;
+            let got = weight.len();
             if expected != got {
                 return Err(DeviceError::WeightBytes { name: decl.name.clone(), expected, got });
             }
             let bytes = decl.ty.dtype.bytes();
-            if !(weight.as_ptr() as u64).is_multiple_of(bytes) {
+            if !weight.address().is_multiple_of(bytes) {
                 return Err(DeviceError::Misaligned { name: decl.name.clone(), bytes });
             }
         }

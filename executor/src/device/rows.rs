@@ -30,6 +30,8 @@ fn keeps_rows_apart(graph: &VerifiedGraph, node: &Node) -> bool {
         Op::Arange { .. } | Op::Rand { .. } | Op::Randn { .. } => node.ty.shape.0.first() != Some(&BATCH),
         // Tables are common to all rows.
         Op::Embedding { .. } | Op::Gather => !batched(0),
+        // Any row of the table may come from any batch row; and a table by the batch is indexed along it.
+        Op::Scatter => !batched(0) && !batched(1),
         // A second operand of rank 2 is common to all rows; without leading dimensions rows are columns of b.
         Op::MatMul => !batched(1) || (batched(0) && operand(1).is_some_and(|ty| ty.shape.rank() > 2)),
         Op::Softmax { axis } | Op::ArgMax { axis } | Op::Slice { axis, .. } => !(batched(0) && first_axis(*axis)),

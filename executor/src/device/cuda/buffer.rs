@@ -1,0 +1,185 @@
+//! A tensor's bytes in a GPU's memory.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use genie_cuda_kernels::Address;
+use genie_cuda_kernels::gpu::{Event, Gpu, GpuError, Stream};
+use genie_transport::memory::{Region, SharedBytes, Slab};
+
+use super::pinned::Pinned;
+use super::pool::Pool;
+use super::staging::Sent;
+use crate::device::{Buffer, Coming, DeviceError, Memory};
+
+/// See the module. Given back, its memory is free once the GPU has done what was put into its compute stream until then.
+#[derive(Debug)]
+pub(super) struct GpuBuffer {
+    pool: Arc<Pool>,
+    at: Address,
+    bytes: u64,
+    charge: u64,
+    /// From this moment of the compute stream on the memory is this buffer's, as the last thing put into that stream left it.
+    born: Event,
+    /// Copies from the host that may be under way.
+    sent: Mutex<Option<Sent>>,
+}
+
+impl GpuBuffer {
+    /// A buffer of memory that was just allocated. For [`Pool::take`], which holds the pool meanwhile.
+    pub(super) fn new(pool: Arc<Pool>, at: Address, bytes: u64, charge: u64) -> Result<Self, GpuError> {
+        let gpu = pool.gpu().clone();
+        let born = gpu.event().and_then(|born| gpu.record(Stream::Compute, &born).map(|()| born));
+        match born {
+            Ok(born) => Ok(Self { pool, at, bytes, charge, born, sent: Mutex::default() }),
+            Err(error) => {
+                // SAFETY: it was just allocated, and nothing uses it.
+                unsafe { gpu.free(at) };
+                Err(error)
+            }
+        }
+    }
+
+    /// The address of `bytes` bytes at `offset`.
+    fn range(&self, offset: u64, bytes: u64) -> Result<Address, DeviceError> {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.bytes => Ok(self.at + offset),
+            _ => Err(DeviceError::Internal("bytes beyond the end of a buffer were asked for".to_owned())),
+        }
+    }
+
+    /// Waits for what was sent.
+    fn wait(&self) -> Result<(), GpuError> {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        sent.map_or(Ok(()), |sent| self.pool.staging.settle(&sent))
+    }
+}
+
+/// Waits until what was put into `stream` is done.
+fn finish(gpu: &dyn Gpu, stream: Stream) -> Result<(), GpuError> {
+    let event = gpu.event()?;
+    gpu.record(stream, &event)?;
+    gpu.synchronize(&event)
+}
+
+impl Buffer for GpuBuffer {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn address(&self) -> u64 {
+        self.at
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), DeviceError> {
+        let to = self.range(offset, from.len() as u64)?;
+        self.pool.with(|gpu| {
+            gpu.wait(Stream::Upload, &self.born)?;
+            // SAFETY: both are live: this waits until the copy is done.
+            unsafe { gpu.copy_in(Stream::Upload, to, from.as_ptr(), from.len()) }?;
+            Ok(finish(gpu, Stream::Upload)?)
+        })
+    }
+
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), DeviceError> {
+        // SAFETY: `to` is this function's.
+        unsafe { self.read_to(offset, to.as_mut_ptr(), to.len()) }
+    }
+
+    unsafe fn read_to(&self, offset: u64, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+        let from = self.range(offset, bytes as u64)?;
+        self.pool.with(|gpu| {
+            // SAFETY: both are live, `to` as the caller has it: this waits until the copy is done.
+            unsafe { gpu.copy_out(Stream::Download, to, from, bytes) }?;
+            Ok(finish(gpu, Stream::Download)?)
+        })
+    }
+
+    fn copy(&self, offset: u64, from: &dyn Buffer, from_offset: u64, bytes: u64) -> Result<(), DeviceError> {
+        let to = self.range(offset, bytes)?;
+        let end = from_offset.checked_add(bytes).filter(|&end| end <= from.bytes());
+        if end.is_none() || from.device() != self.device() {
+            return Err(DeviceError::Internal("a copy from beyond a buffer, or from another device's".to_owned()));
+        }
+        self.pool.with(|gpu| {
+            // SAFETY: both are live: this waits until the copy is done.
+            unsafe { gpu.copy(Stream::Compute, to, from.address() + from_offset, bytes) }?;
+            Ok(finish(gpu, Stream::Compute)?)
+        })
+    }
+
+    fn to_pinned(&self) -> Result<Region, DeviceError> {
+        let len = usize::try_from(self.bytes).unwrap_or(usize::MAX);
+        match Pinned::new(&self.pool, len) {
+            Ok(mut pinned) => {
+                self.read(0, pinned.bytes_mut())?;
+                Ok(Region::from_owner(pinned))
+            }
+            Err(lost @ DeviceError::Lost { .. }) => Err(lost),
+            // No more memory can be locked: copies of any other are slower.
+            Err(_) => {
+                let mut slab = Slab::try_zeroed(len).ok_or(DeviceError::NoHostMemory { wanted: self.bytes })?;
+                self.read(0, &mut slab)?;
+                Ok(slab.freeze())
+            }
+        }
+    }
+
+    fn clear(&self) -> Result<(), DeviceError> {
+        self.pool.with(|gpu| {
+            // SAFETY: the buffer is given back to the compute stream, after this.
+            unsafe { gpu.fill(Stream::Compute, self.at, 0, self.bytes) }?;
+            Ok(gpu.record(Stream::Compute, &self.born)?)
+        })
+    }
+
+    fn stage(&self, bytes: usize) -> Option<Slab> {
+        self.pool.staging.take(bytes)
+    }
+
+    fn reach(&self, shared: &SharedBytes) {
+        self.pool.staging.reach(shared);
+    }
+
+    fn fetch(&self, parts: Vec<Memory>, to: Slab) -> Result<Box<dyn Coming>, DeviceError> {
+        let own = |part: &Memory| matches!(part, Memory::Device(buffer, _) if buffer.device() == self.device());
+        if !parts.iter().all(own) {
+            return Err(DeviceError::Internal("another device's memory was to be fetched".to_owned()));
+        }
+        self.pool.with(|_| Ok(Box::new(self.pool.staging.fetch(&self.pool, parts, to)?) as Box<dyn Coming>))
+    }
+
+    fn send(&self, offset: u64, from: Region) -> Result<(), DeviceError> {
+        let to = self.range(offset, from.len() as u64)?;
+        self.pool.with(|gpu| {
+            gpu.wait(Stream::Upload, &self.born)?;
+            // Held, so that what is kept is the last of two that are sent at once.
+            let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: the buffer is live until the copy is done: its drop waits for it.
+            Ok(unsafe { self.pool.staging.send(to, from, &mut sent) }?)
+        })
+    }
+
+    fn settle(&self) -> Result<(), DeviceError> {
+        self.pool.with(|_| Ok(self.wait()?))
+    }
+
+    fn device(&self) -> usize {
+        self.pool.id()
+    }
+
+    fn is_lost(&self) -> bool {
+        self.pool.is_lost()
+    }
+}
+
+impl Drop for GpuBuffer {
+    fn drop(&mut self) {
+        // A GPU that broke has stopped copying, too.
+        let gpu = self.pool.gpu();
+        let _ = self.wait();
+        // SAFETY: it came from this GPU; copies from the host are done, and kernels that use it are in the compute stream. From before
+        // a revival the GPU knows it, and frees nothing.
+        unsafe { gpu.free(self.at) };
+        self.pool.give_back(self.charge);
+    }
+}

@@ -1,0 +1,196 @@
+//! A GPU as a device.
+//!
+//! A program is lowered, for each set of sizes that it runs with, to kernels over one arena whose layout is planned ahead
+//! (`lower`). What a run is given goes to the GPU in one copy, what it gives comes back in one; a decode step that was seen before
+//! is one CUDA graph (`program`). Everything runs over [`genie_cuda_kernels::gpu::Gpu`], so that the same code is tested on
+//! machines without a GPU.
+
+mod buffer;
+mod lower;
+mod pinned;
+mod plan;
+mod pool;
+mod program;
+mod staging;
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use genie_cuda_kernels::gpu::{Bandwidth, Gpu, GpuError, measure_pcie};
+use genie_graph::VerifiedGraph;
+
+use self::pool::{Loss, Pool};
+use self::program::{Program, Workspace};
+use self::staging::{STAGING_BYTES, Staging};
+use super::{Device, DeviceError, DeviceInfo, GpuInfo, KvCache, KvSpec, Loaded, Space};
+
+/// A GPU.
+pub struct CudaDevice {
+    inner: Arc<Inner>,
+}
+
+/// What a device shares with its programs.
+struct Inner {
+    index: u32,
+    gpu: Arc<dyn Gpu>,
+    /// Another after each revival.
+    pool: RwLock<Arc<Pool>>,
+    loss: Arc<Loss>,
+    /// Its memory is the host's: it stays when everything on the GPU is lost.
+    staging: Arc<Staging>,
+    /// Once it was measured.
+    pcie: OnceLock<Bandwidth>,
+    /// Held by whoever runs, or revives the GPU.
+    workspace: Mutex<Workspace>,
+}
+
+impl Inner {
+    /// The memory as it is now.
+    fn pool(&self) -> Arc<Pool> {
+        self.pool.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What of a GPU's free memory is left to the driver, and to libraries that take some of their own.
+const LEFT_FREE: u64 = 512 << 20;
+
+impl CudaDevice {
+    /// The GPU as the device `cuda:index`, whose tensors take at most `memory_limit_bytes`; `None`: what is free now, less what the
+    /// driver needs.
+    ///
+    /// # Errors
+    /// [`DeviceError::Gpu`] if the GPU does not answer.
+    pub fn new(index: u32, gpu: Arc<dyn Gpu>, memory_limit_bytes: Option<u64>) -> Result<Self, DeviceError> {
+        Self::with_staging(index, gpu, memory_limit_bytes, STAGING_BYTES)
+    }
+
+    /// As [`Self::new`], with so many bytes of pinned host memory for tensors on their way, in slabs of a slice: the throughput of
+    /// the network or of PCIe, whichever is less, times how long a slice stays in the host.
+    ///
+    /// # Errors
+    /// As [`Self::new`]. Where less memory can be pinned, there is less.
+    pub fn with_staging(
+        index: u32,
+        gpu: Arc<dyn Gpu>,
+        memory_limit_bytes: Option<u64>,
+        staging_bytes: u64,
+    ) -> Result<Self, DeviceError> {
+        let free = gpu.memory()?.free;
+        let limit = memory_limit_bytes.unwrap_or(u64::MAX).min(free.saturating_sub(LEFT_FREE.min(free / 8)));
+        let loss = Arc::<Loss>::default();
+        let staging = Arc::new(Staging::new(gpu.clone(), staging_bytes));
+        let pool = RwLock::new(Pool::new(gpu.clone(), 0, limit, loss.clone(), staging.clone()));
+        let (pcie, workspace) = (OnceLock::new(), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { index, gpu, pool, loss, staging, pcie, workspace }) })
+    }
+
+    /// Slabs of pinned host memory that nobody has now, and all of them.
+    pub fn staging_slabs(&self) -> (usize, usize) {
+        self.inner.staging.slabs()
+    }
+
+    /// Measures how fast bytes come to the GPU and back, once: [`Device::gpu`] tells it from then on. It takes some tens of
+    /// milliseconds, in which nothing else should run.
+    ///
+    /// # Errors
+    /// [`DeviceError::Gpu`].
+    pub fn measure(&self) -> Result<(), DeviceError> {
+        if self.inner.pcie.get().is_none() {
+            let measured = measure_pcie(&*self.inner.gpu)?;
+            // Whoever else measured meanwhile measured the same.
+            let _ = self.inner.pcie.set(measured);
+        }
+        Ok(())
+    }
+}
+
+impl Device for CudaDevice {
+    fn info(&self) -> DeviceInfo {
+        let Inner { index, gpu, .. } = &*self.inner;
+        let pool = self.inner.pool();
+        let properties = gpu.properties();
+        let capability = properties.capability;
+        DeviceInfo {
+            index: *index,
+            name: format!("cuda:{index}"),
+            model: properties.name.clone(),
+            total_bytes: pool.limit(),
+            free_bytes: pool.limit().saturating_sub(pool.used()),
+            capability: format!("{}.{}", capability / 10, capability % 10),
+        }
+    }
+
+    fn gpu(&self) -> Option<GpuInfo> {
+        let uuid = &self.inner.gpu.properties().uuid;
+        let pcie = self.inner.pcie.get().map(|b| (b.to_device as u64, b.from_device as u64));
+        Some(GpuInfo { uuid: uuid.clone(), utilisation: utilisation(uuid), pcie })
+    }
+
+    fn reads_host_memory(&self) -> bool {
+        false
+    }
+
+    fn staging_misses(&self) -> u64 {
+        self.inner.staging.misses()
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<Space, DeviceError> {
+        let pool = self.inner.pool();
+        let taken = pool.take(bytes);
+        let taken = taken.or_else(|error| match (&error, self.inner.workspace.try_lock()) {
+            // Nobody runs: what the last run worked in can go.
+            (DeviceError::OutOfMemory(_), Ok(mut space)) => {
+                space.release();
+                pool.take(bytes)
+            }
+            _ => Err(error),
+        })?;
+        Ok(Space::Device(Arc::new(taken)))
+    }
+
+    fn cache(&self, spec: KvSpec) -> Result<KvCache, DeviceError> {
+        KvCache::new(spec, Arc::new(self.inner.pool()))
+    }
+
+    fn load(&self, graph: Arc<VerifiedGraph>) -> Result<Arc<dyn Loaded>, DeviceError> {
+        Ok(Arc::new(Program::new(Arc::clone(&self.inner), graph)?))
+    }
+
+    fn loss(&self) -> Option<String> {
+        self.inner.loss.reason()
+    }
+
+    fn revive(&self) -> Result<(), DeviceError> {
+        let inner = &*self.inner;
+        // A run that is under way ends first.
+        let mut space = inner.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = inner.pool();
+        before.end();
+        *space = Workspace::default();
+        inner.gpu.revive()?;
+        let pool =
+            Pool::new(inner.gpu.clone(), before.life + 1, before.limit(), inner.loss.clone(), inner.staging.clone());
+        *inner.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
+        inner.loss.is_over();
+        Ok(())
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn utilisation(uuid: &str) -> Option<u32> {
+    genie_cuda_kernels::gpu::inventory::utilisation(uuid)
+}
+
+/// Without the driver's libraries there is nobody to ask.
+#[cfg(not(feature = "cuda"))]
+fn utilisation(_uuid: &str) -> Option<u32> {
+    None
+}
+
+impl From<GpuError> for DeviceError {
+    fn from(error: GpuError) -> Self {
+        match error {
+            GpuError::Fault { during, reason } => Self::Lost { reason: format!("{during}: {reason}") },
+            other => Self::Gpu(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Memory of a GPU, counted.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use genie_cuda_kernels::gpu::{Gpu, GpuError};
+use genie_transport::memory::OutOfMemory;
+
+use super::buffer::GpuBuffer;
+use super::staging::Staging;
+use crate::device::{Allocator, DeviceError, Memory, Space};
+
+/// What a GPU's tensors may take together, between two losses of everything on it.
+#[derive(Debug)]
+pub(super) struct Pool {
+    gpu: Arc<dyn Gpu>,
+    pub(super) staging: Arc<Staging>,
+    /// No other pool of the device has it.
+    pub(super) life: u64,
+    limit: u64,
+    used: AtomicU64,
+    /// Whether what it lent is there. Held for reading by whoever puts something into the GPU's streams, so that no address of before
+    /// is used in a context that was made after.
+    alive: RwLock<bool>,
+    loss: Arc<Loss>,
+}
+
+/// Whether everything on a GPU is lost, and why.
+#[derive(Debug, Default)]
+pub(super) struct Loss {
+    is: AtomicBool,
+    reason: Mutex<String>,
+}
+
+impl Loss {
+    /// Why everything on the GPU is lost, if it is.
+    pub(super) fn reason(&self) -> Option<String> {
+        self.is.load(Ordering::Acquire).then(|| self.text().clone())
+    }
+
+    pub(super) fn is_over(&self) {
+        self.is.store(false, Ordering::Release);
+    }
+
+    fn set(&self, reason: &str) {
+        reason.clone_into(&mut self.text());
+        self.is.store(true, Ordering::Release);
+    }
+
+    fn text(&self) -> MutexGuard<'_, String> {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A GPU's allocations start at multiples of this, and take as much at least.
+const UNIT: u64 = 512;
+
+impl Pool {
+    pub(super) fn new(gpu: Arc<dyn Gpu>, life: u64, limit: u64, loss: Arc<Loss>, staging: Arc<Staging>) -> Arc<Self> {
+        Arc::new(Self { gpu, staging, life, limit, used: AtomicU64::new(0), alive: RwLock::new(true), loss })
+    }
+
+    /// Uses the GPU for what lies in this pool's memory. Not within another use: whoever ends the pool waits for all of them.
+    ///
+    /// # Errors
+    /// `work`'s, or [`DeviceError::Lost`] where the pool has ended, or the GPU failed.
+    pub(super) fn with<T>(&self, work: impl FnOnce(&dyn Gpu) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        let alive = self.alive.read().unwrap_or_else(PoisonError::into_inner);
+        if !*alive {
+            return Err(DeviceError::Lost { reason: "it has failed since".to_owned() });
+        }
+        if let Some(reason) = self.loss.reason() {
+            return Err(DeviceError::Lost { reason });
+        }
+        let done = work(&*self.gpu);
+        if let Err(DeviceError::Lost { reason }) = &done {
+            self.loss.set(reason);
+        }
+        done
+    }
+
+    /// From here on nothing uses what it lent.
+    pub(super) fn end(&self) {
+        *self.alive.write().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    /// Whether what it lent is lost.
+    pub(super) fn is_lost(&self) -> bool {
+        !*self.alive.read().unwrap_or_else(PoisonError::into_inner) || self.loss.is.load(Ordering::Acquire)
+    }
+
+    /// What its buffers name as their device.
+    pub(super) fn id(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+
+    /// Whether this lies in its memory.
+    pub(super) fn has(self: &Arc<Self>, memory: &Memory) -> bool {
+        matches!(memory, Memory::Device(buffer, _) if buffer.device() == self.id())
+    }
+
+    /// Memory that holds anything.
+    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<GpuBuffer, DeviceError> {
+        let refuse = || OutOfMemory { wanted: bytes, used: self.used(), limit: self.limit };
+        let charge = bytes.max(1).checked_next_multiple_of(UNIT).ok_or_else(refuse)?;
+        let reserve = |used: u64| used.checked_add(charge).filter(|&sum| sum <= self.limit);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve).map_err(|_| refuse())?;
+        let taken = self.with(|gpu| {
+            match gpu.allocate(charge).and_then(|at| GpuBuffer::new(self.clone(), at, bytes, charge)) {
+                // Somebody else on the machine has taken what was free.
+                Err(GpuError::OutOfMemory { .. }) => Err(refuse().into()),
+                other => Ok(other?),
+            }
+        });
+        taken.inspect_err(|_| self.give_back(charge))
+    }
+
+    /// Gives back what [`Self::take`] has counted.
+    pub(super) fn give_back(&self, charge: u64) {
+        self.used.fetch_sub(charge, Ordering::AcqRel);
+    }
+
+    /// The GPU, for what needs no memory of the pool's, or gives some back: the GPU knows addresses of before a revival.
+    pub(super) fn gpu(&self) -> &Arc<dyn Gpu> {
+        &self.gpu
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Acquire)
+    }
+
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+}
+
+/// What a cache takes its blocks from.
+impl Allocator for Arc<Pool> {
+    fn take(&self, bytes: usize) -> Result<Space, DeviceError> {
+        Ok(Space::Device(Arc::new(Pool::take(self, bytes as u64)?)))
+    }
+
+    fn used(&self) -> u64 {
+        Pool::used(self)
+    }
+
+    fn limit(&self) -> u64 {
+        Pool::limit(self)
+    }
+}

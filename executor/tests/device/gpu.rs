@@ -1,0 +1,180 @@
+//! The CUDA device, its kernels on the CPU (`GENIE_TEST_GPU=1`: on a GPU, but where the stand-in is asked what it saw): whole models,
+//! batches, captured steps, caches, faults, memory.
+
+use std::sync::Arc;
+
+use genie_cuda_kernels::gpu::{Gpu, HostGpu, HostSettings};
+use genie_executor::device::cpu::CpuDevice;
+use genie_executor::device::cuda::CudaDevice;
+use genie_executor::device::{Device, DeviceError};
+use genie_graph::DType;
+
+use crate::models::{BOTH, agree_with_the_reference, text};
+use crate::stand_in::gpu;
+use crate::support::models::{Config, Model, llama};
+use crate::support::{Runner, Session};
+use crate::tiny::TINY;
+
+fn load(model: Model) -> Runner {
+    Runner::new(gpu(), model)
+}
+
+#[test]
+fn models_agree_with_the_reference() {
+    agree_with_the_reference(10.0, load);
+}
+
+/// Feeds back the likeliest token, so many times.
+fn greedy(runner: &Runner, prompt: &[i32], steps: usize) -> Vec<i32> {
+    let mut session = runner.session();
+    session.feed(prompt);
+    let mut tokens = Vec::new();
+    for _ in 0..steps {
+        runner.step(&mut [&mut session], 1).unwrap();
+        tokens.push(session.token());
+        session.feed(&[session.token()]);
+    }
+    tokens
+}
+
+#[test]
+fn greedy_tokens_are_those_of_the_cpu() {
+    for make in BOTH {
+        let cpu = Runner::new(CpuDevice::new(0, 2, 1 << 30).unwrap(), make(&TINY));
+        assert_eq!(greedy(&load(make(&TINY)), &text(0, 9), 64), greedy(&cpu, &text(0, 9), 64));
+    }
+}
+
+#[test]
+fn a_batch_gives_each_row_the_bits_it_gets_alone() {
+    for make in BOTH {
+        for weights in [DType::F32, DType::BF16] {
+            let runner = load(make(&Config { weights, ..TINY }));
+            let sessions = 5;
+            let fill = |i: usize| {
+                let mut session = runner.session();
+                runner.feed(&mut session, &text(i, 1 + i * 23));
+                session
+            };
+            let mut alone: Vec<Session> = (0..sessions).map(fill).collect();
+            let mut together: Vec<Session> = (0..sessions).map(fill).collect();
+            // The fourth step and those after it are captured ones.
+            for step in 0..6 {
+                for (i, session) in alone.iter_mut().enumerate() {
+                    runner.feed(session, &text(i + step, 1));
+                }
+                together.iter_mut().enumerate().for_each(|(i, s)| s.feed(&text(i + step, 1)));
+                runner.step(&mut together.iter_mut().collect::<Vec<_>>(), u64::MAX).unwrap();
+                for (a, b) in alone.iter().zip(&together) {
+                    assert_eq!(a.outputs, b.outputs, "step {step}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn seeds_draw_the_tokens_of_the_cpu() {
+    let draw = |runner: &Runner| {
+        let mut session = runner.session();
+        session.arguments[1] = crate::support::tensor(&[1, 2], &[0.9, 0.95]);
+        session.arguments[2].data[8] = 41;
+        session.feed(&text(0, 5));
+        let mut tokens = Vec::new();
+        for _ in 0..10 {
+            runner.step(&mut [&mut session], 1).unwrap();
+            tokens.push(session.token());
+            session.feed(&[session.token()]);
+        }
+        tokens
+    };
+    assert_eq!(draw(&load(llama(&TINY))), draw(&Runner::new(CpuDevice::new(0, 1, 1 << 30).unwrap(), llama(&TINY))));
+}
+
+#[test]
+fn forks_and_truncated_caches_go_their_own_ways() {
+    let runner = load(llama(&TINY));
+    for prefix in [10, 64, 65] {
+        let mut origin = runner.session();
+        runner.feed(&mut origin, &text(0, prefix));
+        let mut fork = runner.session();
+        fork.cache = origin.cache.fork();
+        let by_origin = runner.feed(&mut origin, &[1]);
+        let by_fork = runner.feed(&mut fork, &[2]);
+        let mut plain = runner.session();
+        runner.feed(&mut plain, &text(0, prefix));
+        assert_eq!(runner.feed(&mut plain, &[2]), by_fork);
+        origin.cache.truncate(prefix as u64);
+        assert_eq!(runner.feed(&mut origin, &[1]), by_origin);
+    }
+}
+
+#[test]
+fn what_is_exported_can_be_imported_elsewhere() {
+    let (here, there) = (load(llama(&TINY)), Runner::new(CpuDevice::new(0, 1, 1 << 28).unwrap(), llama(&TINY)));
+    let mut session = here.session();
+    here.feed(&mut session, &text(0, 100));
+    let segments = session.cache.segments();
+    let blocks = segments.iter().map(|segment| {
+        let mut space = there.device.allocate(segment.len()).unwrap();
+        space.copy(0, segment).unwrap();
+        space
+    });
+    let mut moved = there.session();
+    moved.cache.import(100, blocks.collect()).unwrap();
+    let (a, b) = (here.feed(&mut session, &[8]), there.feed(&mut moved, &[8]));
+    let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-4, "{worst}");
+}
+
+#[test]
+fn an_index_that_is_out_of_range_is_named() {
+    let runner = load(llama(&TINY));
+    let mut sessions: Vec<Session> = (0..3).map(|_| runner.session()).collect();
+    for (session, token) in sessions.iter_mut().zip([5, -7, 200]) {
+        session.feed(&[3, token]);
+    }
+    let error = runner.step(&mut sessions.iter_mut().collect::<Vec<_>>(), 1).unwrap_err();
+    let DeviceError::IndexOutOfRange { row: 1, op: "embedding", index: -7, bound: 101, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(sessions.iter().all(|session| session.cache.is_empty()));
+    sessions[0].feed(&[3, 5]);
+    runner.step(&mut [&mut sessions[0]], 1).unwrap();
+}
+
+#[test]
+fn a_step_that_was_seen_before_is_one_graph() {
+    let host = Arc::new(HostGpu::new(HostSettings { total_bytes: 1 << 30, ..HostSettings::default() }));
+    let runner = Runner::new(CudaDevice::new(0, host.clone(), None).unwrap(), llama(&TINY));
+    let mut session = runner.session();
+    let mut last = 0;
+    let mut launched = Vec::new();
+    for step in 0..6 {
+        runner.feed(&mut session, &[step]);
+        launched.push(host.launches() - last);
+        last = host.launches();
+    }
+    assert_eq!(launched[4], launched[5]);
+    assert_eq!(host.replays(), 4, "two runs as they are, then captured");
+}
+
+#[test]
+fn memory_comes_back() {
+    let host = Arc::new(HostGpu::new(HostSettings { total_bytes: 1 << 28, ..HostSettings::default() }));
+    let device = CudaDevice::new(0, host.clone(), None).unwrap();
+    let full = device.info().free_bytes;
+    let runner = Runner::new(device, llama(&TINY));
+    let mut session = runner.session();
+    runner.feed(&mut session, &text(0, 90));
+    assert!(runner.device.info().free_bytes < full);
+    let Runner { device, program, weights, .. } = runner;
+    drop((session, program, weights));
+    assert!(device.allocate(full).is_ok(), "what runs work in goes where memory is short");
+    drop(device);
+    // What is freed is so once the stream has come to it.
+    let event = host.event().unwrap();
+    host.record(genie_cuda_kernels::gpu::Stream::Compute, &event).unwrap();
+    host.synchronize(&event).unwrap();
+    assert_eq!(host.used(), 0);
+}
