@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use genie_executor::device::cpu::parse;
+use genie_executor::device::select;
 use genie_executor::{Config, Executor};
 use genie_transport::Uri;
 use genie_transport::client::ConnectOptions;
@@ -27,7 +27,7 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 /// # Errors
 /// Whatever kept the server from starting, or the session from opening.
 pub fn session() -> Result<Session, Error> {
-    let executor = Arc::new(Executor::new(Config::new(parse("cpu")?, 1))?);
+    let executor = Arc::new(Executor::new(Config::new(select::open("cpu", select::Limits::default())?, 1))?);
     let (tell, uri) = std::sync::mpsc::channel();
     std::thread::spawn(move || -> Result<(), Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads()).enable_all().build()?;

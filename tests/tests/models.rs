@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use genie_executor::device::cpu::CpuDevice;
-use genie_executor::device::{Device, HostTensor, KvCache, KvSpec, Loaded, Row};
+use genie_executor::device::{Device, HostTensor, KvCache, KvSpec, Loaded, Memory, Row};
 use genie_graph::{DType, InputRole, Phase};
 use genie_models::{Gpt2Config, GraphOptions, LlamaConfig, Model, OpenOptions, smollm2_path, synthetic};
-use genie_transport::memory::Region;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -42,7 +41,7 @@ fn golden(name: &str) -> Vec<Case> {
 /// A model on a device, in two programs: logits of all positions, and the next token.
 struct Runner {
     device: CpuDevice,
-    weights: Vec<Region>,
+    weights: Vec<Memory>,
     all_logits: Arc<dyn Loaded>,
     next_token: Arc<dyn Loaded>,
     cache: KvSpec,
@@ -58,7 +57,7 @@ impl Runner {
         let cache = KvSpec::of(&cache.ty).unwrap();
         let all = model.graph(GraphOptions { all_logits: true, ..options }).unwrap();
         Self {
-            weights: model.weights().iter().map(|w| w.bytes()).collect(),
+            weights: model.weights().iter().map(|w| w.bytes().into()).collect(),
             all_logits: device.load(Arc::new(all)).unwrap(),
             next_token: device.load(Arc::new(graph)).unwrap(),
             device,

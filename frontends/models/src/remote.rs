@@ -1,8 +1,8 @@
 //! A model that lives on a server.
 //!
 //! [`RemoteModel`] keeps weights and programs there, and any number of [`Context`]s: what was said so far, as a KV cache. A
-//! decode step is one request of a few bytes and one reply. Should the server restart, or the session's lease run out, what was
-//! lost is built again without the caller's doing: weights by offer, programs, and each context by running its tokens again,
+//! decode step is one request of a few bytes and one reply. Should the server restart, its device fail, or the session's lease run
+//! out, what was lost is built again without the caller's doing: weights by offer, programs, and each context by running its tokens again,
 //! just as they ran before, so that its keys and values have the same bits and the text goes on the same.
 
 mod plan;

@@ -11,25 +11,59 @@ use super::{Context, Live, Part, Plan, RemoteModel, RemoteModelError, Resident, 
 /// How often in a row a lost session is built again for one call.
 const TRIES: u32 = 4;
 
+/// For how long a device that took the session with it is waited for.
+const DEVICE_AWAITED: Duration = Duration::from_secs(30);
+
 impl RemoteModel {
     /// Does something that may find the session lost, again from a session that was built anew.
     pub(super) fn again<T>(
         &mut self,
         mut work: impl FnMut(&mut Self) -> Result<T, RemoteModelError>,
     ) -> Result<T, RemoteModelError> {
-        for _ in 0..TRIES {
+        let (lost, until) = (self.session.sessions_lost(), Instant::now() + DEVICE_AWAITED);
+        let mut tries = 0;
+        while tries < TRIES {
             match work(self) {
                 Err(RemoteModelError::Client(error)) if is_loss(&error) => {
                     tracing::warn!(%error, "the session was lost: building it again");
+                    tries += 1;
                     self.resident = None;
                     if is_farewell(&error) {
                         self.await_successor()?;
                     }
                 }
+                Err(RemoteModelError::Client(error)) if is_of_device(&error) => {
+                    if Instant::now() >= until || !self.has_lost_session(lost)? {
+                        return Err(error.into());
+                    }
+                    tracing::warn!(%error, "the device failed: building again what was on it");
+                    self.resident = None;
+                }
                 other => return other,
             }
         }
         Err(RemoteModelError::LostAgain(TRIES))
+    }
+
+    /// A request failed with its device: whether more than `lost` sessions were lost. The server ends a session that had anything on a
+    /// device that lost everything, right after it said that the request failed.
+    fn has_lost_session(&mut self, lost: u64) -> Result<bool, RemoteModelError> {
+        /// A session that does not end goes on within this time.
+        const LONGEST: Duration = Duration::from_millis(300);
+        let until = Instant::now() + LONGEST;
+        loop {
+            // Also for a device that is not back yet.
+            std::thread::sleep(Duration::from_millis(20));
+            match self.session.ping() {
+                Ok(_) => {}
+                Err(error) if is_loss(&error) || error == ClientError::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+            let is_lost = self.session.sessions_lost() != lost;
+            if is_lost || Instant::now() >= until {
+                return Ok(is_lost);
+            }
+        }
     }
 
     /// The server said that it is shutting down: waits until another has taken its place, for as long as the session tries to
@@ -217,6 +251,11 @@ pub(super) fn is_loss(error: &ClientError) -> bool {
         ClientError::Remote(e) => matches!(e.code, ErrorCode::EpochGone | ErrorCode::ShuttingDown),
         _ => false,
     }
+}
+
+/// Whether a device failed: what was on it may be lost, and the session with it.
+fn is_of_device(error: &ClientError) -> bool {
+    matches!(error, ClientError::Remote(e) if e.code == ErrorCode::DeviceFailed)
 }
 
 /// Whether the server said that it is shutting down.
