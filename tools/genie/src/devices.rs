@@ -6,11 +6,13 @@ use genie_transport::Uri;
 use serde::Serialize;
 
 use crate::connect::{self, LinkArgs};
+use crate::gpu::Facts;
 use crate::say::{self, Say};
 
 /// List a server's devices.
 ///
-/// With --json: index, name, model, capability, total and free (bytes of memory).
+/// With --json: index, name, model, capability, total and free (bytes of memory); of a GPU also uuid, utilisation (percent, where
+/// NVIDIA's management library tells), pcie_to and pcie_from (bytes a second between the server's memory and the GPU's).
 ///
 /// Example: genie devices tcp://127.0.0.1:7070 --json
 #[derive(Debug, Args)]
@@ -31,28 +33,92 @@ struct Device {
     total: u64,
     /// Bytes of it that nothing takes.
     free: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uuid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    utilisation: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pcie_to: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pcie_from: Option<u64>,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &DevicesArgs, say: Say) -> Result<()> {
-    let found = connect::within(&args.uri, args.link, |session| Ok(session.devices()?))?;
+    let (found, counters) =
+        connect::within(&args.uri, args.link, |session| Ok((session.devices()?, session.stats()?)))?;
     let devices: Vec<_> = found
         .into_iter()
-        .map(|d| Device {
-            index: d.index,
-            name: d.name,
-            model: d.model,
-            capability: d.capability,
-            total: d.total_bytes,
-            free: d.free_bytes,
+        .map(|d| {
+            let Facts { uuid, utilisation, pcie_to, pcie_from } = Facts::of(&counters, &d.name);
+            Device {
+                index: d.index,
+                name: d.name,
+                model: d.model,
+                capability: d.capability,
+                total: d.total_bytes,
+                free: d.free_bytes,
+                uuid,
+                utilisation,
+                pcie_to,
+                pcie_from,
+            }
         })
         .collect();
-    say.result(&devices, |devices| {
-        say::table(
-            ["device", "model", "capability", "memory", "free"],
-            devices.iter().map(|d| {
-                [d.name.clone(), d.model.clone(), d.capability.clone(), say::bytes(d.total), say::bytes(d.free)]
-            }),
-        )
-    })
+    say.result(&devices, |devices| text(devices))
+}
+
+fn text(devices: &[Device]) -> String {
+    let table = say::table(
+        ["device", "model", "capability", "memory", "free"],
+        devices
+            .iter()
+            .map(|d| [d.name.clone(), d.model.clone(), d.capability.clone(), say::bytes(d.total), say::bytes(d.free)]),
+    );
+    if devices.iter().all(|d| d.uuid.is_none()) {
+        return table;
+    }
+    let gpus = say::table(
+        ["GPU", "UUID", "busy", "to it", "from it"],
+        devices.iter().filter_map(|d| {
+            let speed = |rate: Option<u64>| rate.map_or_else(|| "-".to_owned(), |n| format!("{}/s", say::bytes(n)));
+            let busy = d.utilisation.map_or_else(|| "-".to_owned(), |percent| format!("{percent} %"));
+            Some([d.name.clone(), d.uuid.clone()?, busy, speed(d.pcie_to), speed(d.pcie_from)])
+        }),
+    );
+    format!("{table}\n{gpus}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(name: &str, uuid: Option<&str>) -> Device {
+        Device {
+            index: 0,
+            name: name.into(),
+            model: "M".into(),
+            capability: "9.0".into(),
+            total: 1,
+            free: 1,
+            uuid: uuid.map(str::to_owned),
+            utilisation: None,
+            pcie_to: uuid.map(|_| 55_000_000_000),
+            pcie_from: None,
+        }
+    }
+
+    #[test]
+    fn a_gpu_has_a_second_table() {
+        let text = text(&[device("cpu:0", None), device("cuda:0", Some("GPU-a"))]);
+        assert!(text.contains("GPU-a") && text.contains("55.0 GB/s"), "{text}");
+        assert_eq!(text.matches("cpu:0").count(), 1);
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_cpu_is_not_said() {
+        assert!(!text(&[device("cpu:0", None)]).contains("UUID"));
+        let json = serde_json::to_value(device("cpu:0", None)).unwrap();
+        assert!(json.get("uuid").is_none() && json.get("total").is_some());
+    }
 }

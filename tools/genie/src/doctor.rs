@@ -1,5 +1,7 @@
 //! `genie doctor`: what this machine offers, and how to get what it lacks.
 
+mod gpus;
+
 use std::fs;
 use std::path::Path;
 
@@ -41,7 +43,7 @@ impl Finding {
 
 /// Runs the command.
 pub(crate) fn run(say: Say) -> Result<()> {
-    let findings = vec![
+    let mut findings = vec![
         cores(),
         instructions(&read("/proc/cpuinfo")),
         memory(&read("/proc/meminfo")),
@@ -56,8 +58,8 @@ pub(crate) fn run(say: Say) -> Result<()> {
         io_uring(rings()),
         shared_memory(),
         rdma(&names_in("/sys/class/infiniband")),
-        gpus(),
     ];
+    findings.extend(gpus::findings());
     say.result(&findings, |findings| findings.iter().map(line).collect())
 }
 
@@ -210,35 +212,6 @@ fn rdma(devices: &[String]) -> Finding {
     let advice = "with a card: apt-get install rdma-core ibverbs-utils, then ibv_devices. Without one, for tests: modprobe rdma_rxe; \
                   rdma link add rxe0 type rxe netdev eth0. Genie works over TCP meanwhile";
     Finding::but("RDMA", State::Absent, "no device", advice)
-}
-
-fn gpus() -> Finding {
-    let models: Vec<_> = names_in("/proc/driver/nvidia/gpus")
-        .iter()
-        .map(|gpu| {
-            let text = read(&format!("/proc/driver/nvidia/gpus/{gpu}/information"));
-            let model = text.lines().find_map(|l| l.strip_prefix("Model:")).map(|m| m.trim().to_owned());
-            model.unwrap_or_else(|| gpu.clone())
-        })
-        .collect();
-    if !models.is_empty() {
-        return Finding::good("NVIDIA GPUs", format!("{} (this build computes on the CPU)", models.join(", ")));
-    }
-    if nvidia_on_pci() {
-        let advice = "the card is there, its driver is not: apt-get install nvidia-driver (Debian, contrib and non-free) or \
-                      ubuntu-drivers install (Ubuntu), then restart";
-        return Finding::but("NVIDIA GPUs", State::Absent, "a card without a driver", advice);
-    }
-    let advice = "genie serve computes on the CPU here; run it on a machine with a GPU and connect from this one";
-    Finding::but("NVIDIA GPUs", State::Absent, "none", advice)
-}
-
-/// Whether a display controller by NVIDIA is plugged in.
-fn nvidia_on_pci() -> bool {
-    names_in("/sys/bus/pci/devices").iter().any(|device| {
-        let file = |name: &str| read(&format!("/sys/bus/pci/devices/{device}/{name}"));
-        file("vendor").trim() == "0x10de" && file("class").starts_with("0x03")
-    })
 }
 
 /// A file's text; nothing where it cannot be read.

@@ -3,16 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use genie_executor::device::{Device, HostTensor, KvCache, KvSpec, Loaded, Row, cpu};
+use genie_executor::device::{Device, HostTensor, KvCache, KvSpec, Loaded, Memory, Row, select};
 use genie_graph::{DType, InputRole, Phase, VerifiedGraph};
 use genie_models::remote::Sampling;
 use genie_models::{GraphOptions, Model};
-use genie_transport::memory::Region;
 
 /// A model on a device of this process.
 pub(crate) struct LocalModel {
     device: Arc<dyn Device>,
-    weights: Vec<Region>,
+    weights: Vec<Memory>,
     prefill: Arc<dyn Loaded>,
     decode: Arc<dyn Loaded>,
     kv: KvSpec,
@@ -28,7 +27,8 @@ pub(crate) struct LocalContext {
 impl LocalModel {
     /// Plans the programs and brings the weights into the device's memory.
     pub(crate) fn new(model: &Model, device: &str, kv_dtype: DType) -> Result<Self> {
-        let device = cpu::parse(device)?.into_iter().next().context("there is no device")?;
+        let device =
+            select::open(device, select::Limits::default())?.into_iter().next().context("there is no device")?;
         let graph = |phase| model.graph(GraphOptions { kv_dtype, ..GraphOptions::new(phase) });
         let (prefill, decode) = (graph(Phase::Prefill)?, graph(Phase::Decode)?);
         let kv = prefill.inputs().iter().find(|i| i.role == InputRole::KvCache).and_then(|i| KvSpec::of(&i.ty));
@@ -38,13 +38,18 @@ impl LocalModel {
         for weight in model.weights() {
             let bytes = weight.bytes();
             // As on a server, where weights lie in the device's memory and not in a mapped file.
-            let mut slab = device.allocate(bytes.len() as u64)?;
-            slab.copy_from_slice(&bytes);
-            weights.push(slab.freeze());
+            let mut space = device.allocate(bytes.len() as u64)?;
+            space.write(0, &bytes)?;
+            weights.push(space.freeze());
         }
         let load = |graph: VerifiedGraph| device.load(Arc::new(graph));
         let (prefill, decode) = (load(prefill)?, load(decode)?);
         Ok(Self { device, weights, prefill, decode, kv })
+    }
+
+    /// The UUID of its device, if that is a GPU.
+    pub(crate) fn gpu(&self) -> Option<String> {
+        self.device.gpu().map(|gpu| gpu.uuid)
     }
 
     /// An empty context.

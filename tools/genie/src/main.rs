@@ -13,6 +13,7 @@ mod floor;
 mod gap;
 mod generate;
 mod get;
+mod gpu;
 mod local;
 mod logging;
 mod ping;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use genie_executor::device::cpu;
+use genie_executor::device::{Device, select};
 use genie_executor::{Config, Executor};
 use genie_transport::Uri;
 use genie_transport::auth::{Guard, Tokens};
@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::connect::{seconds, size};
+use crate::gpu;
 use crate::say::{self, Say};
 
 /// Serve this machine's devices
@@ -42,13 +43,14 @@ pub(crate) struct ServeArgs {
     /// tcps:// and urings:// encrypt: what goes by rdma:// can be read on the way, with tokens as without.
     #[arg(long, default_value = "tcp://127.0.0.1:7070")]
     listen: Vec<Uri>,
-    /// Which devices: cpu (one with all cores), cpu*N (N that share them), or auto (what the machine has).
+    /// Which devices: auto (every GPU that works, else the CPU), cpu (one with all cores), cpu*N (N that share them), cuda (every GPU that
+    /// works), or cuda:0,cuda:2 (these). GPUs are numbered as CUDA shows them to this process: CUDA_VISIBLE_DEVICES hides some.
     #[arg(long, default_value = "auto")]
     device: String,
     /// Threads that the CPU devices share; without it, as many as the machine has.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Bytes that tensors may take, of all devices together: 8G. Without it, what the machine has to spare.
+    /// Bytes that tensors may take, of all CPU devices together, or of each GPU: 8G. Without it, what there is to spare.
     #[arg(long, value_name = "BYTES", value_parser = size)]
     memory: Option<u64>,
     /// Bytes that one session may hold; without it, as many as tensors may take.
@@ -113,7 +115,10 @@ const LAST_WORDS: Duration = Duration::from_millis(1200);
 /// Runs the command.
 pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     more_descriptors();
-    let devices = cpu::parse_limited(&args.device, args.threads.map(usize::from), args.memory)?;
+    let threads = args.threads.map(usize::from);
+    let limits = select::Limits { threads, memory_bytes: args.memory, measure: true };
+    let devices = select::open(&args.device, limits)?;
+    log_gpus(&devices);
     let names: Vec<_> = devices.iter().map(|d| d.info().name).collect();
     let mut config = Config::new(devices, getrandom::u64().context("drawing the server's epoch")?);
     config.settings.spin = Duration::from_micros(args.spin);
@@ -173,6 +178,33 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     // Lanes that wait for clients who never leave are not waited for.
     runtime.shutdown_background();
     Ok(())
+}
+
+/// What GPUs there are, and what is served of them.
+fn log_gpus(devices: &[Arc<dyn Device>]) {
+    // Starting the management library takes longer than all else of a start.
+    if !tracing::enabled!(tracing::Level::INFO) {
+        return;
+    }
+    if let Some(visibility) = gpu::visibility() {
+        tracing::info!("GPUs: {visibility}");
+    }
+    for device in devices {
+        let Some(gpu) = device.gpu() else { continue };
+        let info = device.info();
+        let (to, from) = gpu.pcie.map_or((None, None), |(to, from)| (Some(to), Some(from)));
+        tracing::info!(
+            model = info.model,
+            uuid = gpu.uuid,
+            capability = info.capability,
+            memory = info.total_bytes,
+            utilisation = gpu.utilisation,
+            pcie_to = to,
+            pcie_from = from,
+            "{}",
+            info.name
+        );
+    }
 }
 
 fn ready(ready: &Ready, say: Say) -> Result<()> {

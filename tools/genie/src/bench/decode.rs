@@ -1,5 +1,6 @@
 //! `genie bench decode`: a language model on a server against the same executor in this process.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
@@ -17,6 +18,7 @@ use super::{median, rounded};
 use crate::connect::{self, LinkArgs};
 use crate::fail::Differ;
 use crate::generate::{ModelArgs, establish, resident};
+use crate::gpu::{self, Watch};
 use crate::local::LocalModel;
 use crate::progress::{self, Progress};
 use crate::prompt;
@@ -45,6 +47,12 @@ pub(crate) struct DecodeArgs {
     /// Sessions that decode at the same time; 0 or 1: leave that out.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(..=256))]
     sessions: u32,
+    /// The device of the server that is started, and of this process, as for `genie serve`; of several the first.
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    serve_device: String,
+    /// Where a table of how busy the server's GPU was goes, if it is one of this machine: time_s, sm (percent), memory (bytes).
+    #[arg(long, value_name = "FILE.csv")]
+    utilisation: Option<PathBuf>,
     /// A server that runs already.
     #[arg(long, value_name = "URI")]
     connect: Option<Uri>,
@@ -68,6 +76,9 @@ struct Outcome {
     step_bytes_down: u64,
     second_client: Option<SecondClient>,
     several: Option<Several>,
+    /// Percent of the time in which the server's GPU ran a kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    avg_sm: Option<f64>,
 }
 
 /// A client that finds the weights there.
@@ -94,9 +105,10 @@ pub(crate) fn run(args: &DecodeArgs, say: Say) -> Result<()> {
     prompt::fits(&model, args.prompt_tokens, args.new_tokens)?;
     let prompt = prompt::of_length(&model, args.prompt_tokens as usize)?;
     let text_of_prompt = as_text(&model, &prompt)?;
-    let own = if args.connect.is_none() { Some(OwnServer::start("cpu")?) } else { None };
+    let own = if args.connect.is_none() { Some(OwnServer::start(&args.serve_device)?) } else { None };
     let uri = own.as_ref().map(OwnServer::uri).or(args.connect.as_ref()).context("there is no server")?;
     let bench = Bench { args, uri, model: &model, prompt: &prompt };
+    let watch = bench.watch()?;
     let pair = bench.pair()?;
     let second_client = text_of_prompt.map(|text| bench.second_client(&text, pair.remote_prefill)).transpose()?;
     let several = (args.sessions > 1).then(|| bench.several()).transpose()?;
@@ -116,7 +128,11 @@ pub(crate) fn run(args: &DecodeArgs, say: Say) -> Result<()> {
         step_bytes_down: pair.step_bytes.1,
         second_client,
         several,
+        avg_sm: watch.as_ref().and_then(Watch::average_so_far).map(rounded),
     };
+    if let (Some(watch), Some(path)) = (&watch, &args.utilisation) {
+        watch.write(path)?;
+    }
     say.result(&outcome, text)
 }
 
@@ -151,6 +167,9 @@ fn text(o: &Outcome) -> String {
             "several  1 session {:.1} tokens/s, {} sessions {:.1} tokens/s: {:.2} times",
             s.tokens_s_one, s.sessions, s.tokens_s_all, s.speedup
         ));
+    }
+    if let Some(percent) = o.avg_sm {
+        lines.push(format!("avg_sm   a kernel ran on the GPU for {percent:.0} % of all that"));
     }
     lines.join("\n")
 }
@@ -193,7 +212,7 @@ struct Pair {
 impl Bench<'_> {
     /// Both in turns: what slows the machine down slows down both.
     fn pair(&self) -> Result<Pair> {
-        let local = LocalModel::new(self.model, "cpu", self.args.model.kv_dtype)?;
+        let local = LocalModel::new(self.model, &self.args.serve_device, self.args.model.kv_dtype)?;
         resident(self.session()?, self.model, &self.args.model.remote(), |remote| self.turns(&local, remote))
     }
 
@@ -248,6 +267,14 @@ impl Bench<'_> {
             remote_step: median(&remote_steps),
             step_bytes,
         })
+    }
+
+    /// Watches the server's GPU, if it is one of this machine.
+    fn watch(&self) -> Result<Option<Watch>> {
+        let mut session = self.session()?;
+        let uuid = gpu::uuid_of(&mut session, self.args.model.device)?;
+        session.close()?;
+        Ok(uuid.and_then(|uuid| Watch::start(&uuid)))
     }
 
     fn session(&self) -> Result<Session> {

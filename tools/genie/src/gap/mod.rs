@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::connect::{self, LinkArgs};
 use crate::fail::Differ;
 use crate::generate::{ModelArgs, SamplingArgs};
+use crate::gpu::{self, Watch};
 use crate::local::LocalModel;
 use crate::progress::Progress;
 use crate::prompt;
@@ -37,13 +38,14 @@ use record::{Record, Summary};
 /// Each mode of each trial has a server of its own, unless --connect is given, and runs once before it is measured. Bytes are
 /// counted at the socket, headers included. A server that keeps nothing would not have to be told to let go of it: what a call
 /// leaves behind is freed after it, and neither the time nor the bytes of that count.
-/// The table goes to FILE.csv, a figure beside it to FILE.svg:
+/// The table goes to FILE.csv, a figure beside it to FILE.svg. Where the device is a GPU of this machine, what it said of itself goes to
+/// FILE.sm.csv: time_s, sm (percent), memory (bytes).
 ///
 ///   latency_s    time of the phase's steps
 ///   wall_s       the same, with what had to be set up before
 ///   setup_bytes  what was sent and received to set up (weights in the modes that keep them)
 ///   net_bytes    bytes_up + bytes_down: what the phase's steps sent and received
-///   avg_sm       average use of the GPU; empty where none is measured
+///   avg_sm       percent of the phase in which the server's GPU ran a kernel; empty where that is not known
 ///   steps        calls in the phase: 1 for the prefill, one for each new token in the decode
 ///   tokens_s     tokens that the phase ran through, by latency_s
 ///
@@ -73,6 +75,9 @@ pub(crate) struct GapArgs {
     /// Where the table goes; the figure goes beside it.
     #[arg(long, value_name = "FILE.csv")]
     out: Option<PathBuf>,
+    /// The device of the servers that are started, and of the local mode, as for `genie serve`; of several the first.
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    serve_device: String,
     /// A server that runs already, instead of one for each measurement. Weights that it has are not sent again.
     #[arg(long, value_name = "URI")]
     connect: Option<Uri>,
@@ -136,6 +141,8 @@ struct Outcome<'a> {
     tokens: &'a [i32],
     csv: Option<&'a Path>,
     figure: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    utilisation: Option<&'a Path>,
     rows: &'a [Record],
     summary: Vec<Summary>,
 }
@@ -154,13 +161,14 @@ pub(crate) fn run(args: &GapArgs, say: Say) -> Result<()> {
         prompt,
         tokens: None,
         records: Vec::new(),
+        watch: None,
         progress: Progress::steps("gap", {
             let decode = if args.phases.contains(&Phase::Decode) { u64::from(args.new_tokens) } else { 0 };
             u64::from(args.trials) * args.modes.len() as u64 * (1 + decode)
         }),
     };
     let measured = gap.measure_all();
-    let Gap { records, tokens, sampling, progress, .. } = gap;
+    let Gap { records, tokens, sampling, progress, watch, .. } = gap;
     drop(progress);
     if let Err(error) = measured {
         return Err(match &args.out {
@@ -174,6 +182,11 @@ pub(crate) fn run(args: &GapArgs, say: Say) -> Result<()> {
         write(csv, record::csv(&records)?.as_bytes())?;
         write(svg, figure::svg(&records, &title(&model, args))?.as_bytes())?;
     }
+    let utilisation = watch.zip(args.out.as_ref()).map(|(watch, csv)| {
+        let path = gpu::beside(csv);
+        watch.write(&path).map(|()| path)
+    });
+    let utilisation = utilisation.transpose()?;
     let summary = record::summaries(&records);
     let outcome = Outcome {
         model: model.name(),
@@ -184,14 +197,18 @@ pub(crate) fn run(args: &GapArgs, say: Say) -> Result<()> {
         tokens: &tokens,
         csv: args.out.as_deref(),
         figure: svg.as_deref(),
+        utilisation: utilisation.as_deref(),
         rows: &records,
         summary,
     };
     say.result(&outcome, |o| {
-        let files = match (o.csv, o.figure) {
+        let mut files = match (o.csv, o.figure) {
             (Some(csv), Some(svg)) => format!("\ntable: {}\nfigure: {}", csv.display(), svg.display()),
             _ => String::new(),
         };
+        if let Some(path) = o.utilisation {
+            files += &format!("\nthe GPU's use: {}", path.display());
+        }
         format!("{}\n{}\nThe tokens of all modes are the same.{files}", title(&model, args), record::table(&o.summary))
     })
 }
@@ -236,6 +253,8 @@ struct Gap<'a> {
     /// What the first mode said, which all others must say.
     tokens: Option<(&'static str, Vec<i32>)>,
     records: Vec<Record>,
+    /// The GPU, from the first mode on that runs on one of this machine.
+    watch: Option<Watch>,
     progress: Progress,
 }
 
@@ -254,20 +273,25 @@ impl Gap<'_> {
     fn measure(&mut self, trial: u32, mode: Mode) -> Result<()> {
         let server = match (mode, &self.args.connect) {
             (Mode::Local, _) | (_, Some(_)) => None,
-            (_, None) => Some(OwnServer::start("cpu")?),
+            (_, None) => Some(OwnServer::start(&self.args.serve_device)?),
         };
         let uri = server.as_ref().map(OwnServer::uri).or(self.args.connect.as_ref());
         let began = Instant::now();
-        let session = uri
+        let mut session = uri
             .filter(|_| mode != Mode::Local)
             .map(|uri| connect::session_with(uri, self.args.link, connect::lasting(0.0)))
             .transpose()?;
+        if let Some(session) = &mut session {
+            let uuid = gpu::uuid_of(session, self.args.model.device)?;
+            self.watch(uuid);
+        }
         let mut bench: Box<dyn Bench> = match (mode, session) {
             (Mode::Naive, Some(session)) => Box::new(Naive::new(self.load, session, self.sampling)),
             (Mode::RemoteCache, Some(session)) => Box::new(RemoteCache::new(self.load, session, self.sampling)?),
             (Mode::Genie, Some(session)) => Box::new(Resident::new(self.load, session, self.sampling)?),
             _ => {
-                let local = LocalModel::new(&self.load.model, "cpu", self.args.model.kv_dtype)?;
+                let local = LocalModel::new(&self.load.model, &self.args.serve_device, self.args.model.kv_dtype)?;
+                self.watch(local.gpu());
                 Box::new(Local::new(local, self.sampling)?)
             }
         };
@@ -280,6 +304,13 @@ impl Gap<'_> {
         self.compare(mode, tokens)
     }
 
+    /// From now on this GPU is watched, if it is one of this machine; the first that is stays.
+    fn watch(&mut self, uuid: Option<String>) {
+        if self.watch.is_none() {
+            self.watch = uuid.and_then(|uuid| Watch::start(&uuid));
+        }
+    }
+
     /// The phases; gives the tokens.
     fn run(&mut self, bench: &mut dyn Bench, trial: u32, mode: Mode, setup: Setup) -> Result<Vec<i32>> {
         // Once unmeasured: the first call of a process maps its memory.
@@ -287,23 +318,23 @@ impl Gap<'_> {
         let next = unmeasured.call(bench, |bench| bench.prefill(&self.prompt))?;
         unmeasured.call(bench, |bench| bench.step(next))?;
         bench.restart()?;
-        let mut prefilled = Took::default();
+        let (mut prefilled, began) = (Took::default(), Instant::now());
         let mut tokens = vec![prefilled.call(bench, |bench| bench.prefill(&self.prompt))?];
         self.progress.step();
-        self.record(trial, mode, Phase::Prefill, setup, &prefilled);
+        self.record(trial, mode, Phase::Prefill, setup, &prefilled, began);
         if self.args.phases.contains(&Phase::Decode) {
-            let (mut decoded, mut next) = (Took::default(), tokens[0]);
+            let (mut decoded, mut next, began) = (Took::default(), tokens[0], Instant::now());
             for _ in 0..self.args.new_tokens {
                 next = decoded.call(bench, |bench| bench.step(next))?;
                 tokens.push(next);
                 self.progress.step();
             }
-            self.record(trial, mode, Phase::Decode, setup, &decoded);
+            self.record(trial, mode, Phase::Decode, setup, &decoded, began);
         }
         Ok(tokens)
     }
 
-    fn record(&mut self, trial: u32, mode: Mode, phase: Phase, setup: Setup, took: &Took) {
+    fn record(&mut self, trial: u32, mode: Mode, phase: Phase, setup: Setup, took: &Took, began: Instant) {
         if !self.args.phases.contains(&phase) {
             return;
         }
@@ -320,7 +351,7 @@ impl Gap<'_> {
             latency_s,
             wall_s: latency_s + setup_time.as_secs_f64(),
             net_bytes: took.up + took.down,
-            avg_sm: None,
+            avg_sm: self.watch.as_ref().and_then(|watch| watch.average(began, Instant::now())),
             setup_bytes: setup_up + setup_down,
             bytes_up: took.up,
             bytes_down: took.down,

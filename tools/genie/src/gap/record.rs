@@ -38,6 +38,9 @@ pub(super) struct Summary {
     pub(super) step_bytes: f64,
     pub(super) setup_bytes: f64,
     pub(super) tokens_s: f64,
+    /// Percent of the phase in which the GPU ran a kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) avg_sm: Option<f64>,
 }
 
 /// The rows as CSV.
@@ -68,6 +71,8 @@ pub(super) fn summaries(records: &[Record]) -> Vec<Summary> {
         let Some(at) = kinds.iter().position(|k| *k == (record.phase, record.mode)) else { continue };
         let (phase, mode) = (record.phase, record.mode);
         let value = |value| of(phase, mode, value).unwrap_or(f64::NAN);
+        let same = records.iter().filter(|r| r.phase == phase && r.mode == mode);
+        let busy: Vec<_> = same.filter_map(|r| r.avg_sm).collect();
         let step_s = value(|r| r.latency_s / f64::from(r.steps));
         let summary = Summary {
             phase,
@@ -78,6 +83,7 @@ pub(super) fn summaries(records: &[Record]) -> Vec<Summary> {
             step_bytes: value(|r| r.net_bytes as f64 / f64::from(r.steps)),
             setup_bytes: value(|r| r.setup_bytes as f64),
             tokens_s: value(|r| r.tokens_s),
+            avg_sm: Some(busy).filter(|busy| !busy.is_empty()).map(|busy| median(&busy)),
         };
         all.push((at, summary));
     }
@@ -86,22 +92,32 @@ pub(super) fn summaries(records: &[Record]) -> Vec<Summary> {
     all.into_iter().map(|(_, summary)| summary).collect()
 }
 
-/// The summary for people.
+/// The summary for people. How busy the GPU was has a column where it is known.
 pub(super) fn table(summaries: &[Summary]) -> String {
+    let header = ["phase", "mode", "time a step", "x local", "bytes a step", "set up", "tokens/s"];
+    if summaries.iter().all(|s| s.avg_sm.is_none()) {
+        return say::table(header, summaries.iter().map(cells));
+    }
+    let [a, b, c, d, e, f, g] = header;
     say::table(
-        ["phase", "mode", "time a step", "x local", "bytes a step", "set up", "tokens/s"],
+        [a, b, c, d, e, f, g, "avg_sm %"],
         summaries.iter().map(|s| {
-            [
-                s.phase.to_owned(),
-                s.mode.to_owned(),
-                say::seconds(s.step_s),
-                s.times_local.map_or_else(|| "-".to_owned(), |x| format!("{x:.2}")),
-                say::bytes(s.step_bytes as u64),
-                say::bytes(s.setup_bytes as u64),
-                format!("{:.1}", s.tokens_s),
-            ]
+            let [a, b, c, d, e, f, g] = cells(s);
+            [a, b, c, d, e, f, g, s.avg_sm.map_or_else(|| "-".to_owned(), |percent| format!("{percent:.0}"))]
         }),
     )
+}
+
+fn cells(s: &Summary) -> [String; 7] {
+    [
+        s.phase.to_owned(),
+        s.mode.to_owned(),
+        say::seconds(s.step_s),
+        s.times_local.map_or_else(|| "-".to_owned(), |x| format!("{x:.2}")),
+        say::bytes(s.step_bytes as u64),
+        say::bytes(s.setup_bytes as u64),
+        format!("{:.1}", s.tokens_s),
+    ]
 }
 
 #[cfg(test)]
@@ -158,6 +174,15 @@ pub(super) mod tests {
         let kinds: Vec<_> = all.iter().map(|s| (s.phase, s.mode)).collect();
         assert_eq!(kinds, [("prefill", "local"), ("prefill", "genie"), ("decode", "local"), ("decode", "genie")]);
         assert_eq!((all[3].step_s, all[3].times_local, all[3].step_bytes), (2.0, Some(2.0), 100.0));
-        assert!(table(&all).contains("genie"));
+        assert!(table(&all).contains("genie") && !table(&all).contains("avg_sm"));
+    }
+
+    #[test]
+    fn the_use_of_the_gpu_is_said_where_it_is_known() {
+        let with = |trial, avg_sm| Record { avg_sm, ..record(trial, "decode", "genie", 8.0, 400) };
+        let records = [with(0, Some(50.0)), with(1, None), with(2, Some(60.0)), record(0, "decode", "local", 4.0, 0)];
+        let all = summaries(&records);
+        assert_eq!((all[0].avg_sm, all[1].avg_sm), (Some(55.0), None));
+        assert!(table(&all).contains("avg_sm") && table(&all).contains("55"));
     }
 }

@@ -1,6 +1,7 @@
 //! The real program: servers and clients in processes of their own.
 
 mod benches;
+mod gpus;
 mod killed;
 mod limits;
 mod measuring;
