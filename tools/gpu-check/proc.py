@@ -1,0 +1,80 @@
+"""Programs, each with a time limit; and the time that all of them have together."""
+
+import os
+import signal
+import subprocess
+import time
+
+
+class Deadline:
+    """Seconds until everything must have ended."""
+
+    def __init__(self, seconds):
+        self._ends = time.monotonic() + seconds
+
+    def left(self):
+        return max(0.0, self._ends - time.monotonic())
+
+    def part(self, seconds):
+        """So many, or what is left."""
+        return min(seconds, self.left())
+
+
+class Done:
+    """What became of a program. `code` is None where it ran past its limit and was ended."""
+
+    def __init__(self, code, out, err, seconds):
+        self.code, self.out, self.err, self.seconds = code, out, err, seconds
+
+    @property
+    def timed_out(self):
+        return self.code is None
+
+    def why(self):
+        """A sentence on how it ended, with the last line that it wrote."""
+        if self.timed_out:
+            how = f"ended after {self.seconds:.0f} s, its limit"
+        elif self.code < 0:
+            how = f"killed by {signal.Signals(-self.code).name}"
+        else:
+            how = f"exit code {self.code}"
+        last = [line for line in (self.err + "\n" + self.out).splitlines() if line.strip()]
+        said = [line for line in self.err.splitlines() if line.strip()] or last
+        return f"{how}: {said[-1].strip()[:300]}" if said else how
+
+
+def run(command, limit, env=None, cwd=None):
+    """Runs a program and what it starts for at most `limit` seconds."""
+    began = time.monotonic()
+    try:
+        child = subprocess.Popen(
+            command,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return Done(127, "", str(error), 0.0)
+    code = None
+    try:
+        out, err = child.communicate(timeout=max(limit, 0.1))
+        code = child.returncode
+    except subprocess.TimeoutExpired:
+        end(child)
+        out, err = child.communicate()
+    except BaseException:
+        end(child)
+        raise
+    text = [stream.decode(errors="replace") for stream in (out, err)]
+    return Done(code, *text, time.monotonic() - began)
+
+
+def end(child):
+    """Ends a program that `start_new_session` made the first of its group, and what it started."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

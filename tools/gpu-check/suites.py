@@ -1,0 +1,141 @@
+"""Test programs of Rust: run, read, and run again test by test where one failed; and the same under compute-sanitizer."""
+
+import re
+
+import proc
+from report import FAILED, LEFT_OUT, OK, Row
+
+SUMMARY = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
+VERDICT = re.compile(r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)", re.M)
+STORY = re.compile(r"^---- (\S+) stdout ----\n(.*?)(?=^---- |^failures:|\Z)", re.M | re.S)
+
+PANIC = re.compile(r"thread '[^']*' (?:\(\d+\) )?panicked at (\S+:\d+):\d+: ?")
+
+# What of a program needs no GPU: CI runs that.
+BESIDE_THE_GPU = {"device": ["--skip", "models::"]}
+# Of one test by itself.
+ALONE_S = 15
+# How many are run by themselves.
+MOST_ALONE = 12
+# How many a note names.
+MOST_NAMED = 12
+
+# Kernels whose threads talk to each other, first: what a sanitizer can find is there.
+FIRST = ["matvec", "gemm", "attention", "softmax", "norm", "reduce", "argmax", "sample", "attention_cache", "conv", "pool"]
+MODULES_A_GROUP = 5
+SANITIZER_SUMMARY = {
+    "memcheck": re.compile(r"ERROR SUMMARY: (\d+) error"),
+    "racecheck": re.compile(r"RACECHECK SUMMARY: (\d+) hazard"),
+}
+# What a program exits with where the sanitizer found something: none of a test's own codes.
+FOUND = 86
+
+
+def names(command, env):
+    """The tests of a program."""
+    listed = proc.run([*command, "--list"], 5, env)
+    return [line.removesuffix(": test") for line in listed.out.splitlines() if line.endswith(": test")]
+
+
+def suite(step, program, limit, env, deadline):
+    """One row for a test program. A fault breaks the GPU for every test behind it in the process: what failed runs again by itself."""
+    command = [program, *BESIDE_THE_GPU.get(step, [])]
+    done = proc.run(command, deadline.part(limit), env)
+    verdicts = dict(VERDICT.findall(done.out))
+    stories = dict(STORY.findall(done.out))
+    summary = SUMMARY.search(done.out)
+    failed = [name for name, verdict in verdicts.items() if verdict == "FAILED"]
+    if done.code == 0 and summary and int(summary[1]) > 0:
+        return [Row(step, "tests", f"{summary[1]} passed", took=done.seconds, state=OK)]
+    notes = [] if summary else [f"{step}: {done.why()}"]
+    if summary and not failed:
+        notes.append(f"{step}: {'no test was there to run' if done.code == 0 else done.why()}")
+    unseen = [] if summary else [name for name in names(command, env) if name not in verdicts]
+    if unseen:
+        notes.append(f"{step}: {len(unseen)} tests had not ended: {some(unseen)}")
+    notes += grouped(step, "", [(name, brief(stories.get(name, ""))) for name in failed])
+    notes += alone(step, program, (failed + unseen)[:MOST_ALONE], env, deadline)
+    passed = sum(verdict == "ok" for verdict in verdicts.values())
+    said = f"{passed} passed, {len(failed)} failed" + (f", {len(unseen)} did not end" if unseen else "")
+    return [Row(step, "tests", said, took=done.seconds, state=FAILED, notes=notes)]
+
+
+def alone(step, program, suspects, env, deadline):
+    """Notes on what becomes of tests that run by themselves."""
+    ends = []
+    for name in suspects:
+        if deadline.left() < ALONE_S:
+            ends.append((name, "not run, as no time was left"))
+            continue
+        done = proc.run([program, name, "--exact"], ALONE_S, env)
+        story = STORY.search(done.out)
+        ends.append((name, "passes" if done.code == 0 else brief(story[2]) if story else done.why()))
+    return grouped(step, "by itself: ", ends)
+
+
+def grouped(step, how, ends):
+    """A note for each way to end, with those that ended so."""
+    names_by_end = {}
+    for name, end in ends:
+        names_by_end.setdefault(end, []).append(name)
+    return [f"{step}: {how}{end} ({some(names)})" for end, names in names_by_end.items()]
+
+
+def some(names):
+    shown = ", ".join(names[:MOST_NAMED])
+    return shown if len(names) <= MOST_NAMED else f"{shown} and {len(names) - MOST_NAMED} more"
+
+
+def brief(story):
+    """The first lines of what a failing test wrote, as one."""
+    lines = [line.strip() for line in story.splitlines()]
+    said = [line for line in lines if line and not line.startswith("note: ") and not line.startswith("stack backtrace")]
+    return PANIC.sub(r"\1: ", " ".join(said))[:400] or "it said nothing"
+
+
+def sanitized(tool, sanitizer, program, limit, env, deadline):
+    """The kernel tests under compute-sanitizer, group by group, each for its share of the time that is left."""
+    if sanitizer is None:
+        return [Row(tool, "compute-sanitizer", "not installed", state=LEFT_OUT)]
+    tests = names([program], env)
+    modules = sorted({name.split("::")[0] for name in tests} - {"host"}, key=lambda m: (FIRST.index(m) if m in FIRST else len(FIRST), m))
+    groups = [modules[i : i + MODULES_A_GROUP] for i in range(0, len(modules), MODULES_A_GROUP)]
+    until = proc.Deadline(deadline.part(limit))
+    ended, findings, notes, took = 0, 0, [], 0.0
+    for i, group in enumerate(groups):
+        chosen = [name for name in tests if name.split("::")[0] in group]
+        command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"]
+        # Tests ask for more memory than there is, and for launches that cannot be: refusals are not errors.
+        command += ["--report-api-errors", "no"] if tool == "memcheck" else []
+        done = proc.run([*command, program, "--exact", *chosen, "--test-threads=1"], until.left() / (len(groups) - i), env)
+        took += done.seconds
+        verdicts = VERDICT.findall(done.out)
+        ended += len(verdicts)
+        text = done.out + done.err
+        if "Device not supported" in text:
+            return [Row(tool, "kernel tests", "compute-sanitizer refuses this device", took=took, state=LEFT_OUT)]
+        found = found_by(tool, text)
+        findings += found
+        if found:
+            notes += [f"{tool}: {line}" for line in errors_of(text)]
+        failed = [name for name, verdict in verdicts if verdict == "FAILED"]
+        notes += [f"{tool}: {name} fails under it" for name in failed]
+        if not found and not failed and done.code not in (0, None):
+            notes.append(f"{tool}: {', '.join(group)}: {done.why()}")
+    wanted = sum(name.split("::")[0] in modules for name in tests)
+    said = f"{findings} found in {ended} of {wanted} tests"
+    if ended == 0 and not notes:
+        return [Row(tool, "kernel tests", f"none of {wanted} tests ended in time", took=took, state=FAILED)]
+    return [Row(tool, "kernel tests", said, took=took, state=FAILED if notes or findings else OK, notes=notes)]
+
+
+def found_by(tool, text):
+    """How much it reports. A program that was ended had no time for the summary: then its errors count."""
+    summary = SANITIZER_SUMMARY[tool].search(text)
+    return int(summary[1]) if summary else len(errors_of(text))
+
+
+def errors_of(text):
+    """The first lines of its reports."""
+    first = re.compile(r"^=+ (?:ERROR: |Error: |Warning: )?((?:Invalid|Misaligned|Race reported|Potential|Program hit).*)", re.M)
+    return [line.strip() for line in first.findall(text)][:20]
