@@ -16,7 +16,7 @@ pub(crate) fn gpu() -> CudaDevice {
         return CudaDevice::with_staging(0, Arc::new(gpu.clone()), Some(BYTES), STAGING_BYTES).expect("a device");
     }
     let settings = HostSettings { total_bytes: BYTES, seed: 2, ..HostSettings::default() };
-    CudaDevice::new(0, Arc::new(HostGpu::new(settings)), None).expect("a device")
+    CudaDevice::with_staging(0, Arc::new(HostGpu::new(settings)), None, STAGING_BYTES).expect("a device")
 }
 
 /// Stays open as long as the process: tests make many devices, and opening a GPU takes longer than most of them.
