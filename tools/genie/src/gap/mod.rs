@@ -276,15 +276,15 @@ impl Gap<'_> {
             (_, None) => Some(OwnServer::start(&self.args.serve_device)?),
         };
         let uri = server.as_ref().map(OwnServer::uri).or(self.args.connect.as_ref());
-        let began = Instant::now();
-        let mut session = uri
-            .filter(|_| mode != Mode::Local)
-            .map(|uri| connect::session_with(uri, self.args.link, connect::lasting(0.0)))
-            .transpose()?;
-        if let Some(session) = &mut session {
-            let uuid = gpu::uuid_of(session, self.args.model.device)?;
+        let open = |uri| connect::session_with(uri, self.args.link, connect::lasting(0.0));
+        let uri = uri.filter(|_| mode != Mode::Local);
+        if let Some(uri) = uri.filter(|_| self.watch.is_none()) {
+            // In a session of its own: neither its time nor its bytes are those of the mode.
+            let uuid = gpu::uuid_of(&mut open(uri)?, self.args.model.device)?;
             self.watch(uuid);
         }
+        let began = Instant::now();
+        let session = uri.map(open).transpose()?;
         let mut bench: Box<dyn Bench> = match (mode, session) {
             (Mode::Naive, Some(session)) => Box::new(Naive::new(self.load, session, self.sampling)),
             (Mode::RemoteCache, Some(session)) => Box::new(RemoteCache::new(self.load, session, self.sampling)?),
