@@ -6,13 +6,13 @@ use std::sync::Arc;
 use genie_cuda_kernels::gpu::{Gpu, HostGpu, HostSettings};
 use genie_executor::device::cpu::CpuDevice;
 use genie_executor::device::cuda::CudaDevice;
-use genie_executor::device::{Device, DeviceError};
-use genie_graph::DType;
+use genie_executor::device::{Device, DeviceError, Row};
+use genie_graph::{DType, GraphBuilder, InputRole, Op, TensorType};
 
 use crate::models::{BOTH, agree_with_the_reference, text};
 use crate::stand_in::gpu;
 use crate::support::models::{Config, Model, llama};
-use crate::support::{Runner, Session};
+use crate::support::{Runner, Session, place, tensor};
 use crate::tiny::TINY;
 
 fn load(model: Model) -> Runner {
@@ -77,7 +77,7 @@ fn a_batch_gives_each_row_the_bits_it_gets_alone() {
 fn seeds_draw_the_tokens_of_the_cpu() {
     let draw = |runner: &Runner| {
         let mut session = runner.session();
-        session.arguments[1] = crate::support::tensor(&[1, 2], &[0.9, 0.95]);
+        session.arguments[1] = tensor(&[1, 2], &[0.9, 0.95]);
         session.arguments[2].data[8] = 41;
         session.feed(&text(0, 5));
         let mut tokens = Vec::new();
@@ -141,6 +141,24 @@ fn an_index_that_is_out_of_range_is_named() {
     assert!(sessions.iter().all(|session| session.cache.is_empty()));
     sessions[0].feed(&[3, 5]);
     runner.step(&mut [&mut sessions[0]], 1).unwrap();
+}
+
+/// Indices that are weights were said to be -1, whatever they were.
+#[test]
+fn an_index_among_weights_is_named() {
+    let mut builder = GraphBuilder::new("rows");
+    let x = builder.input("x", InputRole::Argument, TensorType::new(DType::F32, [4.into(), 2.into()])).unwrap();
+    let ids = builder.input("ids", InputRole::Weight, TensorType::new(DType::I64, [3.into()])).unwrap();
+    let y = builder.push(Op::Gather, &[x, ids]).unwrap();
+    builder.output("y", y);
+    let device = gpu();
+    let program = device.load(Arc::new(builder.finish().unwrap())).unwrap();
+    let bytes: Vec<u8> = [1_i64, -5, 77].iter().flat_map(|id| id.to_le_bytes()).collect();
+    let arguments = [tensor(&[4, 2], &[0.0; 8])];
+    let mut outputs = Vec::new();
+    let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 1 };
+    let error = program.run(&[place(&device, &bytes)], &mut [row]).unwrap_err();
+    assert!(matches!(error, DeviceError::IndexOutOfRange { op: "gather", index: -5, bound: 4, .. }), "{error}");
 }
 
 #[test]

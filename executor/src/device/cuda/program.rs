@@ -179,7 +179,7 @@ impl Program {
             });
             first + within.unwrap_or_default()
         };
-        self.check_faults(space, &ready.lowered, row_of)?;
+        self.check_faults(space, &ready.lowered, weights, row_of)?;
         self.hand_out(space, &ready.lowered, &outputs, rows, &row_sizes);
         Ok(())
     }
@@ -189,6 +189,7 @@ impl Program {
         &self,
         space: &Workspace,
         lowered: &Lowered,
+        weights: &[Memory],
         row_of: impl Fn(u64) -> usize,
     ) -> Result<(), DeviceError> {
         let Some(output) = &space.output else { return Ok(()) };
@@ -202,33 +203,11 @@ impl Program {
             let FaultSite { node, ids, per_row, .. } = site;
             let row = row_of(element / per_row);
             let Some((ids, bound)) = *ids else { return Err(DeviceError::DivisionByZero { row, node: *node }) };
-            let index = self.index(space, lowered, ids, element)?;
+            let index = index_of(space, lowered, weights, ids, element)?;
             let op = self.graph.nodes[node.0 as usize].op.name();
             return Err(DeviceError::IndexOutOfRange { row, node: *node, op, index, bound });
         }
         Ok(())
-    }
-
-    /// An index that a step read: it still lies there.
-    fn index(&self, space: &Workspace, lowered: &Lowered, ids: V, element: u64) -> Result<i64, DeviceError> {
-        let value = &lowered.values[ids.0];
-        let width = value.dtype.bytes();
-        let mut bytes = [0; 8];
-        let to = &mut bytes[..width as usize];
-        let (buffer, offset) = match value.place {
-            Place::Arena(offset) => (&space.arena, offset),
-            Place::Head(offset) => (&space.head, offset),
-            // Indices that are weights are told by their place alone.
-            _ => return Ok(-1),
-        };
-        if let Some(buffer) = buffer {
-            buffer.read(offset as u64 + element * width, to)?;
-        }
-        let negative = to.last().is_some_and(|&byte| byte >= 0x80);
-        if negative {
-            bytes[width as usize..].fill(0xFF);
-        }
-        Ok(i64::from_le_bytes(bytes))
     }
 
     /// Copies the results to the rows that want them.
@@ -428,6 +407,38 @@ fn constants(pool: &Arc<Pool>, lowered: &Lowered, sms: u32) -> Result<Option<Gpu
     // SAFETY: constants are made of nothing but themselves, in the buffer that was just taken.
     pool.with(|gpu| unsafe { enqueue(gpu, &lowered.constants, &at) })?;
     Ok(Some(buffer))
+}
+
+/// An index that a step read: it still lies where the step found it.
+fn index_of(
+    space: &Workspace,
+    lowered: &Lowered,
+    weights: &[Memory],
+    ids: V,
+    element: u64,
+) -> Result<i64, DeviceError> {
+    let value = &lowered.values[ids.0];
+    let width = value.dtype.bytes();
+    let mut bytes = [0; 8];
+    let to = &mut bytes[..width as usize];
+    let lost = || DeviceError::Internal("indices lie where no step reads them".to_owned());
+    let offset = element * width;
+    let buffer = match value.place {
+        Place::Weight(i) => {
+            weights.get(i).ok_or_else(lost)?.read(offset, to)?;
+            None
+        }
+        Place::Arena(start) => Some((space.arena.as_ref(), start)),
+        Place::Head(start) => Some((space.head.as_ref(), start)),
+        Place::Fault(_) | Place::Constant(_) => return Err(lost()),
+    };
+    if let Some((buffer, start)) = buffer {
+        buffer.ok_or_else(lost)?.read(start as u64 + offset, to)?;
+    }
+    if to.last().is_some_and(|&byte| byte >= 0x80) {
+        bytes[width as usize..].fill(0xFF);
+    }
+    Ok(i64::from_le_bytes(bytes))
 }
 
 /// An output that is fetched.
