@@ -48,6 +48,19 @@ template <int GROUPS> __device__ __forceinline__ void cp_async_wait() {
 #endif
 }
 
+// Asks for `count` elements of `bytes` each, from `index` on, to be brought to the second-level cache, by threads `me` of `threads`.
+// Nothing waits for them.
+#ifdef GENIE_HOST
+static inline void prefetch(const void *, u32, i64, i64, u32, u32) {}
+#else
+__device__ __forceinline__ void prefetch(const void *from, u32 bytes, i64 index, i64 count, u32 me, u32 threads) {
+    constexpr u32 LINE = 128;
+    const u8 *begin = static_cast<const u8 *>(from) + index * bytes;
+#pragma unroll 1
+    for (i64 at = LINE * me; at < count * bytes; at += LINE * threads) asm volatile("prefetch.global.L2 [%0];" ::"l"(begin + at));
+}
+#endif
+
 // Four matrices of 8 x 8 elements of 2 bytes: lane 8 * m + r gives the address of row r of matrix m (16 bytes, aligned to 16). Lane l
 // gets elements 2 * (l % 4) and the next of row l / 4 of each.
 __device__ __forceinline__ void ldmatrix_x4(u32 (&to)[4], const void *row) {

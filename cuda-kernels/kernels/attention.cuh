@@ -16,12 +16,16 @@ enum Type : u32 { TYPE_F32, TYPE_F16, TYPE_BF16 };
 
 struct AttentionParams {
     const void *q;
-    // This step's keys and values, where there is no cache.
+    // This step's keys and values, where there is no cache, or where they are not in it yet (`attention_fresh.cuh`).
     const void *k, *v;
     void *y;
     // [batch, max_blocks], null without a cache.
     const u64 *blocks;
     const i32 *lens;
+    // With a cache and keys: [batch] or null, the new tokens' positions, else their places in the cache; and [head_dim / 2] or null,
+    // by what queries and keys are turned.
+    const i32 *positions;
+    const float *frequencies;
     // Of chunks of keys: see `attention_split.cuh`.
     float *partials;
     u32 *arrived;
@@ -38,7 +42,8 @@ struct AttentionParams {
     // Whether packs of four elements are aligned.
     u32 wide;
     float scale;
-    u32 padding;
+    // Pairs that are turned are neighbours.
+    u32 interleaved;
 };
 
 // What a row of the batch has: `before` keys from earlier steps, `total` with this step's. A row of negative length is not in use.

@@ -1,6 +1,7 @@
 // Appends a step's keys and values to the cache, and turns keys and queries by their positions on the way (rotary embedding, Su et
-// al. 2021). Bound by memory, and so small that it is one launch that counts.
-#include "genie.cuh"
+// al. 2021). Bound by memory, and so small that it is one launch that counts. Steps of one token do without: see
+// `attention_fresh.cuh`.
+#include "rotary.cuh"
 
 struct AppendParams {
     // q is turned to q_out, or null.
@@ -20,28 +21,6 @@ struct AppendParams {
 
 constexpr int CACHE_BLOCK = 64;
 
-// Sine and cosine of an angle of any size, to 2 units in the last place of 1: the remainder by half a turn's half is taken in f64,
-// which keeps the part that f32 would lose.
-__device__ __forceinline__ void sine_and_cosine(float angle, float &sine, float &cosine) {
-    const double quarters = rint(double(angle) * 0.63661977236758134);
-    const float x = float(fma(-quarters, 1.5707963267948966, double(angle))), xx = x * x;
-    // Taylor's series to the terms that f32 holds up to pi / 4.
-    float s = fmaf(xx, 2.7557319e-6f, -1.9841270e-4f);
-    s = fmaf(xx, s, 8.3333333e-3f);
-    s = fmaf(xx, s, -0.16666667f);
-    s = fmaf(xx * s, x, x);
-    float c = fmaf(xx, -2.7557319e-7f, 2.4801587e-5f);
-    c = fmaf(xx, c, -1.3888889e-3f);
-    c = fmaf(xx, c, 4.1666667e-2f);
-    c = fmaf(xx, c, -0.5f);
-    c = fmaf(xx, c, 1.0f);
-    const u32 quadrant = u32(i64(quarters)) & 3;
-    sine = quadrant & 1 ? c : s;
-    cosine = quadrant & 1 ? s : c;
-    if (quadrant & 2) sine = -sine;
-    if (quadrant == 1 || quadrant == 2) cosine = -cosine;
-}
-
 // Copies 2 * W elements of a head, from `first` on and from `second` on, of which `there` are there; turned, if `angle` is not null,
 // and rounded to T before they become C, as if two kernels had done it.
 template <typename T, typename C, int W>
@@ -58,14 +37,14 @@ __device__ __forceinline__ void move(const T *from, C *to, i32 first, i32 second
                 Pack<T, W> &pack = i < W / 2 ? low : high;
                 const int at = i % (W / 2 > 0 ? W / 2 : 1) * 2;
                 sine_and_cosine(position * frequencies[first / 2 + i], s, c);
-                const float a = to_f32(pack.at[at]), b = to_f32(pack.at[at + 1]);
-                pack.at[at] = from_f32<T>(a * c - b * s);
-                pack.at[at + 1] = from_f32<T>(b * c + a * s);
+                const float2 pair = turned(to_f32(pack.at[at]), to_f32(pack.at[at + 1]), s, c);
+                pack.at[at] = from_f32<T>(pair.x);
+                pack.at[at + 1] = from_f32<T>(pair.y);
             } else {
                 sine_and_cosine(position * frequencies[interleaved ? first / 2 : first + i], s, c);
-                const float a = to_f32(low.at[i]), b = to_f32(high.at[i]);
-                low.at[i] = from_f32<T>(a * c - b * s);
-                high.at[i] = from_f32<T>(b * c + a * s);
+                const float2 pair = turned(to_f32(low.at[i]), to_f32(high.at[i]), s, c);
+                low.at[i] = from_f32<T>(pair.x);
+                high.at[i] = from_f32<T>(pair.y);
             }
         }
     }

@@ -6,8 +6,28 @@
 // three blocks of threads on a multiprocessor, some 190 KB are on their way at a time, where bandwidth times latency needs 30.
 #pragma once
 
-#include "attention_split.cuh"
+#include "attention_fresh.cuh"
 #include "attention_tile.cuh"
+
+// The new token's key, then its value, into shared memory: [2, DIM], zeros behind the head.
+template <typename T, int DIM> __device__ __forceinline__ void fetch_fresh(const AttentionParams &p, const Chunk &chunk, T *fresh) {
+    for (int i = threadIdx.x; i < 2 * DIM / 8; i += blockDim.x) {
+        const bool value = i >= DIM / 8;
+        const int d = i % (DIM / 8) * 8;
+        Pack<T, 8> pack = {};
+        if (d < p.head_dim) pack = load<T, 8>(fresh_at<T>(p, chunk.row, chunk.kv_head, value) + d);
+        store(fresh + 8 * i, pack);
+    }
+}
+
+// From there into the cache.
+template <typename T, int DIM> __device__ __forceinline__ void append_fresh(const AttentionParams &p, const Chunk &chunk, const T *fresh) {
+    for (int i = threadIdx.x; i < 2 * DIM / 8; i += blockDim.x) {
+        const bool value = i >= DIM / 8;
+        const int d = i % (DIM / 8) * 8;
+        if (d < p.head_dim) store(cached_at<T>(p, chunk, value) + d, load<T, 8>(fresh + 8 * i));
+    }
+}
 
 template <typename T, int DIM> __device__ __forceinline__ void attention_decode(const AttentionParams &p) {
     constexpr int ROWS = 16, WARPS = 4, KEYS = CACHE_BLOCK / WARPS, STRIDE = TILE_STRIDE<DIM>, SLOT = KEYS * STRIDE;
@@ -17,6 +37,7 @@ template <typename T, int DIM> __device__ __forceinline__ void attention_decode(
     SHARED(float, totals, WARPS *ROWS);
     SHARED(float, row_maxima, ROWS);
     SHARED(float, row_totals, ROWS);
+    SHARED(T, fresh, 2 * DIM);
     i32 *const before = reinterpret_cast<i32 *>(memory);
     T *const q = reinterpret_cast<T *>(memory + (p.batch / 4 + 1) * 16);
     // What the warps found goes where their copies were.
@@ -31,6 +52,8 @@ template <typename T, int DIM> __device__ __forceinline__ void attention_decode(
     for (i32 item = blockIdx.x; item < items; item += gridDim.x) {
         const Chunk chunk = chunk_of<ROWS>(p, before, item);
         const i32 steps = 2 * (chunk.end - chunk.begin);
+        const Span in_cache = held(p, chunk.span);
+        const bool with_fresh = has_fresh(p, chunk);
         // Lane i has the address of the chunk's block i, then of block 32 + i, ...
         u64 blocks = block_address(p, chunk.row, chunk.begin + lane);
         u32 filled = 0;
@@ -39,7 +62,7 @@ template <typename T, int DIM> __device__ __forceinline__ void attention_decode(
                 if (step > 0 && step % (2 * WARP) == 0) blocks = block_address(p, chunk.row, chunk.begin + step / 2 + lane);
                 const u64 block = __shfl_sync(FULL, blocks, step / 2 % WARP);
                 const i32 key = (chunk.begin + step / 2) * CACHE_BLOCK + warp * KEYS;
-                const Rows<T> from = rows_from<T>(p, chunk.span, chunk.row, chunk.kv_head, block, key, step % 2 == 1);
+                const Rows<T> from = rows_from<T>(p, in_cache, chunk.row, chunk.kv_head, block, key, step % 2 == 1);
                 copy_tile<T, DIM, KEYS>(ring + filled * SLOT, from, p.head_dim, lane, WARP);
             }
             cp_async_commit();
@@ -55,7 +78,14 @@ template <typename T, int DIM> __device__ __forceinline__ void attention_decode(
             }
             store(q + row * STRIDE + d, pack);
         }
+        if (with_fresh) fetch_fresh<T, DIM>(p, chunk, fresh);
         __syncthreads();
+        if (appends(p) && p.frequencies != nullptr) {
+            turn_fresh(p, chunk, q, STRIDE, with_fresh ? fresh : nullptr, [](float x) { return from_f32<T>(x); });
+            __syncthreads();
+        }
+        // The groups of queries of a head have the same new key.
+        if (with_fresh && chunk.first == 0) append_fresh<T, DIM>(p, chunk, fresh);
 
         Tile tile;
         tile.clear();
@@ -75,6 +105,12 @@ template <typename T, int DIM> __device__ __forceinline__ void attention_decode(
             slot = slot + 1 == p.slots ? 0 : slot + 1;
             const i32 key = (chunk.begin + step / 2) * CACHE_BLOCK + warp * KEYS;
             if (key >= chunk.span.total) continue;
+            const i32 place = chunk.span.before - key;
+            if (with_fresh && place >= 0 && place < KEYS) {
+                const T *const from = fresh + step % 2 * DIM;
+                for (int d = 8 * lane; d < DIM; d += 8 * WARP) store(at + place * STRIDE + d, load<T, 8>(from + d));
+                __syncwarp();
+            }
             if (step % 2 == 0) {
                 tile.weigh(q, at, key, key + KEYS > all_see, p.scale);
                 continue;

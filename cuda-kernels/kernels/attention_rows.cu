@@ -4,7 +4,7 @@
 // the scores, brings the values to the same place, and adds them up. Nothing is on its way meanwhile but what other blocks of the
 // multiprocessor asked for, and there are several. With 32 rows (a prefill) it is bound by shared memory, which gives each thread
 // six packs of four for 32 products; with four (a decode step), where keys pass once, by the GPU's memory.
-#include "attention_split.cuh"
+#include "attention_fresh.cuh"
 
 constexpr int ROW_THREADS = 128;
 
@@ -31,6 +31,55 @@ template <typename T> __device__ __forceinline__ void put_four(T *to, float4 x, 
     for (int i = 0; i < 4; i++) {
         if (i < there) to[i] = pack.at[i];
     }
+}
+
+__device__ __forceinline__ float as_type(float x, u32 type) {
+    return type == TYPE_F32 ? x : type == TYPE_F16 ? to_f32(from_f32<f16>(x)) : to_f32(from_f32<bf16>(x));
+}
+
+// The new token's key, then its value: [2, DIM], zeros behind the head.
+template <typename T, int DIM> __device__ __forceinline__ void fetch_fresh(const AttentionParams &p, const Chunk &chunk, float *fresh) {
+    for (int i = threadIdx.x; i < 2 * DIM; i += ROW_THREADS) {
+        const bool value = i >= DIM;
+        const int d = i % DIM;
+        fresh[i] = d < p.head_dim ? to_f32(fresh_at<T>(p, chunk.row, chunk.kv_head, value)[d]) : 0.0f;
+    }
+}
+
+// They become what the cache's type holds of them, and go there if this block is the one to do it.
+template <typename T, int DIM> __device__ __forceinline__ void append_fresh(const AttentionParams &p, const Chunk &chunk, float *fresh) {
+    for (int i = threadIdx.x; i < 2 * DIM; i += ROW_THREADS) {
+        const bool value = i >= DIM;
+        const int d = i % DIM;
+        const T narrow = from_f32<T>(fresh[i]);
+        fresh[i] = to_f32(narrow);
+        // The groups of queries of a head have the same new key.
+        if (chunk.first == 0 && d < p.head_dim) cached_at<T>(p, chunk, value)[d] = narrow;
+    }
+}
+
+// Turns a chunk's queries, which lie at `q`, and puts its new key and value, where it has them, into the cache and into `fresh`.
+template <int STRIDE, int DIM>
+__device__ __forceinline__ void prepare_fresh(const AttentionParams &p, const Chunk &chunk, float *q, float *fresh) {
+    if (fresh != nullptr) {
+        switch (p.q_type) {
+        case TYPE_F32: fetch_fresh<float, DIM>(p, chunk, fresh); break;
+        case TYPE_F16: fetch_fresh<f16, DIM>(p, chunk, fresh); break;
+        default: fetch_fresh<bf16, DIM>(p, chunk, fresh);
+        }
+    }
+    __syncthreads();
+    if (p.frequencies != nullptr) {
+        turn_fresh(p, chunk, q, STRIDE, fresh, [&](float x) { return as_type(x, p.q_type); });
+        __syncthreads();
+    }
+    if (fresh == nullptr) return;
+    switch (p.kv_type) {
+    case TYPE_F32: append_fresh<float, DIM>(p, chunk, fresh); break;
+    case TYPE_F16: append_fresh<f16, DIM>(p, chunk, fresh); break;
+    default: append_fresh<bf16, DIM>(p, chunk, fresh);
+    }
+    // It is read after the next barrier.
 }
 
 template <int ROWS, int DIM> struct RowsTile {
@@ -193,8 +242,11 @@ template <int ROWS, int DIM> struct RowsTile {
     }
 
     // All of `queries` queries from `query` on over keys `begin` to `end`. `maxima` and `totals` are there after the barrier at its end.
+    // `prepare` is called when this thread's part of the queries is in shared memory. With `fresh`, key number `span.before` and its
+    // value are there, and not in the cache.
+    template <typename Prepare>
     __device__ __forceinline__ void run(const AttentionParams &p, Span span, int batch_row, int kv_head, i32 query, i32 queries,
-                                        i32 begin, i32 end) {
+                                        i32 begin, i32 end, const float *fresh, Prepare prepare) {
         i32 seen[4];
 #pragma unroll
         for (int r = 0; r < 4; r++) {
@@ -207,13 +259,20 @@ template <int ROWS, int DIM> struct RowsTile {
         case TYPE_F16: fetch_queries<f16>(p, batch_row, kv_head, query, queries); break;
         default: fetch_queries<bf16>(p, batch_row, kv_head, query, queries);
         }
+        prepare();
         if (threadIdx.x < ROWS) maxima[threadIdx.x] = -INFINITY, totals[threadIdx.x] = 0.0f;
         // First the keys, then the values at the same place: `fetch` is long, and there once.
         bool values = false;
 #pragma unroll 1
         for (i32 key = begin; key < end;) {
-            fetch(p, span, batch_row, kv_head, key, values);
+            fetch(p, held(p, span), batch_row, kv_head, key, values);
             __syncthreads();
+            if (fresh != nullptr && span.before >= key && span.before < key + KEYS) {
+                for (int d = threadIdx.x; d < DIM; d += ROW_THREADS) {
+                    keys[(span.before - key) * STRIDE + d] = fresh[(values ? DIM : 0) + d];
+                }
+                __syncthreads();
+            }
             if (values) {
                 add(seen, key);
                 key += KEYS;
@@ -243,7 +302,7 @@ template <int DIM> __device__ __forceinline__ void attention_many(const Attentio
     const Span span = span_of(p, batch_row);
     if (span.total <= 0) return;
     const i32 first = i32(gridDim.x - 1 - blockIdx.x) * ROWS, queries = min(ROWS, p.tokens * p.group - first);
-    tile.run(p, span, batch_row, kv_head, first, queries, 0, seen_by(p, span, (first + queries - 1) / p.group));
+    tile.run(p, span, batch_row, kv_head, first, queries, 0, seen_by(p, span, (first + queries - 1) / p.group), nullptr, [] {});
 #pragma unroll
     for (int r = 0; r < 4; r++) {
         const int row = tile.row() + r;
@@ -266,6 +325,7 @@ template <int DIM> __device__ __forceinline__ void attention_few(const Attention
     DYNAMIC_SHARED(memory);
     i32 *const before = reinterpret_cast<i32 *>(memory);
     Tile tile(memory + (p.batch / 4 + 1) * 16);
+    SHARED(float, fresh, 2 * DIM);
     // What each warp's keys gave, where keys were: [WARPS, ROWS, DIM].
     float *const found = tile.keys;
     count_chunks(p, before);
@@ -273,7 +333,11 @@ template <int DIM> __device__ __forceinline__ void attention_few(const Attention
     for (i32 item = blockIdx.x; item < items; item += gridDim.x) {
         const Chunk chunk = chunk_of<ROWS>(p, before, item);
         const i32 end = min(chunk.end * CACHE_BLOCK, chunk.span.total);
-        tile.run(p, chunk.span, chunk.row, chunk.kv_head, chunk.first, chunk.queries, chunk.begin * CACHE_BLOCK, end);
+        const bool with_fresh = has_fresh(p, chunk);
+        tile.run(p, chunk.span, chunk.row, chunk.kv_head, chunk.first, chunk.queries, chunk.begin * CACHE_BLOCK, end,
+                 with_fresh ? fresh : nullptr, [&] {
+                     if (appends(p)) prepare_fresh<Tile::STRIDE, DIM>(p, chunk, tile.q, with_fresh ? fresh : nullptr);
+                 });
         float *const mine = found + int(threadIdx.x) / WARP * ROWS * DIM;
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {

@@ -37,24 +37,38 @@ __device__ __forceinline__ float activate(u32 activation, float x) {
     }
 }
 
-// Addresses that are 0 stand for what is not there. `factor` and `residual` have the shape and type of the result; `bias` an element
-// a column, of a type of its own.
+// Addresses that are 0 stand for what is not there. `factor` and `residual` have the shape of the result, `bias` an element a column;
+// each is of a type of its own.
 struct Epilogue {
     const void *bias, *factor, *residual;
-    u32 activation, bias_type;
+    u32 activation, bias_type, factor_type, residual_type;
 };
 
-// `index` is that of the element in the result, `column` that in its row. `times` is one more factor.
-__device__ __forceinline__ float finish(const Epilogue &e, float sum, i64 index, i64 column, u32 type, float times = 1.0f) {
-    if (e.bias) sum += float_at(e.bias, column, e.bias_type);
+// A float as it lies in memory; 0 where there is nothing.
+__device__ __forceinline__ u32 bits_at(const void *from, i64 index, u32 type) {
+    if (from == nullptr) return 0;
+    return type == TYPE_F32 ? static_cast<const u32 *>(from)[index] : static_cast<const u16 *>(from)[index];
+}
+
+__device__ __forceinline__ float float_of(u32 bits, u32 type) {
+    if (type == TYPE_F32) return __uint_as_float(bits);
+    return type == TYPE_F16 ? to_f32(f16{u16(bits)}) : to_f32(bf16{u16(bits)});
+}
+
+// `index` is that of the element in the result, `column` that in its row. `times` is one more factor. All loads are under way before
+// one of them is waited for.
+__device__ __forceinline__ float finish(const Epilogue &e, float sum, i64 index, i64 column, float times = 1.0f) {
+    const u32 bias = bits_at(e.bias, column, e.bias_type), factor = bits_at(e.factor, index, e.factor_type);
+    const u32 residual = bits_at(e.residual, index, e.residual_type);
+    if (e.bias) sum += float_of(bias, e.bias_type);
     sum = activate(e.activation, sum) * times;
-    if (e.factor) sum *= float_at(e.factor, index, type);
-    if (e.residual) sum += float_at(e.residual, index, type);
+    if (e.factor) sum *= float_of(factor, e.factor_type);
+    if (e.residual) sum += float_of(residual, e.residual_type);
     return sum;
 }
 
 // As `finish`, for four neighbours, of which the first `count` are there.
-__device__ __forceinline__ void finish_four(const Epilogue &e, float (&sums)[4], i64 index, i64 column, i64 count, u32 type) {
+__device__ __forceinline__ void finish_four(const Epilogue &e, float (&sums)[4], i64 index, i64 column, i64 count) {
     const auto each = [&](const void *from, i64 at, u32 of_type, auto &&then) {
         if (!from) return;
 #pragma unroll
@@ -71,8 +85,8 @@ __device__ __forceinline__ void finish_four(const Epilogue &e, float (&sums)[4],
             sums[0] = sums[1], sums[1] = sums[2], sums[2] = sums[3], sums[3] = first;
         }
     }
-    each(e.factor, index, type, [](float &sum, float x) { sum *= x; });
-    each(e.residual, index, type, [](float &sum, float x) { sum += x; });
+    each(e.factor, index, e.factor_type, [](float &sum, float x) { sum *= x; });
+    each(e.residual, index, e.residual_type, [](float &sum, float x) { sum += x; });
 }
 
 // Stores the first `count` of four neighbours: by one store where they are all there and lie well.

@@ -32,3 +32,22 @@ template <int N> __device__ __forceinline__ void load_floats(float (&to)[N], con
         for (int j = 0; j < N; j++) to[j] = type == IS_F16 ? to_f32(f16{pack.at[j]}) : to_f32(bf16{pack.at[j]});
     }
 }
+
+// Stores elements `index` to `index + N`, rounded once. Aligned as `load_floats` has it.
+template <int N> __device__ __forceinline__ void store_floats(void *to, u32 type, i64 index, const float (&from)[N]) {
+    if (type == IS_F32) {
+        constexpr int AT_ONCE = N < 4 ? N : 4;
+#pragma unroll
+        for (int i = 0; i < N; i += AT_ONCE) {
+            Pack<float, AT_ONCE> pack;
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) pack.at[j] = from[i + j];
+            store(static_cast<float *>(to) + index + i, pack);
+        }
+        return;
+    }
+    Pack<u16, N> pack;
+#pragma unroll
+    for (int i = 0; i < N; i++) pack.at[i] = type == IS_F16 ? from_f32<f16>(from[i]).bits : from_f32<bf16>(from[i]).bits;
+    store(static_cast<u16 *>(to) + index, pack);
+}

@@ -2,6 +2,7 @@
 // tile is stored.
 #pragma once
 
+#include "arrive.cuh"
 #include "epilogue.cuh"
 #include "quantised.cuh"
 
@@ -25,7 +26,7 @@ struct GemmParams {
     u32 tiles_m, tiles_n;
     // Steps of DEPTH elements in each part of the sums: blocks (x, y) take part y.
     u32 part_steps;
-    u32 type, b_format, aligned;
+    u32 c_type, b_format, aligned;
 };
 
 // The tile of this block: its first row and column, and its matrix of the batch. Blocks that run together share rows of a and
@@ -143,17 +144,9 @@ __device__ __forceinline__ void store_tile(const GemmParams &p, const Place &pla
                 continue;
             }
             float values[4] = {four.x, four.y, four.z, four.w};
-            finish_four(p.epilogue, values, c + m * p.n + n, n, p.n - n, p.type);
-            put_four(p.c, values, c + m * p.n + n, p.n - n, p.type);
+            finish_four(p.epilogue, values, c + m * p.n + n, n, p.n - n);
+            put_four(p.c, values, c + m * p.n + n, p.n - n, p.c_type);
         }
-        if (turn == 1) return;
-        // What this block stored must be seen before its arrival is. The last one sets the counter back to 0, as it was.
-        __threadfence();
-        __syncthreads();
-        u32 *is_last = static_cast<u32 *>(last);
-        if (threadIdx.x == 0) *is_last = atomicInc(p.counters + blockIdx.x, parts - 1) == parts - 1;
-        __syncthreads();
-        if (*is_last == 0) return;
-        __threadfence();
+        if (turn == 1 || !is_last(p.counters + blockIdx.x, parts, static_cast<u32 *>(last))) return;
     }
 }

@@ -1,4 +1,4 @@
-// The product of a tile by matrix units: c = epilogue(a * b), for a and c of f16 or bf16.
+// The product of a tile by matrix units: c = epilogue(a * b), for a of f16 or bf16.
 //
 // A block's 128 x 128 sums are four warps' 64 x 64: of each step of 16 elements of k, a warp reads 4 KiB of shared memory for 32
 // products of 16 x 8 x 16. That is 128 cycles of shared memory and as many of an H200's matrix units for the block's four warps;

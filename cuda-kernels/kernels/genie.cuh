@@ -9,8 +9,16 @@
 #else
 #include <stdint.h>
 
-// KERNEL(threads, name, Params) { ... } defines an entry point: at most `threads` threads a block, parameters in `p`.
-#define KERNEL(threads, name, Params) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+// KERNEL(threads, name, Params) { ... } defines an entry point: at most `threads` threads a block, parameters in `p`. Its body begins
+// when `begin` has returned.
+#define KERNEL(threads, name, Params)                                                                                            \
+    __device__ __forceinline__ void name##_body(const Params &p);                                                                \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p) {                               \
+        let_next_begin();                                                                                                        \
+        begin(p);                                                                                                                \
+        name##_body(p);                                                                                                          \
+    }                                                                                                                            \
+    __device__ __forceinline__ void name##_body(const Params &p)
 
 // SHARED(T, name, count): an array in shared memory. It holds nothing yet.
 #define SHARED(T, name, count) __shared__ __align__(16) T name[count]
@@ -36,6 +44,34 @@ typedef unsigned char u8;
 
 #define WARP 32
 #define FULL 0xffffffffu
+
+// Kernels that follow each other in a stream may overlap (compute capability 9.0, "programmatic dependent launch"; PTX ISA 9.0,
+// 9.7.13.13): the next one's blocks come to a multiprocessor as soon as all blocks of this one have, and wait there until this one
+// has ended and what it wrote can be seen. Every kernel waits, so that one that has ended says that all before it have. Before it
+// waits, a kernel writes nothing to global memory, and reads nothing that any kernel of a run writes.
+
+// Lets the next kernel's blocks come.
+__device__ __forceinline__ void let_next_begin() {
+#if !defined(GENIE_HOST) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits for the kernels before this one. Every thread that reads or writes global memory does; more than once is allowed.
+__device__ __forceinline__ void wait_for_previous() {
+#if !defined(GENIE_HOST) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// What a kernel does before its body. Kernels that have something to do before they wait overload it for their parameters.
+template <typename Params> __device__ __forceinline__ void begin(const Params &) { wait_for_previous(); }
+
+#if !defined(GENIE_HOST) && __CUDA_ARCH__ >= 900
+// A read through the cache of constants promises that nothing writes there while the kernel runs, and may be moved to its very
+// beginning. A kernel that begins before the one before it has ended cannot promise that.
+#define __ldg(from) (*(from))
+#endif
 
 // Element types that C++ has no name for, as bits: arithmetic is done in f32.
 struct f16 {

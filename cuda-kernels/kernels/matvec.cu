@@ -1,17 +1,14 @@
-// Products of up to 8 rows with weights of the same 16-bit type, by matrix units: the columns of a fragment are rows of x, so that
-// 8 rows cost what 1 does. How it goes: `matvec.cuh`.
+// Products of up to 8 rows with weights of the 16-bit type that x has, or is rounded to, by matrix units: the columns of a fragment are
+// rows of x, so that 8 rows cost what 1 does. How it goes: `matvec.cuh`.
 #include "matvec_fragments.cuh"
 
-template <typename T> constexpr u32 TYPE = TYPE_BF16;
-template <> constexpr u32 TYPE<f16> = TYPE_F16;
-
 template <typename T>
-__device__ __forceinline__ void stage_rows(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, unsigned char *x) {
-    row_statistics(p, TYPE<T>, statistics);
+__device__ __forceinline__ void stage_rows(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, float *scratch, unsigned char *x) {
+    row_statistics(p, statistics, scratch);
     __syncthreads();
     T *to = reinterpret_cast<T *>(x);
     each_element(
-        p, TYPE<T>, lo, hi, statistics, [&](u32 row, u32 k, float value) { to[row * p.x_stride + k] = from_f32<T>(value); },
+        p, TYPE_F32, lo, hi, statistics, [&](u32 row, u32 k, float value) { to[row * p.x_stride + k] = from_f32<T>(value); },
         [&](u32 row, u32 k, const float (&values)[8]) { put_eight(to + row * p.x_stride + k, values); });
 }
 
@@ -21,25 +18,35 @@ template <typename T> struct OutIn {
     static constexpr int TILE = 32, STEP = 32, STAGE = 2048, SUMS = 8, LEFT = 8;
     static constexpr bool SYNC = false;
 
+    typedef T Weight;
+    // Elements of x in front of this lane's.
+    u32 before;
+
+    __device__ __forceinline__ OutIn(const MatvecParams &p, u32 lane)
+        : before(min(lane / 4, p.rows - 1) * p.x_stride + 8 * (lane % 4)) {}
+
+    static __device__ __forceinline__ i64 first(const MatvecParams &p, i64 n, i64 k, u32 lane) {
+        return (n + lane / 4) * p.k + k + 8 * (lane % 4);
+    }
+    static __device__ __forceinline__ i64 stride(const MatvecParams &p) { return 8 * p.k; }
+    static __device__ __forceinline__ i64 along(const MatvecParams &) { return 1; }
+
     static __device__ __forceinline__ void fetch(const MatvecParams &p, u8 *slot, const void *weight, i64 n, i64 k, u32 lane) {
-        k += 8 * (lane % 4);
-        const auto row = [&](int i) { return n + lane / 4 + 8 * i; };
-        fetch_packs<T>(
-            slot, weight, p.aligned & ALIGNED_WEIGHT, lane, [&](int i) { return row(i) * p.k + k; },
-            [&](int i) { return row(i) < p.n ? p.k - k : 0; });
+        const i64 row = n + lane / 4, valid = p.k - k - 8 * (lane % 4);
+        fetch_packs<T>(slot, weight, p.aligned & ALIGNED_WEIGHT, lane, first(p, n, k, lane), stride(p),
+                       [&](int i) { return row + 8 * i < p.n ? valid : 0; });
     }
 
-    static __device__ __forceinline__ void stage_x(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, unsigned char *x) {
-        stage_rows<T>(p, lo, hi, statistics, x);
+    static __device__ __forceinline__ void stage_x(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, float *scratch, unsigned char *x) {
+        stage_rows<T>(p, lo, hi, statistics, scratch, x);
     }
 
-    static __device__ __forceinline__ void multiply(const MatvecParams &p, float (&sums)[SUMS], const u8 *slot,
-                                                    const unsigned char *x, i64, i64 k, i64 lo, i64, u32 lane) {
+    __device__ __forceinline__ void multiply(const MatvecParams &, float (&sums)[SUMS], const u8 *slot, const unsigned char *x, i64,
+                                             u32 k, i64, i64, u32 lane) const {
         uint4 w[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) w[i] = *reinterpret_cast<const uint4 *>(slot + 512 * i + 16 * lane);
-        const T *row = reinterpret_cast<const T *>(x) + min(lane / 4, p.rows - 1) * p.x_stride;
-        const uint4 b = *reinterpret_cast<const uint4 *>(row + (k - lo) + 8 * (lane % 4));
+        const uint4 b = *reinterpret_cast<const uint4 *>(reinterpret_cast<const T *>(x) + before + k);
         const u32 low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -64,28 +71,38 @@ template <typename T> struct InOut {
     static constexpr int TILE = 64, STEP = 16, STAGE = 2048, SUMS = 16, LEFT = 16;
     static constexpr bool SYNC = false;
 
+    typedef T Weight;
+    // Elements of x in front of this lane's.
+    u32 before;
+
+    __device__ __forceinline__ InOut(const MatvecParams &p, u32 lane)
+        : before(min(lane / 4, p.rows - 1) * p.x_stride + 4 * (lane % 4)) {}
+
+    static __device__ __forceinline__ i64 first(const MatvecParams &p, i64 n, i64 k, u32 lane) {
+        return (k + 4 * (lane % 4)) * p.n + n + 8 * (lane / 4);
+    }
+    static __device__ __forceinline__ i64 stride(const MatvecParams &p) { return p.n; }
+    static __device__ __forceinline__ i64 along(const MatvecParams &p) { return p.n; }
+
     static __device__ __forceinline__ void fetch(const MatvecParams &p, u8 *slot, const void *weight, i64 n, i64 k, u32 lane) {
-        n += 8 * (lane / 4);
-        const auto row = [&](int i) { return k + 4 * (lane % 4) + i; };
-        fetch_packs<T>(
-            slot, weight, p.aligned & ALIGNED_WEIGHT, lane, [&](int i) { return row(i) * p.n + n; },
-            [&](int i) { return row(i) < p.k ? p.n - n : 0; });
+        const i64 row = k + 4 * (lane % 4), valid = p.n - n - 8 * (lane / 4);
+        fetch_packs<T>(slot, weight, p.aligned & ALIGNED_WEIGHT, lane, first(p, n, k, lane), stride(p),
+                       [&](int i) { return row + i < p.k ? valid : 0; });
     }
 
-    static __device__ __forceinline__ void stage_x(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, unsigned char *x) {
-        stage_rows<T>(p, lo, hi, statistics, x);
+    static __device__ __forceinline__ void stage_x(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, float *scratch, unsigned char *x) {
+        stage_rows<T>(p, lo, hi, statistics, scratch, x);
     }
 
-    static __device__ __forceinline__ void multiply(const MatvecParams &p, float (&sums)[SUMS], const u8 *slot,
-                                                    const unsigned char *x, i64, i64 k, i64 lo, i64, u32 lane) {
+    __device__ __forceinline__ void multiply(const MatvecParams &, float (&sums)[SUMS], const u8 *slot, const unsigned char *x, i64,
+                                             u32 k, i64, i64, u32 lane) const {
         u32 w[4][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const uint4 row = *reinterpret_cast<const uint4 *>(slot + 512 * i + 16 * lane);
             w[i][0] = row.x, w[i][1] = row.y, w[i][2] = row.z, w[i][3] = row.w;
         }
-        const T *row = reinterpret_cast<const T *>(x) + min(lane / 4, p.rows - 1) * p.x_stride;
-        const uint2 pairs = *reinterpret_cast<const uint2 *>(row + (k - lo) + 4 * (lane % 4));
+        const uint2 pairs = *reinterpret_cast<const uint2 *>(reinterpret_cast<const T *>(x) + before + k);
         const u32 b[2] = {pairs.x, pairs.y};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -103,7 +120,7 @@ template <typename T> struct InOut {
     }
 };
 
-KERNEL(THREADS, matvec_f16_out_in, MatvecParams) { matvec<OutIn<f16>>(p); }
-KERNEL(THREADS, matvec_f16_in_out, MatvecParams) { matvec<InOut<f16>>(p); }
-KERNEL(THREADS, matvec_bf16_out_in, MatvecParams) { matvec<OutIn<bf16>>(p); }
-KERNEL(THREADS, matvec_bf16_in_out, MatvecParams) { matvec<InOut<bf16>>(p); }
+KERNEL(BOUNDS, matvec_f16_out_in, MatvecParams) { matvec<OutIn<f16>>(p); }
+KERNEL(BOUNDS, matvec_f16_in_out, MatvecParams) { matvec<InOut<f16>>(p); }
+KERNEL(BOUNDS, matvec_bf16_out_in, MatvecParams) { matvec<OutIn<bf16>>(p); }
+KERNEL(BOUNDS, matvec_bf16_in_out, MatvecParams) { matvec<InOut<bf16>>(p); }

@@ -4,6 +4,14 @@
 #include "matrix.cuh"
 #include "matvec.cuh"
 
+// Threads a block and blocks a multiprocessor: two, and registers for the first of the kernel that comes next, which may begin before
+// this one has ended (compute capability 9.0).
+#if !defined(GENIE_HOST) && __CUDA_ARCH__ >= 900
+#define BOUNDS THREADS, 3
+#else
+#define BOUNDS THREADS, 2
+#endif
+
 // The sum `i` of a fragment d with its rows as columns of y and its columns as rows of x.
 __device__ __forceinline__ void place_in_fragment(int i, u32 lane, u32 &n, u32 &m) {
     n = lane / 4 + 8 * (i / 2);

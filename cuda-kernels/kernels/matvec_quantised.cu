@@ -20,6 +20,8 @@ template <u32 FORMAT> struct Quantised {
     static constexpr int PACKS = (BLOCKS * BYTES + 14 + 15) / 16, ROW = 16 * PACKS, STAGE = 16 * ROW;
     static constexpr bool SYNC = true;
 
+    __device__ __forceinline__ Quantised(const MatvecParams &, u32) {}
+
     static __device__ __forceinline__ u64 offset(const MatvecParams &p, i64 row, i64 k) {
         return u64(row * (p.k / BLOCK) + k / BLOCK) * BYTES;
     }
@@ -52,13 +54,13 @@ template <u32 FORMAT> struct Quantised {
         return rest == rest ? rest : 0.0f;
     }
 
-    static __device__ __forceinline__ void stage_x(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, unsigned char *x) {
-        const u32 pieces = Quantised::pieces(p.x_type), piece_size = p.rows * p.x_stride;
+    static __device__ __forceinline__ void stage_x(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, float *scratch, unsigned char *x) {
+        const u32 pieces = Quantised::pieces(p.as_type), piece_size = p.rows * p.x_stride;
         bf16 *to = reinterpret_cast<bf16 *>(x);
-        row_statistics(p, p.x_type, statistics);
+        row_statistics(p, statistics, scratch);
         __syncthreads();
         each_element(
-            p, p.x_type, lo, hi, statistics,
+            p, p.as_type, lo, hi, statistics,
             [&](u32 row, u32 k, float value) {
 #pragma unroll 1
                 for (u32 piece = 0; piece < pieces; piece++) {
@@ -96,7 +98,7 @@ template <u32 FORMAT> struct Quantised {
     }
 
     static __device__ __forceinline__ float *block_sums(const MatvecParams &p, const unsigned char *x) {
-        return reinterpret_cast<float *>(const_cast<unsigned char *>(x) + 2 * pieces(p.x_type) * p.rows * p.x_stride);
+        return reinterpret_cast<float *>(const_cast<unsigned char *>(x) + 2 * pieces(p.as_type) * p.rows * p.x_stride);
     }
 
     // The eight quants of lane t in the block at `at`, as the halves that two fragments have of a row.
@@ -118,8 +120,9 @@ template <u32 FORMAT> struct Quantised {
     }
 
     static __device__ __forceinline__ void multiply(const MatvecParams &p, float (&sums)[SUMS], const u8 *slot,
-                                                    const unsigned char *x, i64 n, i64 k, i64 lo, i64 hi, u32 lane) {
-        const u32 g = lane / 4, t = lane % 4, pieces = Quantised::pieces(p.x_type), piece_size = p.rows * p.x_stride;
+                                                    const unsigned char *x, i64 n, u32 k_in, i64 lo, i64 hi, u32 lane) {
+        const i64 k = lo + k_in;
+        const u32 g = lane / 4, t = lane % 4, pieces = Quantised::pieces(p.as_type), piece_size = p.rows * p.x_stride;
         const u8 *low = slot + g * ROW + offset(p, n + g, k) % 16, *high = slot + (g + 8) * ROW + offset(p, n + g + 8, k) % 16;
         const bf16 *row = reinterpret_cast<const bf16 *>(x) + min(g, p.rows - 1) * p.x_stride + (k - lo) + 8 * t;
         const int blocks = int(min((hi - k) / BLOCK, i64(BLOCKS)));
@@ -156,6 +159,6 @@ template <u32 FORMAT> struct Quantised {
     static __device__ __forceinline__ void place(int i, u32 lane, u32 &n, u32 &m) { place_in_fragment(i, lane, n, m); }
 };
 
-KERNEL(THREADS, matvec_q8_0, MatvecParams) { matvec<Quantised<Q8_0>>(p); }
-KERNEL(THREADS, matvec_q4_0, MatvecParams) { matvec<Quantised<Q4_0>>(p); }
-KERNEL(THREADS, matvec_q4_1, MatvecParams) { matvec<Quantised<Q4_1>>(p); }
+KERNEL(BOUNDS, matvec_q8_0, MatvecParams) { matvec<Quantised<Q8_0>>(p); }
+KERNEL(BOUNDS, matvec_q4_0, MatvecParams) { matvec<Quantised<Q4_0>>(p); }
+KERNEL(BOUNDS, matvec_q4_1, MatvecParams) { matvec<Quantised<Q4_1>>(p); }

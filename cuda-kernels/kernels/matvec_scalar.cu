@@ -1,19 +1,18 @@
-// Products of up to 8 rows with weights of f32, or of a 16-bit type that is not x's, by plain f32 arithmetic: the products of f32 are
-// not cut to fewer bits. How it goes: `matvec.cuh`. For each weight there are 8 multiplications whatever the rows, which the
-// memory leaves time for: an H200's multiprocessor gets 19 bytes a cycle and multiplies 128 times.
+// Products of up to 8 rows with weights of f32, or of a 16-bit type other than that which x is rounded to, by plain f32 arithmetic: the
+// products of f32 are not cut to fewer bits. How it goes: `matvec.cuh`. For each weight there are 8 multiplications whatever the rows,
+// which the memory leaves time for: an H200's multiprocessor gets 19 bytes a cycle and multiplies 128 times.
 #include "matvec.cuh"
 
 // Elements of the weight: f32, or of either 16-bit type, as `MatvecParams::weight_type` has it.
 __device__ __forceinline__ float value_of(float x, u32) { return x; }
 __device__ __forceinline__ float value_of(u16 x, u32 type) { return type == TYPE_F16 ? to_f32(f16{x}) : to_f32(bf16{x}); }
 
-// Packs of four rows of the weight, as it is stored, at a column of it.
+// Packs of four rows of the weight, as it is stored, at a column of it: a lane's are from `column` on.
 template <typename W>
 __device__ __forceinline__ void fetch_rows(u8 *slot, const void *weight, i64 row, i64 rows, i64 column, i64 columns, u32 lane,
                                            bool aligned) {
-    fetch_packs<W>(
-        slot, weight, aligned, lane, [&](int i) { return (row + i) * columns + column; },
-        [&](int i) { return row + i < rows ? columns - column : 0; });
+    fetch_packs<W>(slot, weight, aligned, lane, row * columns + column, columns,
+                   [&](int i) { return row + i < rows ? columns - column : 0; });
 }
 
 template <typename W> __device__ __forceinline__ void load_slots(float (&w)[4][WIDE<W>], const u8 *slot, u32 lane, u32 type) {
@@ -25,12 +24,12 @@ template <typename W> __device__ __forceinline__ void load_slots(float (&w)[4][W
     }
 }
 
-__device__ __forceinline__ void stage_floats(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, unsigned char *x) {
-    row_statistics(p, p.x_type, statistics);
+__device__ __forceinline__ void stage_floats(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, float *scratch, unsigned char *x) {
+    row_statistics(p, statistics, scratch);
     __syncthreads();
     float *to = reinterpret_cast<float *>(x);
     each_element(
-        p, p.x_type, lo, hi, statistics, [&](u32 row, u32 k, float value) { to[row * p.x_stride + k] = value; },
+        p, p.as_type, lo, hi, statistics, [&](u32 row, u32 k, float value) { to[row * p.x_stride + k] = value; },
         [&](u32 row, u32 k, const float (&values)[8]) {
             float4 *at = reinterpret_cast<float4 *>(to + row * p.x_stride + k);
             at[0] = make_float4(values[0], values[1], values[2], values[3]);
@@ -44,19 +43,27 @@ template <typename W> struct OutIn {
     static constexpr int TILE = 4, STEP = WARP * WIDE<W>, STAGE = 2048, SUMS = 32, LEFT = 1;
     static constexpr bool SYNC = false;
 
+    typedef W Weight;
+
+    __device__ __forceinline__ OutIn(const MatvecParams &, u32) {}
+
+    static __device__ __forceinline__ i64 first(const MatvecParams &p, i64 n, i64 k, u32 lane) { return n * p.k + k + i64(lane) * WIDE<W>; }
+    static __device__ __forceinline__ i64 stride(const MatvecParams &p) { return p.k; }
+    static __device__ __forceinline__ i64 along(const MatvecParams &) { return 1; }
+
     static __device__ __forceinline__ void fetch(const MatvecParams &p, u8 *slot, const void *weight, i64 n, i64 k, u32 lane) {
         fetch_rows<W>(slot, weight, n, p.n, k + i64(lane) * WIDE<W>, p.k, lane, p.aligned & ALIGNED_WEIGHT);
     }
 
-    static __device__ __forceinline__ void stage_x(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, unsigned char *x) {
-        stage_floats(p, lo, hi, statistics, x);
+    static __device__ __forceinline__ void stage_x(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, float *scratch, unsigned char *x) {
+        stage_floats(p, lo, hi, statistics, scratch, x);
     }
 
     static __device__ __forceinline__ void multiply(const MatvecParams &p, float (&sums)[SUMS], const u8 *slot,
-                                                    const unsigned char *x, i64, i64 k, i64 lo, i64, u32 lane) {
+                                                    const unsigned char *x, i64, u32 k, i64, i64, u32 lane) {
         float w[4][WIDE<W>];
         load_slots<W>(w, slot, lane, p.weight_type);
-        const float *from = reinterpret_cast<const float *>(x) + (k - lo) + lane * WIDE<W>;
+        const float *from = reinterpret_cast<const float *>(x) + k + lane * WIDE<W>;
 #pragma unroll
         for (u32 m = 0; m < ROWS; m++) {
             const float *row = from + min(m, p.rows - 1) * p.x_stride;
@@ -96,19 +103,27 @@ template <typename W> struct InOut {
     static constexpr int TILE = WARP * WIDE<W>, STEP = 4, STAGE = 2048, SUMS = ROWS * WIDE<W>, LEFT = SUMS;
     static constexpr bool SYNC = false;
 
+    typedef W Weight;
+
+    __device__ __forceinline__ InOut(const MatvecParams &, u32) {}
+
+    static __device__ __forceinline__ i64 first(const MatvecParams &p, i64 n, i64 k, u32 lane) { return k * p.n + n + i64(lane) * WIDE<W>; }
+    static __device__ __forceinline__ i64 stride(const MatvecParams &p) { return p.n; }
+    static __device__ __forceinline__ i64 along(const MatvecParams &p) { return p.n; }
+
     static __device__ __forceinline__ void fetch(const MatvecParams &p, u8 *slot, const void *weight, i64 n, i64 k, u32 lane) {
         fetch_rows<W>(slot, weight, k, p.k, n + i64(lane) * WIDE<W>, p.n, lane, p.aligned & ALIGNED_WEIGHT);
     }
 
-    static __device__ __forceinline__ void stage_x(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, unsigned char *x) {
-        stage_floats(p, lo, hi, statistics, x);
+    static __device__ __forceinline__ void stage_x(const MatvecParams &p, i64 lo, i64 hi, float2 *statistics, float *scratch, unsigned char *x) {
+        stage_floats(p, lo, hi, statistics, scratch, x);
     }
 
     static __device__ __forceinline__ void multiply(const MatvecParams &p, float (&sums)[SUMS], const u8 *slot,
-                                                    const unsigned char *x, i64, i64 k, i64 lo, i64, u32 lane) {
+                                                    const unsigned char *x, i64, u32 k, i64, i64, u32 lane) {
         float w[4][WIDE<W>];
         load_slots<W>(w, slot, lane, p.weight_type);
-        const float *from = reinterpret_cast<const float *>(x) + (k - lo);
+        const float *from = reinterpret_cast<const float *>(x) + k;
 #pragma unroll
         for (u32 m = 0; m < ROWS; m++) {
             const Pack<float, 4> values = load<float, 4>(from + min(m, p.rows - 1) * p.x_stride);

@@ -21,7 +21,7 @@ struct NormParams {
     u32 weight_type, bias_type;
     // Whether the mean is taken away.
     u32 centred;
-    u32 padding;
+    u32 y_type;
 };
 
 // x + residual as its type holds it, which is what a norm after a separate addition would read.
@@ -43,10 +43,10 @@ write_pack(const NormParams &p, i64 row, u32 column, const Pack<T, N> &pack, flo
     float weight[N], bias[N] = {};
     load_floats(weight, p.weight, p.weight_type, column);
     if (p.bias != nullptr) load_floats(bias, p.bias, p.bias_type, column);
-    Pack<T, N> result;
+    float result[N];
 #pragma unroll
-    for (int j = 0; j < N; j++) result.at[j] = from_f32<T>((to_f32(pack.at[j]) - mean) * factor * weight[j] + bias[j]);
-    store(static_cast<T *>(p.y) + row * p.width + column, result);
+    for (int j = 0; j < N; j++) result[j] = (to_f32(pack.at[j]) - mean) * factor * weight[j] + bias[j];
+    store_floats(p.y, p.y_type, row * p.width + column, result);
 }
 
 // Threads that share a row: a warp or a block.

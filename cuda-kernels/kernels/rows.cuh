@@ -11,8 +11,9 @@
 // Codes of `launch::epilogue::Prologue`.
 enum Norm : u32 { NORM_NONE, NORM_RMS, NORM_LAYER };
 
-// What `MatvecParams::aligned` has a bit for: packs of elements start at multiples of 16 bytes in every row.
-enum Aligned : u32 { ALIGNED_X = 1, ALIGNED_NORM = 2, ALIGNED_WEIGHT = 4 };
+// What `MatvecParams::aligned` has a bit for: packs of elements start at multiples of 16 bytes in every row; and that no kernel
+// writes the weights.
+enum Aligned : u32 { ALIGNED_X = 1, ALIGNED_NORM = 2, ALIGNED_WEIGHT = 4, CONSTANT_WEIGHT = 8 };
 
 struct MatvecParams {
     const void *x, *weight, *gate;
@@ -26,6 +27,8 @@ struct MatvecParams {
     u32 x_type, norm, norm_type, aligned;
     float eps;
     u32 weight_type;
+    // `as_type` is what x's elements are rounded to before they are multiplied.
+    u32 as_type, y_type;
 };
 
 // Eight elements as they are stored: 16 bytes of each 16-bit type, 32 of f32.
@@ -58,49 +61,98 @@ __device__ __forceinline__ float rounded(float x, u32 type) {
     return type == TYPE_F16 ? to_f32(from_f32<f16>(x)) : to_f32(from_f32<bf16>(x));
 }
 
-// Mean and reciprocal deviation of each row, as `norm` has it, by one warp a row: a row's sums do not depend on the others, nor on
-// where it lies. All of the block must call it; the results are there after the next barrier. `type` is that of x.
-__device__ __forceinline__ void row_statistics(const MatvecParams &p, u32 type, float2 *statistics) {
-    const u32 row = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    if (p.norm == NORM_NONE || row >= p.rows) return;
-    const i64 from = row * p.k, packed = p.aligned & ALIGNED_X ? p.k : 0;
-    float mean = 0.0f;
-    // The second turn finds the row in the L1 cache.
-#pragma unroll 1
-    for (u32 turn = p.norm == NORM_LAYER ? 0 : 1; turn < 2; turn++) {
-        float sum = 0.0f;
-        const auto add = [&](float x) { sum = turn == 0 ? sum + x : fmaf(x - mean, x - mean, sum); };
-        i64 k = 8 * lane;
-#pragma unroll 4
-        for (; k < packed; k += 8 * WARP) {
-            float values[8];
-            unpack(load_eight(p.x, from + k, type), type, values);
+// The sums over the block of a number a thread for each row, in every thread: of warps first, then of these in their order. `scratch` holds
+// ROWS * WARPS floats, which nobody has read since the last barrier.
+__device__ __forceinline__ void sum_rows(float (&sums)[ROWS], u32 rows, float *scratch) {
 #pragma unroll
-            for (int i = 0; i < 8; i++) add(values[i]);
-        }
-#pragma unroll 1
-        for (; k < p.k; k += 8 * WARP) {
-#pragma unroll 1
-            for (i64 i = k; i < min(k + 8, p.k); i++) add(float_at(p.x, from + i, type));
-        }
-        sum = warp_sum(sum) / float(p.k);
-        if (turn == 0) {
-            mean = sum;
-        } else if (lane == 0) {
-            statistics[row] = make_float2(mean, 1.0f / sqrtf(sum + p.eps));
+    for (u32 row = 0; row < ROWS; row++) {
+        if (row >= rows) break;
+        const float sum = warp_sum(sums[row]);
+        if (threadIdx.x % WARP == 0) scratch[row * WARPS + threadIdx.x / WARP] = sum;
+    }
+    __syncthreads();
+#pragma unroll
+    for (u32 row = 0; row < ROWS; row++) {
+        if (row >= rows) break;
+        sums[row] = 0.0f;
+#pragma unroll
+        for (u32 warp = 0; warp < WARPS; warp += 4) {
+            const Pack<float, 4> four = load<float, 4>(scratch + row * WARPS + warp);
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[row] += four.at[i];
         }
     }
 }
 
-__device__ __forceinline__ float normal(float x, float2 row, float scale, float shift, u32 type) {
-    return rounded(fmaf((x - row.x) * row.y, scale, shift), type);
+// Mean and reciprocal deviation of each row, as `norm` has it, by all of the block, since x waits for them: most rows have no more
+// than a pack for each thread. A row's sums do not depend on the others, nor on where it lies. The results are there after the next
+// barrier. `scratch` holds 2 * ROWS * WARPS floats.
+__device__ __forceinline__ void row_statistics(const MatvecParams &p, float2 *statistics, float *scratch) {
+    if (p.norm == NORM_NONE) return;
+    const u32 type = p.x_type;
+    float means[ROWS] = {}, sums[ROWS];
+    // The second turn finds the rows in the L1 cache.
+#pragma unroll 1
+    for (u32 turn = p.norm == NORM_LAYER ? 0 : 1; turn < 2; turn++) {
+        const auto add = [&](u32 row, float x) { sums[row] = turn == 0 ? sums[row] + x : fmaf(x - means[row], x - means[row], sums[row]); };
+#pragma unroll
+        for (u32 row = 0; row < ROWS; row++) sums[row] = 0.0f;
+        if (p.aligned & ALIGNED_X) {
+#pragma unroll 1
+            for (i64 k = 8 * threadIdx.x; k < p.k; k += 8 * THREADS) {
+                // Loads of four rows are under way at a time.
+#pragma unroll
+                for (u32 from = 0; from < ROWS; from += 4) {
+                    if (from >= p.rows) break;
+                    Eight raw[4];
+#pragma unroll
+                    for (u32 r = 0; r < 4; r++) raw[r] = load_eight(p.x, min(from + r, p.rows - 1) * p.k + k, type);
+#pragma unroll
+                    for (u32 r = 0; r < 4; r++) {
+                        if (from + r >= p.rows) break;
+                        float values[8];
+                        unpack(raw[r], type, values);
+#pragma unroll
+                        for (int i = 0; i < 8; i++) add(from + r, values[i]);
+                    }
+                }
+            }
+        } else {
+#pragma unroll 1
+            for (i64 k = threadIdx.x; k < p.k; k += THREADS) {
+#pragma unroll
+                for (u32 row = 0; row < ROWS; row++) {
+                    if (row < p.rows) add(row, float_at(p.x, row * p.k + k, type));
+                }
+            }
+        }
+        sum_rows(sums, p.rows, scratch + turn * ROWS * WARPS);
+#pragma unroll
+        for (u32 row = 0; row < ROWS; row++) {
+            sums[row] /= float(p.k);
+            if (turn == 0) means[row] = sums[row];
+        }
+    }
+    // Registers have no index: each is chosen.
+    float mean = means[0], variance = sums[0];
+#pragma unroll
+    for (u32 row = 1; row < ROWS; row++) {
+        if (threadIdx.x == row) mean = means[row], variance = sums[row];
+    }
+    if (threadIdx.x < p.rows) statistics[threadIdx.x] = make_float2(mean, 1.0f / sqrtf(variance + p.eps));
 }
 
-// Gives the rows' elements from `lo` to `hi`, normalised and rounded to x's type, then zeros up to `chunk`: `put(row, k, element)` and
-// `put_eight(row, k, elements)`, where k counts from `lo`. Loads of four rows are under way at a time.
+__device__ __forceinline__ float normal(float x, float2 row, float scale, float shift) {
+    return fmaf((x - row.x) * row.y, scale, shift);
+}
+
+// Gives the rows' elements from `lo` to `hi`, normalised and rounded to the type `as`, then zeros up to `chunk`: `put(row, k, element)`
+// and `put_eight(row, k, elements)`, where k counts from `lo`. Loads of four rows are under way at a time. Who stores them as
+// 16 bits anyway gives TYPE_F32 for `as`.
 template <typename Put, typename PutEight>
-__device__ __forceinline__ void each_element(const MatvecParams &p, u32 type, i64 lo, i64 hi, const float2 *statistics, Put put,
+__device__ __forceinline__ void each_element(const MatvecParams &p, u32 as, i64 lo, i64 hi, const float2 *statistics, Put put,
                                              PutEight put_eight) {
+    const u32 type = p.x_type;
     const bool packs = (p.aligned & (ALIGNED_X | ALIGNED_NORM)) == (ALIGNED_X | ALIGNED_NORM);
     const u32 count = u32(hi - lo), packed = packs ? count : 0;
 #pragma unroll 1
@@ -120,8 +172,10 @@ __device__ __forceinline__ void each_element(const MatvecParams &p, u32 type, i6
                 unpack(raw[r], type, values);
                 if (p.norm != NORM_NONE) {
 #pragma unroll
-                    for (int i = 0; i < 8; i++) values[i] = normal(values[i], statistics[from + r], scale[i], shift[i], type);
+                    for (int i = 0; i < 8; i++) values[i] = normal(values[i], statistics[from + r], scale[i], shift[i]);
                 }
+#pragma unroll
+                for (int i = 0; i < 8; i++) values[i] = rounded(values[i], as);
                 put_eight(from + r, k, values);
             }
         }
@@ -134,9 +188,9 @@ __device__ __forceinline__ void each_element(const MatvecParams &p, u32 type, i6
             float value = k < count ? float_at(p.x, row * p.k + lo + k, type) : 0.0f;
             if (p.norm != NORM_NONE && k < count) {
                 const float shift = p.norm_bias ? float_at(p.norm_bias, lo + k, p.norm_type) : 0.0f;
-                value = normal(value, statistics[row], float_at(p.norm_weight, lo + k, p.norm_type), shift, type);
+                value = normal(value, statistics[row], float_at(p.norm_weight, lo + k, p.norm_type), shift);
             }
-            put(row, k, value);
+            put(row, k, rounded(value, as));
         }
     }
 }

@@ -73,6 +73,22 @@ impl Launch {
         Self { kernel, grid, block, shared, params: all }
     }
 
+    /// A launch whose parameters are these bytes; none if the kernel takes another number of them. For what stands in for a driver, which
+    /// is given no more.
+    #[cfg(feature = "host")]
+    pub fn of_bytes(
+        kernel: &'static Kernel,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        bytes: &[u8],
+    ) -> Option<Self> {
+        let mut params = [0_u64; PARAMETER_BYTES / 8];
+        let to = bytemuck::cast_slice_mut::<u64, u8>(&mut params).get_mut(..kernel.bytes)?;
+        (to.len() == bytes.len()).then(|| to.copy_from_slice(bytes))?;
+        Some(Self { kernel, grid, block, shared, params })
+    }
+
     /// The parameters, as the kernel reads them; aligned to 8.
     pub fn params(&self) -> &[u8] {
         &bytemuck::cast_slice(&self.params)[..self.kernel.bytes]

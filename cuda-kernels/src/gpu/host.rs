@@ -3,19 +3,23 @@
 //! What is put into a stream is done when somebody waits for it, and no earlier than that needs: an order that was forgotten between
 //! two streams, or a buffer that was given back too early, shows as wrong bytes.
 
+mod state;
 mod streams;
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
+use std::thread;
+use std::time::Duration;
 
+use self::state::State;
 use self::streams::{Op, Streams};
-use super::{DropEvent, Event, Gpu, GpuError, Graph, Memory, Product, Properties, Stream};
+use super::{DropEvent, Event, Gpu, GpuError, Graph, Memory, Operands, Product, Properties, Stream};
 use crate::host::Guarded;
 use crate::kernel::Launch;
-use crate::view::{Address, View};
+use crate::view::Address;
 
 /// What a [`HostGpu`] is to be like.
 #[derive(Clone, Debug)]
@@ -41,30 +45,15 @@ pub struct HostGpu {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Debug)]
-struct State {
-    settings: HostSettings,
-    streams: Streams,
-    allocated: HashMap<Address, Guarded>,
-    /// What was allocated before a revival and is still to be given back: kept, so that no address means two things.
-    stale: HashMap<Address, Guarded>,
-    used: u64,
-    pinned: HashMap<usize, Guarded>,
-    next: u64,
-    graphs: HashMap<u64, Vec<Op>>,
-    /// What threads that capture have put into [`Stream::Compute`].
-    recordings: HashMap<ThreadId, Vec<Op>>,
-    /// The moment that each event is.
-    moments: HashMap<u64, u64>,
-    /// What [`HostGpu::fail`] left for the next wait.
-    planted: Option<GpuError>,
-    /// The sticky error that everything gets.
-    broken: Option<GpuError>,
-    /// Revivals that are still to fail.
-    dead: u32,
-    launches: u64,
-    replays: u64,
-    products: bool,
+/// What the library of matrix products of a [`HostGpu`] can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostProducts {
+    /// There is none.
+    None,
+    /// Products, but nothing besides.
+    Bare,
+    /// All that [`Product`] asks for.
+    All,
 }
 
 /// What memory holds that nobody wrote.
@@ -90,17 +79,24 @@ impl HostGpu {
             allocated: HashMap::new(),
             stale: HashMap::new(),
             used: 0,
+            host_bytes: 0,
             pinned: HashMap::new(),
             next: 1,
             graphs: HashMap::new(),
             recordings: HashMap::new(),
             moments: HashMap::new(),
+            times: HashMap::new(),
             planted: None,
             broken: None,
             dead: 0,
+            copies_in: 0,
             launches: 0,
+            behind: 0,
+            hasty: false,
             replays: 0,
-            products: true,
+            products: HostProducts::All,
+            multiplied: 0,
+            peers: true,
         };
         Self { properties, state: Arc::new(Mutex::new(state)) }
     }
@@ -110,14 +106,29 @@ impl HostGpu {
         self.state().planted = Some(error);
     }
 
+    /// Bytes that were to be copied from the host's memory, and to it.
+    pub fn host_bytes(&self) -> u64 {
+        self.state().host_bytes
+    }
+
     /// The next so many revivals fail.
     pub fn fail_revivals(&self, times: u32) {
         self.state().dead = times;
     }
 
-    /// Whether there is a library of matrix products.
-    pub fn set_products(&self, there: bool) {
-        self.state().products = there;
+    /// What its library of matrix products can do.
+    pub fn set_products(&self, products: HostProducts) {
+        self.state().products = products;
+    }
+
+    /// Products that the library did, replays of graphs included.
+    pub fn products(&self) -> u64 {
+        self.state().multiplied
+    }
+
+    /// Whether others of its kind are reached.
+    pub fn set_peers(&self, reached: bool) {
+        self.state().peers = reached;
     }
 
     /// Bytes of memory that are taken.
@@ -125,9 +136,24 @@ impl HostGpu {
         self.state().used
     }
 
+    /// Copies from the host that were put into streams.
+    pub fn copies_in(&self) -> u64 {
+        self.state().copies_in
+    }
+
     /// Kernels that ran, replays of graphs included.
     pub fn launches(&self) -> u64 {
         self.state().launches
+    }
+
+    /// Kernels that were put right behind others, into streams or recordings.
+    pub fn launches_behind(&self) -> u64 {
+        self.state().behind
+    }
+
+    /// Whether kernels that are put right behind others run before them: as on a GPU where they overlap and do not wait.
+    pub fn set_hasty(&self, hasty: bool) {
+        self.state().hasty = hasty;
     }
 
     /// Graphs that were replayed.
@@ -147,85 +173,6 @@ impl HostGpu {
     }
 }
 
-impl State {
-    fn check(&self) -> Result<(), GpuError> {
-        self.broken.clone().map_or(Ok(()), Err)
-    }
-
-    fn put(&mut self, stream: Stream, op: Op) {
-        match self.recordings.get_mut(&thread::current().id()) {
-            Some(recording) if stream == Stream::Compute => recording.push(op),
-            _ => self.streams.push(stream, op),
-        }
-    }
-
-    /// The stream that has yet to come to the event.
-    fn holds(&self, event: &Event) -> Option<Stream> {
-        self.streams.holds(*self.moments.get(&event.id)?)
-    }
-
-    fn id(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
-    /// Does the oldest thing of a stream, and first what it waits for.
-    fn step(&mut self, stream: Stream) -> Result<(), GpuError> {
-        if let Some(moment) = self.streams.blocked_by(stream) {
-            return self.reach(moment);
-        }
-        let Some(op) = self.streams.pop(stream) else { return Ok(()) };
-        let done = self.planted.take().map_or(Ok(()), Err).and_then(|()| self.perform(op));
-        if let Err(error) = &done
-            && error.is_sticky()
-        {
-            self.broken = Some(error.clone());
-        }
-        done
-    }
-
-    /// Does all that comes before a moment.
-    fn reach(&mut self, moment: u64) -> Result<(), GpuError> {
-        while let Some(stream) = self.streams.holds(moment) {
-            self.step(stream)?;
-        }
-        Ok(())
-    }
-
-    fn perform(&mut self, op: Op) -> Result<(), GpuError> {
-        match op {
-            // SAFETY: whoever put the copy into the stream said that both stay live until it is done, which is now.
-            Op::Copy { to, from, bytes } => unsafe {
-                std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes)
-            },
-            // SAFETY: as above.
-            Op::Fill { to, byte, bytes } => unsafe { (to as *mut u8).write_bytes(byte, bytes) },
-            Op::Launch(launch) => {
-                self.launches += 1;
-                let seed = self.settings.seed;
-                // SAFETY: whoever launched it said that its views are live until it is done.
-                let ran = unsafe { crate::host::run(&launch, seed) };
-                ran.map_err(|e| GpuError::Fault { during: "a kernel", reason: e.to_string() })?;
-            }
-            // SAFETY: as for a launch.
-            Op::Multiply { product, a, b, c } => unsafe { streams::multiply(&product, a, b, c) },
-            Op::Free(at) => {
-                if let Some(memory) = self.allocated.remove(&at) {
-                    self.used -= memory.len() as u64;
-                }
-            }
-            Op::Record(_) | Op::Wait(_) => {}
-            Op::Replay(graph) => {
-                self.replays += 1;
-                for op in self.graphs.get(&graph).cloned().unwrap_or_default() {
-                    self.perform(op)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Gives ids back to the state they came from.
 #[derive(Debug)]
 struct Owner(Arc<Mutex<State>>);
@@ -238,7 +185,9 @@ impl DropEvent for Owner {
             return;
         }
         state.graphs.remove(&id);
-        state.moments.remove(&id);
+        if let Some(moment) = state.moments.remove(&id) {
+            state.times.remove(&moment);
+        }
     }
 }
 
@@ -305,14 +254,40 @@ impl Gpu for HostGpu {
     unsafe fn unregister(&self, _at: NonNull<u8>) {}
 
     unsafe fn copy_in(&self, stream: Stream, to: Address, from: *const u8, bytes: usize) -> Result<(), GpuError> {
+        self.state().host_bytes += bytes as u64;
+        self.state().copies_in += 1;
         self.put(stream, Op::Copy { to, from: from as u64, bytes })
     }
 
     unsafe fn copy_out(&self, stream: Stream, to: *mut u8, from: Address, bytes: usize) -> Result<(), GpuError> {
+        self.state().host_bytes += bytes as u64;
         self.put(stream, Op::Copy { to: to as u64, from, bytes })
     }
 
     unsafe fn copy(&self, stream: Stream, to: Address, from: Address, bytes: u64) -> Result<(), GpuError> {
+        self.put(stream, Op::Copy { to, from, bytes: bytes as usize })
+    }
+
+    fn reaches(&self, peer: &(dyn Gpu + 'static)) -> bool {
+        let peer = (peer as &dyn Any).downcast_ref::<Self>();
+        peer.is_some_and(|peer| !Arc::ptr_eq(&self.state, &peer.state) && peer.state().peers) && self.state().peers
+    }
+
+    unsafe fn copy_to_peer(
+        &self,
+        stream: Stream,
+        peer: &(dyn Gpu + 'static),
+        to: Address,
+        from: Address,
+        bytes: u64,
+    ) -> Result<(), GpuError> {
+        const DURING: &str = "a copy to another GPU";
+        if !self.reaches(peer) {
+            return Err(refused(DURING, "it is not reached"));
+        }
+        if let Some(peer) = (peer as &dyn Any).downcast_ref::<Self>() {
+            peer.state().check().map_err(|_| refused(DURING, "it has failed"))?;
+        }
         self.put(stream, Op::Copy { to, from, bytes: bytes as usize })
     }
 
@@ -324,26 +299,61 @@ impl Gpu for HostGpu {
         self.put(stream, Op::Launch(Box::new(*launch)))
     }
 
-    unsafe fn multiply(&self, product: &Product, a: View, b: View, c: View) -> Result<bool, GpuError> {
-        product.check(a, b, c)?;
-        if !self.state().products {
-            return Ok(false);
+    unsafe fn launch_behind(&self, stream: Stream, launch: &Launch) -> Result<(), GpuError> {
+        let mut state = self.state();
+        state.check()?;
+        state.behind += 1;
+        let before = if state.hasty { state.take_last(stream) } else { None };
+        state.put(stream, Op::Launch(Box::new(*launch)));
+        if let Some(before) = before {
+            state.put(stream, before);
         }
-        self.put(Stream::Compute, Op::Multiply { product: *product, a, b, c })?;
-        Ok(true)
+        Ok(())
+    }
+
+    unsafe fn multiply(&self, product: &Product, operands: &Operands) -> Result<bool, GpuError> {
+        product.check(operands)?;
+        let bare = !product.gelu && operands.added.is_none() && operands.bias.is_none();
+        let can = match self.state().products {
+            HostProducts::None => false,
+            HostProducts::Bare => bare,
+            HostProducts::All => true,
+        };
+        if can {
+            self.put(Stream::Compute, Op::Multiply(Box::new((*product, *operands))))?;
+        }
+        Ok(can)
     }
 
     fn event(&self) -> Result<Event, GpuError> {
         let mut state = self.state();
         state.check()?;
-        Ok(Event { id: state.id(), gpu: Box::new(Owner(self.state.clone())) })
+        Ok(Event { id: state.id(), timed: false, gpu: Box::new(Owner(self.state.clone())) })
+    }
+
+    fn timed_event(&self) -> Result<Event, GpuError> {
+        let mut event = self.event()?;
+        event.timed = true;
+        Ok(event)
+    }
+
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<Option<Duration>, GpuError> {
+        let state = self.state();
+        state.check()?;
+        let time = |event: &Event| *state.times.get(state.moments.get(&event.id)?)?;
+        Ok(time(to).zip(time(from)).and_then(|(to, from)| to.checked_duration_since(from)))
     }
 
     fn record(&self, stream: Stream, event: &Event) -> Result<(), GpuError> {
         let mut state = self.state();
         state.check()?;
         let moment = state.id();
-        state.moments.insert(event.id, moment);
+        if let Some(before) = state.moments.insert(event.id, moment) {
+            state.times.remove(&before);
+        }
+        if event.timed {
+            state.times.insert(moment, None);
+        }
         state.streams.push(stream, Op::Record(moment));
         Ok(())
     }
@@ -418,6 +428,7 @@ impl Gpu for HostGpu {
         state.stale.extend(state.allocated.drain());
         state.used = 0;
         state.graphs.clear();
+        state.times.clear();
         state.recordings.clear();
         state.broken = None;
         Ok(())

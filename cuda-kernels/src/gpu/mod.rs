@@ -10,20 +10,24 @@ mod error;
 mod host;
 #[cfg(feature = "cuda")]
 pub mod inventory;
+mod overlap;
 mod pcie;
+mod product;
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::ptr::NonNull;
-
-use genie_graph::DType;
+use std::time::Duration;
 
 pub use error::GpuError;
 #[cfg(feature = "host")]
-pub use host::{HostGpu, HostSettings};
+pub use host::{HostGpu, HostProducts, HostSettings};
+pub use overlap::try_overlap;
 pub use pcie::{Bandwidth, measure_pcie};
+pub use product::{Operands, Product, WeightLayout};
 
 use crate::kernel::Launch;
-use crate::view::{Address, Check, LaunchError, View};
+use crate::view::Address;
 
 /// What a GPU is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,10 +69,12 @@ impl Stream {
     pub const ALL: [Self; 3] = [Self::Compute, Self::Upload, Self::Download];
 }
 
-/// A moment in a stream. Made by [`Gpu::event`]; means nothing to another GPU.
+/// A moment in a stream. Made by [`Gpu::event`] or [`Gpu::timed_event`]; means nothing to another GPU.
 #[derive(Debug)]
 pub struct Event {
     pub(crate) id: u64,
+    /// Whether it is remembered when it passed.
+    pub(crate) timed: bool,
     pub(crate) gpu: Box<dyn DropEvent>,
 }
 
@@ -97,76 +103,6 @@ impl Drop for Graph {
     }
 }
 
-/// How the weight of a product is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WeightLayout {
-    /// `[n, k]`.
-    OutIn,
-    /// `[k, n]`.
-    InOut,
-}
-
-/// c = a x b, by a library: `a [batch, m, k]`, `b` as its layout says, `c [batch, m, n]`, all of one float type, sums in f32. Batches
-/// lie one after another; `b_step` and so on are elements from one to the next (0: the same for all).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Product {
-    /// Element type of all three.
-    pub dtype: DType,
-    /// How `b` lies.
-    pub layout: WeightLayout,
-    /// Rows of `a` and `c`.
-    pub m: u64,
-    /// Columns of `c`.
-    pub n: u64,
-    /// What is summed over.
-    pub k: u64,
-    /// How many products.
-    pub batch: u64,
-    /// Elements from one `a` to the next.
-    pub a_step: u64,
-    /// Elements from one `b` to the next.
-    pub b_step: u64,
-    /// Elements from one `c` to the next.
-    pub c_step: u64,
-    /// Whether c is added to what is there.
-    pub accumulate: bool,
-}
-
-impl Product {
-    /// Whether there is nothing to compute.
-    pub const fn is_empty(&self) -> bool {
-        self.m == 0 || self.n == 0 || self.batch == 0
-    }
-
-    /// Whether the views hold what it reads and writes, and no two of its products write the same.
-    ///
-    /// # Errors
-    /// [`LaunchError`].
-    pub fn check(&self, a: View, b: View, c: View) -> Result<(), LaunchError> {
-        let check = Check("multiply");
-        let Self { dtype, m, n, k, batch, a_step, b_step, c_step, .. } = *self;
-        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(check.wrong_type("a", dtype));
-        }
-        if self.is_empty() {
-            return Ok(());
-        }
-        for (what, view, sizes, step) in [("a", a, [m, k], a_step), ("b", b, [k, n], b_step), ("c", c, [m, n], c_step)]
-        {
-            if view.dtype != dtype {
-                return Err(check.wrong_type(what, view.dtype));
-            }
-            check.aligned(what, view, dtype.bytes())?;
-            let before = check.product(what, &[batch - 1, step])?;
-            let needed = check.product(what, &sizes)?.saturating_add(before);
-            if needed > view.elements {
-                return Err(LaunchError::Elements { kernel: check.0, what, expected: needed, got: view.elements });
-            }
-        }
-        check.size("the step of c", c_step, batch == 1 || c_step >= m.saturating_mul(n), "at least one product")
-    }
-}
-
 /// Free and all bytes of a GPU's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -180,7 +116,7 @@ pub struct Memory {
 ///
 /// Calls may come from any thread. Whatever is put into a stream is done later; `unsafe` ones say what must stay as it is until
 /// then. An error that [`GpuError::is_sticky`] says yes to has ended everything on the GPU: only [`Gpu::revive`] helps.
-pub trait Gpu: Send + Sync + Debug + 'static {
+pub trait Gpu: Any + Send + Sync + Debug {
     /// What it is.
     fn properties(&self) -> &Properties;
 
@@ -257,6 +193,26 @@ pub trait Gpu: Send + Sync + Debug + 'static {
     /// [`GpuError`].
     unsafe fn copy(&self, stream: Stream, to: Address, from: Address, bytes: u64) -> Result<(), GpuError>;
 
+    /// Whether [`Self::copy_to_peer`] gets to another GPU's memory. The first to ask sets that up where it can be.
+    fn reaches(&self, peer: &(dyn Gpu + 'static)) -> bool;
+
+    /// Copies this GPU's memory to that of another which it [reaches](Self::reaches), without the host between them. Streams of the
+    /// other know nothing of it.
+    ///
+    /// # Safety
+    /// Both are live until the copy is done, and nobody uses `to` meanwhile: what the other GPU's streams do with it is done.
+    ///
+    /// # Errors
+    /// [`GpuError`]; [`GpuError::Refused`] where the other is not reached, or has failed.
+    unsafe fn copy_to_peer(
+        &self,
+        stream: Stream,
+        peer: &(dyn Gpu + 'static),
+        to: Address,
+        from: Address,
+        bytes: u64,
+    ) -> Result<(), GpuError>;
+
     /// Makes every byte `byte`.
     ///
     /// # Safety
@@ -275,21 +231,46 @@ pub trait Gpu: Send + Sync + Debug + 'static {
     /// [`GpuError`]. A fault of the kernel shows later, wherever its stream is waited for.
     unsafe fn launch(&self, stream: Stream, launch: &Launch) -> Result<(), GpuError>;
 
-    /// c = a x b by a library of matrix products; `false` where there is none, or it has no way for these sizes: nothing was
-    /// done.
+    /// As [`Self::launch`], of a kernel that the caller puts right behind another kernel of this crate's: where the GPU can, its blocks
+    /// come while that one still runs, and wait there for its results. What they do before they wait touches nothing but weights that
+    /// were said to be constant ([`crate::launch::weight::Weight::constant`]).
+    ///
+    /// # Safety
+    /// As [`Self::launch`]; and what the caller put into the stream last is a kernel, by `launch` or this, so that what comes before
+    /// that one is done when this one's blocks come.
+    ///
+    /// # Errors
+    /// [`GpuError`], as of [`Self::launch`].
+    unsafe fn launch_behind(&self, stream: Stream, launch: &Launch) -> Result<(), GpuError>;
+
+    /// A product by a library of matrix products; `false` where there is none, or it has no way for this one: nothing was done.
     ///
     /// # Safety
     /// As [`Self::launch`].
     ///
     /// # Errors
     /// [`GpuError`]; [`GpuError::Refused`] where [`Product::check`] says no.
-    unsafe fn multiply(&self, product: &Product, a: View, b: View, c: View) -> Result<bool, GpuError>;
+    unsafe fn multiply(&self, product: &Product, operands: &Operands) -> Result<bool, GpuError>;
 
     /// A new event, which counts as passed until it is recorded.
     ///
     /// # Errors
     /// [`GpuError`].
     fn event(&self) -> Result<Event, GpuError>;
+
+    /// As [`Self::event`], for [`Self::elapsed`]: to record it costs more.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    fn timed_event(&self) -> Result<Event, GpuError>;
+
+    /// How long after `from` the moment `to` was, by the GPU's clock, which counts in half microseconds at best, and more coarsely
+    /// the further the two are apart. `None`: `to` was first, or one of them has not passed, was not recorded since a revival, or is
+    /// not timed.
+    ///
+    /// # Errors
+    /// What went wrong on the GPU up to then.
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<Option<Duration>, GpuError>;
 
     /// From now on the event is this moment of the stream.
     ///

@@ -90,5 +90,7 @@ impl Drop for Buffers<'_> {
             self.gpu.free(self.device);
             self.gpu.unpin(self.host);
         }
+        // Only now it is free again for whoever asks how much there is.
+        let _ = self.wait(Stream::Compute);
     }
 }

@@ -27,15 +27,17 @@ pub enum Activation {
 }
 
 /// `y = activation(sum + bias) * factor + residual`, in f32, rounded once to y's type.
+///
+/// A factor or a residual that is y itself is of y's type.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue {
     /// `[n]`, a float type of its own.
     pub bias: Option<View>,
     /// After the bias.
     pub activation: Activation,
-    /// As y in shape and type. May be y itself.
+    /// As y in shape, of a float type of its own. May be y itself.
     pub factor: Option<View>,
-    /// As y in shape and type. May be y itself.
+    /// As y in shape, of a float type of its own. May be y itself.
     pub residual: Option<View>,
 }
 
@@ -48,43 +50,50 @@ pub(crate) struct EpilogueParams {
     pub(crate) residual: Address,
     pub(crate) activation: u32,
     pub(crate) bias_type: u32,
+    pub(crate) factor_type: u32,
+    pub(crate) residual_type: u32,
 }
 
 impl Epilogue {
     /// Types and sizes for a result `y` of `n` columns, which has its number of elements.
     pub(crate) fn params(&self, check: Check, y: View, n: u64) -> Result<EpilogueParams, LaunchError> {
-        if let Some(bias) = self.bias {
-            if !bias.dtype.is_float() {
-                return Err(check.wrong_type("bias", bias.dtype));
-            }
-            check.tensor("bias", bias, n)?;
-        }
-        for (what, tensor) in [("factor", self.factor), ("residual", self.residual)] {
+        let all =
+            [("bias", self.bias, n), ("factor", self.factor, y.elements), ("residual", self.residual, y.elements)];
+        for (what, tensor, elements) in all {
             let Some(tensor) = tensor else { continue };
-            check.same_type(what, tensor, y)?;
-            check.tensor(what, tensor, y.elements)?;
+            if !tensor.dtype.is_float() {
+                return Err(check.wrong_type(what, tensor.dtype));
+            }
+            check.tensor(what, tensor, elements)?;
+            if tensor.at == y.at && y.elements > 0 {
+                check.same_type(what, tensor, y)?;
+            }
         }
+        let code = |tensor: Option<View>| type_code(tensor.map_or(DType::F32, |tensor| tensor.dtype));
         Ok(EpilogueParams {
             bias: address(self.bias),
             factor: address(self.factor),
             residual: address(self.residual),
             activation: self.activation as u32,
-            bias_type: type_code(self.bias.map_or(DType::F32, |bias| bias.dtype)),
+            bias_type: code(self.bias),
+            factor_type: code(self.factor),
+            residual_type: code(self.residual),
         })
     }
 }
 
 impl EpilogueParams {
-    /// The same for the part of the result that begins `elements` of `bytes` each behind.
-    pub(crate) fn behind(mut self, elements: u64, bytes: u64) -> Self {
-        for tensor in [&mut self.factor, &mut self.residual] {
+    /// The same for the part of the result that begins so many elements behind.
+    pub(crate) fn behind(mut self, elements: u64) -> Self {
+        for (tensor, code) in [(&mut self.factor, self.factor_type), (&mut self.residual, self.residual_type)] {
+            let bytes = if code == type_code(DType::F32) { 4 } else { 2 };
             *tensor += if *tensor == 0 { 0 } else { elements * bytes };
         }
         self
     }
 }
 
-/// What is done to each row of x first. The result is rounded to x's type, as if it had been stored.
+/// What is done to each row of x first, in f32.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Prologue {
     /// Nothing.

@@ -5,7 +5,7 @@ use genie_graph::{DType, LinearLayout, QuantFormat};
 
 use super::epilogue::{Epilogue, EpilogueParams, Prologue, address, type_code};
 use super::weight::Weight;
-use super::workspace::{self, Machine, RESIDENT};
+use super::workspace::{self, MOST_SPLITS, Machine, RESIDENT};
 use crate::kernel::{self, Kernel, Launch};
 use crate::view::{Address, Check, LaunchError, View};
 
@@ -14,7 +14,10 @@ use crate::view::{Address, Check, LaunchError, View};
 pub struct Matvec {
     /// `[rows, k]`, a float type. Must not overlap `y`.
     pub x: View,
-    /// `[rows, n]`, of x's type.
+    /// The float type that elements of x are rounded to behind the prologue: x's own, or a narrower one. Of a weight's 16-bit type, it
+    /// takes the matrix units.
+    pub x_as: DType,
+    /// `[rows, n]`, a float type.
     pub y: View,
     /// Any float type in either layout, or quantised.
     pub weight: Weight,
@@ -53,12 +56,15 @@ const WARPS: u64 = THREADS as u64 / 32;
 const LEAST_CHUNK: u64 = 256;
 /// Twin of `HEAD_BYTES` in `matvec.cuh`.
 const HEAD_BYTES: u64 = WARPS * 32 * 8 * 4 + 128;
+/// Stages of a block that has a multiprocessor to itself.
+const DEEP_STAGES: u64 = 8;
 /// What a multiprocessor keeps of its shared memory for each block.
 const RESERVED: u64 = 1024;
 
 const ALIGNED_X: u32 = 1;
 const ALIGNED_NORM: u32 = 2;
 const ALIGNED_WEIGHT: u32 = 4;
+const CONSTANT_WEIGHT: u32 = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -85,6 +91,8 @@ struct MatvecParams {
     aligned: u32,
     eps: f32,
     weight_type: u32,
+    as_type: u32,
+    y_type: u32,
 }
 
 /// A kernel and its tile: twins of the constants of its policy.
@@ -134,7 +142,11 @@ impl Matvec {
     pub fn launches(&self, workspace: View, machine: Machine) -> Result<[Option<Launch>; 2], LaunchError> {
         let &Self { x, y, weight, rows, n, k, .. } = self;
         CHECK.size("rows", rows, rows <= MOST_ROWS, "0 to 16")?;
-        CHECK.same_type("y", y, x)?;
+        for (what, dtype) in [("x", x.dtype), ("what x is rounded to", self.x_as), ("y", y.dtype)] {
+            if !dtype.is_float() {
+                return Err(CHECK.wrong_type(what, dtype));
+            }
+        }
         CHECK.tensor("x", x, CHECK.product("x", &[rows, k])?)?;
         CHECK.tensor("y", y, CHECK.product("y", &[rows, n])?)?;
         weight.check(CHECK, 1, n, k)?;
@@ -160,6 +172,9 @@ impl Matvec {
         if begins && (row * weight.view.dtype.bytes()) % 16 == 0 {
             aligned |= ALIGNED_WEIGHT;
         }
+        if weight.constant && self.gate.is_none_or(|gate| gate.weight.constant) {
+            aligned |= CONSTANT_WEIGHT;
+        }
         let params = MatvecParams {
             x: x.at,
             weight: weight.view.at,
@@ -184,12 +199,13 @@ impl Matvec {
             aligned,
             eps: norm.eps,
             weight_type: weight.code(),
+            as_type: type_code(self.x_as),
+            y_type: type_code(y.dtype),
         };
-        let bytes = x.dtype.bytes();
         let rest = (rows > ROWS).then(|| MatvecParams {
-            x: x.at + ROWS * k * bytes,
-            y: y.at + ROWS * n * bytes,
-            epilogue: params.epilogue.behind(ROWS * n, bytes),
+            x: x.at + ROWS * k * x.dtype.bytes(),
+            y: y.at + ROWS * n * y.dtype.bytes(),
+            epilogue: params.epilogue.behind(ROWS * n),
             rows: (rows - ROWS) as u32,
             ..params
         });
@@ -212,9 +228,6 @@ impl Matvec {
     }
 
     fn policy(&self) -> Result<Policy, LaunchError> {
-        if !self.x.dtype.is_float() {
-            return Err(CHECK.wrong_type("x", self.x.dtype));
-        }
         if let Some(format) = self.weight.format {
             let (kernel, stage, block_bytes) = match format {
                 QuantFormat::Q8_0 => (&kernel::MATVEC_Q8_0, 16 * 160, 0),
@@ -223,7 +236,7 @@ impl Matvec {
                 QuantFormat::Q4_1 => (&kernel::MATVEC_Q4_1, 16 * 96, ROWS * 4),
             };
             // As many bf16 as hold an element.
-            let x_bytes = match self.x.dtype {
+            let x_bytes = match self.x_as {
                 DType::F32 => 6,
                 DType::F16 => 4,
                 _ => 2,
@@ -245,7 +258,7 @@ impl Matvec {
         let wide = 16 / self.weight.view.dtype.bytes();
         let scalar_out_in = Policy { tile: 4, step: 32 * wide, sums: 32, ..scalar };
         let scalar_in_out = Policy { tile: 32 * wide, step: 4, sums: 32 * wide * ROWS, ..scalar };
-        let (policy, kernel) = match (self.weight.layout, self.weight.view.dtype, self.x.dtype) {
+        let (policy, kernel) = match (self.weight.layout, self.weight.view.dtype, self.x_as) {
             (LinearLayout::OutIn, DType::F16, DType::F16) => (out_in, &kernel::MATVEC_F16_OUT_IN),
             (LinearLayout::InOut, DType::F16, DType::F16) => (in_out, &kernel::MATVEC_F16_IN_OUT),
             (LinearLayout::OutIn, DType::BF16, DType::BF16) => (out_in, &kernel::MATVEC_BF16_OUT_IN),
@@ -262,23 +275,46 @@ impl Matvec {
     fn plan(&self, machine: Machine) -> Result<Plan, LaunchError> {
         machine.check(CHECK)?;
         let policy = self.policy()?;
-        // Packs of x are eight elements.
-        let granule = policy.step.max(8);
         let shared = u64::from(machine.shared);
+        let tiles = self.n.div_ceil(policy.tile);
+        // A block that has a multiprocessor to itself has twice as much on its way: then half of the multiprocessors keep the memory
+        // busy. Parts of sums that meet in memory cost more than the others would bring: a microsecond, in which 4 MB come.
+        let half = u64::from(machine.sms).div_ceil(2);
+        if tiles > 0 && tiles < u64::from(machine.sms) {
+            let chunk = policy.chunk(self.k, half.div_ceil(tiles).min(MOST_SPLITS));
+            let steps = chunk.div_ceil(WARPS * policy.step) * if self.gate.is_some() { 2 } else { 1 };
+            let stages = if steps < 4 { 4 } else { DEEP_STAGES };
+            if chunk <= policy.most_chunk(shared, stages) {
+                return Ok(Plan { policy, tiles, chunk, splits: self.k.div_ceil(chunk).max(1), stages });
+            }
+        }
         // Four stages want at least half of what there is left for x.
         let stages = if 8 * WARPS * policy.stage <= shared { 4 } else { 2 };
-        let free = shared
-            .saturating_sub(WARPS * stages * policy.stage + HEAD_BYTES + ROWS * (policy.pad + 63) * policy.x_bytes);
-        let fits = free * 32 / (ROWS * policy.x_bytes * 32 + policy.block_bytes) / granule * granule;
+        let fits = policy.most_chunk(shared, stages);
         CHECK.size("shared", shared, fits > 0, "64 KiB or more, as every GPU has")?;
-
-        let tiles = self.n.div_ceil(policy.tile);
-        let wanted = machine.splits(tiles);
-        let chunk = self.k.div_ceil(wanted).max(LEAST_CHUNK.min(self.k.max(1))).div_ceil(granule) * granule;
-        let chunk = chunk.min(fits);
+        let chunk = policy.chunk(self.k, machine.splits(tiles)).min(fits);
         let splits = self.k.div_ceil(chunk).max(1);
         CHECK.size("k", self.k, splits < 1 << 16, "no more than 65535 of the parts that fit into shared memory")?;
         Ok(Plan { policy, tiles, chunk, splits, stages })
+    }
+}
+
+impl Policy {
+    /// Parts of a sum are multiples of this: packs of x are eight elements.
+    fn granule(&self) -> u64 {
+        self.step.max(8)
+    }
+
+    /// Elements of each of `parts` parts of a sum.
+    fn chunk(&self, k: u64, parts: u64) -> u64 {
+        k.div_ceil(parts).max(LEAST_CHUNK.min(k.max(1))).next_multiple_of(self.granule())
+    }
+
+    /// The most elements of which shared memory holds all rows beside so many stages.
+    fn most_chunk(&self, shared: u64, stages: u64) -> u64 {
+        let others = WARPS * stages * self.stage + HEAD_BYTES + ROWS * (self.pad + 63) * self.x_bytes;
+        let free = shared.saturating_sub(others);
+        free * 32 / (ROWS * self.x_bytes * 32 + self.block_bytes) / self.granule() * self.granule()
     }
 }
 
@@ -303,5 +339,82 @@ impl Plan {
         CHECK.size("n", params.n, columns < 1 << 31, "no more tiles than a grid has blocks")?;
         let grid = [columns as u32, self.splits as u32, 1];
         Ok(Launch::new(policy.kernel, grid, [THREADS, 1, 1], shared as u32, params))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H200: Machine = Machine { sms: 132, shared: 227 << 10 };
+    const A100: Machine = Machine { sms: 108, shared: 163 << 10 };
+    const T4: Machine = Machine { sms: 40, shared: 64 << 10 };
+
+    /// Columns and elements of each sum of the products of a decode step: GPT-2 XL, GPT-J 6B, Llama 8B.
+    const PRODUCTS: [(u64, u64); 14] = [
+        (4800, 1600),
+        (1600, 1600),
+        (6400, 1600),
+        (1600, 6400),
+        (50_257, 1600),
+        (4096, 4096),
+        (16_384, 4096),
+        (4096, 16_384),
+        (50_400, 4096),
+        (1024, 4096),
+        (6144, 4096),
+        (14_336, 4096),
+        (4096, 14_336),
+        (128_256, 4096),
+    ];
+
+    fn plan(layout: LinearLayout, n: u64, k: u64, rows: u64, machine: Machine) -> (Plan, Launch) {
+        // Addresses are only looked at for their alignment.
+        let view = |elements| View::new(1 << 20, DType::BF16, elements);
+        let weight = Weight::plain(view(n * k), layout);
+        let (x, y) = (view(rows * k), view(rows * n));
+        let (prologue, epilogue) = (Prologue::None, Epilogue::default());
+        let matvec = Matvec { x, x_as: DType::BF16, y, weight, gate: None, prologue, epilogue, rows, n, k };
+        let workspace = View::new(1 << 20, DType::U8, matvec.workspace_bytes(machine).expect("a product"));
+        let launches = matvec.launches(workspace, machine).expect("a product");
+        (matvec.plan(machine).expect("a product"), launches[0].expect("rows"))
+    }
+
+    #[test]
+    fn enough_of_the_weight_is_on_its_way() {
+        // Bandwidth times latency of memory, for each multiprocessor.
+        for (machine, wanted) in [(H200, 34 << 10), (A100, 16 << 10), (T4, 6 << 10)] {
+            for layout in [LinearLayout::OutIn, LinearLayout::InOut] {
+                for (n, k) in PRODUCTS {
+                    for rows in [1, 8] {
+                        let (plan, launch) = plan(layout, n, k, rows, machine);
+                        let [columns, parts, _] = launch.grid.map(u64::from);
+                        let most = plan.chunk.div_ceil(WARPS * plan.policy.step).min(plan.stages - 1);
+                        let resident = (u64::from(machine.shared) + RESERVED) / (u64::from(launch.shared) + RESERVED);
+                        let blocks = (columns * parts).min(resident * u64::from(machine.sms));
+                        let on_its_way = blocks * WARPS * most * plan.policy.stage;
+                        let all = n * k * 2;
+                        assert!(
+                            on_its_way >= (wanted * u64::from(machine.sms)).min(all / 2),
+                            "{layout:?} [{n}, {k}] of {rows} rows: {on_its_way} bytes by {blocks} blocks on {machine:?}"
+                        );
+                        assert!(resident > 0 && launch.shared <= machine.shared);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_are_cut_where_there_are_few_tiles() {
+        let parts = |layout, n, k, machine| plan(layout, n, k, 1, machine).0.splits;
+        // Of GPT-2 XL's, whose weights lie [k, n]: 75, 100 and 25 tiles on 132 multiprocessors.
+        assert_eq!(parts(LinearLayout::InOut, 4800, 1600, H200), 1);
+        assert_eq!(parts(LinearLayout::InOut, 6400, 1600, H200), 1);
+        assert_eq!(parts(LinearLayout::InOut, 1600, 1600, H200), 3);
+        assert_eq!(parts(LinearLayout::InOut, 1600, 6400, H200), 3);
+        // Sums of 16,384 do not fit beside eight stages, and so are cut for two blocks a multiprocessor.
+        assert_eq!(parts(LinearLayout::OutIn, 4096, 4096, H200), 1);
+        assert_eq!(parts(LinearLayout::OutIn, 4096, 16_384, H200), 2);
     }
 }

@@ -47,7 +47,7 @@ struct NormParams {
     weight_type: u32,
     bias_type: u32,
     centred: u32,
-    padding: u32,
+    y_type: u32,
 }
 
 const WARP: u64 = 32;
@@ -58,10 +58,10 @@ const BLOCK: u64 = 512;
 /// Packs of 16 bytes that a thread holds at the most.
 const PACKS: u64 = 4;
 
-/// The norm of each row of x `[rows, width]`, float, into y of the same shape and type, both contiguous. Sums are in
-/// f32.
+/// The norm of each row of x `[rows, width]`, float, into y of the same shape, of a float type of its own, both contiguous. Sums are
+/// in f32, and the result is rounded once.
 ///
-/// y may be x or the residual, but not `sum`.
+/// y may be x or the residual where it has their type, but not `sum`.
 ///
 /// # Errors
 /// [`LaunchError`].
@@ -84,9 +84,12 @@ pub fn norm(
     let mut tensors = vec![("x", x), ("y", y)];
     tensors.extend(add.into_iter().flat_map(|a| [("residual", a.residual), ("sum", a.sum)]));
     for &(what, view) in &tensors {
-        check.same_type(what, view, x)?;
+        if what != "y" || [Some(x.at), add.map(|a| a.residual.at)].contains(&Some(y.at)) {
+            check.same_type(what, view, x)?;
+        }
         check.tensor(what, view, elements)?;
     }
+    let y_type = floats::code(check, "y", y)?;
     let weight_type = floats::code(check, "weight", weight)?;
     let bias_type = bias.map_or(Ok(0), |bias| floats::code(check, "bias", bias))?;
     check.tensor("weight", weight, width)?;
@@ -125,7 +128,7 @@ pub fn norm(
         weight_type,
         bias_type,
         centred: u32::from(bias.is_some()),
-        padding: 0,
+        y_type,
     };
     let kernel = floats::pick(check, "x", x, kernels)?;
     Ok(Some(Launch::new(kernel, [blocks as u32, 1, 1], [threads, 1, 1], 0, &params)))

@@ -14,17 +14,25 @@ pub struct Weight {
     pub format: Option<QuantFormat>,
     /// Which way its rows lie.
     pub layout: LinearLayout,
+    /// Whether it is nobody's result: no kernel that may still run when a launch begins writes it. It may be read before they have
+    /// ended (see [`crate::gpu::Gpu::launch_behind`]).
+    pub constant: bool,
 }
 
 impl Weight {
     /// Floats, row-major.
     pub const fn plain(view: View, layout: LinearLayout) -> Self {
-        Self { view, format: None, layout }
+        Self { view, format: None, layout, constant: false }
     }
 
     /// Rows of blocks, one a column of the result.
     pub const fn quantised(view: View, format: QuantFormat) -> Self {
-        Self { view, format: Some(format), layout: LinearLayout::OutIn }
+        Self { view, format: Some(format), layout: LinearLayout::OutIn, constant: false }
+    }
+
+    /// The same, [`Self::constant`] or not.
+    pub const fn with_constant(self, constant: bool) -> Self {
+        Self { constant, ..self }
     }
 
     /// Type, size and alignment; `matrices` of them lie one after another.

@@ -1,8 +1,9 @@
 //! Copies, fills, and host memory that is pinned or registered.
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use genie_cuda_kernels::gpu::{Stream, measure_pcie};
+use genie_cuda_kernels::gpu::{Gpu, GpuError, Stream, measure_pcie};
 
 use super::support::{Buffer, after, finish, gpus, pattern, stand_in};
 
@@ -18,6 +19,58 @@ fn bytes_come_back_as_they_went() {
             assert_eq!(second.read(), sent, "{bytes} bytes");
         }
     }
+}
+
+/// Two GPUs, of which the first reaches the other's memory where it may: two stand-ins, and the first two of a machine where GPUs are
+/// asked for and there are two.
+fn pairs() -> Vec<[Arc<dyn Gpu>; 2]> {
+    let stand_ins: [Arc<dyn Gpu>; 2] = [Arc::new(stand_in()), Arc::new(stand_in())];
+    std::iter::once(stand_ins).chain(real_pair()).collect()
+}
+
+#[cfg(feature = "cuda")]
+fn real_pair() -> Option<[Arc<dyn Gpu>; 2]> {
+    use genie_cuda_kernels::gpu::cuda;
+    let asked = std::env::var("GENIE_TEST_GPU").is_ok_and(|value| value == "1");
+    let two = asked && cuda::probe().is_ok_and(|all| all.len() > 1);
+    let open = |number| -> Arc<dyn Gpu> { Arc::new(cuda::open(number).expect("GENIE_TEST_GPU=1 asks for GPUs")) };
+    two.then(|| [0, 1].map(open))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn real_pair() -> Option<[Arc<dyn Gpu>; 2]> {
+    None
+}
+
+#[test]
+fn bytes_go_from_one_gpu_to_another() {
+    for [here, there] in pairs() {
+        if !here.reaches(&*there) {
+            continue;
+        }
+        let sent = pattern(100_003, 4);
+        let (from, to) = (Buffer::holding(&here, &sent), Buffer::holding(&there, &pattern(100_103, 9)));
+        // SAFETY: both live on, and the copy is waited for before anybody looks.
+        unsafe { here.copy_to_peer(Stream::Download, &*there, to.at + 50, from.at, 100_003) }.expect("a copy");
+        finish(&*here, Stream::Download);
+        let (seen, around) = (to.read(), pattern(100_103, 9));
+        assert!(seen[50..100_053] == sent && seen[..50] == around[..50] && seen[100_053..] == around[100_053..]);
+        // Nothing at all goes, too.
+        // SAFETY: no byte is touched.
+        unsafe { here.copy_to_peer(Stream::Download, &*there, to.at, from.at, 0) }.expect("no copy");
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_reached_is_refused() {
+    let (here, there) = (stand_in(), stand_in());
+    assert!(here.reaches(&there));
+    assert!(!here.reaches(&here.clone()), "it is no peer of its own");
+    there.set_peers(false);
+    assert!(!here.reaches(&there) && !there.reaches(&here));
+    // SAFETY: nothing is copied.
+    let refused = unsafe { here.copy_to_peer(Stream::Download, &there, 0, 0, 1) };
+    assert!(matches!(refused, Err(GpuError::Refused { .. })), "{refused:?}");
 }
 
 #[test]

@@ -3,9 +3,12 @@
 #![cfg(feature = "host")]
 
 mod copies;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod driver;
 mod graphs;
 mod memory;
 mod order;
+mod overlap;
 mod products;
 mod revival;
 mod support;

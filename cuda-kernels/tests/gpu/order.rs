@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use genie_cuda_kernels::gpu::{Gpu, Stream};
 
@@ -101,6 +102,37 @@ fn an_event_is_past_until_it_is_recorded_and_after_its_moment() {
         }
         assert_eq!(buffer.read(), vec![3; 1 << 20]);
         gpu.synchronize(&event).expect("no error");
+    }
+}
+
+#[test]
+fn timed_events_tell_how_far_apart_they_are() {
+    for gpu in gpus() {
+        let buffer = Buffer::new(&gpu, 8 << 20);
+        let [first, last] = [0, 1].map(|_| gpu.timed_event().expect("an event"));
+        let plain = gpu.event().expect("an event");
+        assert_eq!(gpu.elapsed(&first, &last).expect("no error"), None, "they were not recorded");
+        let began = Instant::now();
+        gpu.record(Stream::Compute, &first).expect("recorded");
+        for byte in 0..20 {
+            // SAFETY: the buffer lives on until that is done.
+            unsafe { gpu.fill(Stream::Compute, buffer.at, byte, 8 << 20) }.expect("a fill");
+        }
+        gpu.record(Stream::Compute, &last).expect("recorded");
+        gpu.record(Stream::Compute, &plain).expect("recorded");
+        gpu.synchronize(&plain).expect("no error");
+        let took = gpu.elapsed(&first, &last).expect("no error").expect("both have passed");
+        assert!(took > Duration::ZERO && took <= began.elapsed(), "{took:?}");
+        for (from, to) in [(&last, &first), (&first, &plain), (&plain, &last)] {
+            assert_eq!(gpu.elapsed(from, to).expect("no error"), None);
+        }
+        // What was the first moves on, and is the last.
+        // SAFETY: as above.
+        unsafe { gpu.fill(Stream::Compute, buffer.at, 1, 8 << 20) }.expect("a fill");
+        gpu.record(Stream::Compute, &first).expect("recorded again");
+        finish(&*gpu, Stream::Compute);
+        assert_eq!(gpu.elapsed(&first, &last).expect("no error"), None);
+        assert!(gpu.elapsed(&last, &first).expect("no error").is_some());
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use genie_cuda_kernels::View;
-use genie_cuda_kernels::gpu::{Gpu, GpuError, Product, WeightLayout};
+use genie_cuda_kernels::gpu::{Gpu, GpuError, Operands, Product, WeightLayout};
 use genie_graph::DType;
 use half::{bf16, f16};
 
@@ -14,7 +14,7 @@ const LAYOUTS: [WeightLayout; 2] = [WeightLayout::OutIn, WeightLayout::InOut];
 
 fn product(dtype: DType, layout: WeightLayout, [m, n, k]: [u64; 3], batch: u64) -> Product {
     let (a_step, b_step, c_step) = (m * k, n * k, m * n);
-    Product { dtype, layout, m, n, k, batch, a_step, b_step, c_step, accumulate: false }
+    Product { dtype, c_type: dtype, layout, m, n, k, batch, a_step, b_step, c_step, gelu: false }
 }
 
 fn encode(dtype: DType, value: f32) -> Vec<u8> {
@@ -60,14 +60,34 @@ impl Matrix {
     }
 }
 
+/// What is added to a product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct More {
+    /// The result as it was.
+    itself: bool,
+    /// Another matrix.
+    other: bool,
+    bias: bool,
+}
+
+const NOTHING: More = More { itself: false, other: false, bias: false };
+
 /// Runs a product; false if the library has no way. Elements of `c` between the steps must stay.
-fn check(gpu: &Arc<dyn Gpu>, product: &Product, skip: usize) -> bool {
-    let Product { dtype, layout, m, n, k, batch, a_step, b_step, c_step, accumulate } = *product;
+fn check(gpu: &Arc<dyn Gpu>, product: &Product, skip: usize, more: More) -> bool {
+    let Product { dtype, c_type, layout, m, n, k, batch, a_step, b_step, c_step, gelu } = *product;
     let a = Matrix::random(gpu, dtype, (batch - 1) * a_step + m * k, 1, skip);
     let b = Matrix::random(gpu, dtype, (batch - 1) * b_step + n * k, 2, skip);
-    let c = Matrix::random(gpu, dtype, (batch - 1) * c_step + m * n, 3, skip);
+    let c = Matrix::random(gpu, c_type, (batch - 1) * c_step + m * n, 3, skip);
+    let other = Matrix::random(gpu, c_type, (batch - 1) * c_step + m * n, 4, skip);
+    let bias = Matrix::random(gpu, c_type, n, 5, 0);
+    let added = if more.itself { Some(&c) } else { Some(&other).filter(|_| more.other) };
+    let operands = Operands {
+        added: added.map(Matrix::view),
+        bias: more.bias.then(|| bias.view()),
+        ..Operands::new(a.view(), b.view(), c.view())
+    };
     // SAFETY: the matrices live on until `now` has waited.
-    if !unsafe { gpu.multiply(product, a.view(), b.view(), c.view()) }.expect("no error") {
+    if !unsafe { gpu.multiply(product, &operands) }.expect("no error") {
         assert_eq!(c.now(), c.values, "nothing was done");
         return false;
     }
@@ -82,21 +102,29 @@ fn check(gpu: &Arc<dyn Gpu>, product: &Product, skip: usize) -> bool {
         };
         let (sum, size) = (0..k).map(term).fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
         let at = (of * c_step + row * n + column) as usize;
-        let before = if accumulate { c.values[at] } else { 0.0 };
+        let mut before = added.map_or(0.0, |added| added.values[at]);
+        before += if more.bias { bias.values[column as usize] } else { 0.0 };
         // Sums in f32, in any order: at most one rounding a term, and one of the result.
-        let last = match dtype {
+        let last = match c_type {
             DType::F16 => 2.0_f64.powi(-11),
             DType::BF16 => 2.0_f64.powi(-8),
             _ => 2.0_f64.powi(-24),
         };
-        let error =
-            size * k as f64 * 2.0_f64.powi(-24) + (sum + before).abs() * last + before.abs() * 2.0_f64.powi(-24);
-        expected[at] = (sum + before, error + 1e-7);
+        let value = if gelu { gelu_of(sum + before) } else { sum + before };
+        // The library's hyperbolic tangent is an approximation. No function here is steeper than 1.2.
+        let of_gelu = if gelu { 1e-3 * value.abs().max(1e-1) } else { 0.0 };
+        let sums = 1.2 * (size * k as f64 + 2.0 * before.abs()) * 2.0_f64.powi(-24);
+        expected[at] = (value, sums + value.abs() * last + of_gelu + 1e-7);
     }
     for (at, (&got, (value, error))) in c.now().iter().zip(expected).enumerate() {
-        assert!((got - value).abs() <= error, "{product:?}, element {at}: {got}, expected {value} within {error}");
+        let what = format!("{product:?}, {more:?}, element {at}");
+        assert!((got - value).abs() <= error, "{what}: {got}, expected {value} within {error}");
     }
     true
+}
+
+fn gelu_of(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
 }
 
 #[test]
@@ -106,8 +134,34 @@ fn products_are_those_of_plain_sums() {
             for layout in LAYOUTS {
                 for sizes in [[1, 64, 128], [8, 32, 16], [64, 48, 80], [16, 8, 256]] {
                     let product = product(dtype, layout, sizes, 1);
-                    assert!(check(&gpu, &product, 0), "no way (no cuBLASLt?) for {product:?}");
-                    assert!(check(&gpu, &Product { accumulate: true, ..product }, 0), "no way for {product:?}, added");
+                    assert!(check(&gpu, &product, 0, NOTHING), "no way (no cuBLASLt?) for {product:?}");
+                    let itself = More { itself: true, ..NOTHING };
+                    assert!(check(&gpu, &product, 0, itself), "no way for {product:?}, added");
+                }
+            }
+        }
+    }
+}
+
+/// Factors of 16 bits and a result of 32, and what a layer does to its sums.
+#[test]
+fn results_are_wide_and_finished() {
+    for gpu in gpus() {
+        for dtype in TYPES {
+            for layout in LAYOUTS {
+                for c_type in [DType::F32, dtype] {
+                    let plain = Product { c_type, ..product(dtype, layout, [64, 48, 80], 1) };
+                    assert!(check(&gpu, &plain, 0, NOTHING), "no way for {plain:?}");
+                    for (gelu, other, bias) in [
+                        (false, true, false),
+                        (false, false, true),
+                        (false, true, true),
+                        (true, false, false),
+                        (true, false, true),
+                    ] {
+                        // The library may have no way for some; then nothing was done.
+                        check(&gpu, &Product { gelu, ..plain }, 0, More { other, bias, itself: false });
+                    }
                 }
             }
         }
@@ -123,11 +177,14 @@ fn odd_sizes_and_addresses_are_right_or_refused() {
                 for (sizes, skip) in
                     [[1, 1, 1], [3, 5, 7], [33, 17, 65], [2, 129, 31]].into_iter().zip(skips.into_iter().cycle())
                 {
-                    check(&gpu, &product(dtype, layout, sizes, 1), skip);
+                    check(&gpu, &product(dtype, layout, sizes, 1), skip, NOTHING);
                 }
             }
         }
-        assert!(check(&gpu, &product(DType::F32, WeightLayout::OutIn, [3, 5, 7], 1), 4), "f32 needs no alignment");
+        assert!(
+            check(&gpu, &product(DType::F32, WeightLayout::OutIn, [3, 5, 7], 1), 4, NOTHING),
+            "f32 needs no alignment"
+        );
     }
 }
 
@@ -136,11 +193,12 @@ fn batches_step_as_they_are_told() {
     for gpu in gpus() {
         for dtype in TYPES {
             let plain = product(dtype, WeightLayout::OutIn, [8, 16, 32], 3);
-            assert!(check(&gpu, &plain, 0));
-            assert!(check(&gpu, &Product { b_step: 0, ..plain }, 0), "one weight for all");
+            assert!(check(&gpu, &plain, 0, NOTHING));
+            assert!(check(&gpu, &Product { b_step: 0, ..plain }, 0, NOTHING), "one weight for all");
             let apart = Product { a_step: 8 * 32 + 64, b_step: 16 * 32 + 8, c_step: 8 * 16 + 24, ..plain };
-            assert!(check(&gpu, &apart, 0));
-            assert!(check(&gpu, &Product { layout: WeightLayout::InOut, accumulate: true, ..apart }, 0));
+            assert!(check(&gpu, &apart, 0, NOTHING));
+            let itself = More { itself: true, ..NOTHING };
+            assert!(check(&gpu, &Product { layout: WeightLayout::InOut, ..apart }, 0, itself));
         }
     }
 }
@@ -154,7 +212,7 @@ fn a_product_can_be_recorded() {
         let c = Buffer::of_floats(&gpu, &[0.0; 16]);
         let graph = gpu.capture(&mut || {
             // SAFETY: the buffers outlive the graph's replays.
-            let done = unsafe { gpu.multiply(&wanted, a.view(), b.view(), c.view()) }?;
+            let done = unsafe { gpu.multiply(&wanted, &Operands::new(a.view(), b.view(), c.view())) }?;
             assert!(done, "no way for it");
             Ok(())
         });
@@ -175,7 +233,7 @@ fn what_does_not_fit_is_refused() {
         let good = product(DType::F32, WeightLayout::OutIn, [4, 4, 4], 2);
         let no = |product: Product, [a, b, c]: [View; 3]| {
             // SAFETY: it is refused before anything is touched.
-            let error = unsafe { gpu.multiply(&product, a, b, c) }.expect_err("it does not fit");
+            let error = unsafe { gpu.multiply(&product, &Operands::new(a, b, c)) }.expect_err("it does not fit");
             assert!(matches!(error, GpuError::Refused { .. }), "{error}");
         };
         no(good, [view(31), view(32), view(32)]);
@@ -186,8 +244,20 @@ fn what_does_not_fit_is_refused() {
         no(Product { c_step: 15, ..good }, [view(32), view(32), view(32)]);
         no(Product { m: u64::MAX, k: u64::MAX, ..good }, [view(32), view(32), view(32)]);
         no(Product { dtype: DType::I32, ..good }, [view(32), view(32), view(32)]);
+        let half = |elements| View::new(256, DType::F16, elements);
+        no(Product { c_type: DType::F16, ..good }, [view(32), view(32), half(32)]);
+        no(Product { dtype: DType::F16, c_type: DType::BF16, ..good }, [half(32), half(32), half(32)]);
+        let wide = Product { dtype: DType::F16, ..good };
+        let operands = Operands::new(half(32), half(32), view(32));
+        for (added, bias) in
+            [(Some(half(32)), None), (Some(view(31)), None), (None, Some(half(4))), (None, Some(view(3)))]
+        {
+            // SAFETY: it is refused before anything is touched.
+            let refused = unsafe { gpu.multiply(&wide, &Operands { added, bias, ..operands }) };
+            assert!(matches!(refused, Err(GpuError::Refused { .. })), "{added:?}, {bias:?}");
+        }
         // SAFETY: there is nothing to do.
-        let done = unsafe { gpu.multiply(&Product { n: 0, ..good }, view(32), view(0), view(0)) };
+        let done = unsafe { gpu.multiply(&Product { n: 0, ..good }, &Operands::new(view(32), view(0), view(0))) };
         assert_eq!(done, Ok(true));
     }
 }

@@ -228,7 +228,7 @@ impl Case {
         let scratch = decode_scratch(self.lens.len() as u32, self.tokens as u32, self.heads, made.max_blocks as u32);
         let partials = Tensor::poisoned(F32, scratch.partials as usize);
         let arrived = Tensor::new(DType::I32, &vec![0.0; scratch.arrived as usize]);
-        let launch = decode(&self.attention(&made), &self.cache(&made), partials.view(), arrived.view(), gpu);
+        let launch = decode(&self.attention(&made), &self.cache(&made), None, partials.view(), arrived.view(), gpu);
         run(launch, &mut [&mut made.y]);
         self.check("decode", &made);
         assert!(arrived.values().iter().all(|&n| n == 0.0), "counters are not left as they were");
@@ -456,7 +456,7 @@ fn what_cannot_be_launched_is_refused() {
     assert!(refused(&Attention { y: odd, ..good }, cache).contains("aligned"));
     let scratch = decode_scratch(1, 3, good.heads, cache.max_blocks);
     let view = |dtype, elements| View::new(64, dtype, elements);
-    let with = |partials, arrived| decode(&good, &cache, view(F32, partials), view(DType::I32, arrived), H200);
+    let with = |partials, arrived| decode(&good, &cache, None, view(F32, partials), view(DType::I32, arrived), H200);
     assert!(with(scratch.partials, scratch.arrived).is_ok_and(|launch| launch.is_some()));
     assert!(with(scratch.partials - 1, scratch.arrived).is_err());
     assert!(with(scratch.partials, scratch.arrived - 1).is_err());

@@ -59,6 +59,7 @@ impl Step {
                 layer,
             },
             rope,
+            q: None,
         }
     }
 
@@ -162,13 +163,9 @@ fn keys_and_queries_are_turned() {
                 let mut out = Tensor::poisoned(dtype, 3 * tokens * q_width);
                 let place = if in_place { q.view() } else { out.view() };
                 let from = if in_place { Strided::dense(q.view(), q_width as u64) } else { step.columns(0) };
-                let rope = Rope {
-                    style,
-                    frequencies: frequencies.view(),
-                    positions: own_positions.then(|| positions.view()),
-                    q: Some((from, place)),
-                };
-                let this = step.append(0, Some(rope));
+                let rope =
+                    Rope { style, frequencies: frequencies.view(), positions: own_positions.then(|| positions.view()) };
+                let this = Append { q: Some((from, place)), ..step.append(0, Some(rope)) };
                 if in_place {
                     // It reads what it writes: a second time it would turn what is turned.
                     run_over(&[append(&this).expect("a launch that can be made")], &mut q);
@@ -238,7 +235,7 @@ fn what_cannot_be_launched_is_refused() {
     assert!(refused(Append { k: narrow, ..good }).contains("width"));
     let odd = Heads { head_dim: 3, ..heads };
     let frequencies = Tensor::new(DType::F32, &[1.0; 4]);
-    let rope = Rope { style: RopeStyle::Half, frequencies: frequencies.view(), positions: None, q: None };
+    let rope = Rope { style: RopeStyle::Half, frequencies: frequencies.view(), positions: None };
     assert!(refused(Append { heads: odd, rope: Some(rope), ..good }).contains("even"));
     assert!(append(&Append { rope: Some(rope), ..good }).is_ok());
     let short = Rope { frequencies: View { elements: 3, ..frequencies.view() }, ..rope };

@@ -5,6 +5,7 @@
 mod argmax;
 mod attention;
 mod attention_cache;
+mod attention_new;
 mod batch_norm;
 mod binary;
 mod cast;
@@ -17,6 +18,7 @@ mod gather;
 mod gemm;
 mod host;
 mod matvec;
+mod mixed;
 mod norm;
 mod pool;
 mod product;

@@ -25,7 +25,8 @@ const SUM_ERROR: f64 = 1e-6;
 
 fn case(x: View, y: View, weight: Weight, rows: usize, n: usize, k: usize) -> Matvec {
     let (prologue, epilogue) = (Prologue::None, Epilogue::default());
-    Matvec { x, y, weight, gate: None, prologue, epilogue, rows: rows as u64, n: n as u64, k: k as u64 }
+    let (rows, n, k) = (rows as u64, n as u64, k as u64);
+    Matvec { x, x_as: x.dtype, y, weight, gate: None, prologue, epilogue, rows, n, k }
 }
 
 fn compute(matvec: &Matvec, machine: Machine, y: &mut Tensor) -> Vec<f64> {
@@ -77,6 +78,14 @@ fn several_tiles_a_block_and_little_shared_memory() {
         check_plain(DType::BF16, &stored, 1, 328, 1200, OLD);
         let stored = TestWeight::plain(DType::F32, layout, 24, 1200, 4);
         check_plain(DType::F32, &stored, 8, 24, 1200, OLD);
+    }
+}
+
+#[test]
+fn eight_stages_where_blocks_are_few() {
+    for (layout, n) in [(LinearLayout::OutIn, 317), (LinearLayout::InOut, 632)] {
+        // Ten tiles on 16 multiprocessors: sums are not cut, and most steps lie in the weight as a whole.
+        check_plain(DType::BF16, &TestWeight::plain(DType::BF16, layout, n, 1048, 35), 3, n, 1048, LARGE);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Norms of rows.
 
+use genie_cuda_kernels::View;
 use genie_cuda_kernels::launch::norm::{Addition, Norm, norm};
 use genie_graph::DType;
 
@@ -85,6 +86,32 @@ fn norms_of_rows() {
     }
 }
 
+/// Rows that become another type on the way: what a product of 16 bits reads of a residual stream of 32.
+#[test]
+fn norms_into_another_type() {
+    let shapes = [(5, 16), (3, 512), (2, 1600), (1, 8200), (3, 1), (2, 577), (3, 33)];
+    for (dtype, to) in [(DType::F32, DType::F16), (DType::F32, DType::BF16), (DType::BF16, DType::F32)] {
+        for (i, (rows, width)) in shapes.into_iter().enumerate() {
+            let count = rows * width;
+            let x = Tensor::random(dtype, count, 2.0, count as u64);
+            let weight = Tensor::random(FLOATS[i % 3], width, 1.0, 2);
+            let bias = Tensor::random(FLOATS[i % 3], width, 1.0, 3);
+            for layer in [false, true] {
+                let which = match layer {
+                    true => Norm::Layer { weight: weight.view(), bias: bias.view() },
+                    false => Norm::Rms { weight: weight.view() },
+                };
+                let mut y = Tensor::poisoned(to, count);
+                run(norm(which, rows as u64, width as u64, EPS, x.view(), None, y.view()), &mut [&mut y]);
+                let bias = layer.then(|| bias.values());
+                let expected = reference(&x.values(), width, &weight.values(), bias.as_deref());
+                let what = format!("{dtype} to {to}, {rows} x {width}");
+                assert_close(&what, &y.values(), &expected, 0.5 * precision(to) + 2e-6, 4e-6);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_small_variance_keeps_its_digits() {
     let width = 512;
@@ -125,7 +152,9 @@ fn what_cannot_be_launched_is_refused() {
     assert!(launch(rms, 4, 8, &x).expect("in place").is_some());
     assert!(launch(rms, 2, 16, &x).is_err(), "the weight is shorter than a row");
     assert!(launch(rms, 5, 8, &x).is_err(), "there are four rows");
-    assert!(launch(rms, 4, 8, &Tensor::poisoned(DType::F32, 32)).is_err(), "another type");
+    assert!(launch(rms, 4, 8, &Tensor::poisoned(DType::I32, 32)).is_err(), "no float type");
+    let wide = View { dtype: DType::F32, elements: 32, ..x.view() };
+    assert!(norm(rms, 4, 8, EPS, x.view(), None, wide).is_err(), "another type in place");
     let bytes = Tensor::poisoned(DType::U8, 8);
     assert!(launch(Norm::Rms { weight: bytes.view() }, 4, 8, &x).is_err());
     let none = Tensor::poisoned(DType::F32, 0);

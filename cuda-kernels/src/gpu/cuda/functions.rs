@@ -1,4 +1,4 @@
-//! Kernels as the driver has them: compiled from PTX when one of their module is first launched, and kept.
+//! Kernels as the driver has them: compiled from PTX ahead of their use or when one of their module is first launched, and kept.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -11,7 +11,7 @@ use super::super::{GpuError, Properties};
 use super::live::lock;
 use super::recording::Unrestricted;
 use super::status::{During, explain};
-use crate::kernel::{Kernel, MODULES};
+use crate::kernel::{KERNELS, Kernel, MODULES};
 
 /// Functions and modules of one context.
 pub(super) struct Functions {
@@ -20,7 +20,8 @@ pub(super) struct Functions {
     shared: u32,
     /// By the address of the [`Kernel`], which is a static.
     known: RwLock<HashMap<usize, Function>>,
-    modules: Mutex<HashMap<usize, Module>>,
+    /// Those of [`MODULES`]. Each has a lock, held while it is compiled: others are compiled at the same time.
+    modules: Vec<Mutex<Option<Module>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -34,6 +35,11 @@ unsafe impl Sync for Function {}
 // SAFETY: as above.
 unsafe impl Send for Module {}
 
+/// What the names of sources begin with whose kernels decode steps are made of. They all ask for as much shared memory as a
+/// multiprocessor has, whatever they take of it: how much of its bytes are L1 cache changes only when no block is on it, so that
+/// kernels which differ in it could not follow each other without a gap.
+const OF_DECODE_STEPS: [&str; 2] = ["matvec", "attention"];
+
 /// Bytes of the compiler's messages that are kept.
 const LOG_BYTES: usize = 8 << 10;
 
@@ -43,7 +49,7 @@ impl Functions {
             capability: properties.capability,
             shared: properties.shared_bytes,
             known: RwLock::new(HashMap::new()),
-            modules: Mutex::new(HashMap::new()),
+            modules: MODULES.iter().map(|_| Mutex::new(None)).collect(),
         }
     }
 
@@ -55,19 +61,20 @@ impl Functions {
             return Ok(function.0);
         }
         // One thread compiles; others that want the same wait for it here.
-        let mut modules = lock(&self.modules);
+        let mut slot = lock(&self.modules[kernel.module]);
         let _unrestricted = Unrestricted::new();
-        let module = match modules.get(&kernel.module) {
+        let module = match &*slot {
             Some(module) => module.0,
-            None => {
-                let module = self.compile(kernel.module)?;
-                modules.insert(kernel.module, Module(module));
-                module
-            }
+            None => slot.insert(Module(self.compile(kernel.module)?)).0,
         };
         let function = self.resolve(module, kernel)?;
         self.known.write().unwrap_or_else(PoisonError::into_inner).insert(key, Function(function));
         Ok(function)
+    }
+
+    /// Makes all kernels of a module, by its place in [`MODULES`], ready to be launched.
+    pub(super) fn get_all(&self, module: usize) -> Result<(), GpuError> {
+        KERNELS.iter().filter(|kernel| kernel.module == module).try_for_each(|kernel| self.get(kernel).map(|_| ()))
     }
 
     fn resolve(&self, module: sys::CUmodule, kernel: &Kernel) -> Result<sys::CUfunction, GpuError> {
@@ -89,6 +96,12 @@ impl Functions {
         let dynamic = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: as above.
         unsafe { sys::cuFuncSetAttribute(function, dynamic, most as i32) }.during("allowing shared memory")?;
+        if OF_DECODE_STEPS.iter().any(|source| MODULES[kernel.module].name.starts_with(source)) {
+            let carveout = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // A hint: what the driver says to it changes nothing.
+            // SAFETY: as above.
+            let _ = unsafe { sys::cuFuncSetAttribute(function, carveout, 100) };
+        }
         Ok(function)
     }
 
@@ -134,7 +147,7 @@ impl Functions {
     /// The context is current, and no function is used any more.
     pub(super) unsafe fn unload(&self) {
         self.known.write().unwrap_or_else(PoisonError::into_inner).clear();
-        for (_, module) in lock(&self.modules).drain() {
+        for module in self.modules.iter().filter_map(|slot| lock(slot).take()) {
             // SAFETY: it is loaded, and the caller says that nobody uses it.
             let _ = unsafe { sys::cuModuleUnload(module.0) };
         }

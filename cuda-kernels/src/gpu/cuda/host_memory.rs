@@ -6,11 +6,12 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::ptr::NonNull;
+use std::sync::Mutex;
 
 use cudarc::driver::sys;
 
 use super::super::GpuError;
-use super::live::Live;
+use super::live::{Live, lock};
 use super::status::During;
 
 const PAGE: usize = 4096;
@@ -37,8 +38,8 @@ struct Range {
 unsafe impl Send for Range {}
 
 impl HostMemory {
-    /// Zeroed, page-aligned memory.
-    pub(super) fn pin(&mut self, live: &Live, bytes: usize) -> Result<NonNull<u8>, GpuError> {
+    /// Zeroed, page-aligned memory. It takes the driver long to pin much: the table is not locked meanwhile.
+    pub(super) fn pin(table: &Mutex<Self>, live: &Live, bytes: usize) -> Result<NonNull<u8>, GpuError> {
         let no_memory = GpuError::OutOfMemory { wanted: bytes as u64 };
         let layout = layout(bytes).ok_or_else(|| no_memory.clone())?;
         // SAFETY: the layout has at least one page.
@@ -51,7 +52,7 @@ impl HostMemory {
             // Where memory cannot be locked, the system has none of the kind that was asked for.
             return Err(if error.is_sticky() { error } else { no_memory });
         }
-        self.ranges.insert(at.as_ptr().addr(), range);
+        lock(table).ranges.insert(at.as_ptr().addr(), range);
         Ok(at)
     }
 
@@ -59,11 +60,16 @@ impl HostMemory {
     ///
     /// # Safety
     /// It stays mapped until [`Self::give_back`].
-    pub(super) unsafe fn register(&mut self, live: &Live, at: NonNull<u8>, bytes: usize) -> Result<(), GpuError> {
+    pub(super) unsafe fn register(
+        table: &Mutex<Self>,
+        live: &Live,
+        at: NonNull<u8>,
+        bytes: usize,
+    ) -> Result<(), GpuError> {
         let range = Range { at, bytes, layout: None };
         // SAFETY: as the caller has it.
         unsafe { range.tell(live) }?;
-        self.ranges.insert(at.as_ptr().addr(), range);
+        lock(table).ranges.insert(at.as_ptr().addr(), range);
         Ok(())
     }
 
@@ -71,13 +77,13 @@ impl HostMemory {
     ///
     /// # Safety
     /// No copy of it is under way; of what was pinned, nobody uses it any more. `current` says truly whether a context is.
-    pub(super) unsafe fn give_back(&mut self, at: NonNull<u8>, current: bool) {
-        let Some(range) = self.ranges.remove(&at.as_ptr().addr()) else { return };
+    pub(super) unsafe fn give_back(table: &Mutex<Self>, at: NonNull<u8>, current: bool) {
+        let Some(range) = lock(table).ranges.remove(&at.as_ptr().addr()) else { return };
         // SAFETY: a context is current, and no copy is under way, as the caller has it.
         if current && unsafe { range.forget() } {
             range.deallocate();
         } else {
-            self.held.push(range);
+            lock(table).held.push(range);
         }
     }
 

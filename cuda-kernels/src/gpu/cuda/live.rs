@@ -9,8 +9,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::{result, sys};
 
-use super::super::{GpuError, Properties, Stream};
+use super::super::{Event, GpuError, Properties, Stream};
 use super::functions::Functions;
+use super::peers::Peers;
 use super::pool::Pool;
 use super::products::Products;
 use super::recording;
@@ -24,14 +25,16 @@ use crate::view::Address;
 pub(super) struct Live {
     /// No other has it, in this process.
     pub(super) id: u64,
-    device: sys::CUdevice,
-    context: sys::CUcontext,
+    pub(super) device: sys::CUdevice,
+    pub(super) context: sys::CUcontext,
     streams: [sys::CUstream; Stream::ALL.len()],
     pool: Option<Pool>,
     pub(super) functions: Functions,
     pub(super) products: Mutex<Option<Products>>,
     pub(super) events: Mutex<HashMap<u64, EventHandle>>,
     pub(super) graphs: Mutex<HashMap<u64, GraphHandle>>,
+    /// Which GPUs reach its memory.
+    pub(super) peers: Peers,
     /// The fault that ended it.
     pub(super) broken: OnceLock<GpuError>,
 }
@@ -81,6 +84,7 @@ impl Live {
             products: Mutex::new(None),
             events: Mutex::new(HashMap::new()),
             graphs: Mutex::new(HashMap::new()),
+            peers: Peers::default(),
             broken: OnceLock::new(),
         };
         live.make_current()?;
@@ -146,18 +150,19 @@ impl Live {
         lock(&self.events).get(&id).map(|event| event.0)
     }
 
-    /// The same, made if there is none.
-    pub(super) fn event_or_new(&self, id: u64) -> Result<sys::CUevent, GpuError> {
-        if let Some(event) = self.event(id) {
+    /// The driver's event, made if there is none.
+    pub(super) fn event_or_new(&self, event: &Event) -> Result<sys::CUevent, GpuError> {
+        if let Some(event) = self.event(event.id) {
             return Ok(event);
         }
         use sys::CUevent_flags_enum as Flags;
-        let flags = Flags::CU_EVENT_DISABLE_TIMING as u32 | Flags::CU_EVENT_BLOCKING_SYNC as u32;
+        let timing = if event.timed { 0 } else { Flags::CU_EVENT_DISABLE_TIMING as u32 };
+        let flags = timing | Flags::CU_EVENT_BLOCKING_SYNC as u32;
         let mut made = null_mut();
         // SAFETY: the context is current; an event is written.
         unsafe { sys::cuEventCreate(&mut made, flags) }.during("making an event")?;
         let mut events = lock(&self.events);
-        let event = *events.entry(id).or_insert(EventHandle(made));
+        let event = *events.entry(event.id).or_insert(EventHandle(made));
         drop(events);
         if event.0 != made {
             // SAFETY: another thread made one first; nobody has seen this one.

@@ -5,20 +5,26 @@
 //! Two opens of the same GPU in a process are one GPU: both have its primary context, and a revival is of both. While a call uses
 //! the context it holds a lock that a revival takes alone, so that no handle is used after the context that it was made in.
 
+mod ahead;
 mod driver;
 mod functions;
 mod host_memory;
 mod live;
+mod peers;
 mod pool;
 mod products;
 mod recording;
 mod stale;
 mod status;
+mod timing;
 
+use std::any::Any;
 use std::fmt::{self, Debug, Formatter};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
@@ -30,13 +36,25 @@ use self::pool::Pool;
 use self::recording::{Recording, Unrestricted};
 use self::stale::Stale;
 use self::status::During;
-use super::{DropEvent, Event, Gpu, GpuError, Graph, Memory, Product, Properties, Stream};
+use super::overlap::{is_wanted, try_overlap};
+use super::{DropEvent, Event, Gpu, GpuError, Graph, Memory, Operands, Product, Properties, Stream};
 use crate::kernel::Launch;
-use crate::view::{Address, View};
+use crate::view::Address;
 
-/// How long a thread asks again and again whether an event has passed before it sleeps: waking it takes tens of microseconds, which
-/// is as long as a small step.
-const SPIN: Duration = Duration::from_micros(100);
+/// How long a thread asks again and again whether an event has passed before it sleeps. Waking it takes tens of microseconds, which is
+/// as long as a small step, and some percent of a large model's.
+fn spin() -> Duration {
+    /// Where there are cores to spare: longer than a decode step, shorter than a prompt.
+    const LONG: Duration = Duration::from_millis(3);
+    const SHORT: Duration = Duration::from_micros(100);
+    const MANY_CORES: usize = 8;
+    static SPIN: OnceLock<Duration> = OnceLock::new();
+    let cores = || thread::available_parallelism().map_or(1, usize::from);
+    *SPIN.get_or_init(|| if cores() >= MANY_CORES { LONG } else { SHORT })
+}
+
+/// The oldest compute capability whose kernels can overlap with those before them.
+const OVERLAPPING_CAPABILITY: u32 = 90;
 
 /// Opens a GPU by its number among those that CUDA shows.
 ///
@@ -54,15 +72,22 @@ pub fn open(ordinal: u32) -> Result<CudaGpu, GpuError> {
         return Ok(CudaGpu { shared });
     }
     let live = Live::new(device, &properties)?;
+    // Kernels that overlap wait for each other only in the PTX of 9.0, which newer GPUs get, too.
+    let overlaps = properties.capability >= OVERLAPPING_CAPABILITY && is_wanted();
     let shared = Arc::new(Shared {
         properties,
         device,
+        overlaps: AtomicBool::new(overlaps),
         live: RwLock::new(Ok(live)),
         stale: Mutex::default(),
         host: Mutex::default(),
     });
-    open.push(Arc::downgrade(&shared));
-    Ok(CudaGpu { shared })
+    let gpu = CudaGpu { shared };
+    if overlaps {
+        gpu.try_overlap()?;
+    }
+    open.push(Arc::downgrade(&gpu.shared));
+    Ok(gpu)
 }
 
 /// See the module.
@@ -74,6 +99,8 @@ pub struct CudaGpu {
 struct Shared {
     properties: Properties,
     device: sys::CUdevice,
+    /// Whether kernels that are put right behind others overlap with them.
+    overlaps: AtomicBool,
     /// An error where a revival failed.
     live: RwLock<Result<Live, GpuError>>,
     stale: Mutex<Stale>,
@@ -83,6 +110,32 @@ struct Shared {
 impl Debug for Shared {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("CudaGpu").field("properties", &self.properties).finish_non_exhaustive()
+    }
+}
+
+impl CudaGpu {
+    /// Leaves it at kernels one after another where overlapping ones do not give the same. Nobody else has the GPU yet.
+    ///
+    /// # Errors
+    /// What the driver says if it cannot be used after that, either.
+    fn try_overlap(&self) -> Result<(), GpuError> {
+        let device = self.shared.properties.ordinal;
+        let error = match try_overlap(self) {
+            Ok(true) => {
+                tracing::debug!(device, "kernels overlap with those before them");
+                return Ok(());
+            }
+            Ok(false) => {
+                tracing::warn!(device, "kernels do not overlap on this GPU: they compute something else when they do");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(device, %error, "kernels do not overlap on this GPU: trying it failed");
+                Some(error)
+            }
+        };
+        self.shared.overlaps.store(false, Ordering::Relaxed);
+        if error.is_some_and(|error| error.is_sticky()) { self.revive() } else { Ok(()) }
     }
 }
 
@@ -159,7 +212,7 @@ impl Gpu for CudaGpu {
     }
 
     fn pin(&self, bytes: usize) -> Result<NonNull<u8>, GpuError> {
-        self.shared.with(|live| lock(&self.shared.host).pin(live, bytes))
+        self.shared.with(|live| HostMemory::pin(&self.shared.host, live, bytes))
     }
 
     unsafe fn unpin(&self, at: NonNull<u8>) {
@@ -169,14 +222,14 @@ impl Gpu for CudaGpu {
 
     unsafe fn register(&self, at: NonNull<u8>, bytes: usize) -> Result<(), GpuError> {
         // SAFETY: as the caller has it.
-        self.shared.with(|live| unsafe { lock(&self.shared.host).register(live, at, bytes) })
+        self.shared.with(|live| unsafe { HostMemory::register(&self.shared.host, live, at, bytes) })
     }
 
     unsafe fn unregister(&self, at: NonNull<u8>) {
         let live = self.shared.read();
         let current = live.as_ref().is_ok_and(|live| live.make_current().is_ok());
         // SAFETY: as the caller has it.
-        unsafe { lock(&self.shared.host).give_back(at, current) };
+        unsafe { HostMemory::give_back(&self.shared.host, at, current) };
     }
 
     unsafe fn copy_in(&self, stream: Stream, to: Address, from: *const u8, bytes: usize) -> Result<(), GpuError> {
@@ -212,6 +265,26 @@ impl Gpu for CudaGpu {
         })
     }
 
+    fn reaches(&self, peer: &(dyn Gpu + 'static)) -> bool {
+        let peer = (peer as &dyn Any).downcast_ref::<Self>();
+        peer.is_some_and(|peer| peers::reaches(&self.shared, &peer.shared))
+    }
+
+    unsafe fn copy_to_peer(
+        &self,
+        stream: Stream,
+        peer: &(dyn Gpu + 'static),
+        to: Address,
+        from: Address,
+        bytes: u64,
+    ) -> Result<(), GpuError> {
+        let Some(peer) = (peer as &dyn Any).downcast_ref::<Self>() else {
+            return Err(peers::refused("it is not reached"));
+        };
+        // SAFETY: as the caller has it.
+        unsafe { peers::copy(&self.shared, &peer.shared, stream, to, from, bytes) }
+    }
+
     unsafe fn fill(&self, stream: Stream, to: Address, byte: u8, bytes: u64) -> Result<(), GpuError> {
         self.shared.with(|live| {
             if bytes == 0 {
@@ -223,22 +296,18 @@ impl Gpu for CudaGpu {
     }
 
     unsafe fn launch(&self, stream: Stream, launch: &Launch) -> Result<(), GpuError> {
-        self.shared.with(|live| {
-            let function = live.functions.get(launch.kernel)?;
-            let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
-            let mut params = [launch.params().as_ptr().cast_mut().cast()];
-            let (stream, none) = (live.target(stream), std::ptr::null_mut());
-            // SAFETY: the function is loaded and takes one structure, which the driver copies before it returns; its size was checked
-            // when the launch was made. The addresses in it are as the caller has them; the stream is live.
-            let put = unsafe {
-                sys::cuLaunchKernel(function, gx, gy, gz, bx, by, bz, launch.shared, stream, params.as_mut_ptr(), none)
-            };
-            put.during("launching a kernel")
-        })
+        // SAFETY: as the caller has it.
+        self.shared.with(|live| unsafe { put(live, stream, launch, false) })
     }
 
-    unsafe fn multiply(&self, product: &Product, a: View, b: View, c: View) -> Result<bool, GpuError> {
-        product.check(a, b, c)?;
+    unsafe fn launch_behind(&self, stream: Stream, launch: &Launch) -> Result<(), GpuError> {
+        let overlaps = self.shared.overlaps.load(Ordering::Relaxed);
+        // SAFETY: as the caller has it.
+        self.shared.with(|live| unsafe { put(live, stream, launch, overlaps) })
+    }
+
+    unsafe fn multiply(&self, product: &Product, operands: &Operands) -> Result<bool, GpuError> {
+        product.check(operands)?;
         self.shared.with(|live| {
             let mut products = lock(&live.products);
             let Some(products) = &mut *products else { return Ok(false) };
@@ -248,7 +317,7 @@ impl Gpu for CudaGpu {
             // The library loads kernels of its own when it first needs them.
             let _unrestricted = Unrestricted::new();
             // SAFETY: as the caller has it. Recordings are replayed in this stream, too.
-            let put = unsafe { products.multiply(live.target(Stream::Compute), product, [a, b, c]) };
+            let put = unsafe { products.multiply(live.target(Stream::Compute), product, operands) };
             put.map_err(|error| {
                 // The library does not say what the driver told it.
                 // SAFETY: the stream is live.
@@ -262,12 +331,22 @@ impl Gpu for CudaGpu {
 
     fn event(&self) -> Result<Event, GpuError> {
         // The driver's own is made when it is first recorded: before, there is nothing to wait for.
-        self.shared.with(|_| Ok(Event { id: new_id(), gpu: Box::new(Owner(self.shared.clone())) }))
+        self.shared.with(|_| Ok(Event { id: new_id(), timed: false, gpu: Box::new(Owner(self.shared.clone())) }))
+    }
+
+    fn timed_event(&self) -> Result<Event, GpuError> {
+        let mut event = self.event()?;
+        event.timed = true;
+        Ok(event)
+    }
+
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<Option<Duration>, GpuError> {
+        self.shared.with(|live| timing::elapsed(live, from, to))
     }
 
     fn record(&self, stream: Stream, event: &Event) -> Result<(), GpuError> {
         self.shared.with(|live| {
-            let event = live.event_or_new(event.id)?;
+            let event = live.event_or_new(event)?;
             // SAFETY: event and stream are live.
             unsafe { sys::cuEventRecord(event, live.stream(stream)) }.during("recording an event")
         })
@@ -289,11 +368,13 @@ impl Gpu for CudaGpu {
         self.shared.with(|live| {
             let Some(event) = live.event(event.id) else { return Ok(()) };
             let started = Instant::now();
-            while started.elapsed() < SPIN {
+            let spin = spin();
+            while started.elapsed() < spin {
                 if is_past(event)? {
                     return Ok(());
                 }
-                std::hint::spin_loop();
+                // Asking takes a lock of the driver's, which threads that put copies into streams want, too.
+                (0..32).for_each(|_| std::hint::spin_loop());
             }
             // SAFETY: the event is live: the caller has it.
             unsafe { sys::cuEventSynchronize(event) }.during("waiting for the GPU")
@@ -354,6 +435,37 @@ impl Gpu for CudaGpu {
         *slot = again.map_err(|error| GpuError::Fault { during: "reviving the GPU", reason: error.to_string() });
         slot.as_ref().map(|_| ()).map_err(Clone::clone)
     }
+}
+
+/// Puts a kernel into a stream; `early`: its blocks may come as soon as those of the kernel before it have (`griddepcontrol` in
+/// `genie.cuh`). Captured, that makes an edge of the graph that says the same.
+///
+/// # Safety
+/// As [`Gpu::launch`], or where `early` is set as [`Gpu::launch_behind`].
+unsafe fn put(live: &Live, stream: Stream, launch: &Launch, early: bool) -> Result<(), GpuError> {
+    use sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION as OVERLAP;
+
+    let function = live.functions.get(launch.kernel)?;
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.programmaticStreamSerializationAllowed = 1;
+    let mut overlap = sys::CUlaunchAttribute { id: OVERLAP, pad: [0; 4], value };
+    let config = sys::CUlaunchConfig {
+        gridDimX: launch.grid[0],
+        gridDimY: launch.grid[1],
+        gridDimZ: launch.grid[2],
+        blockDimX: launch.block[0],
+        blockDimY: launch.block[1],
+        blockDimZ: launch.block[2],
+        sharedMemBytes: launch.shared,
+        hStream: live.target(stream),
+        attrs: &mut overlap,
+        numAttrs: early.into(),
+    };
+    let mut params = [launch.params().as_ptr().cast_mut().cast()];
+    // SAFETY: the function is loaded and takes one structure, which the driver copies before it returns; its size was checked when the
+    // launch was made. The addresses in it are as the caller has them; the stream is live; there are as many attributes as it says.
+    let put = unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut()) };
+    put.during("launching a kernel")
 }
 
 fn is_past(event: sys::CUevent) -> Result<bool, GpuError> {

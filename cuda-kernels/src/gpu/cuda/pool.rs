@@ -78,6 +78,17 @@ impl Pool {
         unsafe { sys::cuMemPoolSetAttribute(self.pool, attribute, value) }.during("setting up a memory pool")
     }
 
+    /// Lets another GPU read and write all that is lent, now and from now on.
+    pub(super) fn let_in(&self, other: sys::CUdevice) -> Result<(), GpuError> {
+        // SAFETY: a C structure for which all zeros is valid.
+        let mut wanted: sys::CUmemAccessDesc = unsafe { std::mem::zeroed() };
+        wanted.location.type_ = sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE;
+        wanted.location.id = other;
+        wanted.flags = sys::CUmemAccess_flags_enum::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+        // SAFETY: the pool is live, and one description is read.
+        unsafe { sys::cuMemPoolSetAccess(self.pool, &wanted, 1) }.during("opening memory to another GPU")
+    }
+
     /// Memory that is lent, from the stream's next turn on.
     pub(super) fn allocate(&self, bytes: u64) -> Result<Address, GpuError> {
         let at = self.get(bytes)?;
@@ -165,15 +176,29 @@ impl Left {
     fn free(&self) -> bool {
         let mut there = false;
         for &at in &self.had {
-            // SAFETY: the pool had it, and nothing uses it. If it is gone already, the driver says so: nobody has had memory since.
-            match unsafe { sys::cuMemFree_v2(at) }.during("freeing memory") {
-                Ok(()) => there = true,
+            match self.has(at) {
+                Ok(true) => there = true,
+                Ok(false) => continue,
                 Err(fault) if fault.is_sticky() => return false,
-                Err(_) => {}
+                Err(_) => continue,
+            }
+            // SAFETY: the pool has it, as it just said, and nothing uses it.
+            let freed = unsafe { sys::cuMemFree_v2(at) }.during("freeing memory");
+            if freed.is_err_and(|fault| fault.is_sticky()) {
+                return false;
             }
         }
         // Where all of it was gone, so is the pool.
         // SAFETY: it is there, and destroyed once: where this fails it stays.
         !there || unsafe { sys::cuMemPoolDestroy(self.pool) }.result().is_ok()
+    }
+
+    /// Whether this is the pool's. A reset may have taken the pool with it, and another GPU's may have been given the address since.
+    fn has(&self, at: Address) -> Result<bool, GpuError> {
+        let mut pool: sys::CUmemoryPool = null_mut();
+        let attribute = sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE;
+        // SAFETY: a handle is written. An address that is nobody's is refused.
+        unsafe { sys::cuPointerGetAttribute((&raw mut pool).cast(), attribute, at) }.during("looking for memory")?;
+        Ok(pool == self.pool)
     }
 }

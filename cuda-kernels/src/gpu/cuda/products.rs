@@ -11,7 +11,7 @@ use cudarc::cublaslt::sys::{self, cublasStatus_t as Status};
 use cudarc::driver::sys as driver;
 use genie_graph::DType;
 
-use super::super::{GpuError, Product, WeightLayout};
+use super::super::{GpuError, Operands, Product, WeightLayout};
 use super::live::pointer;
 use super::pool::Pool;
 use crate::view::{Address, View};
@@ -39,12 +39,16 @@ pub(super) struct Products {
 // SAFETY: the library's handles belong to no thread. `Products` is used with a lock held, by threads whose context is current.
 unsafe impl Send for Products {}
 
-/// What a plan depends on: the sizes, and what the addresses of c, a, b are multiples of.
+/// What a plan depends on: the sizes, what is there, and what the addresses of c, a, b and what is added are multiples of.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     product: Product,
-    aligned: [u32; 3],
+    bias: bool,
+    aligned: [u32; 4],
 }
+
+/// What the address of a bias must be a multiple of: what the library reads of it at once.
+const BIAS_ALIGNMENT: u64 = 16;
 
 /// How a product is done.
 struct Plan {
@@ -92,18 +96,25 @@ impl Products {
     /// Puts a product into a stream; false if there is no way.
     ///
     /// # Safety
-    /// The views are live until it is done, nobody else uses `c` meanwhile, and the stream runs in one order with those of all other
+    /// The operands are live until it is done, nobody else uses `c` meanwhile, and the stream runs in one order with those of all other
     /// products of this context.
     pub(super) unsafe fn multiply(
         &mut self,
         stream: driver::CUstream,
         product: &Product,
-        [a, b, c]: [View; 3],
+        operands: &Operands,
     ) -> Result<bool, GpuError> {
         let (handle, workspace) = (self.handle, pointer(self.workspace));
-        let Some(plan) = self.plan(product, [a, b, c]) else { return Ok(false) };
+        let Operands { a, b, c, added, bias } = *operands;
+        if bias.is_some_and(|bias| !bias.at.is_multiple_of(BIAS_ALIGNMENT)) {
+            return Ok(false);
+        }
+        let Some(plan) = self.plan(product, operands) else { return Ok(false) };
+        if plan.description.set_bias(bias).is_err() {
+            return Ok(false);
+        }
         let one = 1.0_f32;
-        let more = if product.accumulate { 1.0_f32 } else { 0.0 };
+        let more = if added.is_some() { 1.0_f32 } else { 0.0 };
         // SAFETY: descriptors and handle are live; the factors are read before it returns; the views are as large as the layouts say
         // (`Product::check`), and the scratch memory as the plan says.
         let done = unsafe {
@@ -116,7 +127,7 @@ impl Products {
                 plan.first.0,
                 pointer(a.at),
                 plan.second.0,
-                pointer(c.at),
+                pointer(added.unwrap_or(c).at),
                 plan.result.0,
                 pointer(c.at),
                 plan.result.0,
@@ -136,56 +147,54 @@ impl Products {
         }
     }
 
-    fn plan(&mut self, product: &Product, views: [View; 3]) -> Option<&Plan> {
-        let key = Key::new(product, views);
+    fn plan(&mut self, product: &Product, operands: &Operands) -> Option<&Plan> {
+        let key = Key::new(product, operands);
         if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(&key) {
             self.plans.clear();
         }
-        let handle = self.handle;
-        self.plans.entry(key).or_insert_with(|| Plan::new(handle, &key).ok()).as_ref()
+        let (handle, bias) = (self.handle, operands.bias);
+        self.plans.entry(key).or_insert_with(|| Plan::new(handle, &key, bias).ok()).as_ref()
     }
 }
 
 impl Key {
-    fn new(product: &Product, [a, b, c]: [View; 3]) -> Self {
-        let width = product.dtype.bytes();
+    fn new(product: &Product, operands: &Operands) -> Self {
         let of = |view: View, step: u64| {
             // Each of a batch is aligned as the first one is, and as the step is.
-            let bits = view.at | (if product.batch > 1 { step.wrapping_mul(width) } else { 0 });
+            let bits = view.at | (if product.batch > 1 { step.wrapping_mul(view.dtype.bytes()) } else { 0 });
             1 << bits.trailing_zeros().min(8)
         };
-        let aligned = [of(c, product.c_step), of(a, product.a_step), of(b, product.b_step)];
-        Self { product: *product, aligned }
+        let Operands { a, b, c, added, bias } = *operands;
+        // Nothing added is the result itself, times 0.
+        let added = added.unwrap_or(c);
+        let aligned = [of(c, product.c_step), of(a, product.a_step), of(b, product.b_step), of(added, product.c_step)];
+        Self { product: *product, bias: bias.is_some(), aligned }
     }
 }
 
 impl Plan {
-    /// What the library holds best. An error means that there is no way.
-    fn new(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Self, CublasError> {
+    /// What the library holds best. An error means that there is no way. `bias` is one of those that it is for.
+    fn new(handle: sys::cublasLtHandle_t, key: &Key, bias: Option<View>) -> Result<Self, CublasError> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
 
-        let Product { dtype, layout, m, n, k, batch, a_step, b_step, c_step, .. } = key.product;
-        let kind = match dtype {
-            DType::F32 => sys::cudaDataType::CUDA_R_32F,
-            DType::F16 => sys::cudaDataType::CUDA_R_16F,
-            DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
-            _ => return Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED)),
-        };
+        let Product { dtype, c_type, layout, m, n, k, batch, a_step, b_step, c_step, gelu } = key.product;
+        let (kind, c_kind) = (kind_of(dtype)?, kind_of(c_type)?);
         let (rows, columns, transposed) = match layout {
             WeightLayout::OutIn => (k, n, true),
             WeightLayout::InOut => (n, k, false),
         };
-        let description = Description::new(transposed)?;
+        let description = Description::new(transposed, gelu, key.bias)?;
+        description.set_bias(bias)?;
         let first = Layout::new(kind, rows, columns, batch, b_step)?;
         let second = Layout::new(kind, k, m, batch, a_step)?;
-        let result = Layout::new(kind, n, m, batch, c_step)?;
+        let result = Layout::new(c_kind, n, m, batch, c_step)?;
         let wishes = Wishes::new()?;
         wishes.set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE_BYTES)?;
         wishes.set(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &SUMS_OF_PARTS)?;
-        let [of_c, of_a, of_b] = &key.aligned;
+        let [of_c, of_a, of_b, of_added] = &key.aligned;
         wishes.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, of_b)?;
         wishes.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, of_a)?;
-        wishes.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, of_c)?;
+        wishes.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, of_added)?;
         wishes.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, of_c)?;
         let mut best = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
         let mut found = 0;
@@ -215,11 +224,24 @@ impl Plan {
     }
 }
 
+fn kind_of(dtype: DType) -> Result<sys::cudaDataType, CublasError> {
+    match dtype {
+        DType::F32 => Ok(sys::cudaDataType::CUDA_R_32F),
+        DType::F16 => Ok(sys::cudaDataType::CUDA_R_16F),
+        DType::BF16 => Ok(sys::cudaDataType::CUDA_R_16BF),
+        _ => Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED)),
+    }
+}
+
 /// What is computed: sums and factors in f32. f32 is not rounded to TF32.
 struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {
-    fn new(transposed: bool) -> Result<Self, CublasError> {
+    /// `gelu` is the one by the hyperbolic tangent: the library has no other. A bias is of the result's type, which is what it is taken
+    /// for unless another is named.
+    fn new(transposed: bool, gelu: bool, bias: bool) -> Result<Self, CublasError> {
+        use sys::cublasLtEpilogue_t as Epilogue;
+
         let sums = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let new = Self(result::create_matmul_desc(sums, sys::cudaDataType::CUDA_R_32F)?);
         // `cublasOperation_t`: 0 as it is, 1 transposed.
@@ -227,7 +249,24 @@ impl Description {
         let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
         // SAFETY: the descriptor is live, and the attribute is of four bytes.
         unsafe { result::set_matmul_desc_attribute(new.0, attribute, bytes_of(&operation), size_of::<i32>()) }?;
+        let epilogue = match (gelu, bias) {
+            (false, false) => return Ok(new),
+            (false, true) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
+            (true, false) => Epilogue::CUBLASLT_EPILOGUE_GELU,
+            (true, true) => Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS,
+        };
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE;
+        // SAFETY: the descriptor is live, and the attribute is this enum.
+        unsafe { result::set_matmul_desc_attribute(new.0, attribute, bytes_of(&epilogue), size_of::<Epilogue>()) }?;
         Ok(new)
+    }
+
+    /// Where the bias of the next product is, if it has one.
+    fn set_bias(&self, bias: Option<View>) -> Result<(), CublasError> {
+        let Some(View { at, .. }) = bias else { return Ok(()) };
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        // SAFETY: the descriptor is live, and the attribute is an address of the GPU.
+        unsafe { result::set_matmul_desc_attribute(self.0, attribute, bytes_of(&at), size_of::<Address>()) }
     }
 }
 

@@ -77,6 +77,8 @@ impl Recording {
             let reason = "the GPU was revived meanwhile".to_owned();
             return Err(GpuError::Refused { during: "recording a graph", reason });
         }
+        // What was recorded may have used another GPU meanwhile.
+        live.make_current()?;
         let mut graph = null_mut();
         // SAFETY: the stream is live: it ends with its context, which is still the same.
         let ended = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) }.during("recording a graph");

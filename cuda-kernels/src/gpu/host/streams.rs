@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use genie_graph::DType;
 use half::{bf16, f16};
 
-use super::super::{Product, Stream, WeightLayout};
+use super::super::{Operands, Product, Stream, WeightLayout};
 use crate::kernel::Launch;
 use crate::view::{Address, View};
 
@@ -15,7 +15,7 @@ pub(super) enum Op {
     Copy { to: Address, from: Address, bytes: usize },
     Fill { to: Address, byte: u8, bytes: usize },
     Launch(Box<Launch>),
-    Multiply { product: Product, a: View, b: View, c: View },
+    Multiply(Box<(Product, Operands)>),
     Free(Address),
     Record(u64),
     Wait(u64),
@@ -35,6 +35,10 @@ impl Streams {
 
     pub(super) fn pop(&mut self, stream: Stream) -> Option<Op> {
         self.waiting[stream as usize].pop_front()
+    }
+
+    pub(super) fn pop_last(&mut self, stream: Stream) -> Option<Op> {
+        self.waiting[stream as usize].pop_back()
     }
 
     pub(super) fn is_empty(&self, stream: Stream) -> bool {
@@ -67,11 +71,12 @@ impl Streams {
 ///
 /// # Safety
 /// The views are live, and nobody else uses `c`.
-pub(super) unsafe fn multiply(product: &Product, a: View, b: View, c: View) {
-    let Product { dtype, layout, m, n, k, batch, a_step, b_step, c_step, accumulate } = *product;
-    let width = dtype.bytes();
+pub(super) unsafe fn multiply(product: &Product, operands: &Operands) {
+    let Product { layout, m, n, k, batch, a_step, b_step, c_step, gelu, .. } = *product;
+    let Operands { a, b, c, added, bias } = *operands;
+    let place = |view: View, i: u64| view.at + i * view.dtype.bytes();
     // SAFETY: within the views, whose sizes the product was checked against.
-    let get = |view: View, i: u64| unsafe { read((view.at + i * width) as *const u8, dtype) };
+    let get = |view: View, i: u64| unsafe { read(place(view, i) as *const u8, view.dtype) };
     for batch in 0..batch {
         for row in 0..m {
             for column in 0..n {
@@ -84,9 +89,13 @@ pub(super) unsafe fn multiply(product: &Product, a: View, b: View, c: View) {
                     sum += get(a, batch * a_step + row * k + i) * get(b, batch * b_step + at);
                 }
                 let at = batch * c_step + row * n + column;
-                let before = if accumulate { get(c, at) } else { 0.0 };
+                sum += added.map_or(0.0, |added| get(added, at)) + bias.map_or(0.0, |bias| get(bias, column));
+                if gelu {
+                    let tanh = (0.797_884_6 * (sum + 0.044_715 * sum * sum * sum)).tanh();
+                    sum *= 0.5 * (1.0 + tanh);
+                }
                 // SAFETY: as above.
-                unsafe { write((c.at + at * width) as *mut u8, dtype, sum + before) };
+                unsafe { write(place(c, at) as *mut u8, c.dtype, sum) };
             }
         }
     }

@@ -24,6 +24,9 @@ pub struct Append {
     pub cache: Cache,
     /// Turns keys (and queries) by their positions.
     pub rope: Option<Rope>,
+    /// With `rope`, queries to be turned too, `[batch, tokens, heads * head_dim]` of k's type, and where to, dense. In place is
+    /// allowed, if q is dense.
+    pub q: Option<(Strided, View)>,
 }
 
 /// A rotary embedding on the way.
@@ -35,9 +38,6 @@ pub struct Rope {
     pub frequencies: View,
     /// i32 `[batch, tokens]`; without it a token's place in the cache.
     pub positions: Option<View>,
-    /// Queries to be turned too, `[batch, tokens, heads * head_dim]` of k's type, and where to, dense. In place is allowed, if q is
-    /// dense.
-    pub q: Option<(Strided, View)>,
 }
 
 #[repr(C)]
@@ -74,7 +74,7 @@ const THREADS: u64 = 256;
 /// [`LaunchError`].
 pub fn append(append: &Append) -> Result<Option<Launch>, LaunchError> {
     let check = Check("kv_append");
-    let Append { batch, tokens, heads, k, v, cache, rope } = *append;
+    let Append { batch, tokens, heads, k, v, cache, rope, q } = *append;
     heads.check(check)?;
     cache.check(check, batch)?;
     let from = type_code(check, "k", k.view.dtype)?;
@@ -103,7 +103,18 @@ pub fn append(append: &Append) -> Result<Option<Launch>, LaunchError> {
     };
     let mut moved = vec![k, v];
     if let Some(rope) = rope {
-        rope.check(check, append, all, &mut params, &mut moved)?;
+        rope.check(check, heads, all)?;
+        params.frequencies = rope.frequencies.at;
+        params.positions = rope.positions.map_or(0, |view| view.at);
+        params.interleaved = rope.is_interleaved().into();
+        if let Some((q, out)) = q {
+            check.same_type("q", q.view, k.view)?;
+            check.same_type("turned q", out, k.view)?;
+            q.check(check, "q", all, heads.width())?;
+            check.tensor("turned q", out, check.product("q", &[all, heads.width()])?)?;
+            (params.q, params.q_out, params.q_stride) = (q.view.at, out.at, q.stride);
+            moved.extend([q, Strided::dense(out, heads.width())]);
+        }
     }
     if all == 0 {
         return Ok(None);
@@ -127,15 +138,8 @@ pub fn append(append: &Append) -> Result<Option<Launch>, LaunchError> {
 }
 
 impl Rope {
-    fn check(
-        self,
-        check: Check,
-        append: &Append,
-        all: u64,
-        params: &mut Params,
-        moved: &mut Vec<Strided>,
-    ) -> Result<(), LaunchError> {
-        let Append { heads, k, .. } = *append;
+    /// For `all` tokens.
+    pub(super) fn check(self, check: Check, heads: Heads, all: u64) -> Result<(), LaunchError> {
         check.size("head_dim", heads.head_dim.into(), heads.head_dim.is_multiple_of(2), "even, to be turned")?;
         for (what, view, dtype, elements) in [
             ("frequencies", Some(self.frequencies), DType::F32, u64::from(heads.head_dim) / 2),
@@ -147,17 +151,10 @@ impl Rope {
             }
             check.tensor(what, view, elements)?;
         }
-        params.frequencies = self.frequencies.at;
-        params.positions = self.positions.map_or(0, |view| view.at);
-        params.interleaved = (self.style == RopeStyle::Interleaved).into();
-        if let Some((q, out)) = self.q {
-            check.same_type("q", q.view, k.view)?;
-            check.same_type("turned q", out, k.view)?;
-            q.check(check, "q", all, heads.width())?;
-            check.tensor("turned q", out, check.product("q", &[all, heads.width()])?)?;
-            (params.q, params.q_out, params.q_stride) = (q.view.at, out.at, q.stride);
-            moved.extend([q, Strided::dense(out, heads.width())]);
-        }
         Ok(())
+    }
+
+    pub(super) fn is_interleaved(self) -> bool {
+        self.style == RopeStyle::Interleaved
     }
 }

@@ -2,7 +2,7 @@
 
 use genie_graph::DType;
 
-use super::{Attention, BLOCK, Cache, Gpu, Heads, Path, Source, THREADS, padded, pick, tile_row};
+use super::{Attention, BLOCK, Cache, Gpu, Heads, Path, Rope, Source, Strided, THREADS, padded, pick, tile_row};
 use crate::kernel::{self, Kernel, Launch};
 use crate::view::{Check, LaunchError, View};
 
@@ -19,6 +19,17 @@ pub struct Scratch {
     pub partials: u64,
     /// i32, zero before the first launch; each launch leaves them zero.
     pub arrived: u64,
+}
+
+/// The key and the value of a step of one token a row, not yet in the cache: they go there on the way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct New {
+    /// `[batch, 1, kv_heads * head_dim]`, of q's type.
+    pub k: Strided,
+    /// The same, of the same stride.
+    pub v: Strided,
+    /// Turns keys and queries by their positions.
+    pub rope: Option<Rope>,
 }
 
 /// What [`decode`] needs for these sizes.
@@ -39,6 +50,9 @@ pub fn decode_scratch(batch: u32, tokens: u32, heads: Heads, max_blocks: u32) ->
 
 /// Attention of few tokens (a decode step, or some that were guessed and are checked) over a cache of any length.
 ///
+/// With `new`, of one token a row, the step's keys and values are appended to the cache, as [`super::append`] does it: results and
+/// cache have the same bits as after that. Without, they are there already.
+///
 /// Each row's result depends on its own tokens, cache and length alone: it has the same bits in any batch and with any
 /// `max_blocks`. `partials` and `arrived` are what [`decode_scratch`] asks for, or more.
 ///
@@ -47,13 +61,15 @@ pub fn decode_scratch(batch: u32, tokens: u32, heads: Heads, max_blocks: u32) ->
 pub fn decode(
     attention: &Attention,
     cache: &Cache,
+    new: Option<&New>,
     partials: View,
     arrived: View,
     gpu: Gpu,
 ) -> Result<Option<Launch>, LaunchError> {
     let check = Check("attention_decode");
-    let Some((mut params, path)) = attention.plan(check, &Source::Cached(*cache))? else { return Ok(None) };
+    let Some((mut params, path)) = attention.plan(check, &Source::Cached(*cache), new)? else { return Ok(None) };
     let Attention { batch, tokens, heads, .. } = *attention;
+    check.size("tokens", tokens.into(), new.is_none() || tokens == 1, "1, where they are appended on the way")?;
     check.size("batch", batch.into(), batch <= MOST_BATCH, "at most 4096")?;
     let needs = decode_scratch(batch, tokens, heads, cache.max_blocks);
     for (what, view, dtype, elements, align) in
@@ -92,7 +108,7 @@ pub fn decode(
 }
 
 /// Shared memory that a GPU takes for itself, for each block, and the kernels' own arrays.
-const RESERVED: u32 = 1 << 10;
+const RESERVED: u32 = 3 << 10;
 /// Rows of a block on matrix units, and of one in f32.
 const MATRIX_ROWS: u32 = 16;
 const FEW_ROWS: u32 = 4;
@@ -120,6 +136,9 @@ fn factors(rows: u32) -> u32 {
     3 * MOST_CHUNKS * rows * 4
 }
 
+/// What the matrix kernels have of shared memory besides, at the most (`RESOURCES.md`).
+const MATRIX_OWN: u32 = 2 << 10;
+
 /// As much on its way as lets two blocks share a multiprocessor; else as much as there is room for.
 fn matrix_block(dtype: DType, dim: u32, batch: u32, room: u32) -> Option<(Block, u32)> {
     let bytes = |slots: u32| {
@@ -127,7 +146,8 @@ fn matrix_block(dtype: DType, dim: u32, batch: u32, room: u32) -> Option<(Block,
         counts(batch) + MATRIX_ROWS * tile_row(dim) + tiles.max(factors(MATRIX_ROWS))
     };
     let fits = |room: u32| (2..=4).rev().find(|&slots| bytes(slots) <= room);
-    let slots = fits(room / 2).or_else(|| fits(room))?;
+    // Some of a block's shared memory is the kernel's own.
+    let slots = fits(room / 2).or_else(|| fits(room.saturating_sub(MATRIX_OWN)))?;
     let kernel = pick(
         dtype,
         dim,

@@ -16,7 +16,7 @@ use bytemuck::{Pod, Zeroable};
 use genie_graph::{DType, Op};
 
 pub use cache::{Append, Rope, append};
-pub use decode::{Scratch, decode, decode_scratch};
+pub use decode::{New, Scratch, decode, decode_scratch};
 pub use prefill::prefill;
 
 use crate::kernel::Kernel;
@@ -109,6 +109,8 @@ struct Params {
     y: Address,
     blocks: Address,
     lens: Address,
+    positions: Address,
+    frequencies: Address,
     partials: Address,
     arrived: Address,
     q_stride: u64,
@@ -128,7 +130,7 @@ struct Params {
     splits: u32,
     wide: u32,
     scale: f32,
-    padding: u32,
+    interleaved: u32,
 }
 
 const BLOCK: u64 = Op::KV_BLOCK;
@@ -232,8 +234,8 @@ fn padded(head_dim: u32, dims: &[u32]) -> u32 {
 }
 
 impl Attention {
-    /// Checks everything but scratch and grid. `None`: there is nothing to do.
-    fn plan(&self, check: Check, source: &Source) -> Result<Option<(Params, Path)>, LaunchError> {
+    /// Checks everything but scratch and grid. `None`: there is nothing to do. With a cache, `new` is what it has not yet.
+    fn plan(&self, check: Check, source: &Source, new: Option<&New>) -> Result<Option<(Params, Path)>, LaunchError> {
         self.heads.check(check)?;
         let Self { batch, tokens, heads, .. } = *self;
         check.size("batch", batch.into(), batch <= 65_535, "at most 65535")?;
@@ -267,19 +269,29 @@ impl Attention {
                 params.kv_type = type_code(check, "the cache", cache.dtype)?;
                 (params.key_offset, params.value_offset) = cache.offsets(check, heads)?;
                 (params.blocks, params.lens, params.max_blocks) = (cache.blocks.at, cache.lens.at, cache.max_blocks);
+                if let Some(rope) = new.and_then(|new| new.rope) {
+                    rope.check(check, heads, all)?;
+                    params.frequencies = rope.frequencies.at;
+                    params.positions = rope.positions.map_or(0, |view| view.at);
+                    params.interleaved = rope.is_interleaved().into();
+                }
                 cache.dtype
             }
-            Source::Fresh { k, v } => {
-                for (what, input) in [("k", k), ("v", v)] {
-                    check.same_type(what, input.view, self.q.view)?;
-                    input.check(check, what, all, heads.kv_width())?;
-                    inputs.push(*input);
-                }
-                check.size("stride of v", v.stride, v.stride == k.stride, "that of k")?;
-                (params.k, params.v, params.kv_stride) = (k.view.at, v.view.at, k.stride);
-                self.q.view.dtype
-            }
+            Source::Fresh { .. } => self.q.view.dtype,
         };
+        let own = match source {
+            Source::Fresh { k, v } => Some((k, v)),
+            Source::Cached(_) => new.map(|new| (&new.k, &new.v)),
+        };
+        if let Some((k, v)) = own {
+            for (what, input) in [("k", k), ("v", v)] {
+                check.same_type(what, input.view, self.q.view)?;
+                input.check(check, what, all, heads.kv_width())?;
+                inputs.push(*input);
+            }
+            check.size("stride of v", v.stride, v.stride == k.stride, "that of k")?;
+            (params.k, params.v, params.kv_stride) = (k.view.at, v.view.at, k.stride);
+        }
         if all == 0 {
             return Ok(None);
         }

@@ -12,7 +12,7 @@ use crate::view::{Check, LaunchError};
 /// [`LaunchError`].
 pub fn prefill(attention: &Attention, source: &Source, gpu: Gpu) -> Result<Option<Launch>, LaunchError> {
     let check = Check("attention_prefill");
-    let Some((mut params, path)) = attention.plan(check, source)? else { return Ok(None) };
+    let Some((mut params, path)) = attention.plan(check, source, None)? else { return Ok(None) };
     let grid = |rows: u32| [attention.queries().div_ceil(rows), attention.heads.kv_heads, attention.batch];
     if let Path::Matrix { dim } = path {
         if let Some(Cut { warps, slots, shared }) = cut(dim, attention.queries(), gpu.shared) {

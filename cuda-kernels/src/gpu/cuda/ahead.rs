@@ -1,0 +1,77 @@
+//! Kernels that are compiled before they are needed: a driver that meets them for the first time takes seconds for all of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use super::{CudaGpu, Shared};
+use crate::kernel::MODULES;
+
+/// What most programs begin with, in this order; the others follow.
+const FIRST: [&str; 9] = [
+    "gather",
+    "norm",
+    "matvec",
+    "attention_prefill_bf16",
+    "attention_decode_bf16",
+    "attention_prefill_f16",
+    "attention_decode_f16",
+    "attention_cache",
+    "sample",
+];
+
+/// Threads that compile, at the most: whoever serves meanwhile needs some of the processor, too.
+const MOST_THREADS: usize = 8;
+
+impl CudaGpu {
+    /// Begins to compile all kernels, on threads of its own, and returns. A launch that needs one earlier waits for that one alone, or
+    /// compiles it itself; what cannot be compiled is told to who launches it. The GPU may be dropped meanwhile.
+    pub fn compile_ahead(&self) {
+        let order: Arc<[usize]> = order().into();
+        let (next, started) = (Arc::new(AtomicUsize::new(0)), Instant::now());
+        let threads = thread::available_parallelism().map_or(1, |cores| cores.get() / 2).clamp(1, MOST_THREADS);
+        for _ in 0..threads {
+            let (shared, order, next) = (Arc::downgrade(&self.shared), order.clone(), next.clone());
+            let compile = move || {
+                while let Some(shared) = shared.upgrade() {
+                    let Some(&module) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                    compile(&shared, module, started);
+                }
+            };
+            if let Err(error) = thread::Builder::new().name("genie-kernels".to_owned()).spawn(compile) {
+                tracing::debug!(%error, "no thread for compiling kernels: launches will");
+            }
+        }
+    }
+}
+
+fn compile(shared: &Shared, module: usize, started: Instant) {
+    let (name, device) = (MODULES[module].name, shared.properties.ordinal);
+    match shared.with(|live| live.functions.get_all(module)) {
+        Ok(()) => tracing::trace!(device, module = name, after = ?started.elapsed(), "kernels are ready"),
+        Err(error) => tracing::warn!(device, module = name, %error, "kernels could not be compiled ahead"),
+    }
+}
+
+/// All modules, [`FIRST`] first.
+fn order() -> Vec<usize> {
+    let mut order: Vec<usize> = (0..MODULES.len()).collect();
+    order.sort_by_key(|&module| FIRST.iter().position(|name| *name == MODULES[module].name).unwrap_or(FIRST.len()));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_module_has_its_turn_and_those_that_are_named_are_there() {
+        let order = order();
+        let names: Vec<&str> = order.iter().map(|&module| MODULES[module].name).collect();
+        assert_eq!(names[..FIRST.len()], FIRST);
+        let mut all = order.clone();
+        all.sort_unstable();
+        assert_eq!(all, (0..MODULES.len()).collect::<Vec<_>>());
+    }
+}
