@@ -5,6 +5,7 @@ pub mod answer;
 pub mod authority;
 pub mod child;
 pub mod churn;
+pub mod driver;
 pub mod graphs;
 pub mod here;
 pub mod holdings;
