@@ -28,6 +28,8 @@ const SMOL: Config = Config {
     vocabulary: 49152,
     weights: DType::F32,
     cache: DType::F32,
+    activations: DType::F32,
+    vectors: None,
 };
 
 /// The sizes of GPT-2 (124M).
@@ -40,6 +42,8 @@ const GPT2: Config = Config {
     vocabulary: 50257,
     weights: DType::F32,
     cache: DType::F32,
+    activations: DType::F32,
+    vectors: None,
 };
 
 fn main() {
@@ -193,7 +197,7 @@ fn product(name: &str, b: GraphBuilder, bytes: u64, [n, k]: [u64; 2], machine: M
         let arguments: [HostTensor; 1] = [tensor(&[rows, k], &vec![0.5; (rows * k) as usize])];
         let mut outputs = Vec::new();
         let mut run = || {
-            let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 0 };
+            let row = Row::new(&arguments, &mut outputs, 0);
             program.run(&weights, &mut [row]).expect("runs");
         };
         let seconds = best(&mut run, SHORT);
@@ -227,7 +231,7 @@ fn convolution(name: &str, [channels, out, kernel, side]: [u64; 4], stride: u32,
             [tensor(&[images, channels, side, side], &vec![0.5; (images * channels * side * side) as usize])];
         let mut outputs = Vec::new();
         let mut run = || {
-            let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 0 };
+            let row = Row::new(&arguments, &mut outputs, 0);
             program.run(&weights, &mut [row]).expect("runs");
         };
         let flops = 2 * images * out * taps * windows;
@@ -298,7 +302,7 @@ fn meetings(machine: Machine) {
     let mut outputs = Vec::new();
     let ours = best(
         || {
-            let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 0 };
+            let row = Row::new(&arguments, &mut outputs, 0);
             program.run(&[], &mut [row]).expect("runs");
         },
         SHORT,

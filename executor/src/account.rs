@@ -79,7 +79,7 @@ impl Drop for Charge {
     }
 }
 
-/// Host memory that a request takes while it is in progress: arguments, copies of residents, outputs. Small requests take it
+/// Host memory that a request takes while it is in progress: arguments, and outputs that come back. Small requests take it
 /// for nothing, so that a session whose quota is used up can still decode; how many there may be is bounded by the credits.
 #[derive(Debug)]
 pub(crate) struct HostMemory {

@@ -1,13 +1,14 @@
 //! What goes into a run and comes out of it, in buffers that the next run of the same binding uses again.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use genie_graph::{DType, NodeId, Sizes};
 use genie_transport::memory::extend_counted;
 use genie_transport::wire::{Argument, Arguments, RemoteError, TensorSpec, limits};
 
-use crate::device::{DeviceError, HostTensor, KvCache, Memory};
+use crate::device::{HostTensor, KvCache, Memory};
 use crate::programs::{Binding, Known, Source, bad};
+use crate::residents::Content;
 
 /// Buffers that hold more than this are not kept: no quota counts those that are, and a session may have many bindings.
 const SPARE_BYTES: usize = 64 << 10;
@@ -15,10 +16,12 @@ const SPARE_BYTES: usize = 64 << 10;
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    /// In the program's order.
+    /// In the program's order; of those that are residents, types and dimensions.
     pub(crate) arguments: Vec<HostTensor>,
-    /// Which content of a resident an argument holds (0: none).
-    versions: Vec<u64>,
+    /// The memory of those that are residents, while a run has it.
+    pub(crate) residents: Vec<Option<Memory>>,
+    /// What pays for that memory.
+    contents: Vec<Arc<Content>>,
     /// Whether an argument came with this run.
     given: Vec<bool>,
     /// In the graph's order.
@@ -35,12 +38,17 @@ impl Binding {
         }
         let fixed = |source: &Source| match source {
             Source::Fixed(tensor) => tensor.clone(),
-            _ => HostTensor::default(),
+            Source::Resident(tensor) => {
+                let (dtype, dims) = (Some(tensor.spec.dtype()), tensor.spec.dims().to_vec());
+                HostTensor { dtype, dims, data: Vec::new() }
+            }
+            Source::Run => HostTensor::default(),
         };
         let count = self.sources.len();
         Box::new(Buffers {
             arguments: self.sources.iter().map(fixed).collect(),
-            versions: vec![0; count],
+            residents: Vec::new(),
+            contents: Vec::new(),
             given: vec![false; count],
             outputs: Vec::new(),
             kvs: Vec::with_capacity(self.caches.len()),
@@ -50,6 +58,7 @@ impl Binding {
     /// Keeps buffers for the next run.
     pub(crate) fn recycle(&self, mut buffers: Box<Buffers>) {
         buffers.kvs.clear();
+        buffers.let_go();
         let tensors = buffers.arguments.iter().chain(&buffers.outputs);
         if tensors.map(|t| t.data.capacity()).sum::<usize>() > SPARE_BYTES {
             return;
@@ -94,11 +103,9 @@ impl Binding {
     /// Checks all arguments against what the program declares, and learns the sizes from them.
     pub(crate) fn sizes(&self, buffers: &Buffers) -> Result<Sizes, RemoteError> {
         let mut known = Known::default();
-        for (i, source) in self.sources.iter().enumerate() {
+        for i in 0..self.sources.len() {
             let Some(decl) = self.program.argument(i) else { continue };
-            if let Source::Resident(tensor) = source {
-                known.unify(decl, tensor.spec.dtype(), tensor.spec.dims())?;
-            } else if let Some(HostTensor { dtype: Some(dtype), dims, .. }) = buffers.arguments.get(i) {
+            if let Some(HostTensor { dtype: Some(dtype), dims, .. }) = buffers.arguments.get(i) {
                 known.unify(decl, *dtype, dims)?;
             }
         }
@@ -116,32 +123,24 @@ impl Binding {
         Ok(sizes)
     }
 
-    /// Reads the residents that are bound as arguments, where they changed since these buffers read them.
-    pub(crate) fn read_residents(&self, buffers: &mut Buffers) -> Result<(), DeviceError> {
-        for (i, source) in self.sources.iter().enumerate() {
-            let Source::Resident(tensor) = source else { continue };
-            let content = tensor.content();
-            let (Some(place), Some(version)) = (buffers.arguments.get_mut(i), buffers.versions.get_mut(i)) else {
-                continue;
-            };
-            if *version != content.version {
-                // Should reading fail, it holds neither the old bytes nor the new.
-                *version = 0;
-                read(place, tensor.spec.dtype(), tensor.spec.dims(), &content.memory)?;
-                *version = content.version;
-            }
+    /// Takes the residents that are bound as arguments as they are now: whoever writes them from here on writes elsewhere, until
+    /// [`Buffers::let_go`].
+    pub(crate) fn take_residents(&self, buffers: &mut Buffers) {
+        buffers.let_go();
+        if !self.sources.iter().any(|source| matches!(source, Source::Resident(_))) {
+            return;
         }
-        Ok(())
+        for source in &self.sources {
+            let content = if let Source::Resident(tensor) = source { Some(tensor.content()) } else { None };
+            buffers.residents.push(content.as_ref().map(|content| content.memory.clone()));
+            buffers.contents.extend(content);
+        }
     }
 
-    /// The bytes of what is bound that each run takes a copy of in host memory.
-    pub(crate) fn copied_bytes(&self) -> u64 {
-        let copied = |source: &Source| match source {
-            Source::Run => 0,
-            Source::Fixed(tensor) => tensor.data.len() as u64,
-            Source::Resident(tensor) => tensor.spec.bytes(),
-        };
-        self.sources.iter().map(copied).fold(0, u64::saturating_add)
+    /// The bytes of fixed arguments, of which each run takes a copy.
+    pub(crate) fn fixed_bytes(&self) -> u64 {
+        let fixed = |source: &Source| if let Source::Fixed(tensor) = source { tensor.data.len() as u64 } else { 0 };
+        self.sources.iter().map(fixed).fold(0, u64::saturating_add)
     }
 
     /// The bytes of an output in a run of these sizes.
@@ -168,10 +167,25 @@ impl Binding {
 }
 
 impl Buffers {
+    /// Gives residents back.
+    pub(crate) fn let_go(&mut self) {
+        self.residents.clear();
+        self.contents.clear();
+    }
+
     /// Sets the tokens that a run takes: `i32 [1, n]`.
     pub(crate) fn set_tokens(&mut self, at: usize, tokens: &[[u8; 4]]) {
         if let Some(place) = self.arguments.get_mut(at) {
             fill(place, DType::I32, &[1, tokens.len() as u64], tokens.as_flattened());
+        }
+    }
+
+    /// Keeps the first of the tokens that were set.
+    pub(crate) fn keep_tokens(&mut self, at: usize, most: usize) {
+        if let Some(place) = self.arguments.get_mut(at) {
+            place.data.truncate(most.saturating_mul(size_of::<[u8; 4]>()));
+            place.dims.clear();
+            place.dims.extend([1, most as u64]);
         }
     }
 
@@ -191,23 +205,9 @@ pub(crate) fn inline_bytes(arguments: Arguments<'_>) -> u64 {
 }
 
 fn fill(place: &mut HostTensor, dtype: DType, dims: &[u64], data: &[u8]) {
-    describe(place, dtype, dims);
-    place.data.clear();
-    extend_counted(&mut place.data, data);
-}
-
-fn read(place: &mut HostTensor, dtype: DType, dims: &[u64], memory: &Memory) -> Result<(), DeviceError> {
-    if let Some(region) = memory.host() {
-        fill(place, dtype, dims, region);
-        return Ok(());
-    }
-    describe(place, dtype, dims);
-    place.data.resize(usize::try_from(memory.len()).unwrap_or(usize::MAX), 0);
-    memory.read(0, &mut place.data)
-}
-
-fn describe(place: &mut HostTensor, dtype: DType, dims: &[u64]) {
     place.dtype = Some(dtype);
     place.dims.clear();
     place.dims.extend_from_slice(dims);
+    place.data.clear();
+    extend_counted(&mut place.data, data);
 }

@@ -54,9 +54,12 @@ pub struct Config {
     pub replies_bytes: u64,
     /// Decode steps of different sessions that run as one batch, at the most.
     pub max_batch: usize,
-    /// Prompt tokens that one prefill run takes at the most: a longer prompt is run in pieces, with decode steps of others
-    /// between them.
+    /// Prompt tokens that one prefill run takes at the most while others decode: a longer prompt is run in pieces, with decode steps
+    /// of others between them.
     pub prefill_tokens: usize,
+    /// The same where nobody else decodes: as many as take a tenth of a second, and no more than this. So how a prompt is cut depends
+    /// on time, and with it, on a GPU, the last bits of what it comes to.
+    pub prefill_tokens_alone: usize,
     /// Tokens are drawn from this seed instead of the system's generator: for tests that must be repeatable, never for a
     /// server that strangers can reach.
     pub token_seed: Option<u64>,
@@ -83,6 +86,7 @@ impl Config {
             replies_bytes: 1 << 30,
             max_batch: 16,
             prefill_tokens: 512,
+            prefill_tokens_alone: 2048,
             token_seed: None,
         }
     }

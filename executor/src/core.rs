@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Instant;
 
 use genie_transport::memory::Pool;
@@ -53,6 +53,8 @@ struct Slot {
     weights: WeightStore,
     /// Held by whoever brings a weight back.
     bringing: Mutex<()>,
+    /// Held by whoever evicts. Two at once would take each other's weights for ones that are held.
+    evicting: Mutex<()>,
     queue: Queue,
     /// Of whoever calls [`step`].
     scratch: Mutex<Scratch>,
@@ -65,6 +67,7 @@ impl Core {
             outage: Outage::default(),
             weights: WeightStore::default(),
             bringing: Mutex::default(),
+            evicting: Mutex::default(),
             queue: Queue::default(),
             scratch: Mutex::default(),
         };
@@ -163,10 +166,22 @@ impl Core {
     }
 
     /// Evicts until `wanted` bytes are free, and something at least; nothing at all where it would not be enough. Whether
-    /// anything was evicted.
+    /// there is more room than before. Only who needs room waits for the copies that this makes.
     pub(crate) fn make_room(&self, device: u16, wanted: u64) -> bool {
-        let Slot { device: hardware, weights, .. } = self.slot(device);
+        let Slot { device: hardware, weights, evicting, .. } = self.slot(device);
         let Some(wanted) = Pool::charge(wanted) else { return false };
+        let _turn = match evicting.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let turn = evicting.lock().unwrap_or_else(PoisonError::into_inner);
+                // What somebody else has just made may be enough.
+                if hardware.info().free_bytes >= wanted {
+                    return true;
+                }
+                turn
+            }
+        };
         let evictable = weights.evictable_bytes().saturating_add(self.names.evictable_bytes(device));
         if hardware.info().free_bytes.saturating_add(evictable) < wanted {
             return false;

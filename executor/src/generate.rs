@@ -10,7 +10,7 @@ use crate::buffers::{Buffers, inline_bytes};
 use crate::core::Core;
 use crate::error::fail;
 use crate::programs::{Binding, Source, bad};
-use crate::scheduler::Job;
+use crate::scheduler::{Job, piece};
 use crate::session::Session;
 
 /// Tokens that one generate may make: its record must fit one reply.
@@ -35,8 +35,6 @@ pub(crate) struct Generation {
     prompt: Vec<[u8; 4]>,
     /// Prompt tokens that have run.
     fed: usize,
-    /// Prompt tokens that one run takes.
-    piece: usize,
     stop: Vec<[u8; 4]>,
     made: u32,
     max_new: u32,
@@ -71,15 +69,14 @@ impl Generation {
         }
         let sampled = [sampled(prefill, "prefill")?, sampled(decode, "decode")?];
         let tokens = [takes_tokens(prefill, "prefill")?, takes_tokens(decode, "decode")?];
-        let piece = core.config.prefill_tokens.max(1);
         // The arguments go into the buffers of both bindings; prompt and new tokens are kept to the end.
         let tokens_kept = 4 * (wish.prompt.len() as u64 + u64::from(wish.max_new));
-        let bound = prefill.copied_bytes().saturating_add(decode.copied_bytes());
+        let fixed = prefill.fixed_bytes().saturating_add(decode.fixed_bytes());
         let taken = 2 * inline_bytes(wish.arguments) + tokens_kept;
-        let host = HostMemory::new(&session.account, bound.saturating_add(taken))?;
+        let host = HostMemory::new(&session.account, fixed.saturating_add(taken))?;
         let mut buffers = prefill.buffers();
         prefill.fill(&mut buffers, wish.arguments, Some(tokens[0]))?;
-        let first = wish.prompt.get(..piece).unwrap_or(wish.prompt);
+        let first = wish.prompt.get(..piece(core, &prefill.program)).unwrap_or(wish.prompt);
         buffers.set_tokens(tokens[0], first);
         let sizes = prefill.sizes(&buffers)?;
         let mut later = decode.buffers();
@@ -89,7 +86,6 @@ impl Generation {
         let generation = Self {
             prompt: wish.prompt.to_vec(),
             fed: 0,
-            piece,
             stop: wish.stop.to_vec(),
             made: 0,
             max_new: wish.max_new,
@@ -119,7 +115,7 @@ impl Generation {
         if prefilled {
             self.fed += usize::try_from(job.sizes.sequence).unwrap_or(usize::MAX);
             if let Some(rest) = self.prompt.get(self.fed..).filter(|rest| !rest.is_empty()) {
-                let next = rest.get(..self.piece).unwrap_or(rest);
+                let next = rest.get(..piece(core, &job.binding.program)).unwrap_or(rest);
                 return self.again(core, job, next);
             }
         }

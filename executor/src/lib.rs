@@ -8,6 +8,7 @@
 
 pub mod device;
 pub mod process;
+pub mod trace;
 
 mod account;
 mod buffers;

@@ -48,8 +48,8 @@ impl Outage {
             Some(reason) => {
                 let seconds = AGAIN.as_secs();
                 format!(
-                    "{device} has failed and could not be brought back ({reason}): use another device; it is tried again every \
-                     {seconds} s"
+                    "{device} has failed and could not be brought back ({reason}): use another device, or start the server \
+                     anew; it is tried again every {seconds} s"
                 )
             }
         };

@@ -70,7 +70,7 @@ impl Outflow {
                     self.fetch(run).map(|one| coming.push_back((offset, one)))
                 }
                 None => match coming.pop_front() {
-                    Some((offset, one)) => one.wait().map(|slab| peer.brought(self.id, &source, offset, slab.freeze())),
+                    Some((offset, one)) => one.wait().map(|bytes| peer.brought(self.id, &source, offset, bytes)),
                     None => return,
                 },
             };

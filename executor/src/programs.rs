@@ -12,7 +12,7 @@ use crate::caches::Cache;
 use crate::device::{HostTensor, KvSpec, Loaded, Memory};
 use crate::error::fail;
 use crate::residents::{Content, Tensor};
-use crate::scheduler::Class;
+use crate::scheduler::{Class, Pace};
 use crate::session::{Object, Session};
 
 /// Caches that one program may have.
@@ -24,6 +24,8 @@ pub(crate) struct Program {
     pub(crate) loaded: Arc<dyn Loaded>,
     pub(crate) device: u16,
     pub(crate) class: Class,
+    /// How fast it runs prompts.
+    pub(crate) pace: Pace,
     /// Place of each input by node id.
     places: HashMap<u32, Place>,
     /// Indices into the graph's inputs, by what the inputs are for.
@@ -121,7 +123,21 @@ impl Program {
             _ => Class::Prefill,
         };
         let sets = Mutex::default();
-        Ok(Arc::new(Self { graph, loaded, device, class, places, weights, caches, arguments, tokens, sampled, sets }))
+        let pace = Pace::default();
+        Ok(Arc::new(Self {
+            graph,
+            loaded,
+            device,
+            class,
+            pace,
+            places,
+            weights,
+            caches,
+            arguments,
+            tokens,
+            sampled,
+            sets,
+        }))
     }
 
     /// The graph's content hash, as the wire has it.

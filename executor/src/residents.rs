@@ -1,6 +1,5 @@
 //! Tensors that stay on the server.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use genie_transport::memory::{Region, Slab};
@@ -27,20 +26,13 @@ pub(crate) struct Tensor {
 #[derive(Debug)]
 pub(crate) struct Content {
     pub(crate) memory: Memory,
-    /// Differs between any two contents: tells whether bytes that were read earlier are still those.
-    pub(crate) version: u64,
     charge: Charge,
 }
 
 impl Content {
     pub(crate) fn new(memory: Memory, charge: Charge) -> Arc<Self> {
-        Arc::new(Self { memory, version: next_version(), charge })
+        Arc::new(Self { memory, charge })
     }
-}
-
-fn next_version() -> u64 {
-    static VERSIONS: AtomicU64 = AtomicU64::new(1);
-    VERSIONS.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Tensor {
@@ -109,7 +101,6 @@ impl Tensor {
                 let written = fill(&mut space);
                 if let Some(content) = Arc::get_mut(&mut content) {
                     content.memory = space.freeze();
-                    content.version = next_version();
                 }
                 Ok(written?)
             }

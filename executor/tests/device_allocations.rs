@@ -112,7 +112,7 @@ fn images_and_blocks() {
         let arguments = [tensor(&[images, 8, 9, 9], &vec![0.5; 648 * images as usize])];
         let mut outputs = Vec::new();
         let mut step = || {
-            let row = Row { arguments: &arguments, caches: Vec::new(), outputs: &mut outputs, wanted: u64::MAX };
+            let row = Row::new(&arguments, &mut outputs, u64::MAX);
             program.run(&weights, &mut [row]).unwrap();
         };
         (0..2).for_each(|_| step());

@@ -98,7 +98,8 @@ pub enum PoolKind {
     Average = 1,
 }
 
-/// One operation. Floating-point ops accumulate in f32 whatever the element type.
+/// One operation. Floating-point ops accumulate in f32 whatever the element type. A device that does several ops at once may leave out
+/// the roundings between them.
 ///
 /// Shapes: `..` stands for any leading dimensions. "Float" is f32, f16 or bf16; the result has the first input's type
 /// unless said otherwise. Linear, MatMul, Embedding, Conv2d and the norms accept weights of another float type than the

@@ -4,6 +4,45 @@ use genie_graph::{DType, Dim, InputDecl, InputRole, Sizes, Symbol, VerifiedGraph
 
 use crate::device::{DeviceError, HostTensor, KvSpec, Memory, Row};
 
+/// Where an argument's bytes are.
+#[derive(Clone, Copy)]
+pub(super) enum Argument<'a> {
+    /// They came with the run.
+    Inline(&'a [u8]),
+    /// A resident's.
+    Resident(&'a Memory),
+}
+
+impl Argument<'_> {
+    pub(super) fn len(self) -> u64 {
+        match self {
+            Self::Inline(bytes) => bytes.len() as u64,
+            Self::Resident(memory) => memory.len(),
+        }
+    }
+
+    /// Copies them to `to`, which has as many.
+    pub(super) fn read(self, to: &mut [u8]) -> Result<(), DeviceError> {
+        match self {
+            Self::Inline(bytes) => {
+                to.copy_from_slice(bytes);
+                Ok(())
+            }
+            Self::Resident(memory) => memory.read(0, to),
+        }
+    }
+}
+
+impl Row<'_> {
+    /// The bytes of an argument, if there is one.
+    pub(super) fn argument(&self, index: usize) -> Option<Argument<'_>> {
+        match self.residents.get(index) {
+            Some(Some(memory)) => Some(Argument::Resident(memory)),
+            _ => self.arguments.get(index).map(|tensor| Argument::Inline(&tensor.data)),
+        }
+    }
+}
+
 /// A program's inputs that a run gives, each kind in graph order.
 pub(super) struct Inputs {
     weights: Vec<InputDecl>,
@@ -71,8 +110,9 @@ impl Inputs {
         if let Some(cache) = row.caches.first() {
             found.position = Some(cache.len());
         }
-        for (decl, argument) in self.arguments.iter().zip(row.arguments) {
-            found.take(index, decl, argument)?;
+        for (i, (decl, argument)) in self.arguments.iter().zip(row.arguments).enumerate() {
+            let bytes = row.argument(i).map_or(0, Argument::len);
+            found.take(index, decl, argument, bytes)?;
         }
         let sizes = Sizes {
             batch: found.batch.unwrap_or(1),
@@ -103,7 +143,8 @@ struct Found {
 }
 
 impl Found {
-    fn take(&mut self, row: usize, decl: &InputDecl, argument: &HostTensor) -> Result<(), DeviceError> {
+    /// Takes an argument of so many bytes.
+    fn take(&mut self, row: usize, decl: &InputDecl, argument: &HostTensor, got: u64) -> Result<(), DeviceError> {
         let name = || decl.name.clone();
         if argument.dtype != Some(decl.ty.dtype) {
             let got = argument.dtype.map_or("nothing", DType::name).to_owned();
@@ -124,7 +165,7 @@ impl Found {
             let expected = format!("{shape} (batch {batch}, sequence {sequence}, position {position}, none empty)");
             return Err(DeviceError::ArgumentShape { row, name: name(), expected, got: argument.dims.clone() });
         }
-        let (expected, got) = (byte_len(decl.ty.dtype, &argument.dims), argument.data.len() as u64);
+        let expected = byte_len(decl.ty.dtype, &argument.dims);
         if expected != Some(got) {
             let expected = expected.unwrap_or(u64::MAX);
             return Err(DeviceError::ArgumentBytes { row, name: name(), expected, got });

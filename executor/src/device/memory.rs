@@ -1,5 +1,6 @@
 //! Memory that tensors lie in: the host's, or a device's own, which only the device reads and writes.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use super::DeviceError;
 /// Bytes in a device's own memory. Dropping it gives them back.
 ///
 /// Whoever shares a buffer has waited until what was written is there: a reader never waits for a writer.
-pub trait Buffer: Debug + Send + Sync {
+pub trait Buffer: Any + Debug + Send + Sync {
     /// How many bytes.
     fn bytes(&self) -> u64;
 
@@ -44,6 +45,19 @@ pub trait Buffer: Debug + Send + Sync {
     /// # Errors
     /// As [`Self::write`].
     fn copy(&self, offset: u64, from: &dyn Buffer, from_offset: u64, bytes: u64) -> Result<(), DeviceError>;
+
+    /// Copies `bytes` of a buffer of another device to byte `offset`, without the host between them. `false`: there is no such way, and
+    /// nothing was done.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    fn copy_from_peer(
+        &self,
+        offset: u64,
+        from: &(dyn Buffer + 'static),
+        from_offset: u64,
+        bytes: u64,
+    ) -> Result<bool, DeviceError>;
 
     /// A copy of all bytes in the host's memory, of the kind from which they come back the quickest.
     ///
@@ -91,11 +105,11 @@ pub trait Buffer: Debug + Send + Sync {
 
 /// Bytes on their way from a device's memory. Dropped before they are there, it waits for them.
 pub trait Coming: Debug + Send {
-    /// The slab, once they are in it.
+    /// The slab's bytes, once they are there.
     ///
     /// # Errors
     /// As [`Buffer::read`].
-    fn wait(self: Box<Self>) -> Result<Slab, DeviceError>;
+    fn wait(self: Box<Self>) -> Result<Region, DeviceError>;
 }
 
 /// Bytes that pass through the host at a time.
@@ -171,7 +185,12 @@ impl Space {
             (Self::Device(to), Memory::Device(buffer, range)) if to.device() == buffer.device() => {
                 to.copy(offset, &**buffer, range.start, range.end - range.start)
             }
-            (Self::Device(to), Memory::Device(buffer, range)) => carry(buffer, range.clone(), to, offset),
+            (Self::Device(to), Memory::Device(buffer, range)) => {
+                if to.copy_from_peer(offset, &**buffer, range.start, range.end - range.start)? {
+                    return Ok(());
+                }
+                carry(buffer, range.clone(), to, offset)
+            }
         }
     }
 
@@ -374,7 +393,7 @@ fn carry(from: &Arc<dyn Buffer>, range: Range<u64>, to: &Arc<dyn Buffer>, offset
         };
         at += bytes;
         if let Some((place, one)) = std::mem::replace(&mut coming, next) {
-            to.send(place, one.wait()?.freeze())?;
+            to.send(place, one.wait()?)?;
         }
     }
     to.settle()

@@ -9,15 +9,19 @@ mod inputs;
 mod kv;
 mod memory;
 mod rows;
+mod run;
 pub mod select;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use genie_graph::{DType, VerifiedGraph};
 
 pub use error::DeviceError;
 pub use kv::{Allocator, KvCache, KvSpec};
 pub use memory::{Buffer, Coming, Memory, Space};
+
+use crate::trace::Trace;
 
 /// What a device offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +49,18 @@ pub struct GpuInfo {
     pub utilisation: Option<u32>,
     /// Bytes a second that copies from the host's pinned memory, and to it, were measured with; `None` where they were not.
     pub pcie: Option<(u64, u64)>,
+    /// What copies of slices took; `None` where nobody [traces](Device::trace) them.
+    pub copies: Option<Copies>,
+}
+
+/// For each direction, how long all copies of slices took together, and for how much of that time the network filled or emptied other
+/// slabs of the same direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copies {
+    /// From the host.
+    pub to_device: (Duration, Duration),
+    /// To the host.
+    pub from_device: (Duration, Duration),
 }
 
 /// A tensor in host memory that goes into a run or comes out of it.
@@ -66,12 +82,33 @@ pub struct HostTensor {
 pub struct Row<'a> {
     /// Values of the inputs that are neither weights nor caches nor positions, in graph order.
     pub arguments: &'a [HostTensor],
+    /// The memory of those arguments that are residents, in the same order; beyond its end none is. Of such an argument the tensor in
+    /// `arguments` has type and dimensions, and no bytes. A device reads its own memory where it is; what a peer can write it copies
+    /// before it checks anything there.
+    pub residents: &'a [Option<Memory>],
     /// The caches, in graph order.
     pub caches: Vec<&'a mut KvCache>,
     /// Where the results go, one per graph output; their buffers are reused. Filled only where `wanted` has the bit.
     pub outputs: &'a mut Vec<HostTensor>,
     /// Bit i: output i is wanted. Outputs from 64 on are always filled.
     pub wanted: u64,
+    /// Outputs that stay, wanted or not: they do not pass through the host where their memory is the device's own.
+    pub kept: Vec<Kept<'a>>,
+}
+
+/// Memory for an output that stays.
+pub struct Kept<'a> {
+    /// Its index among the graph's outputs.
+    pub output: usize,
+    /// As many bytes as the output has. After a run that failed they are anything.
+    pub space: &'a mut Space,
+}
+
+impl<'a> Row<'a> {
+    /// A row without caches, whose arguments all are in the host's memory, and of whose outputs none stays.
+    pub fn new(arguments: &'a [HostTensor], outputs: &'a mut Vec<HostTensor>, wanted: u64) -> Self {
+        Self { arguments, residents: &[], caches: Vec::new(), outputs, wanted, kept: Vec::new() }
+    }
 }
 
 /// A device: memory, and programs that run in it.
@@ -96,6 +133,12 @@ pub trait Device: Send + Sync + 'static {
     /// How often memory that copies to and from it are quick from was wanted, and there was none to spare.
     fn staging_misses(&self) -> u64 {
         0
+    }
+
+    /// From now on writes down when tensors were on the network and when they were copied. Whether it does: a device that copies nothing
+    /// does not, nor does one that writes down elsewhere.
+    fn trace(&self, _to: &Arc<Trace>) -> bool {
+        false
     }
 
     /// An empty cache in this device's memory.

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::str::FromStr;
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::OnceLock;
 
 use genie_cuda_kernels::gpu::Gpu;
 
@@ -35,6 +37,9 @@ pub struct Limits {
     pub threads: Option<usize>,
     /// Bytes of tensors: of all CPU devices together, or of each GPU; `None`: what there is to spare.
     pub memory_bytes: Option<u64>,
+    /// Bytes of pinned host memory for tensors on their way to and from each GPU; `None`: what its way takes, if that is measured, else
+    /// what 25 GB/s take.
+    pub staging_bytes: Option<u64>,
     /// Whether the way to each GPU is measured when it is opened.
     pub measure: bool,
 }
@@ -66,7 +71,10 @@ impl Gpus for Driver {
     }
 
     fn open(&self, number: u32) -> Result<Arc<dyn Gpu>, DeviceError> {
-        Ok(Arc::new(genie_cuda_kernels::gpu::cuda::open(number)?))
+        let gpu = genie_cuda_kernels::gpu::cuda::open(number)?;
+        // The first request shall not wait for all that it needs.
+        gpu.compile_ahead();
+        Ok(Arc::new(gpu))
     }
 }
 
@@ -84,6 +92,23 @@ impl Gpus for Driver {
 #[cfg(not(feature = "cuda"))]
 fn without_cuda() -> DeviceError {
     DeviceError::Gpu("this build has no CUDA: build it with feature `cuda`, or serve the CPU: --device cpu".to_owned())
+}
+
+/// GPUs of this machine, and how many of them CUDA shows to this process. `None` where NVIDIA's management library does not tell. It is
+/// asked once a process, and takes tens of milliseconds to start.
+#[cfg(feature = "cuda")]
+pub fn gpus_here() -> Option<(usize, usize)> {
+    static FOUND: OnceLock<Option<(usize, usize)>> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let found = genie_cuda_kernels::gpu::inventory::inventory().ok()?.visibility;
+        Some((found.installed, found.visible))
+    })
+}
+
+/// This build has nobody to ask.
+#[cfg(not(feature = "cuda"))]
+pub fn gpus_here() -> Option<(usize, usize)> {
+    None
 }
 
 /// What a choice came to.
@@ -183,14 +208,12 @@ fn every(gpus: &dyn Gpus, limits: Limits) -> Result<Selected, NoneWorks> {
 
 fn open_one(gpus: &dyn Gpus, number: u32, limits: Limits) -> Result<Arc<dyn Device>, DeviceError> {
     let gpu = gpus.open(number)?;
-    let device = CudaDevice::new(number, gpu.clone(), limits.memory_bytes)?;
-    if limits.measure
-        && let Err(error) = device.measure()
-    {
-        // A GPU that broke is of no use; one that lacked memory for the measurement is.
-        gpu.memory()?;
-        tracing::warn!(%error, "the way to cuda:{number} was not measured");
-    }
+    let Limits { memory_bytes, staging_bytes, .. } = limits;
+    let device = match (limits.measure, staging_bytes) {
+        (true, _) => CudaDevice::measured(number, gpu, memory_bytes, staging_bytes)?,
+        (false, Some(bytes)) => CudaDevice::with_staging(number, gpu, memory_bytes, bytes)?,
+        (false, None) => CudaDevice::new(number, gpu, memory_bytes)?,
+    };
     Ok(Arc::new(device))
 }
 

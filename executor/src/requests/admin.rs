@@ -9,6 +9,7 @@ use genie_transport::memory::copied_bytes;
 use genie_transport::wire::{DeviceEntry, ErrorCode, Kind, OpenedSession, RemoteError, Reply, SessionToken, StatEntry};
 
 use crate::core::Core;
+use crate::device::select::gpus_here;
 use crate::error::fail;
 use crate::handles::HandleTable;
 use crate::process;
@@ -288,6 +289,19 @@ impl Core {
                 add("pcie_to_device_bytes_per_second", to);
                 add("pcie_from_device_bytes_per_second", from);
             }
+            if let Some(copies) = gpu.copies {
+                let ways = [("to_device", copies.to_device), ("from_device", copies.from_device)];
+                for (way, (took, overlapped)) in ways {
+                    add(&format!("copy_{way}_microseconds_total"), micros(took));
+                    add(&format!("copy_{way}_overlapped_microseconds_total"), micros(overlapped));
+                }
+            }
+        }
+        if !entries.is_empty()
+            && let Some((installed, visible)) = gpus_here()
+        {
+            entries.push(("genie_gpus_installed".to_owned(), installed as u64));
+            entries.push(("genie_gpus_visible".to_owned(), visible as u64));
         }
         entries
     }

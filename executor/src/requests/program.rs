@@ -110,7 +110,7 @@ impl Core {
         arguments: Arguments<'_>,
     ) -> Outcome {
         let binding = from.session.binding(binding)?;
-        let taken = binding.copied_bytes().saturating_add(inline_bytes(arguments));
+        let taken = binding.fixed_bytes().saturating_add(inline_bytes(arguments));
         let host = HostMemory::new(&from.session.account, taken)?;
         let mut buffers = binding.buffers();
         let sizes = match binding.fill(&mut buffers, arguments, None).and_then(|()| binding.sizes(&buffers)) {

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use genie_transport::wire::{Effect, ErrorCode, RemoteError};
 
@@ -9,7 +10,7 @@ use super::Job;
 use super::job::pass_on;
 use crate::buffers::Buffers;
 use crate::core::Core;
-use crate::device::{DeviceError, KvCache, Row};
+use crate::device::{DeviceError, Kept, KvCache, Row};
 use crate::error::fail;
 use crate::replies::Answer;
 
@@ -18,6 +19,7 @@ use crate::replies::Answer;
 pub(super) struct Rows {
     rows: Vec<Row<'static>>,
     caches: Vec<Vec<&'static mut KvCache>>,
+    kept: Vec<Vec<Kept<'static>>>,
 }
 
 /// Runs the jobs as one batch and sees to what becomes of each; `batch` is empty afterwards.
@@ -26,16 +28,8 @@ pub(super) fn execute(core: &Arc<Core>, batch: &mut Vec<Job>, rows: &mut Rows) {
     if batch.is_empty() {
         return;
     }
-    let mut at = 0;
-    while let Some(job) = batch.get_mut(at) {
-        let binding = job.binding.clone();
-        match binding.read_residents(&mut job.buffers) {
-            Ok(()) => at += 1,
-            Err(error) => finish(core, batch.remove(at), |job| job.fail(core, error.into())),
-        }
-    }
-    if batch.is_empty() {
-        return;
+    for job in batch.iter_mut() {
+        job.binding.take_residents(&mut job.buffers);
     }
     while let Err(error) = attempt(core, batch, rows) {
         // Nobody is to blame for a device that is lost.
@@ -91,36 +85,51 @@ fn drop_cancelled(core: &Arc<Core>, batch: &mut Vec<Job>) {
     }
 }
 
-/// Runs them; where the device's memory is short, once more after something was evicted.
+/// Runs them; where the device's memory is short, again with no more of a prompt than beside others, and once more after something was
+/// evicted.
 fn attempt(core: &Arc<Core>, batch: &mut [Job], rows: &mut Rows) -> Result<(), DeviceError> {
-    match run(batch, rows) {
-        Err(DeviceError::OutOfMemory(short)) => {
-            let device = batch.first().map_or(0, |job| job.binding.program.device);
-            if !core.make_room(device, short.wanted) {
-                return Err(DeviceError::OutOfMemory(short));
-            }
-            run(batch, rows)
+    let mut evicted = false;
+    loop {
+        let short = match run(batch, rows) {
+            Err(DeviceError::OutOfMemory(short)) => short,
+            other => return other,
+        };
+        if batch.iter_mut().any(|job| job.shorten(core.config.prefill_tokens)) {
+            continue;
         }
-        other => other,
+        let device = batch.first().map_or(0, |job| job.binding.program.device);
+        if std::mem::replace(&mut evicted, true) || !core.make_room(device, short.wanted) {
+            return Err(DeviceError::OutOfMemory(short));
+        }
     }
 }
 
 fn run(batch: &mut [Job], spare: &mut Rows) -> Result<(), DeviceError> {
     let Some(first) = batch.first() else { return Ok(()) };
     let (program, weights) = (first.binding.program.clone(), first.binding.weights.clone());
+    let tokens = first.sizes.sequence;
     let mut rows = emptied(std::mem::take(&mut spare.rows));
     rows.extend(batch.iter_mut().map(|job| {
-        let wanted = job.outputs_needed();
-        let Buffers { arguments, outputs, kvs, .. } = &mut *job.buffers;
+        let Job { buffers, kept: spaces, wanted, .. } = job;
+        let Buffers { arguments, residents, outputs, kvs, .. } = &mut **buffers;
         let mut caches = emptied(spare.caches.pop().unwrap_or_default());
         caches.extend(kvs.iter_mut());
-        Row { arguments, caches, outputs, wanted }
+        let mut kept = emptied(spare.kept.pop().unwrap_or_default());
+        kept.extend(spaces.iter_mut().map(|output| output.for_device()));
+        Row { arguments, residents, caches, outputs, wanted: u64::from(*wanted), kept }
     }));
+    let started = Instant::now();
     // A kernel's bug must not take the server with it. What the run wrote is given up with the error; caches that it held are
     // only ever grown at its end.
     let result = catch_unwind(AssertUnwindSafe(|| program.loaded.run(&weights.memory, &mut rows)))
         .unwrap_or_else(|_| Err(DeviceError::Internal("the run panicked".to_owned())));
-    spare.caches.extend(rows.drain(..).map(|row| emptied(row.caches)));
+    if result.is_ok() {
+        program.pace.note(tokens, started.elapsed());
+    }
+    for Row { caches, kept, .. } in rows.drain(..) {
+        spare.caches.push(emptied(caches));
+        spare.kept.push(emptied(kept));
+    }
     spare.rows = emptied(rows);
     result
 }

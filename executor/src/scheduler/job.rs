@@ -10,7 +10,7 @@ use crate::account::{Charge, HostMemory};
 use crate::buffers::Buffers;
 use crate::caches::{Turn, serve_lines};
 use crate::core::Core;
-use crate::device::Space;
+use crate::device::{Kept, Space};
 use crate::error::{fail, partly};
 use crate::generate::{Generation, Onward};
 use crate::programs::Binding;
@@ -31,8 +31,8 @@ pub(crate) struct Job {
     pub(crate) wanted: u32,
     /// Bit i: output i becomes a resident.
     pub(crate) keep: u32,
-    /// Memory for the outputs that become residents.
-    pub(crate) kept: Vec<Kept>,
+    /// Memory for the outputs that become residents, which the device fills.
+    pub(crate) kept: Vec<KeptOutput>,
     /// What it takes beside residents.
     pub(crate) host: HostMemory,
     /// Set where the run is a step of a generate.
@@ -44,11 +44,18 @@ pub(crate) struct Job {
 }
 
 /// Memory for an output that becomes a resident.
-pub(crate) struct Kept {
+pub(crate) struct KeptOutput {
     output: usize,
     spec: TensorSpec,
     space: Space,
     charge: Charge,
+}
+
+impl KeptOutput {
+    /// What the device is given of it.
+    pub(crate) fn for_device(&mut self) -> Kept<'_> {
+        Kept { output: self.output, space: &mut self.space }
+    }
 }
 
 impl Job {
@@ -143,17 +150,17 @@ impl Job {
                 continue;
             }
             let output = output as usize;
-            let sizes = Sizes { position: length, ..self.sizes };
+            let sizes = if self.buffers.kvs.is_empty() { self.sizes } else { Sizes { position: length, ..self.sizes } };
             let bytes = self.binding.output_bytes(output, &sizes)?;
-            host = host.saturating_add(bytes);
             if wanted {
+                host = host.saturating_add(bytes);
                 inline = inline.saturating_add(bytes).saturating_add(64);
             }
             if keep {
                 let spec = self.binding.output_spec(output, &sizes)?;
                 let charge = self.session.account.charge(spec.bytes())?;
                 let space = core.allocate(device, spec.bytes())?;
-                self.kept.push(Kept { output, spec, space, charge });
+                self.kept.push(KeptOutput { output, spec, space, charge });
             }
         }
         if inline > u64::from(limits::CONTROL_PAYLOAD_BYTES) {
@@ -163,9 +170,16 @@ impl Job {
         Ok(self.host.add(&self.session.account, host)?)
     }
 
-    /// The outputs that the device must fill.
-    pub(crate) fn outputs_needed(&self) -> u64 {
-        u64::from(self.wanted | self.keep)
+    /// Leaves all but the first tokens of a prompt to later runs. Whether there were more.
+    pub(super) fn shorten(&mut self, most: usize) -> bool {
+        let most = most.max(1);
+        let longer = self.sizes.sequence > most as u64;
+        let Some(at) = self.binding.program.tokens.filter(|_| longer && self.generation.is_some()) else {
+            return false;
+        };
+        self.sizes.sequence = most as u64;
+        self.buffers.keep_tokens(at, most);
+        true
     }
 
     /// A prompt is prefill, whatever its program says of itself: it does not go before other sessions' steps.
@@ -194,6 +208,7 @@ impl Job {
 
     /// The device has run it.
     pub(crate) fn ran(mut self, core: &Arc<Core>) {
+        self.buffers.let_go();
         self.changed |= !self.buffers.kvs.is_empty();
         if let Some(mut generation) = self.generation.take() {
             match generation.advance(core, &mut self) {
@@ -221,6 +236,7 @@ impl Job {
     /// It did not work out; the caches of the binding that comes back are still to be passed on.
     fn end(mut self, error: RemoteError) -> Arc<Binding> {
         self.kept.clear();
+        self.buffers.let_go();
         // What was reserved for the run goes back, and with it any reservation of the cache's own.
         self.buffers.kvs.iter_mut().for_each(|kv| kv.truncate(kv.len()));
         self.answer_failed(error);
@@ -232,33 +248,18 @@ impl Job {
         self.session.complete(self.id, Answer::Failed(error));
     }
 
-    /// The outputs that stay, as residents. They are filled before anything is locked: they may be large.
-    fn fill_kept(&mut self, device: u16) -> Result<Vec<(usize, Arc<Tensor>)>, RemoteError> {
-        let outputs = &self.buffers.outputs;
-        let tensors = self.kept.drain(..).map(|Kept { output, spec, mut space, charge }| {
-            let data = outputs.get(output).map_or(&[][..], |o| &o.data);
-            if space.len() != data.len() as u64 {
-                return Err(partly(fail(ErrorCode::DeviceFailed, "an output has the wrong size")));
-            }
-            space.write(0, data).map_err(|error| partly(error.into()))?;
-            Ok((output, Tensor::new(device, spec, None, Content::new(space.freeze(), charge))))
-        });
-        tensors.collect()
-    }
-
     fn answer_ran(&mut self) {
         let (device, position) = (self.binding.program.device, self.length());
         let (wanted, keep) = (self.wanted, self.keep);
-        let mut kept = match self.fill_kept(device) {
-            Ok(kept) => kept,
-            Err(error) => return self.answer_failed(error),
+        let resident = |KeptOutput { output, spec, space, charge }| {
+            (output, Tensor::new(device, spec, None, Content::new(space.freeze(), charge)))
         };
+        let mut kept: Vec<(usize, Arc<Tensor>)> = self.kept.drain(..).map(resident).collect();
         let outputs = &self.buffers.outputs;
         self.session.complete_with(self.id, |state| {
             let mut bytes = state.window.buffer();
             let mut count = 0;
             for i in 0..u32::BITS as usize {
-                let Some(output) = outputs.get(i) else { break };
                 if keep >> i & 1 == 1 {
                     let Some(at) = kept.iter().position(|(of, _)| *of == i) else { continue };
                     let (_, tensor) = kept.swap_remove(at);
@@ -269,6 +270,7 @@ impl Job {
                     count += 1;
                 }
                 if wanted >> i & 1 == 1 {
+                    let Some(output) = outputs.get(i) else { break };
                     let Some(dtype) = output.dtype else { continue };
                     if let Err(error) = write_argument(&mut bytes, i as u16, dtype, &output.dims, &output.data) {
                         return Answer::Failed(partly(fail(ErrorCode::DeviceFailed, error.to_string())));

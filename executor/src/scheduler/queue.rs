@@ -44,6 +44,8 @@ struct State {
     /// How often others went first since a prefill, or bulk work, was served.
     prefill_passed: u32,
     bulk_passed: u32,
+    /// When the last decode step was served.
+    decoded: Option<Instant>,
     /// Nothing is accepted any more.
     closed: bool,
 }
@@ -176,6 +178,12 @@ impl Queue {
         }
     }
 
+    /// Whether a decode step waits, or was served no longer ago than this.
+    pub(crate) fn decoded_within(&self, time: Duration) -> bool {
+        let state = self.lock();
+        !state.decode.jobs.is_empty() || state.decoded.is_some_and(|at| at.elapsed() <= time)
+    }
+
     /// Takes out every run that waits. Bulk work stays: it answers its requests itself.
     pub(crate) fn drain(&self) -> Vec<Job> {
         let mut state = self.lock();
@@ -217,6 +225,7 @@ impl State {
         }
         if !prefill_is_due && let Some(job) = self.decode.pop() {
             self.passed(true);
+            self.decoded = Some(Instant::now());
             batch.push(job);
             self.join(batch, most);
             return Next::Batch;

@@ -11,7 +11,7 @@ use genie_graph::{DType, GraphBuilder, InputRole, Op, TensorType};
 
 use crate::models::{BOTH, agree_with_the_reference, text};
 use crate::stand_in::gpu;
-use crate::support::models::{Config, Model, llama};
+use crate::support::models::{Config, Model, gpt2, llama};
 use crate::support::{Runner, Session, place, tensor};
 use crate::tiny::TINY;
 
@@ -156,7 +156,7 @@ fn an_index_among_weights_is_named() {
     let bytes: Vec<u8> = [1_i64, -5, 77].iter().flat_map(|id| id.to_le_bytes()).collect();
     let arguments = [tensor(&[4, 2], &[0.0; 8])];
     let mut outputs = Vec::new();
-    let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 1 };
+    let row = Row::new(&arguments, &mut outputs, 1);
     let error = program.run(&[place(&device, &bytes)], &mut [row]).unwrap_err();
     assert!(matches!(error, DeviceError::IndexOutOfRange { op: "gather", index: -5, bound: 4, .. }), "{error}");
 }
@@ -175,6 +175,33 @@ fn a_step_that_was_seen_before_is_one_graph() {
     }
     assert_eq!(launched[4], launched[5]);
     assert_eq!(host.replays(), 4, "two runs as they are, then captured");
+}
+
+/// Kernels of a decode step that is not captured yet, and how many of them are right behind another.
+fn kernels_of_a_step(model: Model) -> [u64; 2] {
+    let host = Arc::new(HostGpu::new(HostSettings { total_bytes: 1 << 30, ..HostSettings::default() }));
+    let runner = Runner::new(CudaDevice::new(0, host.clone(), None).unwrap(), model);
+    let mut session = runner.session();
+    runner.feed(&mut session, &[1, 2, 3]);
+    // The first of its kind makes the plan's constants, too.
+    runner.feed(&mut session, &[4]);
+    let before = [host.launches(), host.launches_behind()];
+    runner.feed(&mut session, &[5]);
+    [host.launches() - before[0], host.launches_behind() - before[1]]
+}
+
+#[test]
+fn a_decode_step_has_few_kernels_and_all_but_the_first_are_right_behind_others() {
+    // Norms and what is added are done by products, rotation and the cache by attention: gpt2 has four products a layer, llama six.
+    for (make, each) in [(gpt2 as fn(&Config) -> Model, 5), (llama, 7)] {
+        let [two, four] = [2, 4].map(|layers| kernels_of_a_step(make(&Config { layers, ..TINY })));
+        assert_eq!(four[0] - two[0], 2 * each);
+        // Embeddings, the last norm, the logits, sampling.
+        assert!(two[0] - 2 * each <= 7, "{} besides the layers", two[0] - 2 * each);
+        for [all, behind] in [two, four] {
+            assert_eq!(behind, all - 1);
+        }
+    }
 }
 
 #[test]

@@ -231,9 +231,8 @@ fn images_are_unharmed_by_others_in_their_batch() {
                 let program = CpuDevice::with_isa(0, threads, 1 << 26, isa).unwrap().load(Arc::clone(&graph)).unwrap();
                 let mut outputs: Vec<Vec<HostTensor>> = images.iter().map(|_| Vec::new()).collect();
                 let rows = images.iter().zip(&mut outputs);
-                let mut rows: Vec<Row<'_>> = rows
-                    .map(|(x, outputs)| Row { arguments: std::slice::from_ref(x), caches: vec![], outputs, wanted: 1 })
-                    .collect();
+                let mut rows: Vec<Row<'_>> =
+                    rows.map(|(x, outputs)| Row::new(std::slice::from_ref(x), outputs, 1)).collect();
                 program.run(&weights, &mut rows).unwrap();
                 outputs.into_iter().map(|mut o| floats(&o.remove(0))).collect::<Vec<_>>()
             };
@@ -293,7 +292,7 @@ fn windows_that_reach_far_beyond_the_image() {
     let program = CpuDevice::new(0, 2, 1 << 24).unwrap().load(Arc::new(b.finish().unwrap())).unwrap();
     let arguments = [tensor(&[1, 1, 2, 2], &[1.0, 2.0, 3.0, 6.0])];
     let mut outputs = Vec::new();
-    program.run(&[], &mut [Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 3 }]).unwrap();
+    program.run(&[], &mut [Row::new(&arguments, &mut outputs, 3)]).unwrap();
     // The first window ends at the first row and column, the second begins at the second.
     assert_eq!(outputs[0], tensor(&[1, 1, 2, 2], &[1.0, 2.0, 3.0, 6.0]));
     assert_eq!(outputs[1], outputs[0]);
@@ -312,7 +311,7 @@ fn images_larger_than_any_memory() {
         for images in [1, 1 << 10] {
             let arguments = [tensor(&[images, 1, 1, 1], &vec![0.0; images as usize])];
             let mut outputs = Vec::new();
-            let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 1 };
+            let row = Row::new(&arguments, &mut outputs, 1);
             let error = program.run(&[Region::copy_of(&[0; 2]).into()], &mut [row]).unwrap_err();
             assert!(matches!(error, DeviceError::OutOfMemory(_) | DeviceError::Sizes(_)), "{error}");
         }

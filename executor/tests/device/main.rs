@@ -3,13 +3,16 @@
 
 mod cache;
 mod case;
+mod goldens;
 mod gpu;
 mod images;
 mod models;
+mod narrow;
 mod ops;
 mod quantized;
 mod reference;
 mod refusals;
+mod residents;
 mod run;
 mod scatter;
 mod select;

@@ -41,40 +41,48 @@ pub(crate) fn agree_with_the_reference(slack: f64, load: fn(Model) -> Runner) {
     for make in BOTH {
         for weights in [DType::F32, DType::F16, DType::BF16] {
             for cache in [DType::F32, DType::BF16] {
+                // Rounding a key or an activation to bf16 after f32 or after f64 arithmetic may go either way.
+                let rounds = cache == DType::BF16 || weights == DType::BF16;
+                let slack = if rounds { 40.0 * slack } else { 10.0 };
                 let config = Config { weights, cache, ..TINY };
-                let model = make(&config);
-                let mut inputs = HashMap::new();
-                let mut regions = model.weights.iter();
-                for decl in model.graph.inputs().iter().filter(|i| i.role == InputRole::Weight) {
-                    let dims = decl.ty.concrete(&Sizes::default()).unwrap();
-                    let data = regions.next().unwrap().to_vec();
-                    let host = genie_executor::device::HostTensor { dtype: Some(decl.ty.dtype), dims, data };
-                    inputs.insert(decl.node, Tensor::from_host(&host));
-                }
-                let graph = model.graph.clone();
-                let runner = load(model);
-                let mut session = runner.session();
-                let mut history: History = vec![Default::default(); config.layers as usize];
-                // Across block borders: 70 tokens, then one at a time, then some together.
-                for tokens in [text(0, 70), vec![3], vec![100], text(1, 60), vec![0]] {
-                    let position = session.cache.len();
-                    let logits = runner.feed(&mut session, &tokens);
-                    for (decl, argument) in
-                        graph.inputs().iter().filter(|i| is_argument(i.role)).zip(&session.arguments)
-                    {
-                        inputs.insert(decl.node, Tensor::from_host(argument));
-                    }
-                    let sizes = Sizes { batch: 1, sequence: tokens.len() as u64, position };
-                    let expected = evaluate(&graph, &sizes, &inputs, &mut history);
-                    let got = Tensor::from_host(&tensor(&[1, config.vocabulary], &logits));
-                    // Rounding a key or an activation to bf16 after f32 or after f64 arithmetic may go either way.
-                    let rounds = cache == DType::BF16 || weights == DType::BF16;
-                    compare(&"logits", &got, &expected[1], if rounds { 40.0 * slack } else { 10.0 });
-                }
-                assert_eq!(session.cache.len(), 133);
+                beside_the_reference(make, &config, load, |got, expected| compare(&"logits", got, expected, slack));
             }
         }
     }
+}
+
+/// Runs a model on a device and by the reference, and shows the logits of both.
+pub(crate) fn beside_the_reference(
+    make: fn(&Config) -> Model,
+    config: &Config,
+    load: fn(Model) -> Runner,
+    mut both: impl FnMut(&Tensor, &Tensor),
+) {
+    let model = make(config);
+    let mut inputs = HashMap::new();
+    let mut regions = model.weights.iter();
+    for decl in model.graph.inputs().iter().filter(|i| i.role == InputRole::Weight) {
+        let dims = decl.ty.concrete(&Sizes::default()).unwrap();
+        let data = regions.next().unwrap().to_vec();
+        let host = genie_executor::device::HostTensor { dtype: Some(decl.ty.dtype), dims, data };
+        inputs.insert(decl.node, Tensor::from_host(&host));
+    }
+    let graph = model.graph.clone();
+    let runner = load(model);
+    let mut session = runner.session();
+    let mut history: History = vec![Default::default(); config.layers as usize];
+    // Across block borders: 70 tokens, then one at a time, then some together.
+    for tokens in [text(0, 70), vec![3], vec![100], text(1, 60), vec![0]] {
+        let position = session.cache.len();
+        let logits = runner.feed(&mut session, &tokens);
+        for (decl, argument) in graph.inputs().iter().filter(|i| is_argument(i.role)).zip(&session.arguments) {
+            inputs.insert(decl.node, Tensor::from_host(argument));
+        }
+        let sizes = Sizes { batch: 1, sequence: tokens.len() as u64, position };
+        let expected = evaluate(&graph, &sizes, &inputs, &mut history);
+        both(&Tensor::from_host(&tensor(&[1, config.vocabulary], &logits)), &expected[1]);
+    }
+    assert_eq!(session.cache.len(), 133);
 }
 
 fn is_argument(role: InputRole) -> bool {

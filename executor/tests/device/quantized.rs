@@ -84,7 +84,7 @@ fn every_scale_gives_the_bits_of_the_formula() {
         for isa in Isa::available() {
             let program = CpuDevice::with_isa(0, 2, 1 << 24, isa).unwrap().load(Arc::clone(&graph)).unwrap();
             let mut outputs = Vec::new();
-            let row = Row { arguments: &[], caches: vec![], outputs: &mut outputs, wanted: 1 };
+            let row = Row::new(&[], &mut outputs, 1);
             program.run(&[Region::copy_of(&bytes).into()], &mut [row]).unwrap();
             for (i, (got, &expected)) in outputs[0].data.as_chunks::<4>().0.iter().zip(&expected).enumerate() {
                 let got = f32::from_le_bytes(*got);
@@ -173,7 +173,7 @@ fn the_floats_of_a_weight_need_no_memory() {
             let program = device.load(product(format, DType::F32, [n, k], stored)).unwrap();
             let mut outputs = Vec::new();
             let arguments = [tensor(&[3, k], &vec![1.0; 3 * k as usize])];
-            let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 1 };
+            let row = Row::new(&arguments, &mut outputs, 1);
             program.run(&weights, &mut [row]).map(|()| outputs.remove(0))
         };
         assert_eq!(run(false), Ok(tensor(&[3, n], &vec![0.0; 3 * n as usize])));

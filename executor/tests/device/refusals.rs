@@ -219,7 +219,7 @@ fn dividing_by_zero() {
     let mut run = |which: &[usize]| {
         let mut rows: Vec<Row<'_>> = Vec::new();
         for (i, outputs) in outputs.iter_mut().enumerate().filter(|(i, _)| which.contains(i)) {
-            rows.push(Row { arguments: &arguments[i], caches: vec![], outputs, wanted: 1 });
+            rows.push(Row::new(&arguments[i], outputs, 1));
         }
         program.run(&[], &mut rows)
     };
@@ -242,7 +242,7 @@ fn indices_outside_a_table() {
         let arguments =
             [host(DType::U8, &[3, 2], vec![1, 2, 3, 4, 5, 6]), host(DType::I64, &[ids.len() as u64], ids_bytes)];
         let mut outputs = Vec::new();
-        let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 1 };
+        let row = Row::new(&arguments, &mut outputs, 1);
         program.run(&[], &mut [row]).map(|()| outputs.remove(0).data)
     };
     assert_eq!(run(&[2, 0]), Ok(vec![5, 6, 1, 2]));
@@ -264,10 +264,7 @@ fn rows_that_would_mix_run_one_by_one() {
     let arguments = [[tensor(&[1, 1], &[5.0])], [tensor(&[2, 1], &[1.0, 1.0])]];
     let mut outputs = [Vec::new(), Vec::new()];
     let [first, second] = &mut outputs;
-    let mut rows = [
-        Row { arguments: &arguments[0], caches: vec![], outputs: first, wanted: 1 },
-        Row { arguments: &arguments[1], caches: vec![], outputs: second, wanted: 1 },
-    ];
+    let mut rows = [Row::new(&arguments[0], first, 1), Row::new(&arguments[1], second, 1)];
     program.run(&[], &mut rows).unwrap();
     assert_eq!(floats(&outputs[0][0]), [1.0]);
     assert_eq!(floats(&outputs[1][0]), [0.5, 0.5]);
@@ -284,10 +281,7 @@ fn rows_of_several_sequences_are_split_again() {
     let arguments = [[tensor(&[2, 2], &[1.0, 2.0, 3.0, 4.0])], [tensor(&[1, 2], &[5.0, 6.0])]];
     let mut outputs = [Vec::new(), Vec::new()];
     let [first, second] = &mut outputs;
-    let mut rows = [
-        Row { arguments: &arguments[0], caches: vec![], outputs: first, wanted: 1 },
-        Row { arguments: &arguments[1], caches: vec![], outputs: second, wanted: 1 },
-    ];
+    let mut rows = [Row::new(&arguments[0], first, 1), Row::new(&arguments[1], second, 1)];
     program.run(&[], &mut rows).unwrap();
     assert_eq!(outputs[0][0], tensor(&[2, 2], &[2.0, 4.0, 6.0, 8.0]));
     assert_eq!(outputs[1][0], tensor(&[1, 2], &[10.0, 12.0]));
@@ -302,8 +296,7 @@ fn constants_count_against_the_memory() {
     let device = CpuDevice::new(0, 1, 1 << 24).unwrap();
     let program = device.load(Arc::new(b.finish().unwrap())).unwrap();
     let mut outputs = Vec::new();
-    let error =
-        program.run(&[], &mut [Row { arguments: &[], caches: vec![], outputs: &mut outputs, wanted: 1 }]).unwrap_err();
+    let error = program.run(&[], &mut [Row::new(&[], &mut outputs, 1)]).unwrap_err();
     assert!(matches!(error, DeviceError::OutOfMemory(_)), "{error}");
 }
 
@@ -325,7 +318,7 @@ fn products_larger_than_any_memory() {
         let program = device.load(Arc::new(b.finish().unwrap())).unwrap();
         let arguments = [tensor(&[1, 1], &[1.0]), tensor(&[1, 1], &[2.0])];
         let mut outputs = Vec::new();
-        let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 1 };
+        let row = Row::new(&arguments, &mut outputs, 1);
         let error = program.run(&[], &mut [row]).unwrap_err();
         assert!(matches!(error, DeviceError::OutOfMemory(_) | DeviceError::Sizes(_)), "{error}");
         assert_eq!(device.info().free_bytes, device.info().total_bytes);
@@ -348,7 +341,7 @@ fn a_program_of_very_many_nodes() {
     for batch in 1..4 {
         let arguments = [tensor(&[batch, 3], &vec![1.0; 3 * batch as usize])];
         let mut outputs = Vec::new();
-        let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 1 };
+        let row = Row::new(&arguments, &mut outputs, 1);
         program.run(&[], &mut [row]).unwrap();
         assert!(floats(&outputs[0]).iter().all(|&s| s == -30_000.0));
     }
@@ -363,7 +356,7 @@ fn tensors_along_an_empty_cache() {
     let run = |b: GraphBuilder, arguments: &[HostTensor]| {
         let program = device.load(Arc::new(b.finish().unwrap())).unwrap();
         let mut outputs = Vec::new();
-        let result = program.run(&[], &mut [Row { arguments, caches: vec![], outputs: &mut outputs, wanted: 1 }]);
+        let result = program.run(&[], &mut [Row::new(arguments, &mut outputs, 1)]);
         assert_eq!(result, Err(DeviceError::Sizes(SizeError::Zero(Symbol::Position))));
     };
     let mut b = GraphBuilder::new("sample");

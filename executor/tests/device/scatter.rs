@@ -54,7 +54,7 @@ fn ids_outside_the_table() {
                 bytes(&[n, 2], &updates),
             ];
             let mut outputs = Vec::new();
-            let row = Row { arguments: &arguments, caches: vec![], outputs: &mut outputs, wanted: 1 };
+            let row = Row::new(&arguments, &mut outputs, 1);
             program.run(&[], &mut [row]).map(|()| outputs.remove(0).data)
         };
         assert_eq!(run(&[3, 0, 3]), Ok(vec![12, 13, 3, 4, 5, 6, 14, 15]));
@@ -85,8 +85,7 @@ fn sessions_do_not_write_into_each_others_tables() {
     let arguments = [[ids(0), bytes(&[1], &[5])], [ids(1), bytes(&[1], &[7])]];
     let mut outputs = [Vec::new(), Vec::new()];
     let rows = arguments.iter().zip(&mut outputs);
-    let mut rows: Vec<Row<'_>> =
-        rows.map(|(arguments, outputs)| Row { arguments, caches: vec![], outputs, wanted: 1 }).collect();
+    let mut rows: Vec<Row<'_>> = rows.map(|(arguments, outputs)| Row::new(arguments, outputs, 1)).collect();
     program.run(&[], &mut rows).unwrap();
     assert_eq!(outputs.map(|o| o[0].data.clone()), [vec![10], vec![14]]);
 }

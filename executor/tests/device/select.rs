@@ -32,7 +32,7 @@ impl Gpus for Machine {
 }
 
 const WORKS: (bool, bool) = (true, true);
-const LIMITS: Limits = Limits { threads: Some(2), memory_bytes: Some(1 << 20), measure: false };
+const LIMITS: Limits = Limits { threads: Some(2), memory_bytes: Some(1 << 20), staging_bytes: None, measure: false };
 
 fn with(text: &str, machine: Result<Vec<(bool, bool)>, DeviceError>) -> Result<Selected, DeviceError> {
     text.parse::<Choice>()?.open(&Machine(machine), LIMITS)

@@ -7,7 +7,7 @@ use genie_executor::device::{
     Device, DeviceError, DeviceInfo, HostTensor, KvCache, KvSpec, Loaded, Memory, Row, Space,
 };
 use genie_graph::{DType, Op, VerifiedGraph};
-use genie_transport::memory::Pool;
+use genie_transport::memory::{OutOfMemory, Pool};
 
 use crate::graphs::VOCABULARY;
 
@@ -28,6 +28,8 @@ pub(crate) struct Control {
     pub(crate) info_panics: AtomicBool,
     /// A row that was given this token fails its run.
     pub(crate) poison: Mutex<Option<i32>>,
+    /// Runs of more tokens find no memory.
+    pub(crate) room: Mutex<Option<u64>>,
 }
 
 impl Fake {
@@ -80,6 +82,9 @@ impl Loaded for Program {
         assert!(!self.control.panics.load(Ordering::Relaxed), "told to panic");
         let sequence = rows[0].arguments[0].dims.get(1).copied().unwrap_or(1);
         self.control.runs.lock().unwrap().push((rows.len(), sequence));
+        if self.control.room.lock().unwrap().is_some_and(|most| sequence > most) {
+            return Err(OutOfMemory { wanted: sequence, used: 0, limit: 0 }.into());
+        }
         let poison = *self.control.poison.lock().unwrap();
         for (at, row) in rows.iter().enumerate() {
             if tokens(row).any(|t| Some(t) == poison) {
@@ -99,10 +104,15 @@ impl Loaded for Program {
                 }
                 None => {
                     let x = &row.arguments[0];
+                    let bound = row.residents.first().and_then(Option::as_ref);
+                    let bytes = bound.map_or_else(|| x.data.clone(), |memory| memory.to_host().unwrap().to_vec());
                     let relu = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap()).max(0.0).to_le_bytes();
-                    let data = x.data.chunks(4).flat_map(relu).collect();
+                    let data = bytes.chunks(4).flat_map(relu).collect();
                     *row.outputs = vec![output(DType::F32, &x.dims, data)];
                 }
+            }
+            for kept in &mut row.kept {
+                kept.space.write(0, &row.outputs[kept.output].data)?;
             }
         }
         Ok(())

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use genie_cuda_kernels::gpu::{Gpu, GpuError, HostGpu, HostSettings, Stream};
-use genie_executor::device::Device;
 use genie_executor::device::cuda::CudaDevice;
+use genie_executor::device::{Device, Space};
+use genie_executor::trace::Trace;
 use genie_executor::{Config, Mode};
 use genie_graph::Phase;
 use genie_transport::connection::BulkIn;
@@ -213,10 +214,11 @@ fn a_large_get_takes_little_pinned_memory_and_sends_again_what_was_lost() {
     let bytes = noise(40 << 20, 5);
     let handle = put(&mut client, private(None, None), &bytes);
     let id = ask(&mut client, handle, (0, 0), 1 << 20);
-    assert_eq!(gpus.devices[0].staging_slabs(), (4, 8), "16 MiB are ahead");
+    // Of eight times 4 MiB two are in smaller slabs, for smaller slices.
+    assert_eq!(gpus.devices[0].staging_slabs(), (2 + 32, 6 + 32), "16 MiB are ahead");
     // Another waits for its turn, and takes none of its own.
     let other = ask(&mut client, handle, (1 << 20, 3 << 20), 1 << 20);
-    assert_eq!(gpus.devices[0].staging_slabs().0, 4);
+    assert_eq!(gpus.devices[0].staging_slabs().0, 2 + 32);
     client.call(Request::Free(handle)).unwrap();
     assert_eq!(gpus.server.counter("genie_session_bytes"), 40 << 20, "the session pays until all is sent");
 
@@ -298,16 +300,91 @@ fn a_device_that_fails_ends_a_get() {
 }
 
 #[test]
-fn copies_between_gpus_pass_through_both_rings() {
-    let gpus = Gpus::new(2, 3);
-    let mut client = gpus.server.client();
-    let bytes = noise(21 << 20, 8);
-    let handle = put(&mut client, private(None, None), &bytes);
-    let copy = tensor(client.call(Request::Copy { handle, device: 1 }));
-    client.call(Request::Free(handle)).unwrap();
-    assert!(get(&mut client, copy, (0, 0), 1 << 20) == bytes);
-    drop(client);
+fn copies_between_gpus_go_straight_or_pass_through_both_rings() {
+    for straight in [true, false] {
+        let gpus = Gpus::new(2, 3);
+        gpus.gpus[1].set_peers(straight);
+        let mut client = gpus.server.client();
+        let bytes = noise(21 << 20, 8);
+        let handle = put(&mut client, private(None, None), &bytes);
+        let before = gpus.gpus[1].copies_in();
+        let copy = tensor(client.call(Request::Copy { handle, device: 1 }));
+        // Nothing of a copy from GPU to GPU is one from the host.
+        assert_eq!(gpus.gpus[1].copies_in() == before, straight);
+        client.call(Request::Free(handle)).unwrap();
+        assert!(get(&mut client, copy, (0, 0), 1 << 20) == bytes);
+        let back = tensor(client.call(Request::Copy { handle: copy, device: 0 }));
+        assert!(get(&mut client, back, (0, 0), 1 << 20) == bytes);
+        drop(client);
+        gpus.ends_empty();
+    }
+}
+
+/// Memory of a GPU is a buffer's from a moment of its kernels' stream on. Whoever writes it from another GPU has to wait for that: the
+/// stand-in makes it bytes that nobody wrote when it comes there.
+#[test]
+fn a_copy_from_a_peer_waits_for_what_its_target_was_before() {
+    let gpus = Gpus::new(2, 2);
+    let bytes = noise(300_000, 12);
+    let mut source = gpus.devices[0].allocate(300_000).unwrap();
+    source.write(0, &bytes).unwrap();
+    let source = source.freeze();
+    // Its memory waits to be cleared while it is given away.
+    let mut before = gpus.devices[1].allocate(300_000).unwrap();
+    before.clear().unwrap();
+    drop(before);
+    let mut target = gpus.devices[1].allocate(300_000).unwrap();
+    target.clear().unwrap();
+    target.copy(1000, &source.slice(1000..300_000).unwrap()).unwrap();
+    let mut seen = vec![1; 300_000];
+    target.freeze().read(0, &mut seen).unwrap();
+    assert!(seen[..1000] == [0; 1000] && seen[1000..] == bytes[1000..]);
+    drop(source);
     gpus.ends_empty();
+}
+
+#[test]
+fn two_gpus_copy_to_each_other_at_once() {
+    let gpus = Gpus::new(2, 2);
+    let filled = [0_usize, 1].map(|on| {
+        let mut space = gpus.devices[on].allocate(100_000).unwrap();
+        space.write(0, &noise(100_000, on as u64)).unwrap();
+        space.freeze()
+    });
+    std::thread::scope(|scope| {
+        for (from, to) in [(0, 1), (1, 0), (0, 1), (1, 0)] {
+            let (device, source) = (&gpus.devices[to], &filled[from]);
+            scope.spawn(move || {
+                for _ in 0..50 {
+                    let mut space = device.allocate(100_000).unwrap();
+                    space.copy(0, source).unwrap();
+                    let mut seen = vec![0; 100_000];
+                    space.freeze().read(0, &mut seen).unwrap();
+                    assert!(seen == noise(100_000, from as u64));
+                }
+            });
+        }
+    });
+    drop(filled);
+    gpus.ends_empty();
+}
+
+/// The one that copies has not failed.
+#[test]
+fn a_copy_to_a_gpu_that_failed_is_an_error_and_the_source_stays() {
+    let gpus = Gpus::new(2, 2);
+    let mut source = gpus.devices[0].allocate(5000).unwrap();
+    source.write(0, &[3; 5000]).unwrap();
+    let source = source.freeze();
+    let mut target = gpus.devices[1].allocate(5000).unwrap();
+    gpus.gpus[1].fail(GpuError::Fault { during: "a test", reason: "it is one".to_owned() });
+    let error = target.copy(0, &source).unwrap_err().to_string();
+    assert!(error.contains("it is one"), "{error}");
+    assert!(gpus.devices[1].loss().is_some() && gpus.devices[0].loss().is_none());
+    assert!(target.copy(0, &source).is_err() && gpus.devices[0].loss().is_none());
+    let mut seen = [0; 5000];
+    source.read(0, &mut seen).unwrap();
+    assert_eq!(seen, [3; 5000]);
 }
 
 #[test]
@@ -363,6 +440,135 @@ fn threads_bring_and_hash() {
         std::thread::yield_now();
     }
     assert!(got.into_values().flatten().eq(bytes.iter().copied()));
+}
+
+/// How exactly the stand-in's clock is known: a thread may be put aside between two looks.
+const NEAR_NS: u64 = 2_000_000;
+
+/// A span of a trace, in nanoseconds.
+struct Span {
+    name: String,
+    track: u64,
+    began: u64,
+    ended: u64,
+    bytes: u64,
+    slice: u64,
+}
+
+/// What a line of a trace says under a name, quotes aside.
+fn said<'a>(line: &'a str, name: &str) -> &'a str {
+    let (_, rest) = line.split_once(&format!("\"{name}\":")).unwrap();
+    rest.trim_start_matches('"').split(['"', ',', '}']).next().unwrap()
+}
+
+/// The spans of a trace: each is a line of its own.
+fn spans(trace: &Trace) -> Vec<Span> {
+    let mut written = Vec::new();
+    trace.write(&mut written).unwrap();
+    let written = String::from_utf8(written).unwrap();
+    let number = |line: &str, name: &str| said(line, name).replace('.', "").parse::<u64>().unwrap();
+    let span = |line: &str| Span {
+        name: said(line, "name").to_owned(),
+        track: number(line, "tid"),
+        began: number(line, "ts"),
+        ended: number(line, "ts") + number(line, "dur"),
+        bytes: number(line, "bytes"),
+        slice: number(line, "slice"),
+    };
+    written.lines().filter(|line| line.starts_with("{\"ph\":\"X\"")).map(span).collect()
+}
+
+#[test]
+fn a_trace_tells_when_each_slice_came_and_was_copied() {
+    const WHOLE: usize = 40;
+    let gpus = Gpus::new(1, 8);
+    let (device, trace) = (&gpus.devices[0], Arc::new(Trace::new()));
+    assert_eq!(device.gpu().unwrap().copies, None, "nobody traces");
+    assert!(device.trace(&trace) && !device.trace(&Arc::new(Trace::new())), "it writes down in one place");
+    let mut client = gpus.server.client();
+    let bytes = noise(WHOLE * SLICE as usize, 13);
+    let handle = put(&mut client, private(None, None), &bytes);
+    let up = spans(&trace);
+    let of = |what: &str| up.iter().filter(|span| span.name == what).collect::<Vec<_>>();
+    let (received, copied) = (of("receive"), of("copy to device"));
+    assert_eq!((received.len(), copied.len(), up.len()), (WHOLE, WHOLE, 2 * WHOLE));
+    for (receive, copy) in received.iter().zip(&copied) {
+        assert_eq!((receive.bytes, copy.bytes, receive.slice), (SLICE.into(), SLICE.into(), copy.slice));
+        assert!(receive.ended <= copy.began + NEAR_NS, "a slice is copied when it is there");
+        assert_ne!(receive.track, copy.track);
+    }
+    // One copy engine: one after another. Slabs of their own: those of one as well.
+    assert!(copied.windows(2).all(|two| two[0].ended <= two[1].began && two[0].track == two[1].track));
+    for slab in received.iter().map(|span| span.track) {
+        let on: Vec<_> = received.iter().filter(|span| span.track == slab).collect();
+        assert!(on.windows(2).all(|two| two[0].ended <= two[1].began));
+    }
+    let known = |name: &str| gpus.server.counter(&format!("genie_device_copy_{name}_total{{device=\"cuda:0\"}}"));
+    let took: u64 = copied.iter().map(|span| span.ended - span.began).sum();
+    let said = known("to_device_microseconds");
+    assert!(said.abs_diff(took / 1000) <= 1, "{said} us, {took} ns");
+    assert!(known("to_device_overlapped_microseconds") <= said);
+    assert_eq!(known("from_device_microseconds"), 0);
+
+    assert!(get(&mut client, handle, (0, 0), 1 << 20) == bytes);
+    let down = spans(&trace).split_off(up.len());
+    for span in &down {
+        assert!(["copy from device", "send"].contains(&&*span.name), "{}", span.name);
+    }
+    let of = |what: &str| down.iter().filter(|span| span.name == what).collect::<Vec<_>>();
+    let (copied, sent) = (of("copy from device"), of("send"));
+    assert_eq!(copied.len(), sent.len());
+    assert_eq!(copied.iter().map(|span| span.bytes).sum::<u64>(), bytes.len() as u64);
+    for send in sent {
+        let copy = copied.iter().find(|copy| copy.slice == send.slice).unwrap();
+        assert!(copy.ended <= send.began + NEAR_NS && copy.bytes == send.bytes);
+    }
+    drop(client);
+    gpus.ends_empty();
+}
+
+/// Of a trace of before a failure nothing is wrong afterwards, and what is copied then is in it, too.
+#[test]
+fn a_trace_goes_on_after_a_gpu_was_brought_back() {
+    let gpus = Gpus::new(1, 8);
+    let (device, trace) = (&gpus.devices[0], Arc::new(Trace::new()));
+    assert!(device.trace(&trace));
+    let mut client = gpus.server.client();
+    put(&mut client, private(None, None), &noise(100_000, 14));
+    gpus.gpus[0].fail(GpuError::Fault { during: "a test", reason: "it is one".to_owned() });
+    let id = client.ask(sliced_put(private(None, None), 100_000, false));
+    client.send(id, &noise(100_000, 15), &all(100_000));
+    let before = spans(&trace).len();
+    let mut anew = gpus.server.client();
+    let bytes = noise(100_000, 16);
+    let handle = put(&mut anew, private(None, None), &bytes);
+    assert!(get(&mut anew, handle, (0, 0), 1 << 20) == bytes);
+    let after = spans(&trace).split_off(before);
+    for what in ["receive", "copy to device", "copy from device", "send"] {
+        assert!(after.iter().any(|span| span.name == what), "{what}");
+    }
+}
+
+#[test]
+fn small_tensors_take_small_slabs() {
+    let gpus = Gpus::new(1, 16);
+    let device = &gpus.devices[0];
+    // One of 4 MiB in 64 KiB, four in 256 KiB, and eleven as they are.
+    assert_eq!(device.staging_slabs(), (64 + 64 + 11, 64 + 64 + 11));
+    let space = device.allocate(1).unwrap();
+    let Space::Device(buffer) = &space else { panic!() };
+    let mut taken: Vec<_> = (0..64).map(|_| buffer.stage(64 << 10).unwrap()).collect();
+    taken.extend((0..64).map(|_| buffer.stage(1).unwrap()));
+    assert_eq!(device.staging_slabs().0, 11, "where the small are out, the next larger do");
+    taken.extend((0..11).map(|_| buffer.stage(4 << 20).unwrap()));
+    assert!(buffer.stage(1).is_none() && device.staging_misses() == 1);
+    // No two of them share a byte.
+    for (n, slab) in taken.iter_mut().enumerate() {
+        slab.fill(n as u8);
+    }
+    assert!(taken.iter().enumerate().all(|(n, slab)| slab.iter().all(|&byte| byte == n as u8)));
+    drop((taken, space));
+    gpus.ends_empty();
 }
 
 /// Other tests copy bytes, and the counter is the process's: this one runs in a process of its own.

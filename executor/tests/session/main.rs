@@ -19,5 +19,6 @@ mod once;
 mod programs;
 mod puts;
 mod random;
+mod residents;
 mod threads;
 mod uploads;

@@ -54,7 +54,7 @@ impl Session {
     }
 
     pub(crate) fn row(&mut self, wanted: u64) -> Row<'_> {
-        Row { arguments: &self.arguments, caches: vec![&mut self.cache], outputs: &mut self.outputs, wanted }
+        Row { caches: vec![&mut self.cache], ..Row::new(&self.arguments, &mut self.outputs, wanted) }
     }
 }
 

@@ -14,4 +14,6 @@ pub(crate) const TINY: Config = Config {
     vocabulary: 101,
     weights: DType::F32,
     cache: DType::F32,
+    activations: DType::F32,
+    vectors: None,
 };

@@ -48,6 +48,8 @@ pub(super) struct Lowered {
     pub(super) arguments: Vec<V>,
     pub(super) positions: Option<V>,
     pub(super) outputs: Vec<V>,
+    /// Offsets in the arena of the values that lie where a run says: the arguments, then outputs.
+    pub(super) lent: Vec<usize>,
     pub(super) constants: Vec<Constant>,
     pub(super) constant_bytes: usize,
 }
@@ -87,8 +89,10 @@ pub(super) fn lower(graph: &VerifiedGraph, sizes: &Sizes, members: usize) -> Res
     let Lowering { steps, values, arguments, positions, constants, constant_bytes, .. } = lowering;
     let outputs = outputs.ok_or_else(|| overflow.clone())?;
     let inputs: Vec<V> = arguments.iter().copied().chain(positions).collect();
-    let plan = Plan::new(steps, values, &inputs, &outputs).ok_or(overflow)?;
-    Ok(Lowered { plan, arguments, positions, outputs, constants, constant_bytes })
+    let mut plan = Plan::new(steps, values, &inputs, &outputs).ok_or(overflow)?;
+    let computed = outputs.iter().filter(|&&v| Some(v) != positions);
+    let lent = plan.lend(arguments.iter().chain(computed).copied());
+    Ok(Lowered { plan, arguments, positions, outputs, lent, constants, constant_bytes })
 }
 
 struct Lowering<'g> {

@@ -16,6 +16,8 @@ pub(super) struct V(pub(super) usize);
 pub(super) enum Place {
     /// At this offset of the arena.
     Arena(usize),
+    /// Where each run says, by this number: an argument, or an output.
+    Lent(usize),
     /// The weight of this number.
     Weight(usize),
     /// At this offset of the plan's constants.
@@ -46,7 +48,7 @@ pub(super) struct Plan {
 }
 
 /// Values start at multiples of this: a cache line, and any element's or vector's alignment.
-const ALIGN: usize = 64;
+pub(super) const ALIGN: usize = 64;
 
 /// Values touched since members last met that are kept track of; they meet when there are more. Without a bound the time to plan
 /// a program would grow with the square of its size.
@@ -62,6 +64,20 @@ impl Plan {
         let meetings = meetings(&touched, &values);
         let steps = steps.into_iter().zip(meetings).map(|(step, meet)| Planned { step, meet }).collect();
         Some(Self { steps, values, arena_bytes })
+    }
+
+    /// Lets each run say where these values lie, those of them that have a place in the arena: their offsets there, by their numbers.
+    /// Steps depend on each other as before: wherever else a value lies, nothing else does.
+    pub(super) fn lend(&mut self, values: impl IntoIterator<Item = V>) -> Vec<usize> {
+        let mut offsets = Vec::new();
+        for v in values {
+            let place = &mut self.values[v.0].place;
+            if let Place::Arena(offset) = *place {
+                *place = Place::Lent(offsets.len());
+                offsets.push(offset);
+            }
+        }
+        offsets
     }
 }
 

@@ -1,35 +1,24 @@
 //! A program on a CPU device: finds or makes the plan for what a run is given, runs it, hands out the results.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use genie_graph::{Dim, InputRole, Op, Sizes, Symbol, VerifiedGraph, byte_len};
-use genie_transport::memory::Slab;
+use genie_graph::{Sizes, VerifiedGraph, byte_len};
+use genie_transport::memory::{Region, Slab};
 
 use super::Inner;
 use super::constants;
 use super::lower::{Lowered, lower};
-use super::plan::{Place, V};
+use super::plan::{ALIGN, Place, V};
 use super::step::{CacheView, Context, Failure, MemberSpace};
-use crate::device::inputs::Inputs;
-use crate::device::rows::rows_are_independent;
-use crate::device::{DeviceError, HostTensor, Loaded, Memory, Row};
-
-/// Plans that a program keeps: one for each of the last so many sets of sizes,
-const KEPT_PLANS: usize = 32;
-/// as far as they take no more bytes than this together, for these are in nobody's quota. The last one is kept in any case.
-const KEPT_BYTES: usize = 32 << 20;
+use crate::device::inputs::Argument;
+use crate::device::run::{Batch, Contract, Plans, lock};
+use crate::device::{DeviceError, Loaded, Memory, Row, Space};
 
 /// A program planned for a CPU device.
 pub(super) struct Program {
     device: Arc<Inner>,
-    graph: Arc<VerifiedGraph>,
-    inputs: Inputs,
-    /// Whether several rows can run as one batch.
-    batchable: bool,
-    /// Whether a tensor's size depends on the position.
-    positional: bool,
-    /// Least recently used first.
-    plans: Mutex<Vec<(Sizes, Arc<Ready>)>>,
+    contract: Contract,
+    plans: Mutex<Plans<Sizes, Ready>>,
 }
 
 /// A plan with its constants.
@@ -52,6 +41,7 @@ pub(super) struct Workspace {
     arena: Option<Slab>,
     sizes: Vec<Sizes>,
     weights: Vec<*const u8>,
+    lent: Vec<*mut u8>,
     blocks: Vec<*mut u8>,
     caches: Vec<CacheView>,
     failure: Failure,
@@ -63,45 +53,17 @@ unsafe impl Send for Workspace {}
 
 impl Program {
     pub(super) fn new(device: Arc<Inner>, graph: Arc<VerifiedGraph>) -> Result<Self, DeviceError> {
-        let inputs = Inputs::of(&graph)?;
-        let unsupported = |op: &str| DeviceError::Unsupported { op: op.to_owned() };
-        for node in &graph.nodes {
-            let step = [Dim::Symbol(Symbol::Batch), Dim::Symbol(Symbol::Sequence)];
-            if matches!(node.op, Op::Attention { .. }) && node.inputs.len() == 4 && !node.ty.shape.0.starts_with(&step)
-            {
-                return Err(unsupported("attention with a cache over other dimensions than [batch, sequence, ..]"));
-            }
-        }
-        let positional = graph.nodes.iter().any(|n| {
-            !matches!(n.op, Op::Input { role: InputRole::KvCache, .. })
-                && n.ty.shape.0.contains(&Dim::Symbol(Symbol::Position))
-        });
-        let batchable = !positional && rows_are_independent(&graph);
-        Ok(Self { device, graph, inputs, batchable, positional, plans: Mutex::default() })
+        Ok(Self { device, contract: Contract::of(graph)?, plans: Mutex::default() })
     }
 
     /// The plan for these sizes: the one kept, or a new one.
     fn plan(&self, sizes: Sizes) -> Result<Arc<Ready>, DeviceError> {
-        let key = if self.positional { sizes } else { Sizes { position: 0, ..sizes } };
-        let mut plans = lock(&self.plans);
-        if let Some(i) = plans.iter().position(|(sizes, _)| *sizes == key) {
-            plans[i..].rotate_left(1);
-        } else {
-            let lowered = lower(&self.graph, &sizes, self.device.team.members())?;
+        let make = || -> Result<Ready, DeviceError> {
+            let lowered = lower(&self.contract.graph, &sizes, self.device.team.members())?;
             let constants = self.constants(&lowered)?;
-            let ready = Arc::new(Ready { lowered, constants });
-            let mut bytes = ready.bytes();
-            let fits = |plan: &&(Sizes, Arc<Ready>)| {
-                bytes = bytes.saturating_add(plan.1.bytes());
-                bytes <= KEPT_BYTES
-            };
-            let stay = plans.iter().rev().take(KEPT_PLANS - 1).take_while(fits).count();
-            let go = plans.len() - stay;
-            plans.drain(..go);
-            plans.push((key, ready));
-        }
-        // Either way it is the last now.
-        plans.last().map(|(_, ready)| Arc::clone(ready)).ok_or_else(|| DeviceError::Internal("a plan was lost".into()))
+            Ok(Ready { lowered, constants })
+        };
+        lock(&self.plans).get(self.contract.planned(sizes), make, Ready::bytes)
     }
 
     fn constants(&self, lowered: &Lowered) -> Result<Option<Slab>, DeviceError> {
@@ -118,18 +80,15 @@ impl Program {
         Ok(Some(slab))
     }
 
-    /// Runs `rows`, whose sizes are `space.sizes[first..]`, as one batch. Caches are reserved; they do not grow here.
+    /// Runs rows as one batch. Caches are reserved; they do not grow here.
     fn run_batch(
         &self,
         space: &mut Workspace,
         weights: &[Memory],
         rows: &mut [Row<'_>],
-        first: usize,
+        batch: &Batch<'_>,
     ) -> Result<(), DeviceError> {
-        let own = first..first + rows.len();
-        let batch = space.sizes[own.clone()].iter().try_fold(0_u64, |sum, s| sum.checked_add(s.batch));
-        let sizes = Sizes { batch: batch.unwrap_or(u64::MAX), ..space.sizes[first] };
-        let ready = self.plan(sizes)?;
+        let ready = self.plan(batch.sizes)?;
         let lowered = &ready.lowered;
         space.make_room(&self.device, lowered.plan.arena_bytes)?;
         space.weights.clear();
@@ -143,20 +102,22 @@ impl Program {
                 cache.addresses(&mut space.blocks);
             }
         }
-        let Workspace { arena, failure, members, sizes: row_sizes, .. } = space;
-        let row_sizes = &row_sizes[own];
+        let Workspace { arena, failure, members, lent, .. } = space;
         let arena = arena.as_deref_mut().unwrap_or_default();
-        fill_arguments(lowered, arena, rows);
-        fill_positions(lowered, arena, row_sizes);
+        fill_arguments(lowered, arena, rows)?;
+        fill_positions(lowered, arena, batch);
+        let arena = arena.as_mut_ptr();
+        lend(lowered, arena, rows, lent);
         let context = Context {
             isa: self.device.isa,
             values: &lowered.plan.values,
-            arena: arena.as_mut_ptr(),
+            arena,
             constants: ready.constants.as_deref().map_or(std::ptr::null(), <[u8]>::as_ptr),
             weights: &space.weights,
+            lent,
             blocks: &space.blocks,
             caches: &space.caches,
-            cache_inputs: self.inputs.caches(),
+            cache_inputs: self.contract.inputs.caches(),
             failure,
             members,
         };
@@ -170,69 +131,13 @@ impl Program {
                 unsafe { step.step.execute(&context, member.share) };
             }
         })?;
-        let row_of = |batch_row: usize| {
-            let mut end = 0;
-            let within = row_sizes.iter().position(|s| {
-                end += s.batch;
-                (batch_row as u64) < end
-            });
-            first + within.unwrap_or_default()
-        };
-        failure.take(row_of)?;
-        self.hand_out(&ready, arena, weights, rows, row_sizes);
-        Ok(())
-    }
-
-    /// Copies the results to the rows that want them.
-    fn hand_out(&self, ready: &Ready, arena: &[u8], weights: &[Memory], rows: &mut [Row<'_>], row_sizes: &[Sizes]) {
-        let Ready { lowered, constants } = ready;
-        let batch: u64 = row_sizes.iter().map(|s| s.batch).sum();
-        for (i, (output, &v)) in self.graph.outputs.iter().zip(&lowered.outputs).enumerate() {
-            let value = &lowered.plan.values[v.0];
-            let ty = &self.graph.nodes[output.node.0 as usize].ty;
-            let all = match value.place {
-                Place::Arena(offset) => arena.get(offset..offset + value.bytes),
-                Place::Constant(offset) => constants.as_deref().and_then(|c| c.get(offset..offset + value.bytes)),
-                Place::Weight(w) => weights.get(w).and_then(Memory::host).map(|w| &**w),
-                Place::Cache(_) => None,
-            };
-            let all = all.unwrap_or_default();
-            let mut from = 0;
-            for (row, own) in rows.iter_mut().zip(row_sizes) {
-                // Several rows in one batch: every output has the batch as its first dimension.
-                let bytes =
-                    if row_sizes.len() == 1 { all.len() } else { all.len() / batch as usize * own.batch as usize };
-                let bytes = all.get(from..from + bytes).inspect(|b| from += b.len()).unwrap_or_default();
-                if row.outputs.len() < self.graph.outputs.len() {
-                    row.outputs.resize_with(self.graph.outputs.len(), HostTensor::default);
-                }
-                if i < 64 && row.wanted >> i & 1 == 0 {
-                    continue;
-                }
-                let to = &mut row.outputs[i];
-                to.dtype = Some(ty.dtype);
-                to.dims.clear();
-                to.dims.extend(ty.shape.0.iter().map(|&d| own.dim(d)));
-                to.data.clear();
-                to.data.extend_from_slice(bytes);
-            }
-        }
-    }
-
-    fn run_checked(&self, space: &mut Workspace, weights: &[Memory], rows: &mut [Row<'_>]) -> Result<(), DeviceError> {
-        let sequence = space.sizes.first().map_or(0, |s| s.sequence);
-        for row in rows.iter_mut() {
-            for cache in &mut row.caches {
-                cache.reserve(sequence)?;
-            }
-        }
-        if self.batchable {
-            return self.run_batch(space, weights, rows, 0);
-        }
-        for i in 0..rows.len() {
-            self.run_batch(space, weights, &mut rows[i..=i], i)?;
-        }
-        Ok(())
+        context.failure.take(|batch_row| batch.row_of(batch_row as u64))?;
+        // SAFETY: the members are done, and what the values lie in is held by this run.
+        let bytes_of = |output: usize| lowered.outputs.get(output).map(|&v| unsafe { context.bytes(v) });
+        self.contract.hand_out(rows, batch, bytes_of, |space, bytes| match space {
+            Space::Host(slab) if slab.as_ptr() == bytes.as_ptr() => Ok(()),
+            elsewhere => elsewhere.write(0, bytes),
+        })
     }
 }
 
@@ -241,34 +146,17 @@ impl Loaded for Program {
         if rows.is_empty() {
             return Ok(());
         }
-        self.inputs.check_weights(weights)?;
-        if weights.iter().any(|weight| weight.host().is_none()) {
-            return Err(DeviceError::Internal("a weight lies in another device's memory".to_owned()));
-        }
         let mut space = lock(&self.device.workspace);
         let space = &mut *space;
-        space.sizes.clear();
-        for (i, row) in rows.iter().enumerate() {
-            let sizes = self.inputs.check_row(i, row)?;
-            if let Some(first) = space.sizes.first()
-                && first.sequence != sizes.sequence
-            {
-                let reason = format!(
-                    "it runs {} tokens, row 0 runs {}; batch rows of one length only",
-                    sizes.sequence, first.sequence
-                );
-                return Err(DeviceError::Row { row: i, reason });
+        let mut sizes = std::mem::take(&mut space.sizes);
+        let checked = self.contract.check(weights, rows, &mut sizes);
+        let done = checked.and_then(|()| {
+            if weights.iter().any(|weight| weight.host().is_none()) {
+                return Err(DeviceError::Internal("a weight lies in another device's memory".to_owned()));
             }
-            space.sizes.push(sizes);
-        }
-        let done = self.run_checked(space, weights, rows);
-        let sequence = space.sizes[0].sequence;
-        for cache in rows.iter_mut().flat_map(|r| &mut r.caches) {
-            match done {
-                Ok(()) => cache.advance(sequence),
-                Err(_) => cache.shrink(),
-            }
-        }
+            self.contract.run(rows, &sizes, |rows, batch| self.run_batch(space, weights, rows, batch))
+        });
+        space.sizes = sizes;
         done
     }
 }
@@ -289,35 +177,68 @@ impl Workspace {
     }
 }
 
-fn fill_arguments(lowered: &Lowered, arena: &mut [u8], rows: &[Row<'_>]) {
+/// The memory that an argument of rows is read from where it lies, if that can be: it is one row's, of this host, starts as any value
+/// does, and no peer can write it.
+fn in_place<'r>(rows: &'r [Row<'_>], argument: usize) -> Option<&'r Region> {
+    let [row] = rows else { return None };
+    let Some(Argument::Resident(Memory::Host(region))) = row.argument(argument) else { return None };
+    (!region.is_peer_writable() && region.as_ptr().addr().is_multiple_of(ALIGN)).then_some(region)
+}
+
+/// Copies arguments to their places in the arena, but for those that are read where they lie.
+fn fill_arguments(lowered: &Lowered, arena: &mut [u8], rows: &[Row<'_>]) -> Result<(), DeviceError> {
     for (i, &v) in lowered.arguments.iter().enumerate() {
-        let Some(mut at) = offset(lowered, v) else { continue };
-        for argument in rows.iter().filter_map(|r| r.arguments.get(i)) {
-            let end = at + argument.data.len();
+        let Some(mut at) = offset(lowered, v).filter(|_| in_place(rows, i).is_none()) else { continue };
+        for argument in rows.iter().filter_map(|row| row.argument(i)) {
+            // As many as the argument's dimensions make, which the plan has counted.
+            let end = at + argument.len() as usize;
             if let Some(to) = arena.get_mut(at..end) {
-                to.copy_from_slice(&argument.data);
+                argument.read(to)?;
             }
             at = end;
         }
     }
+    Ok(())
 }
 
-fn fill_positions(lowered: &Lowered, arena: &mut [u8], rows: &[Sizes]) {
+fn fill_positions(lowered: &Lowered, arena: &mut [u8], batch: &Batch<'_>) {
     let Some(at) = lowered.positions.and_then(|v| offset(lowered, v)) else { return };
-    let positions = rows.iter().flat_map(|s| (0..s.batch).flat_map(|_| s.position..s.position + s.sequence));
-    for (to, position) in arena[at..].chunks_exact_mut(4).zip(positions) {
-        to.copy_from_slice(&(position as i32).to_le_bytes());
+    for (to, position) in arena[at..].chunks_exact_mut(4).zip(batch.positions()) {
+        to.copy_from_slice(&position.to_le_bytes());
     }
 }
 
+/// Says where the values lie that a run has a say in: arguments in residents' memory, outputs of one row in the memory that keeps them,
+/// all others in the arena.
+fn lend(lowered: &Lowered, arena: *mut u8, rows: &mut [Row<'_>], lent: &mut Vec<*mut u8>) {
+    let own = |offset: &usize| arena.wrapping_add(*offset);
+    lent.clear();
+    lent.extend(lowered.lent.iter().map(own));
+    for i in 0..lowered.arguments.len() {
+        if let (Some(region), Some(place)) = (in_place(rows, i), lent.get_mut(i)) {
+            // No step writes an argument.
+            *place = region.as_ptr().cast_mut();
+        }
+    }
+    let [row] = rows else { return };
+    for kept in &mut row.kept {
+        let place = lowered.outputs.get(kept.output).map(|v| lowered.plan.values[v.0].place);
+        let (Some(Place::Lent(i)), Space::Host(slab)) = (place, &mut *kept.space) else { continue };
+        // One that is an argument, or is kept a second time, is copied there.
+        if i >= lowered.arguments.len()
+            && lent[i] == own(&lowered.lent[i])
+            && slab.as_ptr().addr().is_multiple_of(ALIGN)
+        {
+            lent[i] = slab.as_mut_ptr();
+        }
+    }
+}
+
+/// A value's offset in the arena, if it has a place there.
 fn offset(lowered: &Lowered, v: V) -> Option<usize> {
     match lowered.plan.values[v.0].place {
         Place::Arena(offset) => Some(offset),
+        Place::Lent(i) => lowered.lent.get(i).copied(),
         _ => None,
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic under the lock leaves lists that are cleared or replaced before they are used.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -84,6 +84,8 @@ pub(super) struct Context<'a> {
     pub(super) arena: *mut u8,
     pub(super) constants: *const u8,
     pub(super) weights: &'a [*const u8],
+    /// Where the values lie that a run says it of.
+    pub(super) lent: &'a [*mut u8],
     pub(super) blocks: &'a [*mut u8],
     /// `[batch row][cache input]`
     pub(super) caches: &'a [CacheView],
@@ -111,6 +113,7 @@ impl Context<'_> {
         match self.values[v.0].place {
             // SAFETY: the planner keeps offsets within arena and constants.
             Place::Arena(offset) => unsafe { self.arena.add(offset) }.cast_const().cast(),
+            Place::Lent(i) => self.lent[i].cast_const().cast(),
             // SAFETY: as above.
             Place::Constant(offset) => unsafe { self.constants.add(offset) }.cast(),
             Place::Weight(i) => self.weights[i].cast(),
@@ -118,14 +121,28 @@ impl Context<'_> {
         }
     }
 
-    /// The address of an arena value, to be written.
+    /// The address of a value that a step computes, to be written.
     #[inline]
     pub(super) fn get_mut<T>(&self, v: V) -> *mut T {
         match self.values[v.0].place {
             // SAFETY: the planner keeps offsets within the arena.
             Place::Arena(offset) => unsafe { self.arena.add(offset) }.cast(),
+            Place::Lent(i) => self.lent[i].cast(),
             _ => std::ptr::null_mut(),
         }
+    }
+
+    /// The bytes of a value; none of a cache.
+    ///
+    /// # Safety
+    /// No step writes the value as long as they are used, and what it lies in outlives the context.
+    pub(super) unsafe fn bytes(&self, v: V) -> &[u8] {
+        let at = self.get::<u8>(v);
+        if at.is_null() {
+            return &[];
+        }
+        // SAFETY: so many bytes are there: the planner and the checks of a run saw to it. The rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts(at, self.values[v.0].bytes) }
     }
 
     /// The address of a value, or null for none.

@@ -1,5 +1,6 @@
 //! A tensor's bytes in a GPU's memory.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use genie_cuda_kernels::Address;
@@ -10,6 +11,9 @@ use super::pinned::Pinned;
 use super::pool::Pool;
 use super::staging::Sent;
 use crate::device::{Buffer, Coming, DeviceError, Memory};
+
+/// Bytes that go from one GPU to another at a time: a millisecond, or some.
+const PEER_PIECE: u64 = 16 << 20;
 
 /// See the module. Given back, its memory is free once the GPU has done what was put into its compute stream until then.
 #[derive(Debug)]
@@ -105,6 +109,32 @@ impl Buffer for GpuBuffer {
             unsafe { gpu.copy(Stream::Compute, to, from.address() + from_offset, bytes) }?;
             Ok(finish(gpu, Stream::Compute)?)
         })
+    }
+
+    fn copy_from_peer(
+        &self,
+        offset: u64,
+        from: &(dyn Buffer + 'static),
+        from_offset: u64,
+        bytes: u64,
+    ) -> Result<bool, DeviceError> {
+        let Some(from) = (from as &dyn Any).downcast_ref::<Self>() else { return Ok(false) };
+        let (to, source) = (self.range(offset, bytes)?, from.range(from_offset, bytes)?);
+        if !from.pool.gpu().reaches(&**self.pool.gpu()) {
+            return Ok(false);
+        }
+        // The other's streams order nothing of this one's: what was put into them before the memory was this buffer's is done first.
+        self.pool.with(|gpu| Ok(gpu.synchronize(&self.born)?))?;
+        // In pieces: what others get meanwhile comes between them.
+        for done in (0..bytes).step_by(PEER_PIECE as usize) {
+            from.pool.with_peer(&self.pool, |gpu, peer| {
+                let piece = (bytes - done).min(PEER_PIECE);
+                // SAFETY: both are live, and nobody uses this buffer: this waits until the copy is done.
+                unsafe { gpu.copy_to_peer(Stream::Download, peer, to + done, source + done, piece) }?;
+                Ok(finish(gpu, Stream::Download)?)
+            })?;
+        }
+        Ok(true)
     }
 
     fn to_pinned(&self) -> Result<Region, DeviceError> {

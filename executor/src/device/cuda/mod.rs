@@ -7,21 +7,26 @@
 
 mod buffer;
 mod lower;
+mod overlap;
 mod pinned;
 mod plan;
 mod pool;
 mod program;
 mod staging;
+mod traced;
+mod workspace;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use genie_cuda_kernels::gpu::{Bandwidth, Gpu, GpuError, measure_pcie};
 use genie_graph::VerifiedGraph;
 
 use self::pool::{Loss, Pool};
-use self::program::{Program, Workspace};
-use self::staging::{STAGING_BYTES, Staging};
+use self::program::Program;
+use self::staging::{SLAB_BYTES, Staging};
+use self::workspace::Workspace;
 use super::{Device, DeviceError, DeviceInfo, GpuInfo, KvCache, KvSpec, Loaded, Space};
+use crate::trace::Trace;
 
 /// A GPU.
 pub struct CudaDevice {
@@ -37,8 +42,8 @@ struct Inner {
     loss: Arc<Loss>,
     /// Its memory is the host's: it stays when everything on the GPU is lost.
     staging: Arc<Staging>,
-    /// Once it was measured.
-    pcie: OnceLock<Bandwidth>,
+    /// If it was measured.
+    pcie: Option<Bandwidth>,
     /// Held by whoever runs, or revives the GPU.
     workspace: Mutex<Workspace>,
 }
@@ -55,16 +60,15 @@ const LEFT_FREE: u64 = 512 << 20;
 
 impl CudaDevice {
     /// The GPU as the device `cuda:index`, whose tensors take at most `memory_limit_bytes`; `None`: what is free now, less what the
-    /// driver needs.
+    /// driver needs. It has pinned host memory for 25 GB/s.
     ///
     /// # Errors
     /// [`DeviceError::Gpu`] if the GPU does not answer.
     pub fn new(index: u32, gpu: Arc<dyn Gpu>, memory_limit_bytes: Option<u64>) -> Result<Self, DeviceError> {
-        Self::with_staging(index, gpu, memory_limit_bytes, STAGING_BYTES)
+        Self::with_staging(index, gpu, memory_limit_bytes, staging_bytes(None))
     }
 
-    /// As [`Self::new`], with so many bytes of pinned host memory for tensors on their way, in slabs of a slice: the throughput of
-    /// the network or of PCIe, whichever is less, times how long a slice stays in the host.
+    /// As [`Self::new`], with so many bytes of pinned host memory for tensors on their way, in slabs that hold a slice.
     ///
     /// # Errors
     /// As [`Self::new`]. Where less memory can be pinned, there is less.
@@ -74,12 +78,44 @@ impl CudaDevice {
         memory_limit_bytes: Option<u64>,
         staging_bytes: u64,
     ) -> Result<Self, DeviceError> {
+        Self::make(index, gpu, memory_limit_bytes, staging_bytes, None)
+    }
+
+    /// As [`Self::new`], after measuring how fast bytes come to the GPU and back: [`Device::gpu`] tells it from then on, and without
+    /// `staging_bytes` there is as much pinned host memory as that takes. It takes some tens of milliseconds, in which nothing else
+    /// should run.
+    ///
+    /// # Errors
+    /// As [`Self::new`]. A GPU that cannot be measured, and is not broken, is opened all the same.
+    pub fn measured(
+        index: u32,
+        gpu: Arc<dyn Gpu>,
+        memory_limit_bytes: Option<u64>,
+        staging_bytes: Option<u64>,
+    ) -> Result<Self, DeviceError> {
+        let measured = measure_pcie(&*gpu);
+        if let Err(error) = &measured {
+            // One that broke says so when it is asked for its memory; one that lacked some for the measurement is of use.
+            tracing::warn!(%error, "the way to cuda:{index} was not measured");
+        }
+        let pcie = measured.ok();
+        let staging_bytes = staging_bytes.unwrap_or_else(|| self::staging_bytes(pcie));
+        Self::make(index, gpu, memory_limit_bytes, staging_bytes, pcie)
+    }
+
+    fn make(
+        index: u32,
+        gpu: Arc<dyn Gpu>,
+        memory_limit_bytes: Option<u64>,
+        staging_bytes: u64,
+        pcie: Option<Bandwidth>,
+    ) -> Result<Self, DeviceError> {
         let free = gpu.memory()?.free;
         let limit = memory_limit_bytes.unwrap_or(u64::MAX).min(free.saturating_sub(LEFT_FREE.min(free / 8)));
         let loss = Arc::<Loss>::default();
         let staging = Arc::new(Staging::new(gpu.clone(), staging_bytes));
         let pool = RwLock::new(Pool::new(gpu.clone(), 0, limit, loss.clone(), staging.clone()));
-        let (pcie, workspace) = (OnceLock::new(), Mutex::default());
+        let workspace = Mutex::default();
         Ok(Self { inner: Arc::new(Inner { index, gpu, pool, loss, staging, pcie, workspace }) })
     }
 
@@ -87,20 +123,18 @@ impl CudaDevice {
     pub fn staging_slabs(&self) -> (usize, usize) {
         self.inner.staging.slabs()
     }
+}
 
-    /// Measures how fast bytes come to the GPU and back, once: [`Device::gpu`] tells it from then on. It takes some tens of
-    /// milliseconds, in which nothing else should run.
-    ///
-    /// # Errors
-    /// [`DeviceError::Gpu`].
-    pub fn measure(&self) -> Result<(), DeviceError> {
-        if self.inner.pcie.get().is_none() {
-            let measured = measure_pcie(&*self.inner.gpu)?;
-            // Whoever else measured meanwhile measured the same.
-            let _ = self.inner.pcie.set(measured);
-        }
-        Ok(())
-    }
+/// Pinned host memory for tensors on their way to and from a GPU and back: what a link can bring at most, which is what goes over PCIe
+/// (25 GB/s where that is not known), for as long as a slab is away. A link's own round trips are not part of that: a slab is taken when
+/// a slice has begun to arrive.
+fn staging_bytes(pcie: Option<Bandwidth>) -> u64 {
+    /// Seconds that a lane, a checksum and a copy have a slab between them.
+    const AWAY: f64 = 2.5e-3;
+    const LEAST: u64 = 32 << 20;
+    const MOST: u64 = 1 << 30;
+    let rate = pcie.map_or(25e9, |pcie| pcie.to_device.max(pcie.from_device));
+    ((rate * AWAY) as u64).clamp(LEAST, MOST).next_multiple_of(SLAB_BYTES as u64)
 }
 
 impl Device for CudaDevice {
@@ -121,8 +155,13 @@ impl Device for CudaDevice {
 
     fn gpu(&self) -> Option<GpuInfo> {
         let uuid = &self.inner.gpu.properties().uuid;
-        let pcie = self.inner.pcie.get().map(|b| (b.to_device as u64, b.from_device as u64));
-        Some(GpuInfo { uuid: uuid.clone(), utilisation: utilisation(uuid), pcie })
+        let pcie = self.inner.pcie.map(|b| (b.to_device as u64, b.from_device as u64));
+        let copies = self.inner.staging.copies();
+        Some(GpuInfo { uuid: uuid.clone(), utilisation: utilisation(uuid), pcie, copies })
+    }
+
+    fn trace(&self, to: &Arc<Trace>) -> bool {
+        self.inner.staging.trace(self.inner.index, to)
     }
 
     fn reads_host_memory(&self) -> bool {
@@ -192,5 +231,19 @@ impl From<GpuError> for DeviceError {
             GpuError::Fault { during, reason } => Self::Lost { reason: format!("{during}: {reason}") },
             other => Self::Gpu(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pinned_memory_follows_what_pcie_moves() {
+        let of = |to_device: f64, from_device: f64| staging_bytes(Some(Bandwidth { to_device, from_device })) >> 20;
+        assert_eq!(staging_bytes(None) >> 20, 60);
+        // PCIe 4 and 5 of sixteen lanes; the faster direction counts.
+        assert_eq!((of(25e9, 26e9), of(55e9, 52e9)), (64, 132));
+        assert_eq!((of(1e9, 1e9), of(5e12, 1.0), of(f64::NAN, f64::NAN)), (32, 1024, 32));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use genie_cuda_kernels::gpu::Product;
+use genie_cuda_kernels::gpu::{Operands, Product};
 use genie_cuda_kernels::{Address, Launch, LaunchError, View};
 use genie_graph::DType;
 
@@ -44,18 +44,28 @@ impl Value {
 
 /// Something that the compute stream is given.
 pub(super) enum Work {
-    Launch(Launch),
+    Launch(Box<Launch>),
     /// A product, by a library or else by kernels of our own.
     Product {
-        product: Product,
-        a: View,
-        b: View,
-        c: View,
-        /// After the library's product.
-        then: Vec<Launch>,
-        /// Instead of both.
+        /// Ways of the library, the best first.
+        ways: Vec<Way>,
+        /// Where it has none of them.
         otherwise: Vec<Launch>,
     },
+}
+
+impl Work {
+    pub(super) fn launch(launch: Launch) -> Self {
+        Self::Launch(Box::new(launch))
+    }
+}
+
+/// How a library does a product.
+pub(super) struct Way {
+    pub(super) product: Product,
+    pub(super) operands: Operands,
+    /// What is left to be done.
+    pub(super) then: Vec<Launch>,
 }
 
 /// Makes a step's work once it is known where everything lies.
@@ -104,6 +114,11 @@ impl At<'_> {
         };
         View::new(at, dtype, elements)
     }
+
+    /// Whether it is a weight: no step writes it.
+    pub(super) fn is_weight(&self, v: V) -> bool {
+        matches!(self.values[v.0].place, Place::Weight(_))
+    }
 }
 
 /// Bytes of the words that attention counts in; products have theirs behind them.
@@ -111,6 +126,9 @@ pub(super) const ATTENTION_COUNTERS: u64 = 256 << 10;
 
 /// Values start at multiples of this: what a GPU reads at once, and any element's alignment.
 pub(super) const ALIGN: usize = 256;
+
+/// Values of what a run brings start at multiples of this.
+pub(super) const HEAD_ALIGN: usize = 16;
 
 /// Gives each value of the arena a place such that no two that live at once overlap. Values in `until_the_end` live to the end. The
 /// bytes of the arena, or `None` where they cannot be counted.

@@ -1,7 +1,7 @@
 //! Memory of a GPU, counted.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use genie_cuda_kernels::gpu::{Gpu, GpuError};
 use genie_transport::memory::OutOfMemory;
@@ -65,14 +65,35 @@ impl Pool {
     /// # Errors
     /// `work`'s, or [`DeviceError::Lost`] where the pool has ended, or the GPU failed.
     pub(super) fn with<T>(&self, work: impl FnOnce(&dyn Gpu) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        let _alive = self.alive()?;
+        self.noting_loss(work(&*self.gpu))
+    }
+
+    /// As [`Self::with`], for what lies in another GPU's memory, too. A loss is this GPU's.
+    pub(super) fn with_peer<T>(
+        self: &Arc<Self>,
+        peer: &Arc<Self>,
+        work: impl FnOnce(&dyn Gpu, &(dyn Gpu + 'static)) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        // Always in one order: two who copy in opposite ways, and two who end pools, never wait for each other in a circle.
+        let (first, second) = if self.id() < peer.id() { (self, peer) } else { (peer, self) };
+        let _alive = (first.alive()?, second.alive()?);
+        self.noting_loss(work(&*self.gpu, &*peer.gpu))
+    }
+
+    /// Keeps the pool from ending.
+    fn alive(&self) -> Result<RwLockReadGuard<'_, bool>, DeviceError> {
         let alive = self.alive.read().unwrap_or_else(PoisonError::into_inner);
         if !*alive {
             return Err(DeviceError::Lost { reason: "it has failed since".to_owned() });
         }
-        if let Some(reason) = self.loss.reason() {
-            return Err(DeviceError::Lost { reason });
+        match self.loss.reason() {
+            Some(reason) => Err(DeviceError::Lost { reason }),
+            None => Ok(alive),
         }
-        let done = work(&*self.gpu);
+    }
+
+    fn noting_loss<T>(&self, done: Result<T, DeviceError>) -> Result<T, DeviceError> {
         if let Err(DeviceError::Lost { reason }) = &done {
             self.loss.set(reason);
         }

@@ -1,23 +1,20 @@
 //! A program on a GPU: finds or makes the plan for what a run is given, runs it, hands out the results.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use genie_cuda_kernels::gpu::{Gpu, GpuError, Graph, Stream};
 use genie_cuda_kernels::{Address, Launch};
-use genie_graph::{Dim, InputRole, Op, Sizes, Symbol, VerifiedGraph};
+use genie_graph::{Op, Sizes, VerifiedGraph};
 
 use super::Inner;
 use super::buffer::GpuBuffer;
 use super::lower::{FaultSite, Lowered, Machine, lower};
-use super::pinned::Pinned;
 use super::plan::{At, Place, Step, V, Work};
 use super::pool::Pool;
-use crate::device::inputs::Inputs;
-use crate::device::rows::rows_are_independent;
-use crate::device::{Buffer, DeviceError, HostTensor, Loaded, Memory, Row};
+use super::workspace::{Workspace, address};
+use crate::device::run::{self, Batch, Contract, lock};
+use crate::device::{Buffer, DeviceError, Loaded, Memory, Row, Space};
 
-/// Plans that a program keeps: one for each of the last so many sets of sizes.
-const KEPT_PLANS: usize = 32;
 /// Blocks of a cache that a table has room for at the least: more are the next power of two, so that a plan, and its graph, serves
 /// a cache for as long as it has been.
 const LEAST_BLOCKS: u64 = 8;
@@ -27,21 +24,15 @@ const NO_FAULT: u8 = 0xFF;
 /// A program planned for a GPU.
 pub(super) struct Program {
     device: Arc<Inner>,
-    graph: Arc<VerifiedGraph>,
-    inputs: Inputs,
-    /// Whether several rows can run as one batch.
-    batchable: bool,
-    /// Whether a tensor's size depends on the position.
-    positional: bool,
+    contract: Contract,
     plans: Mutex<Plans>,
 }
 
-/// Plans, least recently used first.
 #[derive(Default)]
 struct Plans {
     /// The life of the GPU's memory that they have their constants in.
     life: u64,
-    list: Vec<(Key, Arc<Ready>)>,
+    list: run::Plans<Key, Ready>,
 }
 
 /// What a plan is made for.
@@ -78,110 +69,68 @@ struct Base {
     weights: Vec<Address>,
 }
 
-/// What runs on a device work in, kept between them.
-#[derive(Default)]
-pub(super) struct Workspace {
-    arena: Option<GpuBuffer>,
-    head: Option<GpuBuffer>,
-    faults: Option<GpuBuffer>,
-    /// Words that are 0 between runs, and what lies behind them.
-    counters: Option<GpuBuffer>,
-    /// What a run brings, and what it gives.
-    input: Option<Pinned>,
-    output: Option<Pinned>,
-    sizes: Vec<Sizes>,
-    blocks: Vec<*mut u8>,
-}
-
-// SAFETY: the pointers are only so many numbers: the host never follows them.
-unsafe impl Send for Workspace {}
-
 impl Program {
     pub(super) fn new(device: Arc<Inner>, graph: Arc<VerifiedGraph>) -> Result<Self, DeviceError> {
-        let inputs = Inputs::of(&graph)?;
-        let unsupported = |op: &str| DeviceError::Unsupported { op: op.to_owned() };
-        for node in &graph.nodes {
-            let step = [Dim::Symbol(Symbol::Batch), Dim::Symbol(Symbol::Sequence)];
-            let Op::Attention { head_dim, .. } = node.op else { continue };
-            if node.inputs.len() == 4 && !node.ty.shape.0.starts_with(&step) {
-                return Err(unsupported("attention with a cache over other dimensions than [batch, sequence, ..]"));
-            }
-            if head_dim > 256 {
-                return Err(unsupported("attention with heads of more than 256 elements"));
-            }
+        let contract = Contract::of(graph)?;
+        let is_wide = |op: &Op| matches!(op, Op::Attention { head_dim, .. } if *head_dim > 256);
+        if contract.graph.nodes.iter().any(|node| is_wide(&node.op)) {
+            let op = "attention with heads of more than 256 elements".to_owned();
+            return Err(DeviceError::Unsupported { op });
         }
-        let positional = graph.nodes.iter().any(|n| {
-            !matches!(n.op, Op::Input { role: InputRole::KvCache, .. })
-                && n.ty.shape.0.contains(&Dim::Symbol(Symbol::Position))
-        });
-        let batchable = !positional && rows_are_independent(&graph);
-        Ok(Self { device, graph, inputs, batchable, positional, plans: Mutex::default() })
+        Ok(Self { device, contract, plans: Mutex::default() })
     }
 
     /// The plan for these sizes: the one kept, or a new one.
     fn plan(&self, pool: &Arc<Pool>, sizes: Sizes, blocks: u64) -> Result<Arc<Ready>, DeviceError> {
-        let position = if self.positional { sizes.position } else { 0 };
         let max_blocks = u32::try_from(blocks.max(LEAST_BLOCKS).next_power_of_two()).unwrap_or(u32::MAX);
-        let max_blocks = if self.inputs.caches() == 0 { 1 } else { max_blocks };
-        let key = Key { sizes: Sizes { position, ..sizes }, max_blocks };
+        let max_blocks = if self.contract.inputs.caches() == 0 { 1 } else { max_blocks };
         let mut plans = lock(&self.plans);
         if plans.life != pool.life {
             *plans = Plans { life: pool.life, ..Plans::default() };
         }
-        let plans = &mut plans.list;
-        if let Some(i) = plans.iter().position(|(other, _)| *other == key) {
-            plans[i..].rotate_left(1);
-        } else {
+        let make = || -> Result<Ready, DeviceError> {
             let properties = self.device.gpu.properties();
             let (sms, shared) = (properties.multiprocessors, properties.shared_bytes);
-            let lowered = lower(&self.graph, &sizes, Machine { sms, shared, max_blocks })?;
+            let lowered = lower(&self.contract.graph, &sizes, Machine { sms, shared, max_blocks })?;
             let constants = constants(pool, &lowered, sms)?;
-            if plans.len() >= KEPT_PLANS {
-                plans.remove(0);
-            }
-            plans.push((key, Arc::new(Ready { lowered, constants, captured: Mutex::default() })));
-        }
-        // Either way it is the last now.
-        plans.last().map(|(_, ready)| Arc::clone(ready)).ok_or_else(|| DeviceError::Internal("a plan was lost".into()))
+            Ok(Ready { lowered, constants, captured: Mutex::default() })
+        };
+        // What a plan has on the GPU is counted by the pool.
+        plans.list.get(Key { sizes: self.contract.planned(sizes), max_blocks }, make, |_| 0)
     }
 
-    /// Runs `rows`, whose sizes are `space.sizes[first..]`, as one batch. Caches are reserved; they do not grow here.
+    /// Runs rows as one batch. Caches are reserved; they do not grow here.
     fn run_batch(
         &self,
         pool: &Arc<Pool>,
         space: &mut Workspace,
         weights: &[Memory],
         rows: &mut [Row<'_>],
-        first: usize,
+        batch: &Batch<'_>,
     ) -> Result<(), DeviceError> {
-        let own = first..first + rows.len();
-        let batch = space.sizes[own.clone()].iter().try_fold(0_u64, |sum, s| sum.checked_add(s.batch));
-        let sizes = Sizes { batch: batch.unwrap_or(u64::MAX), ..space.sizes[first] };
         let caches = || rows.iter().flat_map(|row| &row.caches);
-        let blocks = caches().map(|cache| cache.spec().blocks(cache.len() + sizes.sequence)).max().unwrap_or(0);
-        let ready = self.plan(pool, sizes, blocks as u64)?;
-        let wanted = rows.iter().fold(0, |all, row| all | row.wanted);
-        let outputs = outputs(&ready.lowered, wanted);
-        space.make_room(pool, &ready.lowered, &outputs)?;
-        let row_sizes = space.sizes[own].to_vec();
-        space.fill(&ready.lowered, rows, &row_sizes)?;
+        let tokens = batch.sizes.sequence;
+        let blocks = caches().map(|cache| cache.spec().blocks(cache.len() + tokens)).max().unwrap_or(0);
+        let ready = self.plan(pool, batch.sizes, blocks as u64)?;
+        space.make_room(pool, &ready.lowered, rows, batch)?;
+        space.fill(&ready.lowered, rows, batch)?;
         // Nothing of an earlier life gets to the GPU: within this use, the pool and what it lent are there.
         let gone = |row: &Row<'_>| row.caches.iter().any(|cache| !cache.lies_on(pool.id()));
         if weights.iter().any(|weight| !pool.has(weight)) || rows.iter().any(gone) {
             return Err(DeviceError::Lost { reason: "a weight or a cache is from before it failed".to_owned() });
         }
-        pool.with(|gpu| go(gpu, space, &ready, weights, &outputs))?;
-        let row_of = |batch_row: u64| {
-            let mut end = 0;
-            let within = row_sizes.iter().position(|s| {
-                end += s.batch;
-                batch_row < end
-            });
-            first + within.unwrap_or_default()
-        };
-        self.check_faults(space, &ready.lowered, weights, row_of)?;
-        self.hand_out(space, &ready.lowered, &outputs, rows, &row_sizes);
-        Ok(())
+        pool.with(|gpu| go(gpu, space, &ready, weights))?;
+        self.check_faults(space, &ready.lowered, weights, |batch_row| batch.row_of(batch_row))?;
+        let here = |space: &Space| matches!(space, Space::Device(buffer) if buffer.device() == pool.id());
+        self.contract.hand_out(
+            rows,
+            batch,
+            |output| space.bytes_of(output),
+            |kept, bytes| {
+                // It is there already.
+                if here(kept) { Ok(()) } else { kept.write(0, bytes) }
+            },
+        )
     }
 
     /// The first fault that a step left, if any.
@@ -204,69 +153,8 @@ impl Program {
             let row = row_of(element / per_row);
             let Some((ids, bound)) = *ids else { return Err(DeviceError::DivisionByZero { row, node: *node }) };
             let index = index_of(space, lowered, weights, ids, element)?;
-            let op = self.graph.nodes[node.0 as usize].op.name();
+            let op = self.contract.graph.nodes[node.0 as usize].op.name();
             return Err(DeviceError::IndexOutOfRange { row, node: *node, op, index, bound });
-        }
-        Ok(())
-    }
-
-    /// Copies the results to the rows that want them.
-    fn hand_out(
-        &self,
-        space: &Workspace,
-        lowered: &Lowered,
-        outputs: &[Fetched],
-        rows: &mut [Row<'_>],
-        row_sizes: &[Sizes],
-    ) {
-        let batch: u64 = row_sizes.iter().map(|s| s.batch).sum();
-        let count = lowered.outputs.len();
-        for row in rows.iter_mut() {
-            if row.outputs.len() < count {
-                row.outputs.resize_with(count, HostTensor::default);
-            }
-        }
-        let Some(output) = &space.output else { return };
-        for fetched in outputs {
-            let ty = &self.graph.nodes[self.graph.outputs[fetched.output].node.0 as usize].ty;
-            let all = output.bytes().get(fetched.offset..fetched.offset + fetched.bytes).unwrap_or_default();
-            let mut from = 0;
-            for (row, own) in rows.iter_mut().zip(row_sizes) {
-                // Several rows in one batch: every output has the batch as its first dimension.
-                let bytes =
-                    if row_sizes.len() == 1 { all.len() } else { all.len() / batch as usize * own.batch as usize };
-                let bytes = all.get(from..from + bytes).inspect(|b| from += b.len()).unwrap_or_default();
-                if fetched.output < 64 && row.wanted >> fetched.output & 1 == 0 {
-                    continue;
-                }
-                let to = &mut row.outputs[fetched.output];
-                to.dtype = Some(ty.dtype);
-                to.dims.clear();
-                to.dims.extend(ty.shape.0.iter().map(|&d| own.dim(d)));
-                to.data.clear();
-                to.data.extend_from_slice(bytes);
-            }
-        }
-    }
-
-    fn run_checked(
-        &self,
-        pool: &Arc<Pool>,
-        space: &mut Workspace,
-        weights: &[Memory],
-        rows: &mut [Row<'_>],
-    ) -> Result<(), DeviceError> {
-        let sequence = space.sizes.first().map_or(0, |s| s.sequence);
-        for row in rows.iter_mut() {
-            for cache in &mut row.caches {
-                cache.reserve(sequence)?;
-            }
-        }
-        if self.batchable {
-            return self.run_batch(pool, space, weights, rows, 0);
-        }
-        for i in 0..rows.len() {
-            self.run_batch(pool, space, weights, &mut rows[i..=i], i)?;
         }
         Ok(())
     }
@@ -277,48 +165,25 @@ impl Loaded for Program {
         if rows.is_empty() {
             return Ok(());
         }
-        self.inputs.check_weights(weights)?;
-        if weights.iter().any(|weight| weight.host().is_some()) {
-            return Err(DeviceError::Internal("a weight lies in the host's memory, not the GPU's".to_owned()));
-        }
         let mut space = lock(&self.device.workspace);
         // Who has the workspace sees no revival.
         let pool = self.device.pool();
         let space = &mut *space;
-        space.sizes.clear();
-        for (i, row) in rows.iter().enumerate() {
-            let sizes = self.inputs.check_row(i, row)?;
-            if let Some(first) = space.sizes.first()
-                && first.sequence != sizes.sequence
-            {
-                let reason = format!(
-                    "it runs {} tokens, row 0 runs {}; batch rows of one length only",
-                    sizes.sequence, first.sequence
-                );
-                return Err(DeviceError::Row { row: i, reason });
+        let mut sizes = std::mem::take(&mut space.sizes);
+        let checked = self.contract.check(weights, rows, &mut sizes);
+        let done = checked.and_then(|()| {
+            if weights.iter().any(|weight| weight.host().is_some()) {
+                return Err(DeviceError::Internal("a weight lies in the host's memory, not the GPU's".to_owned()));
             }
-            space.sizes.push(sizes);
-        }
-        let done = self.run_checked(&pool, space, weights, rows);
-        let sequence = space.sizes[0].sequence;
-        for cache in rows.iter_mut().flat_map(|r| &mut r.caches) {
-            match done {
-                Ok(()) => cache.advance(sequence),
-                Err(_) => cache.shrink(),
-            }
-        }
+            self.contract.run(rows, &sizes, |rows, batch| self.run_batch(&pool, space, weights, rows, batch))
+        });
+        space.sizes = sizes;
         done
     }
 }
 
-/// Brings what was filled in, runs, and fetches what is wanted.
-fn go(
-    gpu: &dyn Gpu,
-    space: &Workspace,
-    ready: &Ready,
-    weights: &[Memory],
-    outputs: &[Fetched],
-) -> Result<(), DeviceError> {
+/// Brings what a run is given, runs, and fetches what is wanted.
+fn go(gpu: &dyn Gpu, space: &Workspace, ready: &Ready, weights: &[Memory]) -> Result<(), DeviceError> {
     let lowered = &ready.lowered;
     let base = Base {
         arena: address(&space.arena),
@@ -337,28 +202,19 @@ fn go(
         counters: base.counters,
         sms: gpu.properties().multiprocessors,
     };
-    if let Some(input) = space.input.as_ref().filter(|_| lowered.head_bytes > 0) {
-        // SAFETY: both are the workspace's, which this run holds until it has waited for its end.
-        unsafe { gpu.copy_in(Stream::Compute, base.head, input.at.as_ptr(), lowered.head_bytes) }?;
-    }
+    // SAFETY: this run holds the workspace, and its rows the residents, until it has waited for its end.
+    unsafe { space.bring(gpu, lowered) }?;
     let fault_bytes = 8 * lowered.faults.len();
     if fault_bytes > 0 {
         // SAFETY: as above.
         unsafe { gpu.fill(Stream::Compute, base.faults, NO_FAULT, fault_bytes as u64) }?;
     }
     work(gpu, ready, &base, &at)?;
-    if let Some(output) = &space.output {
-        for fetched in outputs {
-            // SAFETY: `make_room` made room for it; the value lives to the plan's end.
-            unsafe {
-                let to = output.at.as_ptr().add(fetched.offset);
-                gpu.copy_out(Stream::Compute, to, at.view(fetched.v).at, fetched.bytes)
-            }?;
-        }
-        if fault_bytes > 0 {
-            // SAFETY: they come first.
-            unsafe { gpu.copy_out(Stream::Compute, output.at.as_ptr(), base.faults, fault_bytes) }?;
-        }
+    // SAFETY: as above; the rows hold what they keep for themselves alone.
+    unsafe { space.take(gpu, &at) }?;
+    if let Some(output) = space.output.as_ref().filter(|_| fault_bytes > 0) {
+        // SAFETY: as above; in what is fetched they come first.
+        unsafe { gpu.copy_out(Stream::Compute, output.at.as_ptr(), base.faults, fault_bytes) }?;
     }
     let done = gpu.event()?;
     gpu.record(Stream::Compute, &done)?;
@@ -441,112 +297,6 @@ fn index_of(
     Ok(i64::from_le_bytes(bytes))
 }
 
-/// An output that is fetched.
-struct Fetched {
-    output: usize,
-    v: V,
-    /// Of the pinned memory that it comes to.
-    offset: usize,
-    bytes: usize,
-}
-
-/// The outputs that somebody wants, behind the words of faults.
-fn outputs(lowered: &Lowered, wanted: u64) -> Vec<Fetched> {
-    let mut offset = (8 * lowered.faults.len()).next_multiple_of(16);
-    let wanted = |i: usize| i >= 64 || wanted >> i & 1 == 1;
-    let all = lowered.outputs.iter().enumerate().filter(|(i, _)| wanted(*i));
-    all.map(|(output, &v)| {
-        let bytes = lowered.values[v.0].bytes();
-        let fetched = Fetched { output, v, offset, bytes };
-        offset = offset.saturating_add(bytes.next_multiple_of(16));
-        fetched
-    })
-    .collect()
-}
-
-impl Workspace {
-    /// Gives back the memory that runs work in; the next run takes it anew.
-    pub(super) fn release(&mut self) {
-        *self = Self {
-            sizes: std::mem::take(&mut self.sizes),
-            blocks: std::mem::take(&mut self.blocks),
-            ..Self::default()
-        };
-    }
-
-    fn make_room(&mut self, pool: &Arc<Pool>, lowered: &Lowered, outputs: &[Fetched]) -> Result<(), DeviceError> {
-        grow(&mut self.arena, pool, lowered.arena_bytes)?;
-        grow(&mut self.head, pool, lowered.head_bytes)?;
-        grow(&mut self.faults, pool, 8 * lowered.faults.len())?;
-        if grow(&mut self.counters, pool, lowered.counter_bytes)?
-            && let Some(counters) = &self.counters
-        {
-            counters.clear()?;
-        }
-        let fetched = outputs.last().map_or(8 * lowered.faults.len(), |last| last.offset.saturating_add(last.bytes));
-        Pinned::grow(&mut self.input, pool, lowered.head_bytes)?;
-        Pinned::grow(&mut self.output, pool, fetched)
-    }
-
-    /// Puts what a run brings where it is copied from.
-    fn fill(&mut self, lowered: &Lowered, rows: &mut [Row<'_>], sizes: &[Sizes]) -> Result<(), DeviceError> {
-        let lost = || DeviceError::Internal("an argument has no place in what a run brings".to_owned());
-        let Some(input) = &mut self.input else { return Ok(()) };
-        let head = input.bytes_mut();
-        let mut put = |v: V, at: usize, bytes: &[u8]| {
-            let Place::Head(offset) = lowered.values[v.0].place else { return Err(lost()) };
-            let to = offset.checked_add(at).and_then(|from| head.get_mut(from..from.checked_add(bytes.len())?));
-            to.ok_or_else(lost)?.copy_from_slice(bytes);
-            Ok(())
-        };
-        for (i, &v) in lowered.arguments.iter().enumerate() {
-            let mut at = 0;
-            for argument in rows.iter().filter_map(|row| row.arguments.get(i)) {
-                put(v, at, &argument.data)?;
-                at += argument.data.len();
-            }
-        }
-        if let Some(v) = lowered.positions {
-            let all = sizes.iter().flat_map(|s| (0..s.batch).flat_map(|_| s.position..s.position + s.sequence));
-            for (i, position) in all.enumerate() {
-                // Positions fit 31 bits: `check_row` saw to it.
-                put(v, 4 * i, &(position as i32).to_le_bytes())?;
-            }
-        }
-        for (row, caches) in rows.iter_mut().map(|row| &mut row.caches).enumerate() {
-            for (cache, tables) in caches.iter_mut().zip(&lowered.tables) {
-                put(tables.lens, 4 * row, &(cache.len() as i32).to_le_bytes())?;
-                self.blocks.clear();
-                cache.addresses(&mut self.blocks);
-                let width = lowered.values[tables.blocks.0].elements as usize / rows_of(lowered, tables.lens);
-                for (i, block) in self.blocks.iter().enumerate() {
-                    put(tables.blocks, 8 * (row * width + i), &(block.addr() as u64).to_le_bytes())?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn rows_of(lowered: &Lowered, lens: V) -> usize {
-    lowered.values[lens.0].elements.max(1) as usize
-}
-
-/// Makes a buffer at least so large; whether it is another now.
-fn grow(buffer: &mut Option<GpuBuffer>, pool: &Arc<Pool>, bytes: usize) -> Result<bool, DeviceError> {
-    if bytes == 0 || buffer.as_ref().is_some_and(|buffer| buffer.bytes() >= bytes as u64) {
-        return Ok(false);
-    }
-    // First the old one goes, so that it counts no more.
-    *buffer = None;
-    *buffer = Some(pool.take(bytes as u64)?);
-    Ok(true)
-}
-
-fn address(buffer: &Option<GpuBuffer>) -> Address {
-    buffer.as_ref().map_or(0, Buffer::address)
-}
-
 /// What steps are, with everything where `at` says.
 fn make(steps: &[Step], at: &At<'_>) -> Result<Vec<Work>, DeviceError> {
     let mut all = Vec::with_capacity(steps.len());
@@ -570,23 +320,34 @@ unsafe fn enqueue(gpu: &dyn Gpu, steps: &[Step], at: &At<'_>) -> Result<(), Devi
 /// # Safety
 /// As [`enqueue`].
 unsafe fn put(gpu: &dyn Gpu, work: &[Work]) -> Result<(), GpuError> {
-    // SAFETY: as the caller has it.
-    let launch = |launch: &Launch| unsafe { gpu.launch(Stream::Compute, launch) };
+    // Whether what was put there last is a kernel of ours, so that the next may overlap with it.
+    let mut behind = false;
+    let launch = |launch: &Launch, behind: &mut bool| {
+        // SAFETY: as the caller has it.
+        unsafe {
+            if std::mem::replace(behind, true) {
+                gpu.launch_behind(Stream::Compute, launch)
+            } else {
+                gpu.launch(Stream::Compute, launch)
+            }
+        }
+    };
     for work in work {
         match work {
-            Work::Launch(one) => launch(one)?,
-            Work::Product { product, a, b, c, then, otherwise } => {
-                // SAFETY: as the caller has it.
-                let done = unsafe { gpu.multiply(product, *a, *b, *c) }?;
-                let rest = if done { then } else { otherwise };
-                rest.iter().try_for_each(launch)?;
+            Work::Launch(one) => launch(one, &mut behind)?,
+            Work::Product { ways, otherwise } => {
+                let mut rest = otherwise;
+                for way in ways {
+                    // SAFETY: as the caller has it.
+                    if unsafe { gpu.multiply(&way.product, &way.operands) }? {
+                        behind = false;
+                        rest = &way.then;
+                        break;
+                    }
+                }
+                rest.iter().try_for_each(|one| launch(one, &mut behind))?;
             }
         }
     }
     Ok(())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic under the lock leaves lists that are cleared or replaced before they are used.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,14 +11,15 @@ use genie_transport::memory::{Region, Ring, SharedBytes, Slab};
 use genie_transport::wire::limits;
 
 use super::pool::Pool;
-use crate::device::{Coming, DeviceError, Memory};
+use super::traced::{Timed, Tracer};
+use crate::device::{Coming, Copies, DeviceError, Memory};
+use crate::trace::Trace;
 
-/// A slab of the ring holds any slice.
+/// The largest slabs hold any slice.
 pub(super) const SLAB_BYTES: usize = limits::SLICE_BYTES as usize;
 
-/// What a ring has where nobody says otherwise: 25 GB/s, which is what PCIe and the fastest networks move, for more than the 2 ms
-/// that a lane, a checksum and a copy have a slab between them.
-pub(super) const STAGING_BYTES: u64 = 64 << 20;
+/// Sizes of slabs, from the smallest on: small tensors, slices of the size that servers choose unless told otherwise, and any slice.
+const SIZES: [usize; 3] = [64 << 10, 256 << 10, SLAB_BYTES];
 
 /// Copies to the GPU that are under way at a time: who sends more waits for the oldest.
 const IN_FLIGHT: usize = 32;
@@ -30,7 +31,12 @@ const REGISTERED_BYTES: u64 = 8 << 30;
 #[derive(Debug)]
 pub(super) struct Staging {
     gpu: Arc<dyn Gpu>,
-    ring: Ring,
+    /// One for each of [`SIZES`].
+    rings: [Ring; SIZES.len()],
+    /// Where their slabs are.
+    slabs: Vec<usize>,
+    /// Set once somebody wants to know when what was copied.
+    tracer: OnceLock<Arc<Tracer>>,
     /// Slabs that were wanted while none was there.
     misses: AtomicU64,
     warned: AtomicBool,
@@ -48,6 +54,8 @@ struct Copying {
     _from: Region,
     /// Where its sender looks what went wrong.
     failed: Arc<OnceLock<GpuError>>,
+    /// When it began, if somebody wants to know.
+    timed: Option<Timed>,
 }
 
 /// Copies to one place of the GPU's memory.
@@ -59,7 +67,7 @@ pub(super) struct Sent {
     failed: Arc<OnceLock<GpuError>>,
 }
 
-/// Pinned memory, given back when it is dropped.
+/// Pinned memory of [`SLAB_BYTES`], given back when it is dropped.
 struct Pinned {
     gpu: Arc<dyn Gpu>,
     at: NonNull<u8>,
@@ -70,6 +78,19 @@ unsafe impl Send for Pinned {}
 // SAFETY: as above.
 unsafe impl Sync for Pinned {}
 
+impl Pinned {
+    /// All of it in slabs of this size, which divides it. Each keeps it.
+    fn cut(self: &Arc<Self>, size: usize) -> impl Iterator<Item = Slab> {
+        (0..SLAB_BYTES / size).map(move |index| {
+            // SAFETY: within the memory, as the slabs lie one after another in it.
+            let at = unsafe { self.at.add(index * size) };
+            // SAFETY: pinned memory is zeroed, and nobody's but the owner's until that is dropped; sizes are whole pages, and this is the
+            // only slab over these.
+            unsafe { Slab::of_owner(at, size, Box::new(self.clone())) }
+        })
+    }
+}
+
 impl Drop for Pinned {
     fn drop(&mut self) {
         // SAFETY: it came from this GPU; the slab over it is gone, and copies hold their slabs until they are done.
@@ -78,27 +99,35 @@ impl Drop for Pinned {
 }
 
 impl Staging {
-    /// Room of as many slabs as `bytes` make, or as many as the system lets be pinned.
+    /// Room of so many bytes in slabs, or as many as the system lets be pinned.
     pub(super) fn new(gpu: Arc<dyn Gpu>, bytes: u64) -> Self {
         let wanted = usize::try_from(bytes / SLAB_BYTES as u64).unwrap_or(usize::MAX);
-        let mut slabs = Vec::new();
-        while slabs.len() < wanted {
+        let mut blocks = Vec::new();
+        while blocks.len() < wanted {
             match gpu.pin(SLAB_BYTES) {
-                Ok(at) => {
-                    let owner = Box::new(Pinned { gpu: gpu.clone(), at });
-                    // SAFETY: pinned memory is zeroed, page-aligned, and nobody's but the owner's until that is dropped.
-                    slabs.push(unsafe { Slab::of_owner(at, SLAB_BYTES, owner) });
-                }
+                Ok(at) => blocks.push(Arc::new(Pinned { gpu: gpu.clone(), at })),
                 Err(error) => {
-                    let pinned = slabs.len();
+                    let pinned = blocks.len();
                     tracing::warn!(pinned, wanted, %error, "less memory is pinned than wanted: raise `ulimit -l`");
                     break;
                 }
             }
         }
+        // A sixteenth for small tensors, a quarter for common slices.
+        let (small, common) = (blocks.len() / 16, blocks.len() / 4);
+        let mut slabs = SIZES.map(|_| Vec::new());
+        for (index, block) in blocks.iter().enumerate() {
+            let size = usize::from(index >= small) + usize::from(index >= small + common);
+            slabs[size].extend(block.cut(SIZES[size]));
+        }
+        let addresses = slabs.iter().flatten().map(|slab| slab.as_ptr().addr()).collect();
+        let mut sizes = SIZES.into_iter();
+        let rings = slabs.map(|slabs| Ring::new(slabs, sizes.next().unwrap_or(SLAB_BYTES)));
         Self {
             gpu,
-            ring: Ring::new(slabs, SLAB_BYTES),
+            rings,
+            slabs: addresses,
+            tracer: OnceLock::new(),
             misses: AtomicU64::new(0),
             warned: AtomicBool::new(false),
             sent: Mutex::default(),
@@ -106,21 +135,45 @@ impl Staging {
         }
     }
 
+    /// From now on it is written down when what was copied. `false`: it is already, elsewhere.
+    pub(super) fn trace(&self, device: u32, trace: &Arc<Trace>) -> bool {
+        self.tracer.set(Arc::new(Tracer::new(trace.clone(), device, self.slabs.iter().copied()))).is_ok()
+    }
+
+    /// What copies took, if somebody wants to know.
+    pub(super) fn copies(&self) -> Option<Copies> {
+        let tracer = self.tracer.get()?;
+        self.reap(&mut self.sent(), usize::MAX);
+        Some(tracer.copies())
+    }
+
     /// A pinned slab, if one is there.
     pub(super) fn take(&self, bytes: usize) -> Option<Slab> {
-        let slab = self.ring.take(bytes).or_else(|| {
+        let slab = self.free(bytes).or_else(|| {
             // What has arrived makes room.
             self.reap(&mut self.sent(), usize::MAX);
-            self.ring.take(bytes)
+            self.free(bytes)
         });
-        if slab.is_none() {
-            self.misses.fetch_add(1, Ordering::Relaxed);
-            if !self.warned.swap(true, Ordering::Relaxed) {
-                let slabs = self.ring.slabs();
-                tracing::warn!(slabs, "all pinned memory is in use: ordinary memory is slower; give the device more");
+        match (&slab, self.tracer.get()) {
+            (Some(slab), Some(tracer)) => tracer.receives(slab.as_ptr().addr()),
+            (None, _) => {
+                self.misses.fetch_add(1, Ordering::Relaxed);
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    let slabs = self.slabs.len();
+                    tracing::warn!(
+                        slabs,
+                        "all pinned memory is in use: ordinary memory is slower; --staging gives more"
+                    );
+                }
             }
+            _ => {}
         }
         slab
+    }
+
+    /// The smallest slab that is there and large enough.
+    fn free(&self, bytes: usize) -> Option<Slab> {
+        self.rings.iter().find_map(|ring| ring.take(bytes))
     }
 
     /// How often there was none.
@@ -131,7 +184,7 @@ impl Staging {
     /// Slabs that are in nobody's hands, and all.
     pub(super) fn slabs(&self) -> (usize, usize) {
         self.reap(&mut self.sent(), usize::MAX);
-        (self.ring.free(), self.ring.slabs())
+        (self.rings.iter().map(Ring::free).sum(), self.slabs.len())
     }
 
     /// Puts a copy to the GPU into its stream, and adds it to those of `before`. `from` is kept until it is done.
@@ -142,14 +195,19 @@ impl Staging {
         let failed = before.as_ref().map(|sent| sent.failed.clone()).unwrap_or_default();
         let mut sent = self.sent();
         self.reap(&mut sent, IN_FLIGHT - 1);
-        let done = Arc::new(self.gpu.event()?);
+        let timed = self.tracer.get().map(|tracer| tracer.sends(&*self.gpu, &from)).transpose()?;
+        let done = Arc::new(self.event(timed.is_some())?);
         // SAFETY: `to` as the caller has it; `from` is kept in `sent` until the event after the copy has passed.
         let copied = unsafe { self.gpu.copy_in(Stream::Upload, to, from.as_ptr(), from.len()) };
         let recorded = copied.and_then(|()| self.gpu.record(Stream::Upload, &done));
-        sent.push_back(Copying { done: done.clone(), _from: from, failed: failed.clone() });
+        sent.push_back(Copying { done: done.clone(), _from: from, failed: failed.clone(), timed });
         recorded?;
         *before = Some(Sent { last: done, failed });
         Ok(())
+    }
+
+    fn event(&self, timed: bool) -> Result<Event, GpuError> {
+        if timed { self.gpu.timed_event() } else { self.gpu.event() }
     }
 
     /// Waits until copies are done, and gives back what was read up to then.
@@ -167,7 +225,11 @@ impl Staging {
             let done = &oldest.done;
             let past = if waits { self.gpu.synchronize(done).map(|()| true) } else { self.gpu.is_past(done) };
             match past {
-                Ok(true) => {}
+                Ok(true) => {
+                    if let (Some(tracer), Some(timed)) = (self.tracer.get(), &oldest.timed) {
+                        tracer.sent(&*self.gpu, timed, done);
+                    }
+                }
                 Ok(false) => break,
                 // A GPU that broke has stopped copying, too.
                 Err(error) => _ = oldest.failed.set(error),
@@ -182,8 +244,13 @@ impl Staging {
         if total != Some(to.len() as u64) {
             return Err(DeviceError::Internal("parts of memory do not fill what they are copied to".to_owned()));
         }
-        let done = self.gpu.event()?;
-        let mut fetching = Fetching { pool: pool.clone(), done, parts, to: Some(to) };
+        let traced = self.tracer.get().map(|tracer| {
+            let timed = tracer.fetches(&*self.gpu, to.as_ptr().addr(), to.len() as u64)?;
+            Ok::<_, GpuError>((tracer.clone(), timed))
+        });
+        let traced = traced.transpose()?;
+        let done = self.event(traced.is_some())?;
+        let mut fetching = Fetching { pool: pool.clone(), done, parts, to: Some(to), traced };
         let copied = fetching.begin();
         // Some may be under way even if others could not begin: from here on they are waited for, whatever happens.
         self.gpu.record(Stream::Download, &fetching.done)?;
@@ -229,6 +296,8 @@ pub(super) struct Fetching {
     /// What is copied, kept until it is.
     parts: Vec<Memory>,
     to: Option<Slab>,
+    /// When it began, if somebody wants to know.
+    traced: Option<(Arc<Tracer>, Timed)>,
 }
 
 impl Fetching {
@@ -251,12 +320,16 @@ impl Fetching {
 }
 
 impl Coming for Fetching {
-    fn wait(mut self: Box<Self>) -> Result<Slab, DeviceError> {
+    fn wait(mut self: Box<Self>) -> Result<Region, DeviceError> {
         // Once the GPU has been revived every event has passed, and nothing was copied: the pool knows.
         let waited = self.pool.with(|gpu| Ok(gpu.synchronize(&self.done)?));
         let to = self.to.take().ok_or_else(|| DeviceError::Internal("bytes that were waited for twice".to_owned()));
         waited?;
-        to
+        let region = to?.freeze();
+        Ok(match &self.traced {
+            Some((tracer, timed)) => tracer.fetched(&**self.pool.gpu(), timed, &self.done, region),
+            None => region,
+        })
     }
 }
 

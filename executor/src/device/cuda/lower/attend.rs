@@ -2,7 +2,7 @@
 
 use genie_cuda_kernels::View;
 use genie_cuda_kernels::launch::attention::{
-    Append, Attention, Cache, Gpu, Heads, Rope, Source, Strided, append, decode, decode_scratch, prefill,
+    Append, Attention, Cache, Gpu, Heads, New, Rope, Source, Strided, append, decode, decode_scratch, prefill,
 };
 use genie_cuda_kernels::launch::rope::{Angles, Part, frequencies, rope};
 use genie_graph::{DType, NodeId, Op, RopeStyle};
@@ -46,6 +46,13 @@ struct Turn {
     frequencies: V,
     style: RopeStyle,
     head_dim: u64,
+}
+
+impl Turn {
+    fn at(self, at: &At<'_>) -> Rope {
+        let (frequencies, positions) = (at.view(self.frequencies), Some(at.view(self.positions)));
+        Rope { style: self.style, frequencies, positions }
+    }
 }
 
 impl Lowering<'_> {
@@ -140,6 +147,23 @@ impl Lowering<'_> {
             }
         };
         let x_type = self.values[q.of.0].dtype;
+        let turn_reads = turn.iter().flat_map(|turn| [turn.positions, turn.frequencies]).collect::<Vec<_>>();
+        let scratch = decode_scratch(batch, tokens, heads, max_blocks);
+        let few = tokens <= FEW_TOKENS;
+        let partials = if few { Some(self.temporary(DType::F32, scratch.partials)?) } else { None };
+        if few {
+            self.counters(scratch.arrived.checked_mul(4)?, 0)?;
+        }
+        let arrived = move |at: &At<'_>| View::new(at.counters, DType::I32, scratch.arrived);
+        if let (1, Some(partials), true) = (tokens, partials, self.values[k.of.0].dtype == x_type) {
+            // The attention itself turns and appends.
+            let reads = [q.of, k.of, v.of, partials].into_iter().chain(turn_reads);
+            return self.emit(reads, move |at, y| {
+                let attention = Attention { batch, tokens, heads, scale, causal, q: q.strided(at), y: at.view(y) };
+                let new = New { k: k.strided(at), v: v.strided(at), rope: turn.map(|turn| turn.at(at)) };
+                one(decode(&attention, &cache(at), Some(&new), at.view(partials), arrived(at), gpu))
+            });
+        }
         let width = u64::from(heads.heads) * u64::from(heads.head_dim);
         let elements = u64::from(batch).checked_mul(tokens.into())?.checked_mul(width)?;
         let (q, turned_q) = match turn {
@@ -150,31 +174,18 @@ impl Lowering<'_> {
             }
         };
         let mut touched = vec![k.of, v.of];
-        touched.extend(turn.iter().flat_map(|turn| [turn.positions, turn.frequencies]));
+        touched.extend(turn_reads);
         touched.extend(turned_q.iter().flat_map(|(q, dense)| [q.of, *dense]));
         self.steps.push(Step::new(touched, move |at| {
-            let rope = turn.map(|turn| Rope {
-                style: turn.style,
-                frequencies: at.view(turn.frequencies),
-                positions: Some(at.view(turn.positions)),
-                q: turned_q.map(|(q, dense)| (q.strided(at), at.view(dense))),
-            });
+            let rope = turn.map(|turn| turn.at(at));
+            let q = turned_q.map(|(q, dense)| (q.strided(at), at.view(dense)));
             let (k, v) = (k.strided(at), v.strided(at));
-            one(append(&Append { batch, tokens, heads, k, v, cache: cache(at), rope }))
+            one(append(&Append { batch, tokens, heads, k, v, cache: cache(at), rope, q }))
         }));
-        let scratch = decode_scratch(batch, tokens, heads, max_blocks);
-        let few = tokens <= FEW_TOKENS;
-        let partials = if few { Some(self.temporary(DType::F32, scratch.partials)?) } else { None };
-        if few {
-            self.counters(scratch.arrived.checked_mul(4)?, 0)?;
-        }
         self.emit([q.of].into_iter().chain(partials), move |at, y| {
             let attention = Attention { batch, tokens, heads, scale, causal, q: q.strided(at), y: at.view(y) };
             let launch = match partials {
-                Some(partials) => {
-                    let arrived = View::new(at.counters, DType::I32, scratch.arrived);
-                    decode(&attention, &cache(at), at.view(partials), arrived, gpu)
-                }
+                Some(partials) => decode(&attention, &cache(at), None, at.view(partials), arrived(at), gpu),
                 None => prefill(&attention, &Source::Cached(cache(at)), gpu),
             };
             one(launch)

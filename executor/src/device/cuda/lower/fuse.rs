@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use genie_cuda_kernels::launch::epilogue::Activation;
 use genie_graph::{NodeId, Op, Sizes, VerifiedGraph};
 
-/// A product with what is done to its sums: `activation(product) * factor + residual`.
+/// A product with what is done to its sums: `activation(product) * factor + residual`, and on the way a conversion to another float type.
+/// What comes out is rounded once, to the type of the last node: roundings on the way are left out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Fused {
     /// The linear layer.
@@ -69,11 +70,13 @@ impl Fusions {
         };
         let mut fused = Fused { linear, activation: Activation::None, factor: None, gate: false, residual: None };
         let mut last = linear;
+        let mut converted = false;
         taken.insert(linear);
         while let Some(next) = self.reader(last).filter(|next| !taken.contains(next)) {
             let plain = fused.factor.is_none() && fused.residual.is_none();
             let other = node(next).inputs.iter().copied().find(|&input| input != last);
             match (&node(next).op, other) {
+                (Op::Cast { to }, None) if to.is_float() && !converted => converted = true,
                 (op, None) if plain && fused.activation == Activation::None && node(next).inputs.len() == 1 => {
                     let Some(activation) = activation(op) else { break };
                     fused.activation = activation;

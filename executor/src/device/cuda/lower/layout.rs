@@ -9,7 +9,7 @@ use super::{Lowering, Made, around, axis_of, contiguous, one, product};
 
 /// Launches as the work of a step.
 pub(super) fn all(launches: Result<Vec<Launch>, LaunchError>) -> Result<Vec<Work>, LaunchError> {
-    Ok(launches?.into_iter().map(Work::Launch).collect())
+    Ok(launches?.into_iter().map(Work::launch).collect())
 }
 
 impl Lowering<'_> {
@@ -116,7 +116,7 @@ impl Lowering<'_> {
             for (x, dims, start) in &parts {
                 let from = Strided { view: at.view(*x), start: 0, strides: &contiguous(dims) };
                 let to = Strided { view: at.view(y), start: *start, strides: &strides };
-                work.extend(launch::copy::copy(dims, from, to)?.map(Work::Launch));
+                work.extend(launch::copy::copy(dims, from, to)?.map(Work::launch));
             }
             Ok(work)
         })

@@ -8,6 +8,7 @@ mod attend;
 mod fuse;
 mod image;
 mod layout;
+mod norm;
 mod product;
 
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ use genie_cuda_kernels::{Launch, LaunchError};
 use genie_graph::{DType, Dim, InputRole, NodeId, Op, SizeError, Sizes, Symbol, VerifiedGraph};
 
 use self::fuse::Fusions;
-use super::plan::{At, Place, Step, V, Value, Work, place};
+use super::plan::{At, HEAD_ALIGN, Place, Step, V, Value, Work, place};
 use crate::device::KvSpec;
 
 /// What the kernels of a plan may go by.
@@ -162,7 +163,7 @@ struct Lowering<'g> {
 
 /// A launch as the work of a step.
 fn one(launch: Result<Option<Launch>, LaunchError>) -> Result<Vec<Work>, LaunchError> {
-    Ok(launch?.map(Work::Launch).into_iter().collect())
+    Ok(launch?.map(Work::launch).into_iter().collect())
 }
 
 /// Every function that returns an option gives `None` where a size does not fit, which ends the lowering.
@@ -208,7 +209,7 @@ impl Lowering<'_> {
             Op::Sub => self.binary(Binary::Sub),
             Op::Mul => self.binary(Binary::Mul),
             Op::Div => self.binary(Binary::Div),
-            Op::RmsNorm { eps } | Op::LayerNorm { eps } => self.norm(*eps),
+            Op::RmsNorm { .. } | Op::LayerNorm { .. } => self.norm(),
             Op::Rope { theta, head_dim, style } => self.rope(*theta, u64::from(*head_dim), *style),
             Op::Softmax { axis } => self.softmax(*axis),
             Op::Attention { .. } => self.attention(),
@@ -225,6 +226,7 @@ impl Lowering<'_> {
             Op::Reduce { kind, axes, .. } => self.reduce(*kind, axes),
             Op::ArgMax { axis } => self.argmax(*axis),
             Op::Sample => self.sample(),
+            Op::Cast { .. } if self.norm_of(id).is_some() => self.norm(),
             Op::Cast { to } => {
                 let x = self.operand(0)?;
                 if self.values[x.0].dtype == *to {
@@ -298,24 +300,6 @@ impl Lowering<'_> {
         })
     }
 
-    fn norm(&mut self, eps: f32) -> Option<()> {
-        if self.is_taken_along(self.at) {
-            return Some(());
-        }
-        let (rows, width) = rows_and_width(&self.dims(self.at)?)?;
-        let (x, weight) = (self.operand(0)?, self.operand(1)?);
-        let bias = if self.inputs() == 3 { Some(self.operand(2)?) } else { None };
-        let reads = [x, weight].into_iter().chain(bias);
-        self.emit(reads, move |at, y| {
-            let weight = at.view(weight);
-            let norm = match bias {
-                None => launch::norm::Norm::Rms { weight },
-                Some(bias) => launch::norm::Norm::Layer { weight, bias: at.view(bias) },
-            };
-            one(launch::norm::norm(norm, rows, width, eps, at.view(x), None, at.view(y)))
-        })
-    }
-
     fn sample(&mut self) -> Option<()> {
         let (rows, width) = rows_and_width(&self.input_dims(0)?)?;
         let [logits, real, integer, positions] =
@@ -332,7 +316,7 @@ impl Lowering<'_> {
                 tokens: at.view(y),
                 scratch: at.view(scratch),
             };
-            Ok(launch::sample::sample(&sample, at.sms)?.into_iter().flatten().map(Work::Launch).collect())
+            Ok(launch::sample::sample(&sample, at.sms)?.into_iter().flatten().map(Work::launch).collect())
         })
     }
 
@@ -422,7 +406,7 @@ impl Lowering<'_> {
     fn head(&mut self, dtype: DType, elements: u64) -> Option<V> {
         let value = self.value(dtype, elements, Place::Head(self.head_bytes))?;
         let end = self.head_bytes.checked_add(self.values[value.0].bytes())?;
-        self.head_bytes = end.checked_next_multiple_of(16)?;
+        self.head_bytes = end.checked_next_multiple_of(HEAD_ALIGN)?;
         Some(value)
     }
 

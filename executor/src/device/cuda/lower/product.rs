@@ -1,18 +1,24 @@
 //! Products of matrices.
 
-use genie_cuda_kernels::View;
-use genie_cuda_kernels::gpu::{Product, WeightLayout};
+use genie_cuda_kernels::gpu::{Operands, Product, WeightLayout};
+use genie_cuda_kernels::launch::cast;
 use genie_cuda_kernels::launch::elementwise::{self, bias_activation, gated};
-use genie_cuda_kernels::launch::epilogue::{Activation, Epilogue, Prologue};
+use genie_cuda_kernels::launch::epilogue::{Activation, Epilogue};
 use genie_cuda_kernels::launch::gemm::{Batch, Gemm};
 use genie_cuda_kernels::launch::matvec::{Gate, MOST_ROWS, Matvec};
 use genie_cuda_kernels::launch::weight::Weight;
 use genie_cuda_kernels::launch::workspace::Machine;
+use genie_cuda_kernels::{Launch, LaunchError, View};
 use genie_graph::{DType, LinearLayout, NodeId, Op, QuantFormat, VerifiedGraph};
 
-use super::super::plan::{ATTENTION_COUNTERS, At, V, Work};
+use super::super::plan::{ATTENTION_COUNTERS, At, V, Value, Way, Work};
 use super::fuse::Fused;
+use super::norm::{Norm, Rows};
 use super::{Lowering, product, rows_and_width};
+
+/// Rows from which on a bias is rounded for a library's product, to the result's type: that costs a small kernel, and saves one that goes
+/// over all results.
+const ROUNDED_BIAS_ROWS: u64 = 64;
 
 /// Whether a node multiplies by the blocks that `dequantized` would unpack.
 pub(super) fn takes_blocks(graph: &VerifiedGraph, reader: NodeId, dequantized: NodeId) -> bool {
@@ -37,40 +43,37 @@ struct Stored {
 
 impl Stored {
     fn at(self, at: &At<'_>) -> Weight {
-        match self.format {
+        let weight = match self.format {
             None => Weight::plain(at.view(self.v), self.layout),
             Some(format) => Weight::quantised(at.view(self.v), format),
-        }
-    }
-}
-
-/// A norm that a product does itself.
-#[derive(Clone, Copy)]
-enum Norm {
-    None,
-    Rms { eps: f32, weight: V },
-    Layer { eps: f32, weight: V, bias: V },
-}
-
-impl Norm {
-    fn at(self, at: &At<'_>) -> Prologue {
-        match self {
-            Self::None => Prologue::None,
-            Self::Rms { eps, weight } => Prologue::RmsNorm { eps, weight: at.view(weight) },
-            Self::Layer { eps, weight, bias } => {
-                Prologue::LayerNorm { eps, weight: at.view(weight), bias: at.view(bias) }
-            }
-        }
-    }
-
-    fn reads(self) -> impl Iterator<Item = V> {
-        let [weight, bias] = match self {
-            Self::None => [None, None],
-            Self::Rms { weight, .. } => [Some(weight), None],
-            Self::Layer { weight, bias, .. } => [Some(weight), Some(bias)],
         };
-        weight.into_iter().chain(bias)
+        weight.with_constant(at.is_weight(self.v))
     }
+}
+
+/// The ways of a library to do a product and what is behind it: all at once, where it can do `whole`, and else the bare sums, which
+/// `alone` finishes.
+fn ways(
+    bare: Product,
+    sums: Operands,
+    alone: Option<Result<Option<Launch>, LaunchError>>,
+    whole: Option<Epilogue>,
+) -> Result<Vec<Way>, LaunchError> {
+    let mut ways = Vec::new();
+    if let Some(Epilogue { bias, activation, residual, .. }) = whole
+        && bias.is_none_or(|bias| bias.dtype == bare.c_type)
+    {
+        let product = Product { gelu: activation == Activation::GeluTanh, ..bare };
+        ways.push(Way { product, operands: Operands { added: residual, bias, ..sums }, then: Vec::new() });
+    }
+    if let Some(alone) = alone {
+        let then: Vec<_> = alone?.into_iter().collect();
+        // Nothing is left to do where the first way was the bare product.
+        if !then.is_empty() || ways.is_empty() {
+            ways.push(Way { product: bare, operands: sums, then });
+        }
+    }
+    Ok(ways)
 }
 
 /// What happens to the sums.
@@ -97,14 +100,21 @@ impl After {
         self.bias.into_iter().chain(self.factor).chain(self.residual)
     }
 
+    /// Whether a library's product does all of it, where the bias has the result's type: its gelu follows what is added, and is good enough
+    /// for results of 16 bits alone; and what is added has the result's type.
+    fn is_of_library(self, values: &[Value], y: V) -> bool {
+        let y_type = values[y.0].dtype;
+        let alike = self.residual.is_none_or(|residual| values[residual.0].dtype == y_type);
+        let activated = match self.activation {
+            Activation::None => true,
+            Activation::GeluTanh => self.residual.is_none() && y_type != DType::F32,
+            _ => false,
+        };
+        alike && activated && self.factor.is_none()
+    }
+
     /// The same after a product that has stored its bare sums in `y`; `None` where no kernel does it in one pass.
-    fn alone(
-        self,
-        at: &At<'_>,
-        y: View,
-        rows: u64,
-        width: u64,
-    ) -> Option<Result<Vec<Work>, genie_cuda_kernels::LaunchError>> {
+    fn alone(self, at: &At<'_>, y: View, rows: u64, width: u64) -> Option<Result<Option<Launch>, LaunchError>> {
         let activation = match self.activation {
             Activation::None => elementwise::Activation::None,
             Activation::Relu => elementwise::Activation::Relu,
@@ -115,37 +125,19 @@ impl After {
             Activation::Tanh => elementwise::Activation::Tanh,
         };
         let Epilogue { bias, factor, residual, .. } = self.at(at);
+        if [factor, residual].into_iter().flatten().any(|view| view.dtype != y.dtype) {
+            return None;
+        }
         match (bias, factor, residual) {
-            (None, None, None) if self.activation == Activation::None => Some(Ok(Vec::new())),
-            (bias, None, residual) => Some(super::one(bias_activation(activation, y, bias, residual, y, rows, width))),
-            (None, Some(factor), None) => Some(super::one(gated(activation, y, factor, y))),
+            (None, None, None) if self.activation == Activation::None => Some(Ok(None)),
+            (bias, None, residual) => Some(bias_activation(activation, y, bias, residual, y, rows, width)),
+            (None, Some(factor), None) => Some(gated(activation, y, factor, y)),
             _ => None,
         }
     }
 }
 
 impl Lowering<'_> {
-    /// Whether every product that reads this norm does it itself.
-    pub(super) fn is_taken_along(&self, norm: NodeId) -> bool {
-        let node = &self.graph.nodes[norm.0 as usize];
-        let few = self.dims(norm).and_then(|dims| rows_and_width(&dims)).is_some_and(|(rows, _)| rows <= MOST_ROWS);
-        let is_norm = match (&node.op, &node.inputs[..]) {
-            (Op::RmsNorm { .. }, _) => true,
-            // The kernel reads both as one type.
-            (Op::LayerNorm { .. }, &[_, weight, bias]) => {
-                self.graph.nodes[weight.0 as usize].ty.dtype == self.graph.nodes[bias.0 as usize].ty.dtype
-            }
-            _ => false,
-        };
-        few && is_norm
-            && self.fusions.all_readers(norm, |reader| {
-                let reader = &self.graph.nodes[reader.0 as usize];
-                matches!(reader.op, Op::Linear { .. })
-                    && reader.inputs.iter().position(|&input| input == norm) == Some(0)
-                    && reader.inputs.iter().filter(|&&input| input == norm).count() == 1
-            })
-    }
-
     /// The weight of a linear layer.
     fn stored(&mut self, id: NodeId, layout: LinearLayout) -> Option<Stored> {
         let node = &self.graph.nodes[id.0 as usize];
@@ -194,8 +186,8 @@ impl Lowering<'_> {
         };
         let after = After { bias, activation: fused.activation, factor, residual };
         if few {
-            let (x, norm) = self.normed(x_id)?;
-            return self.matvec(x, norm, weight, gate, after, [rows, n, k]);
+            let x = self.normed(x_id)?;
+            return self.matvec(x, weight, gate, after, [rows, n, k]);
         }
         let x = self.value_of(x_id)?;
         self.gemm(x, weight, after, [1, rows, n, k], [0, 0, 0])
@@ -207,33 +199,19 @@ impl Lowering<'_> {
         self.made(id, |lowering| lowering.linear(alone))
     }
 
-    /// What a product of few rows reads: its input, or that of the norm before it.
-    fn normed(&mut self, x: NodeId) -> Option<(V, Norm)> {
-        if self.of_node[x.0 as usize].is_some() || !self.is_taken_along(x) {
-            return Some((self.value_of(x)?, Norm::None));
-        }
-        let graph = self.graph;
-        let node = &graph.nodes[x.0 as usize];
-        let (x, weight) = (self.value_of(*node.inputs.first()?)?, self.value_of(*node.inputs.get(1)?)?);
-        match node.op {
-            Op::RmsNorm { eps } => Some((x, Norm::Rms { eps, weight })),
-            Op::LayerNorm { eps } => Some((x, Norm::Layer { eps, weight, bias: self.value_of(*node.inputs.get(2)?)? })),
-            _ => None,
-        }
-    }
-
     fn matvec(
         &mut self,
-        x: V,
-        norm: Norm,
+        rows_of: Rows,
         weight: Stored,
         gate: Option<(Stored, Option<V>)>,
         after: After,
         [rows, n, k]: [u64; 3],
     ) -> Option<()> {
         let machine = Machine { sms: self.machine.sms, shared: self.machine.shared };
+        let Rows { x, norm, rounded } = rows_of;
         let make = move |at: &At<'_>, y: View| Matvec {
             x: at.view(x),
+            x_as: rounded,
             y,
             weight: weight.at(at),
             gate: gate.map(|(weight, bias)| Gate { weight: weight.at(at), bias: bias.map(|bias| at.view(bias)) }),
@@ -251,7 +229,7 @@ impl Lowering<'_> {
         self.step(reads, y, move |at, y| {
             let workspace = View::new(at.counters + ATTENTION_COUNTERS, DType::U8, bytes);
             let launches = make(at, at.view(y)).launches(workspace, machine)?;
-            Ok(launches.into_iter().flatten().map(Work::Launch).collect())
+            Ok(launches.into_iter().flatten().map(Work::launch).collect())
         })
     }
 
@@ -278,26 +256,40 @@ impl Lowering<'_> {
             batch: Batch { count: batch, same_a: false, same_b: false },
         };
         let y = self.result()?;
+        let y_type = self.values[y.0].dtype;
+        let is_known = same && [a_type, DType::F32].contains(&y_type);
+        let of_library = is_known && after.is_of_library(&self.values, y);
+        // The bias as the library takes it, where it is not so already.
+        let rounded = match after.bias.filter(|bias| of_library && self.values[bias.0].dtype != y_type) {
+            Some(bias) if m >= ROUNDED_BIAS_ROWS => Some((bias, self.temporary(y_type, n)?)),
+            _ => None,
+        };
         let bytes = self.nowhere(|at| make(at, at.view(y)).workspace_bytes(machine)).ok()?;
         self.counters(0, bytes)?;
-        let reads: Vec<V> = [a, weight.v].into_iter().chain(after.reads()).collect();
+        let of_bias = rounded.map(|(_, narrow)| narrow);
+        let reads: Vec<V> = [a, weight.v].into_iter().chain(after.reads()).chain(of_bias).collect();
         self.step(reads, y, move |at, y| {
             let (y, b) = (at.view(y), weight.at(at));
             let workspace = View::new(at.counters + ATTENTION_COUNTERS, DType::U8, bytes);
-            let own: Vec<_> = make(at, y).launch(workspace, machine)?.into_iter().collect();
-            let alone = if same { after.alone(at, y, batch * m, n) } else { None };
-            let Some(alone) = alone else { return Ok(own.into_iter().map(Work::Launch).collect()) };
+            let otherwise: Vec<_> = make(at, y).launch(workspace, machine)?.into_iter().collect();
             let layout = match b.layout {
                 LinearLayout::OutIn => WeightLayout::OutIn,
                 LinearLayout::InOut => WeightLayout::InOut,
             };
-            let product = Product { dtype: a_type, layout, m, n, k, batch, a_step, b_step, c_step, accumulate: false };
-            let then = alone?.into_iter().filter_map(|work| match work {
-                Work::Launch(launch) => Some(launch),
-                Work::Product { .. } => None,
-            });
-            let (a, b) = (at.view(a), b.view);
-            Ok(vec![Work::Product { product, a, b, c: y, then: then.collect(), otherwise: own }])
+            let (c_type, gelu) = (y.dtype, false);
+            let bare = Product { dtype: a_type, c_type, layout, m, n, k, batch, a_step, b_step, c_step, gelu };
+            let sums = Operands::new(at.view(a), b.view, y);
+            if !is_known {
+                return Ok(vec![Work::Product { ways: Vec::new(), otherwise }]);
+            }
+            let mut work = Vec::new();
+            if let Some((bias, narrow)) = rounded {
+                work.extend(cast::cast(at.view(bias), at.view(narrow))?.map(Work::launch));
+            }
+            let whole = After { bias: of_bias.or(after.bias), ..after };
+            let ways = ways(bare, sums, after.alone(at, y, batch * m, n), of_library.then(|| whole.at(at)))?;
+            work.push(Work::Product { ways, otherwise });
+            Ok(work)
         })
     }
 
@@ -311,7 +303,8 @@ impl Lowering<'_> {
         if b.len() == 2 {
             let rows = product(lead)?.checked_mul(*rows)?;
             if rows <= MOST_ROWS {
-                return self.matvec(x, Norm::None, weight, None, after, [rows, n, k]);
+                let rows_of = Rows { x, norm: Norm::None, rounded: self.values[x.0].dtype };
+                return self.matvec(rows_of, weight, None, after, [rows, n, k]);
             }
             return self.gemm(x, weight, after, [1, rows, n, k], [0, 0, 0]);
         }
