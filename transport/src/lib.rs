@@ -7,6 +7,7 @@ pub mod client;
 pub mod connection;
 pub mod link;
 pub mod memory;
+mod polling;
 mod uri;
 pub mod wire;
 
