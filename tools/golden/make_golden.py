@@ -17,7 +17,16 @@ import numpy as np
 import regex
 import torch
 import transformers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import smollm2
 import synthetic
@@ -83,6 +92,7 @@ def main() -> None:
         write(f"{name}.json", cases)
     save_folder("tiny-llama", random_models()["llama-tiny"], shard="24KB")
     save_folder("tiny-gpt2", random_models()["gpt2-tiny"], shard="5GB")
+    save_folder("tiny-gptj", random_models()["gptj-tiny"], shard="5GB")
 
 
 def write(name: str, value) -> None:
@@ -189,12 +199,17 @@ def random_models() -> dict:
     scaled = LlamaConfig(
         **llama, head_dim=12, rope_parameters=llama3, tie_word_embeddings=False, attention_bias=True, mlp_bias=True
     )
+    # Half of a head is rotated.
+    gptj = GPTJConfig(
+        vocab_size=96, n_positions=160, n_embd=32, n_layer=2, n_head=2, rotary_dim=8, attn_implementation="eager"
+    )
     qwen = Qwen2Config(**llama, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=True)
     return {
         "gpt2-tiny": (GPT2LMHeadModel(tiny), 1),
         "gpt2-124m": (GPT2LMHeadModel(small), 2),
         "llama-tiny": (LlamaForCausalLM(scaled), 3),
         "qwen2-tiny": (Qwen2ForCausalLM(qwen), 4),
+        "gptj-tiny": (GPTJForCausalLM(gptj), 5),
     }
 
 

@@ -54,6 +54,14 @@ GPT2_PARTS = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
+GPTJ_PARTS = {
+    "attn.q_proj": "attn_q",
+    "attn.k_proj": "attn_k",
+    "attn.v_proj": "attn_v",
+    "attn.out_proj": "attn_output",
+    "mlp.fc_in": "ffn_up",
+    "mlp.fc_out": "ffn_down",
+}
 LLAMA_PARTS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -73,17 +81,19 @@ WHOLE = {
     "embed_tokens.weight": "token_embd.weight",
     "norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
+    "lm_head.bias": "output.bias",
 }
+PARTS = GPT2_PARTS | GPTJ_PARTS | LLAMA_PARTS
 
 
 def genie_name(name: str) -> str:
-    """What Genie calls a parameter of transformers' GPT-2, Llama or Qwen2."""
+    """What Genie calls a parameter of transformers' GPT-2, GPT-J, Llama or Qwen2."""
     name = name.removeprefix("transformer.").removeprefix("model.")
     if name in WHOLE:
         return WHOLE[name]
     _, layer, rest = name.split(".", 2)
     part, suffix = rest.rsplit(".", 1)
-    return f"blk.{layer}.{(GPT2_PARTS | LLAMA_PARTS)[part]}.{suffix}"
+    return f"blk.{layer}.{PARTS[part]}.{suffix}"
 
 
 def fill(model, seed: int):

@@ -60,8 +60,11 @@ pub enum ModelError {
     #[error("the model's configuration is unusable: {0}")]
     Config(String),
     /// An architecture that no graph builder here covers.
-    #[error("the architecture '{0}' is not supported: GPT-2, Llama, Mistral and Qwen2 are")]
+    #[error("the architecture '{0}' is not supported: GPT-2, GPT-J, Llama, Mistral and Qwen2 are")]
     Architecture(String),
+    /// No configuration is known by this name.
+    #[error("no model with random weights is called '{0}': gpt2, gpt2-xl and gpt-j-6b are")]
+    Preset(String),
     /// The files lack a tensor that the configuration calls for, by the files' name for it.
     #[error("the tensor '{0}' is missing: the download may be incomplete")]
     MissingTensor(String),

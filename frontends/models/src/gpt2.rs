@@ -1,6 +1,6 @@
 //! GPT-2 (Radford et al. 2019), any size.
 
-use genie_graph::{DType, LinearLayout, Op, VerifiedGraph};
+use genie_graph::{LinearLayout, Op, VerifiedGraph};
 
 use crate::ModelError;
 use crate::config::Gpt2Config;
@@ -41,7 +41,7 @@ pub fn weights(config: &Gpt2Config) -> Vec<WeightSpec> {
     specs
 }
 
-/// The program over these weights. Activations are f32.
+/// The program over these weights.
 ///
 /// # Errors
 /// [`ModelError::MissingTensor`] if a weight is not there, [`ModelError::Graph`] if the verifier refuses the result.
@@ -56,13 +56,12 @@ pub fn graph(
     let mut g = Body::new(name, weights, heads, options)?;
     let table = g.weight("token_embd.weight")?;
     let places = g.weight("position_embd.weight")?;
-    let embedding = Op::Embedding { dtype: DType::F32 };
-    let x = g.push(embedding.clone(), &[table, g.tokens])?;
-    let p = g.push(embedding, &[places, g.positions])?;
+    let x = g.embed(table, g.tokens)?;
+    let p = g.embed(places, g.positions)?;
     let mut x = g.push(Op::Add, &[x, p])?;
     for layer in 0..c.layers {
         let name = |part: &str| format!("blk.{layer}.{part}");
-        let n = norm(&mut g, x, &name("attn_norm"), c.eps)?;
+        let n = g.layer_norm(x, &name("attn_norm"), c.eps)?;
         let joined = g.linear(n, &name("attn_qkv"), c.layout)?;
         let mut qkv = [joined; 3];
         for (i, node) in (0..).zip(&mut qkv) {
@@ -72,24 +71,18 @@ pub fn graph(
         }
         let a = g.attend(layer, heads, qkv)?;
         let a = g.linear(a, &name("attn_output"), c.layout)?;
-        x = g.push(Op::Add, &[x, a])?;
+        x = g.add_to(x, a)?;
 
-        let n = norm(&mut g, x, &name("ffn_norm"), c.eps)?;
+        let n = g.layer_norm(x, &name("ffn_norm"), c.eps)?;
         let up = g.linear(n, &name("ffn_up"), c.layout)?;
         let up = g.push(Op::Gelu { tanh: true }, &[up])?;
         let down = g.linear(up, &name("ffn_down"), c.layout)?;
-        x = g.push(Op::Add, &[x, down])?;
+        x = g.add_to(x, down)?;
     }
     let x = g.wanted_positions(x)?;
-    let x = norm(&mut g, x, "output_norm", c.eps)?;
+    let x = g.layer_norm(x, "output_norm", c.eps)?;
     let output = if c.tied { table } else { g.weight("output.weight")? };
-    g.finish(x, c.hidden, output, c.vocab)
-}
-
-fn norm(g: &mut Body<'_>, x: genie_graph::NodeId, name: &str, eps: f32) -> Result<genie_graph::NodeId, ModelError> {
-    let weight = g.weight(&format!("{name}.weight"))?;
-    let bias = g.weight(&format!("{name}.bias"))?;
-    g.push(Op::LayerNorm { eps }, &[x, weight, bias])
+    g.finish(x, c.hidden, &[output], c.vocab)
 }
 
 /// What Hugging Face's files call a weight, without the prefix `transformer.` that some have.

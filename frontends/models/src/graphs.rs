@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use genie_graph::{
-    Annotation, DType, Dim, GraphBuilder, InputRole, LinearLayout, Modality, NodeId, Op, Phase, Residency, Symbol,
-    TensorType, VerifiedGraph,
+    Annotation, DType, Dim, GraphBuilder, InputRole, LinearLayout, Modality, NodeId, Op, Phase, QuantFormat, Residency,
+    Symbol, TensorType, VerifiedGraph,
 };
 
 use crate::ModelError;
@@ -41,12 +41,15 @@ pub struct GraphOptions {
     pub all_logits: bool,
     /// Element type of the KV cache.
     pub kv_dtype: DType,
+    /// Float type of what products and attention read and give. What the layers add to, their norms and the logits stay f32, so that
+    /// errors of 16 bits do not add up from layer to layer.
+    pub activations: DType,
 }
 
 impl GraphOptions {
-    /// Logits of the last position, an f32 cache.
+    /// Logits of the last position, an f32 cache, f32 activations.
     pub fn new(phase: Phase) -> Self {
-        Self { phase, all_logits: false, kv_dtype: DType::F32 }
+        Self { phase, all_logits: false, kv_dtype: DType::F32, activations: DType::F32 }
     }
 }
 
@@ -55,6 +58,8 @@ pub(crate) struct Body<'a> {
     builder: GraphBuilder,
     options: GraphOptions,
     weights: HashMap<&'a str, &'a Weight>,
+    /// The inputs that are blocks.
+    blocks: HashMap<NodeId, QuantFormat>,
     pub(crate) tokens: NodeId,
     pub(crate) positions: NodeId,
     sampling: [NodeId; 2],
@@ -96,7 +101,7 @@ impl<'a> Body<'a> {
         let int = builder.input(inputs::SAMPLING_INT, InputRole::SamplingInt, pair(DType::I64))?;
         let kv = builder.input(inputs::KV, InputRole::KvCache, TensorType::new(options.kv_dtype, cache))?;
         let weights = weights.iter().map(|w| (w.name(), w)).collect();
-        Ok(Self { builder, options, weights, tokens, positions, sampling: [real, int], kv })
+        Ok(Self { builder, options, weights, blocks: HashMap::new(), tokens, positions, sampling: [real, int], kv })
     }
 
     pub(crate) fn push(&mut self, op: Op, inputs: &[NodeId]) -> Result<NodeId, ModelError> {
@@ -111,13 +116,61 @@ impl<'a> Body<'a> {
     /// The input for a weight if the model has it.
     pub(crate) fn optional(&mut self, name: &str) -> Result<Option<NodeId>, ModelError> {
         let Some(weight) = self.weights.get(name).copied() else { return Ok(None) };
-        Ok(Some(self.builder.input(name, InputRole::Weight, weight.ty())?))
+        let input = self.builder.input(name, InputRole::Weight, weight.ty())?;
+        self.blocks.extend(weight.format().map(|format| (input, format)));
+        Ok(Some(input))
+    }
+
+    /// A matrix as a product takes it, once for each product: devices read the blocks there rather than unpack them before.
+    fn matrix(&mut self, weight: NodeId) -> Result<NodeId, ModelError> {
+        match self.blocks.get(&weight).copied() {
+            Some(format) => self.push(Op::Dequantize { format, to: self.options.activations }, &[weight]),
+            None => Ok(weight),
+        }
+    }
+
+    /// Rows of a table, `f32 [Batch, Sequence, H]`. Of one in blocks, only these rows are unpacked.
+    pub(crate) fn embed(&mut self, table: NodeId, ids: NodeId) -> Result<NodeId, ModelError> {
+        match self.blocks.get(&table).copied() {
+            Some(format) => {
+                let rows = self.push(Op::Gather, &[table, ids])?;
+                self.push(Op::Dequantize { format, to: DType::F32 }, &[rows])
+            }
+            None => self.push(Op::Embedding { dtype: DType::F32 }, &[table, ids]),
+        }
+    }
+
+    /// x / sqrt(mean(x^2) + eps) times `{name}.weight`, as products read it.
+    pub(crate) fn rms_norm(&mut self, x: NodeId, name: &str, eps: f32) -> Result<NodeId, ModelError> {
+        let weight = self.weight(&format!("{name}.weight"))?;
+        let normed = self.push(Op::RmsNorm { eps }, &[x, weight])?;
+        self.cast(normed, self.options.activations)
+    }
+
+    /// x without its mean over its deviation, times `{name}.weight`, plus `{name}.bias`, as products read it.
+    pub(crate) fn layer_norm(&mut self, x: NodeId, name: &str, eps: f32) -> Result<NodeId, ModelError> {
+        let weight = self.weight(&format!("{name}.weight"))?;
+        let bias = self.weight(&format!("{name}.bias"))?;
+        let normed = self.push(Op::LayerNorm { eps }, &[x, weight, bias])?;
+        self.cast(normed, self.options.activations)
+    }
+
+    /// x, which is f32, plus what a layer gave.
+    pub(crate) fn add_to(&mut self, x: NodeId, part: NodeId) -> Result<NodeId, ModelError> {
+        let part = self.cast(part, DType::F32)?;
+        self.push(Op::Add, &[x, part])
+    }
+
+    /// From f32 to the activations' type, or back: nothing where that is f32, too.
+    fn cast(&mut self, x: NodeId, to: DType) -> Result<NodeId, ModelError> {
+        if self.options.activations == DType::F32 { Ok(x) } else { self.push(Op::Cast { to }, &[x]) }
     }
 
     /// x times `{name}.weight`, plus `{name}.bias` if the model has it.
     pub(crate) fn linear(&mut self, x: NodeId, name: &str, layout: LinearLayout) -> Result<NodeId, ModelError> {
         let weight = self.weight(&format!("{name}.weight"))?;
         let bias = self.optional(&format!("{name}.bias"))?;
+        let weight = self.matrix(weight)?;
         let inputs: Vec<_> = [x, weight].into_iter().chain(bias).collect();
         self.push(Op::Linear { layout }, &inputs)
     }
@@ -143,23 +196,23 @@ impl<'a> Body<'a> {
         self.push(Op::Slice { axis: 1, start: -1, end: None, step: 1 }, &[x])
     }
 
-    /// From hidden states of the wanted positions to the outputs, through the output layer `table` `[V, H]`.
+    /// From hidden states of the wanted positions to the outputs, through the output layer: a weight `[V, H]`, and its
+    /// bias `[V]` if it has one.
     pub(crate) fn finish(
         mut self,
         hidden: NodeId,
         width: u64,
-        table: NodeId,
+        output: &[NodeId],
         vocab: u64,
     ) -> Result<VerifiedGraph, ModelError> {
-        let output = Op::Linear { layout: LinearLayout::OutIn };
         let rows = |n: u64| Op::Reshape { dims: vec![Dim::Symbol(Symbol::Batch), Dim::Fixed(n)] };
         let (logits, last) = if self.options.all_logits {
-            let logits = self.push(output, &[hidden, table])?;
+            let logits = self.logits(hidden, output)?;
             let last = self.last(logits)?;
             (logits, self.push(rows(vocab), &[last])?)
         } else {
             let hidden = self.push(rows(width), &[hidden])?;
-            let logits = self.push(output, &[hidden, table])?;
+            let logits = self.logits(hidden, output)?;
             (logits, logits)
         };
         self.builder.annotate(annotation(self.options, Residency::Output));
@@ -167,6 +220,16 @@ impl<'a> Body<'a> {
         self.builder.output(outputs::TOKEN, token);
         self.builder.output(outputs::LOGITS, logits);
         Ok(self.builder.finish()?)
+    }
+
+    /// f32 logits of hidden states.
+    fn logits(&mut self, hidden: NodeId, output: &[NodeId]) -> Result<NodeId, ModelError> {
+        let mut inputs = vec![hidden];
+        for &part in output {
+            inputs.push(self.matrix(part)?);
+        }
+        let logits = self.push(Op::Linear { layout: LinearLayout::OutIn }, &inputs)?;
+        self.cast(logits, DType::F32)
     }
 }
 

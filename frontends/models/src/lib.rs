@@ -1,5 +1,5 @@
-//! Language models as SRGs: reads GPT-2 and Llama family models from GGUF files and safetensors folders, and builds the
-//! graphs that a Genie server runs.
+//! Language models as SRGs: reads GPT-2, GPT-J and Llama family models from GGUF files and safetensors folders, and builds
+//! the graphs that a Genie server runs.
 //!
 //! [`Model::open`] reads configuration, tokenizer and the *list* of weights; the bytes of a weight are produced when
 //! [`Weight::bytes`] is called (a view of the mapped file where the file holds them as they are wanted, else converted).
@@ -19,6 +19,7 @@ pub mod dequant;
 mod error;
 pub mod gguf;
 pub mod gpt2;
+pub mod gptj;
 mod graphs;
 mod hash;
 pub mod llama;
@@ -30,7 +31,7 @@ pub mod synthetic;
 pub mod tokenizer;
 mod weights;
 
-pub use config::{Config, Gpt2Config, LlamaConfig};
+pub use config::{Config, Gpt2Config, GptJConfig, LlamaConfig};
 pub use error::ModelError;
 pub use genie_transport::wire::ContentHash;
 pub use graphs::{GraphOptions, inputs, outputs};

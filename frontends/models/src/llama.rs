@@ -1,6 +1,6 @@
 //! The Llama family (Touvron et al. 2023; grouped queries: Ainslie et al. 2023).
 
-use genie_graph::{DType, LinearLayout, Op, VerifiedGraph};
+use genie_graph::{LinearLayout, Op, VerifiedGraph};
 
 use crate::ModelError;
 use crate::config::LlamaConfig;
@@ -50,7 +50,7 @@ pub fn weights(config: &LlamaConfig) -> Vec<WeightSpec> {
     specs
 }
 
-/// The program over these weights. Activations are f32.
+/// The program over these weights.
 ///
 /// # Errors
 /// [`ModelError::MissingTensor`] if a weight is not there, [`ModelError::Graph`] if the verifier refuses the result.
@@ -63,16 +63,14 @@ pub fn graph(
     let c = config;
     let heads = Heads { layers: c.layers, heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim };
     let mut g = Body::new(name, weights, heads, options)?;
-    let norm = Op::RmsNorm { eps: c.rms_eps };
     let out_in = LinearLayout::OutIn;
     let table = g.weight("token_embd.weight")?;
     let frequencies = g.optional(INV_FREQ)?;
-    let mut x = g.push(Op::Embedding { dtype: DType::F32 }, &[table, g.tokens])?;
+    let mut x = g.embed(table, g.tokens)?;
     for layer in 0..c.layers {
         let name = |part: &str| format!("blk.{layer}.{part}");
         let rope = Op::Rope { theta: c.rope_theta, head_dim: c.head_dim, style: c.rope_style };
-        let weight = g.weight(&name("attn_norm.weight"))?;
-        let n = g.push(norm.clone(), &[x, weight])?;
+        let n = g.rms_norm(x, &name("attn_norm"), c.rms_eps)?;
         let mut qkv = [n; 3];
         for (node, part) in qkv.iter_mut().zip(["attn_q", "attn_k", "attn_v"]) {
             *node = g.linear(n, &name(part), out_in)?;
@@ -83,22 +81,20 @@ pub fn graph(
         }
         let a = g.attend(layer, heads, qkv)?;
         let a = g.linear(a, &name("attn_output"), out_in)?;
-        x = g.push(Op::Add, &[x, a])?;
+        x = g.add_to(x, a)?;
 
-        let weight = g.weight(&name("ffn_norm.weight"))?;
-        let n = g.push(norm.clone(), &[x, weight])?;
+        let n = g.rms_norm(x, &name("ffn_norm"), c.rms_eps)?;
         let gate = g.linear(n, &name("ffn_gate"), out_in)?;
         let gate = g.push(Op::Silu, &[gate])?;
         let up = g.linear(n, &name("ffn_up"), out_in)?;
         let gated = g.push(Op::Mul, &[gate, up])?;
         let down = g.linear(gated, &name("ffn_down"), out_in)?;
-        x = g.push(Op::Add, &[x, down])?;
+        x = g.add_to(x, down)?;
     }
     let x = g.wanted_positions(x)?;
-    let weight = g.weight("output_norm.weight")?;
-    let x = g.push(norm, &[x, weight])?;
+    let x = g.rms_norm(x, "output_norm", c.rms_eps)?;
     let output = if c.tied { table } else { g.weight("output.weight")? };
-    g.finish(x, c.hidden, output, c.vocab)
+    g.finish(x, c.hidden, &[output], c.vocab)
 }
 
 /// What Hugging Face's files call a weight.

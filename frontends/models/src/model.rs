@@ -14,7 +14,7 @@ use crate::graphs::GraphOptions;
 use crate::hash::{HashCache, Stamp};
 use crate::mapping::map_file;
 use crate::weights::{Kind, Source, Weight, WeightSpec};
-use crate::{ContentHash, ModelError, Tokenizer, gpt2, llama};
+use crate::{ContentHash, ModelError, Tokenizer, gpt2, gptj, llama};
 
 /// A model: configuration, tokenizer, weights. The files stay mapped while it, or bytes of it, live.
 #[derive(Debug)]
@@ -26,6 +26,7 @@ pub struct Model {
     tokenizer: OnceLock<Tokenizer>,
     /// What the weights were read from; empty where they were not.
     stamps: Vec<Stamp>,
+    hashes: OnceLock<Vec<ContentHash>>,
 }
 
 /// How to open a model.
@@ -34,6 +35,9 @@ pub struct OpenOptions {
     /// Convert matrices to this float type. `None`: keep them as they are; quantised ones become f32. Norms and biases are
     /// f32 always.
     pub dtype: Option<DType>,
+    /// Keep quantised matrices in the file's own blocks where graphs read these (Q8_0, Q4_0, Q4_1): they are sent as they lie in
+    /// the file, and become floats inside the products. `dtype` is for the others alone then.
+    pub blocks: bool,
 }
 
 /// Where the tokenizer is read from, once it is asked for.
@@ -77,7 +81,12 @@ impl Model {
             tokenizer_source: TokenizerSource::None,
             tokenizer: OnceLock::new(),
             stamps: Vec::new(),
+            hashes: OnceLock::new(),
         }
+    }
+
+    pub(crate) fn named(self, name: String) -> Self {
+        Self { name, ..self }
     }
 
     /// What the files call it, or the file's own name.
@@ -93,6 +102,13 @@ impl Model {
     /// Its weights, in the order in which every graph of it has them as inputs.
     pub fn weights(&self) -> &[Weight] {
         &self.weights
+    }
+
+    /// The float type of its matrices, if they have one in common; blocks have none.
+    pub fn matrix_dtype(&self) -> Option<DType> {
+        let mut types = self.weights.iter().filter(|w| w.dims().len() == 2).map(Weight::dtype);
+        let first = types.next().filter(|dtype| dtype.is_float())?;
+        types.all(|dtype| dtype == first).then_some(first)
     }
 
     /// Bytes of all weights as they are uploaded.
@@ -124,13 +140,22 @@ impl Model {
         match &self.config {
             Config::Llama(c) => llama::graph(&self.name, c, &self.weights, options),
             Config::Gpt2(c) => gpt2::graph(&self.name, c, &self.weights, options),
+            Config::GptJ(c) => gptj::graph(&self.name, c, &self.weights, options),
         }
     }
 
     /// The content hash of each weight as uploaded, in the order of [`Self::weights`]. Hashes of an earlier run are taken from
-    /// `cache` if the files are the same as then; the rest are computed on all cores, and kept there. `progress` is called
-    /// with the bytes done and to do.
-    pub fn hashes(&self, cache: &HashCache, mut progress: impl FnMut(u64, u64)) -> Vec<ContentHash> {
+    /// `cache` if the files are the same as then; the rest are computed on all cores, and kept there, and here for the next
+    /// call. `progress` is called with the bytes done and to do.
+    pub fn hashes(&self, cache: &HashCache, progress: impl FnMut(u64, u64)) -> Vec<ContentHash> {
+        if let Some(known) = self.hashes.get() {
+            return known.clone();
+        }
+        let hashes = self.hash_all(cache, progress);
+        self.hashes.get_or_init(|| hashes).clone()
+    }
+
+    fn hash_all(&self, cache: &HashCache, mut progress: impl FnMut(u64, u64)) -> Vec<ContentHash> {
         let stamped = !self.stamps.is_empty();
         if let Some(known) = stamped.then(|| cache.load(&self.stamps, &self.weights)).flatten() {
             return known;
@@ -237,6 +262,12 @@ fn collect(
         if found.dims != spec.dims {
             return Err(ModelError::TensorShape { name: found.name, expected: spec.dims, found: found.dims });
         }
+        if options.blocks
+            && spec.kind == Kind::Matrix
+            && let Some(weight) = Weight::in_blocks(&spec, found.ty, &found.data)?
+        {
+            return Ok(weight);
+        }
         let kept = options.dtype.or(found.ty.element()).unwrap_or(DType::F32);
         let dtype = if spec.kind == Kind::Matrix { kept } else { DType::F32 };
         Weight::new(spec, dtype, Source::Stored { ty: found.ty, data: found.data })
@@ -251,7 +282,7 @@ fn short_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use genie_graph::{LinearLayout, Phase, RopeStyle};
+    use genie_graph::{LinearLayout, Op, Phase, QuantFormat, RopeStyle};
 
     use super::*;
     use crate::gguf::testing::FileWriter;
@@ -274,10 +305,14 @@ mod tests {
     }
 
     fn open(file: &FileWriter) -> Result<Model, ModelError> {
+        open_with(file, OpenOptions::default())
+    }
+
+    fn open_with(file: &FileWriter, options: OpenOptions) -> Result<Model, ModelError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         std::fs::write(&path, file.bytes()).unwrap();
-        Model::open(path, OpenOptions::default())
+        Model::open(path, options)
     }
 
     fn llama_entries(architecture: &str) -> FileWriter {
@@ -330,6 +365,55 @@ mod tests {
         let values: Vec<f32> = table.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
         assert_eq!(values, (0..320).map(|i| (i % 32) as f32).collect::<Vec<_>>());
         assert!(matches!(model.tokenizer(), Err(ModelError::Tokenizer(_))));
+    }
+
+    #[test]
+    fn gguf_blocks_may_stay_as_they_are() {
+        let file = with_weights(llama_entries("llama"), &Config::Llama(llama_config()));
+        let dtype = Some(DType::BF16);
+        let model = open_with(&file, OpenOptions { dtype, blocks: true }).unwrap();
+        for (weight, spec) in model.weights().iter().zip(model.config().weights()) {
+            if spec.kind == Kind::Matrix {
+                // 32 numbers in 34 bytes.
+                let bytes = spec.dims[1] / 32 * 34;
+                assert_eq!((weight.dtype(), weight.dims()), (DType::U8, &[spec.dims[0], bytes][..]), "{}", spec.name);
+                assert_eq!(weight.format(), Some(QuantFormat::Q8_0));
+                assert_eq!(weight.len_bytes(), spec.dims[0] * bytes);
+                assert_eq!(weight.bytes()[..3], [0x00, 0x3C, 0]);
+            } else {
+                assert_eq!((weight.dtype(), weight.format()), (DType::F32, None), "{}", spec.name);
+            }
+        }
+        for phase in [Phase::Prefill, Phase::Decode] {
+            let graph = model.graph(GraphOptions::new(phase)).unwrap();
+            let unpacked = graph.nodes.iter().filter(|n| matches!(n.op, Op::Dequantize { .. })).count();
+            // Seven matrices a layer, the rows of the embedding, and the same table as the output layer.
+            assert_eq!(unpacked, 7 * 2 + 2);
+            assert_eq!(graph.nodes.iter().filter(|n| n.op == Op::Gather).count(), 1);
+        }
+        // Products take what the activations are of; what the layers add to stays f32.
+        let narrow = GraphOptions { activations: DType::BF16, ..GraphOptions::new(Phase::Decode) };
+        let graph = model.graph(narrow).unwrap();
+        let of = |format: DType| {
+            let unpacked = |n: &&genie_graph::Node| matches!(n.op, Op::Dequantize { to, .. } if to == format);
+            graph.nodes.iter().filter(unpacked).count()
+        };
+        assert_eq!((of(DType::BF16), of(DType::F32)), (7 * 2 + 1, 1));
+        assert_eq!(model.matrix_dtype(), None);
+        // What no graph reads in blocks is converted, to the type that was asked for.
+        let mut mixed = llama_entries("llama");
+        for spec in model.config().weights() {
+            let elements = spec.dims.iter().product::<u64>() as usize;
+            mixed = match (spec.kind, spec.name.as_str()) {
+                (Kind::Matrix, "token_embd.weight") => mixed.tensor(&spec.name, &spec.dims, 1, vec![0; elements * 2]),
+                (Kind::Matrix, _) => mixed.tensor(&spec.name, &spec.dims, Q8_0, vec![0; elements / 32 * 34]),
+                _ => mixed.tensor(&spec.name, &spec.dims, 0, vec![0; elements * 4]),
+            };
+        }
+        let model = open_with(&mixed, OpenOptions { dtype, blocks: true }).unwrap();
+        assert_eq!((model.weights()[0].dtype(), model.weights()[0].format()), (DType::BF16, None));
+        assert_eq!(model.weights()[2].format(), Some(QuantFormat::Q8_0));
+        assert!(model.graph(GraphOptions::new(Phase::Decode)).is_ok());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use genie_transport::client::blocking::Session;
 use genie_transport::client::{Binding, Cache, ClientError, GenerateOptions, Generated, Program, RunOptions};
 use genie_transport::wire::{ContentHash, DecodeError, ErrorCode, Finish, Handle};
 
-use crate::{HashCache, Model, ModelError};
+use crate::{GraphOptions, HashCache, Model, ModelError};
 
 use rebuild::is_loss;
 
@@ -60,15 +60,44 @@ pub enum RemoteModelError {
 pub struct RemoteOptions {
     /// Index of the device.
     pub device: u16,
-    /// Element type of the KV caches.
-    pub kv_dtype: DType,
+    /// Float type of what products and attention read and give. `None`: on a GPU that of the model's matrices, f32 elsewhere. In f16
+    /// what lies beyond 65,504 becomes infinite: for a model that was trained in bf16 choose that.
+    pub activations: Option<DType>,
+    /// Element type of the KV caches. `None`: that of the activations.
+    pub kv_dtype: Option<DType>,
     /// Where content hashes are remembered.
     pub hashes: HashCache,
 }
 
 impl Default for RemoteOptions {
     fn default() -> Self {
-        Self { device: 0, kv_dtype: DType::F32, hashes: HashCache::user() }
+        Self { device: 0, activations: None, kv_dtype: None, hashes: HashCache::user() }
+    }
+}
+
+impl RemoteOptions {
+    /// What the model's programs are built for, on a GPU or elsewhere.
+    pub fn graphs(&self, model: &Model, phase: Phase, on_gpu: bool) -> GraphOptions {
+        let theirs = model.matrix_dtype().filter(|_| on_gpu).unwrap_or(DType::F32);
+        let activations = self.activations.unwrap_or(theirs);
+        GraphOptions { activations, kv_dtype: self.kv_dtype.unwrap_or(activations), ..GraphOptions::new(phase) }
+    }
+
+    /// Whether it matters for [`Self::graphs`] if the device is a GPU.
+    pub fn depends_on_device(&self, model: &Model) -> bool {
+        self.activations.is_none() && model.matrix_dtype().is_some_and(|dtype| dtype != DType::F32)
+    }
+
+    /// Whether the device is a GPU, as far as [`Self::graphs`] must know: the server is asked only where it matters.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn on_gpu(&self, session: &mut Session, model: &Model) -> Result<bool, ClientError> {
+        if !self.depends_on_device(model) {
+            return Ok(false);
+        }
+        let devices = session.devices()?;
+        Ok(devices.iter().any(|d| d.index == u32::from(self.device) && d.name.starts_with("cuda:")))
     }
 }
 
@@ -173,12 +202,16 @@ impl RemoteModel {
     /// # Errors
     /// [`RemoteModelError`]; the session is closed then.
     pub fn establish(
-        session: Session,
+        mut session: Session,
         model: Arc<Model>,
         options: &RemoteOptions,
         mut progress: impl FnMut(Stage),
     ) -> Result<Self, RemoteModelError> {
-        let plans = |phase| Plan::new(&model, phase, options.kv_dtype);
+        let on_gpu = match options.on_gpu(&mut session, &model) {
+            Ok(on_gpu) => on_gpu,
+            Err(error) => return Err(closing(session, error.into())),
+        };
+        let plans = |phase| Plan::new(&model, options.graphs(&model, phase, on_gpu));
         let (prefill, decode) = match plans(Phase::Prefill).and_then(|p| Ok((p, plans(Phase::Decode)?))) {
             Ok(both) => both,
             Err(error) => return Err(closing(session, error)),
@@ -487,6 +520,24 @@ mod tests {
         assert!(matches!(unseen(&message(6, &[11]), &mut expected), Err(ClientError::Protocol(_))));
         assert!(matches!(unseen(&message(9, &[12, 13]), &mut expected), Err(ClientError::Protocol(_))));
         assert_eq!(expected, 5);
+    }
+
+    #[test]
+    fn types_are_those_of_the_matrices_on_a_gpu() {
+        let model = |dtype| crate::synthetic::random_gpt2(crate::Gpt2Config::of(1, 1, 8), 1, dtype).unwrap();
+        let types = |options: &RemoteOptions, model: &Model, on_gpu| {
+            let graph = options.graphs(model, Phase::Decode, on_gpu);
+            (graph.activations, graph.kv_dtype)
+        };
+        let options = || RemoteOptions { hashes: HashCache::none(), ..RemoteOptions::default() };
+        let (narrow, wide) = (model(DType::BF16), model(DType::F32));
+        assert_eq!(types(&options(), &narrow, true), (DType::BF16, DType::BF16));
+        assert_eq!(types(&options(), &narrow, false), (DType::F32, DType::F32));
+        assert_eq!(types(&options(), &wide, true), (DType::F32, DType::F32));
+        assert!(options().depends_on_device(&narrow) && !options().depends_on_device(&wide));
+        let said = RemoteOptions { activations: Some(DType::F16), kv_dtype: Some(DType::F32), ..options() };
+        assert_eq!(types(&said, &narrow, true), (DType::F16, DType::F32));
+        assert!(!said.depends_on_device(&narrow));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use genie_graph::DType;
 
-use crate::config::{Config, Gpt2Config, LlamaConfig};
+use crate::config::{Config, Gpt2Config, GptJConfig, LlamaConfig};
 use crate::weights::{Kind, Source, Weight, WeightSpec};
 use crate::{Model, ModelError};
 
@@ -72,6 +72,31 @@ pub fn random_gpt2(config: Gpt2Config, seed: u64, dtype: DType) -> Result<Model,
 /// As [`random_gpt2`].
 pub fn random_llama(config: LlamaConfig, seed: u64, dtype: DType) -> Result<Model, ModelError> {
     random(Config::Llama(config), seed, dtype)
+}
+
+/// A GPT-J of this shape with random weights, matrices in `dtype`. It has no tokenizer.
+///
+/// # Errors
+/// As [`random_gpt2`].
+pub fn random_gptj(config: GptJConfig, seed: u64, dtype: DType) -> Result<Model, ModelError> {
+    random(Config::GptJ(config), seed, dtype)
+}
+
+/// Published models, by the names under which [`preset`] makes them.
+pub const PRESETS: [&str; 3] = ["gpt2", "gpt2-xl", "gpt-j-6b"];
+
+/// A model of the true configuration of a published one, but with random weights, matrices in `dtype`. It has no tokenizer.
+///
+/// # Errors
+/// [`ModelError::Preset`] if `name` is none of [`PRESETS`], [`ModelError::TargetType`] if `dtype` is not a float.
+pub fn preset(name: &str, seed: u64, dtype: DType) -> Result<Model, ModelError> {
+    let config = match name {
+        "gpt2" => Config::Gpt2(Gpt2Config::small()),
+        "gpt2-xl" => Config::Gpt2(Gpt2Config::xl()),
+        "gpt-j-6b" => Config::GptJ(GptJConfig::six_b()),
+        other => return Err(ModelError::Preset(other.to_owned())),
+    };
+    random(config, seed, dtype).map(|model| model.named(format!("{name}, random")))
 }
 
 fn random(config: Config, seed: u64, dtype: DType) -> Result<Model, ModelError> {

@@ -1,7 +1,7 @@
 //! Weights: what they are called, their types, and their bytes when they are wanted.
 
 use bytemuck::cast_slice_mut;
-use genie_graph::{DType, Dim, TensorType};
+use genie_graph::{DType, Dim, QuantFormat, TensorType};
 use genie_transport::memory::{Region, Slab};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -25,7 +25,7 @@ pub struct WeightSpec {
 /// How a weight is used, and so in which types it may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Of a linear layer or an embedding: any float type.
+    /// Of a linear layer or an embedding: any float type, or blocks as the file has them.
     Matrix,
     /// A norm's weight: always f32. It is near 1 in random models.
     Norm,
@@ -45,8 +45,10 @@ pub struct Weight {
 /// Where the bytes come from.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
-    /// Elements or blocks in a file.
+    /// Elements or blocks in a file, to be floats.
     Stored { ty: GgmlType, data: Region },
+    /// Blocks in a file, to stay so.
+    Blocks { format: QuantFormat, data: Region },
     /// Computed from the configuration.
     Made(Region),
     /// Random, by formula.
@@ -67,6 +69,7 @@ impl Weight {
             Source::Stored { ty, data } => ty.bytes_of(&dims) == Some(data.len() as u64),
             Source::Made(data) => bytes == Some(data.len() as u64) && dtype == DType::F32,
             Source::Random(_) => true,
+            Source::Blocks { .. } => false,
         };
         if bytes.is_none() || !fits {
             return Err(ModelError::TensorShape { name, expected: dims, found: Vec::new() });
@@ -74,17 +77,42 @@ impl Weight {
         Ok(Self { name, dtype, dims, source })
     }
 
+    /// A matrix that stays in the blocks that the file holds it in. `None` if they are of a type that graphs do not read.
+    ///
+    /// # Errors
+    /// [`ModelError::TensorShape`] if the file does not hold as many blocks as the shape calls for.
+    pub(crate) fn in_blocks(spec: &WeightSpec, ty: GgmlType, data: &Region) -> Result<Option<Self>, ModelError> {
+        let Some(format) = ty.blocks() else { return Ok(None) };
+        let shape =
+            || ModelError::TensorShape { name: spec.name.clone(), expected: spec.dims.clone(), found: Vec::new() };
+        let mut dims = spec.dims.clone();
+        // Whole blocks, as the file's bytes are no fewer than these.
+        let bytes = ty.bytes_of(&dims).filter(|&n| n == data.len() as u64);
+        let (Some(_), Some(width)) = (bytes, dims.last_mut()) else { return Err(shape()) };
+        *width = *width / QuantFormat::BLOCK * format.block_bytes();
+        let source = Source::Blocks { format, data: data.clone() };
+        Ok(Some(Self { name: spec.name.clone(), dtype: DType::U8, dims, source }))
+    }
+
     /// Its name in graphs.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The element type of [`Self::bytes`].
+    /// The element type of [`Self::bytes`]: u8 for blocks.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Outermost first.
+    /// How the blocks are laid out, where it is kept in blocks: [`Self::bytes`] are those of the file.
+    pub fn format(&self) -> Option<QuantFormat> {
+        match self.source {
+            Source::Blocks { format, .. } => Some(format),
+            _ => None,
+        }
+    }
+
+    /// Outermost first; of blocks, the innermost is the bytes of a row.
     pub fn dims(&self) -> &[u64] {
         &self.dims
     }
@@ -106,7 +134,7 @@ impl Weight {
     /// rather than ask again.
     pub fn bytes(&self) -> Region {
         match &self.source {
-            Source::Made(region) => region.clone(),
+            Source::Made(region) | Source::Blocks { data: region, .. } => region.clone(),
             Source::Stored { ty, data } if ty.element() == Some(self.dtype) => {
                 let aligned = data.as_ptr().addr().is_multiple_of(self.dtype.bytes() as usize);
                 if aligned { data.clone() } else { Region::copy_of(data) }

@@ -3,8 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use genie_graph::{DType, InputRole, LinearLayout, Phase, RopeStyle, VerifiedGraph};
-use genie_models::{Config, Gpt2Config, GraphOptions, LlamaConfig, Model, ModelError, OpenOptions, outputs, synthetic};
+use genie_graph::{DType, InputRole, LinearLayout, NodeId, Op, Phase, RopeStyle, VerifiedGraph};
+use genie_models::{
+    Config, Gpt2Config, GptJConfig, GraphOptions, HashCache, LlamaConfig, Model, ModelError, OpenOptions, outputs,
+    synthetic,
+};
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
 
@@ -18,6 +21,19 @@ fn open(path: impl AsRef<Path>) -> Result<Model, ModelError> {
 
 fn tiny_gpt2() -> Gpt2Config {
     Gpt2Config { vocab: 96, max_positions: 160, ..Gpt2Config::of(2, 4, 32) }
+}
+
+fn tiny_gptj() -> GptJConfig {
+    GptJConfig {
+        vocab: 96,
+        max_positions: 160,
+        hidden: 32,
+        layers: 2,
+        heads: 2,
+        intermediate: 128,
+        rotary_dim: 8,
+        ..GptJConfig::six_b()
+    }
 }
 
 /// The folder's weights are the synthetic ones, bit for bit: reading, naming and the formula are all right, or none is.
@@ -37,6 +53,16 @@ fn a_single_file_is_read() {
     assert_same_weights(&folder, &made);
     assert_same_weights(&open(golden("tiny-gpt2/model.safetensors")).unwrap(), &made);
     assert!(matches!(folder.tokenizer(), Err(ModelError::Tokenizer(_))));
+}
+
+#[test]
+fn gptj_is_read() {
+    let folder = open(golden("tiny-gptj")).unwrap();
+    assert_eq!(folder.config(), &Config::GptJ(tiny_gptj()));
+    assert_same_weights(&folder, &synthetic::random_gptj(tiny_gptj(), 5, DType::F32).unwrap());
+    let frequencies = folder.weights()[1].bytes();
+    let turned: Vec<f32> = frequencies.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+    assert_eq!(turned, [1.0, 0.1, 0.01, 0.001, 0.0, 0.0, 0.0, 0.0], "four pairs of eight are rotated");
 }
 
 #[test]
@@ -60,14 +86,15 @@ fn views_copy_nothing_and_conversions_are_rounded() {
     let plain = open(golden("tiny-gpt2")).unwrap();
     let first = &plain.weights()[0];
     assert_eq!(first.bytes().as_ptr(), first.bytes().as_ptr(), "the same place in the mapped file");
-    let narrow = Model::open(golden("tiny-gpt2"), OpenOptions { dtype: Some(DType::F16) }).unwrap();
+    let narrow =
+        Model::open(golden("tiny-gpt2"), OpenOptions { dtype: Some(DType::F16), ..OpenOptions::default() }).unwrap();
     assert_eq!(narrow.weights()[0].dtype(), DType::F16);
     let wide: Vec<f32> = first.bytes().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     let halves = narrow.weights()[0].bytes();
     for (w, h) in wide.iter().zip(halves.chunks_exact(2)) {
         assert_eq!(half::f16::from_f32(*w), half::f16::from_le_bytes(h.try_into().unwrap()));
     }
-    let integer = Model::open(golden("tiny-gpt2"), OpenOptions { dtype: Some(DType::I32) });
+    let integer = Model::open(golden("tiny-gpt2"), OpenOptions { dtype: Some(DType::I32), ..OpenOptions::default() });
     assert!(matches!(integer, Err(ModelError::TargetType(DType::I32))));
 }
 
@@ -191,9 +218,8 @@ fn assert_weights_fit(model: &Model, graph: &VerifiedGraph) {
     assert_eq!(inputs, weights);
 }
 
-#[test]
-fn graphs_of_every_family_verify() {
-    let llama = LlamaConfig {
+fn tiny_llama() -> LlamaConfig {
+    LlamaConfig {
         vocab: 96,
         hidden: 32,
         layers: 2,
@@ -210,7 +236,12 @@ fn graphs_of_every_family_verify() {
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
-    };
+    }
+}
+
+#[test]
+fn graphs_of_every_family_verify() {
+    let llama = tiny_llama();
     let biased = LlamaConfig {
         tied: false,
         qkv_bias: true,
@@ -226,9 +257,12 @@ fn graphs_of_every_family_verify() {
             synthetic::random_llama(biased.clone(), 1, dtype).unwrap(),
             synthetic::random_gpt2(tiny_gpt2(), 1, dtype).unwrap(),
             synthetic::random_gpt2(gguf_gpt2.clone(), 1, dtype).unwrap(),
+            synthetic::random_gptj(tiny_gptj(), 1, dtype).unwrap(),
+            synthetic::random_gptj(GptJConfig { tied: true, rotary_dim: 16, ..tiny_gptj() }, 1, dtype).unwrap(),
         ] {
             for (phase, all_logits) in [(Phase::Prefill, false), (Phase::Decode, false), (Phase::Prefill, true)] {
-                let graph = model.graph(GraphOptions { phase, all_logits, kv_dtype: dtype }).unwrap();
+                let graph =
+                    model.graph(GraphOptions { phase, all_logits, kv_dtype: dtype, activations: dtype }).unwrap();
                 assert_weights_fit(&model, &graph);
                 assert_eq!(graph.phase(), phase);
                 let names: Vec<_> = graph.outputs.iter().map(|o| o.name.as_str()).collect();
@@ -238,12 +272,86 @@ fn graphs_of_every_family_verify() {
     }
 }
 
+/// Products and attention have the activations' type; what the layers add to, the norms and the logits are f32. But for conversions it is
+/// the graph that f32 has.
 #[test]
-fn gpt2_xl_is_listed_without_being_made() {
-    let xl = synthetic::random_gpt2(Gpt2Config::xl(), 1, DType::BF16).unwrap();
-    let elements: u64 = xl.weights().iter().map(|w| w.dims().iter().product::<u64>()).sum();
-    assert_eq!(elements, 1_557_611_200, "as many as were published");
-    assert_weights_fit(&xl, &xl.graph(GraphOptions::new(Phase::Decode)).unwrap());
+fn activations_of_16_bits_lie_between_f32() {
+    let llama = LlamaConfig { qkv_bias: true, ..tiny_llama() };
+    for activations in [DType::F16, DType::BF16] {
+        for model in [
+            synthetic::random_llama(llama.clone(), 1, activations).unwrap(),
+            synthetic::random_gpt2(tiny_gpt2(), 1, activations).unwrap(),
+            synthetic::random_gptj(tiny_gptj(), 1, activations).unwrap(),
+        ] {
+            for all_logits in [false, true] {
+                let plain = GraphOptions { all_logits, kv_dtype: activations, ..GraphOptions::new(Phase::Decode) };
+                let narrow = model.graph(GraphOptions { activations, ..plain }).unwrap();
+                assert_weights_fit(&model, &narrow);
+                let of = |id: NodeId| &narrow.nodes[id.0 as usize];
+                for node in &narrow.nodes {
+                    match node.op {
+                        Op::Linear { .. } | Op::Attention { .. } => assert_eq!(node.ty.dtype, activations),
+                        Op::Add | Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::Embedding { .. } => {
+                            assert_eq!(node.ty.dtype, DType::F32);
+                        }
+                        Op::Sample => assert_eq!(of(node.inputs[0]).ty.dtype, DType::F32),
+                        _ => {}
+                    }
+                }
+                let logits = narrow.outputs.iter().find(|o| o.name == outputs::LOGITS).unwrap();
+                assert_eq!(of(logits.node).ty.dtype, DType::F32);
+                let plain = model.graph(plain).unwrap();
+                let ops = |graph: &VerifiedGraph| -> Vec<Op> {
+                    graph.nodes.iter().map(|n| n.op.clone()).filter(|op| !matches!(op, Op::Cast { .. })).collect()
+                };
+                assert_eq!(ops(&narrow), ops(&plain));
+                assert_eq!(plain.nodes.len(), ops(&plain).len(), "f32 needs no conversion");
+                // Behind each norm, in front of each addition to the residual stream, and behind the logits.
+                let count = |is: fn(&Op) -> bool| narrow.nodes.iter().filter(|n| is(&n.op)).count();
+                let norms = count(|op| matches!(op, Op::RmsNorm { .. } | Op::LayerNorm { .. }));
+                let layers = count(|op| matches!(op, Op::Attention { .. }));
+                assert_eq!(narrow.nodes.len() - plain.nodes.len(), norms + 2 * layers + 1);
+            }
+        }
+    }
+}
+
+/// Several sessions of one process with the same model do not each make gigabytes of random weights for their names alone.
+#[test]
+fn a_model_hashes_its_weights_once() {
+    let model = synthetic::random_gptj(tiny_gptj(), 1, DType::F32).unwrap();
+    let mut steps = 0;
+    let first = model.hashes(&HashCache::none(), |_, _| steps += 1);
+    assert_eq!(steps, model.weights().len());
+    assert_eq!(model.hashes(&HashCache::none(), |_, _| panic!("computed again")), first);
+    assert_eq!(model.weights()[3].hash(), first[3]);
+}
+
+#[test]
+fn published_models_are_listed_without_being_made() {
+    // As many parameters as were published. GPT-J's card has 610 * 4096 more, for it counts what each of the eight machines that
+    // trained it had a copy of (norms, three biases) eight times.
+    for (name, parameters) in [("gpt2", 124_439_808), ("gpt2-xl", 1_557_611_200), ("gpt-j-6b", 6_050_882_784)] {
+        let model = synthetic::preset(name, 1, DType::BF16).unwrap();
+        let learned = model.weights().iter().filter(|w| w.name() != "rope.inv_freq");
+        let elements: u64 = learned.map(|w| w.dims().iter().product::<u64>()).sum();
+        assert_eq!(elements, parameters, "{name}");
+        assert_weights_fit(&model, &model.graph(GraphOptions::new(Phase::Decode)).unwrap());
+        assert_eq!(model.name(), format!("{name}, random"));
+    }
+    assert_eq!(synthetic::PRESETS.map(|name| synthetic::preset(name, 1, DType::F32).is_ok()), [true; 3]);
+    let unknown = synthetic::preset("gpt5", 1, DType::F32).unwrap_err();
+    assert!(synthetic::PRESETS.iter().all(|name| unknown.to_string().contains(name)), "{unknown}");
     let odd = synthetic::random_gpt2(Gpt2Config::of(1, 5, 32), 1, DType::F32);
     assert!(matches!(odd, Err(ModelError::Config(_))));
+    for config in [
+        GptJConfig { heads: 3, ..tiny_gptj() },
+        GptJConfig { rotary_dim: 18, ..tiny_gptj() },
+        GptJConfig { rotary_dim: 7, ..tiny_gptj() },
+        GptJConfig { rotary_dim: 0, ..tiny_gptj() },
+        GptJConfig { hidden: 30, heads: 2, ..tiny_gptj() },
+        GptJConfig { layers: 0, ..tiny_gptj() },
+    ] {
+        assert!(matches!(synthetic::random_gptj(config, 1, DType::F32), Err(ModelError::Config(_))));
+    }
 }

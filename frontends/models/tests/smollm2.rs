@@ -1,7 +1,8 @@
 //! The true SmolLM2-135M-Instruct, as `tools/fetch-smollm2` keeps it.
 
 use genie_graph::{DType, InputRole, Phase};
-use genie_models::{Config, GraphOptions, HashCache, Model, OpenOptions, smollm2_path};
+use genie_models::gguf::Gguf;
+use genie_models::{Config, GraphOptions, HashCache, Model, OpenOptions, map_file, smollm2_path};
 use serde::Deserialize;
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden");
@@ -9,7 +10,7 @@ const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden");
 fn smollm2(dtype: Option<DType>) -> Model {
     let path = smollm2_path();
     assert!(path.is_file(), "{} is missing: run tools/fetch-smollm2", path.display());
-    Model::open(path, OpenOptions { dtype }).unwrap()
+    Model::open(path, OpenOptions { dtype, ..OpenOptions::default() }).unwrap()
 }
 
 #[derive(Deserialize)]
@@ -145,6 +146,25 @@ fn conversion_applies_to_matrices_alone() {
 }
 
 #[test]
+fn blocks_are_those_of_the_file() {
+    let options = OpenOptions { blocks: true, ..OpenOptions::default() };
+    let model = Model::open(smollm2_path(), options).unwrap();
+    let file = Gguf::parse(&map_file(&smollm2_path()).unwrap()).unwrap();
+    let mut kept = 0;
+    for weight in model.weights().iter().filter(|w| w.format().is_some()) {
+        let stored = file.tensor(weight.name()).unwrap();
+        assert_eq!((weight.dtype(), weight.format()), (DType::U8, stored.ty.blocks()));
+        assert!(*weight.bytes() == *stored.data, "{}", weight.name());
+        assert_eq!(weight.len_bytes(), stored.data.len() as u64);
+        assert_eq!(weight.bytes().as_ptr(), weight.bytes().as_ptr(), "the same place in the mapped file");
+        kept += 1;
+    }
+    assert_eq!(kept, file.tensors().filter(|(_, t)| t.ty.blocks().is_some()).count());
+    // A bit more than five bits a number, where f32 has 32.
+    assert!(model.weight_bytes() < smollm2(None).weight_bytes() / 5);
+}
+
+#[test]
 fn remembered_hashes_are_those_of_the_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let cache = HashCache::at(folder.path());
@@ -160,4 +180,9 @@ fn remembered_hashes_are_those_of_the_bytes() {
     let other = narrow.hashes(&cache, |_, _| {});
     assert_ne!(first[0], other[0]);
     assert_eq!(narrow.weights()[0].hash(), other[0]);
+    // So do blocks, which are neither.
+    let packed = Model::open(smollm2_path(), OpenOptions { blocks: true, ..OpenOptions::default() }).unwrap();
+    let other = packed.hashes(&cache, |_, _| {});
+    assert_ne!(first[2], other[2]);
+    assert_eq!(packed.weights()[2].hash(), other[2]);
 }

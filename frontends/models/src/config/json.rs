@@ -3,7 +3,7 @@
 use genie_graph::{LinearLayout, RopeStyle};
 use serde::Deserialize;
 
-use super::{Config, Gpt2Config, LlamaConfig, check_factor, narrow, plain_frequencies, require};
+use super::{Config, Gpt2Config, GptJConfig, LlamaConfig, check_factor, narrow, plain_frequencies, require};
 use crate::ModelError;
 
 pub(super) fn read(text: &[u8]) -> Result<Config, ModelError> {
@@ -22,6 +22,10 @@ pub(super) fn read(text: &[u8]) -> Result<Config, ModelError> {
         }
         "gpt2" => {
             let json: JsonGpt2 = serde_json::from_slice(text).map_err(bad)?;
+            json.into_config()
+        }
+        "gptj" => {
+            let json: JsonGptJ = serde_json::from_slice(text).map_err(bad)?;
             json.into_config()
         }
         other => Err(ModelError::Architecture(other.to_owned())),
@@ -198,10 +202,7 @@ fn yes() -> bool {
 
 impl JsonGpt2 {
     fn into_config(self) -> Result<Config, ModelError> {
-        let activation = self.activation_function;
-        require(matches!(activation.as_str(), "gelu_new" | "gelu_pytorch_tanh"), || {
-            format!("the activation '{activation}' is not supported")
-        })?;
+        check_gelu(&self.activation_function)?;
         require(self.scale_attn_weights && !self.scale_attn_by_inverse_layer_idx, || {
             "attention that is not scaled by the head size alone is not supported".into()
         })?;
@@ -214,6 +215,54 @@ impl JsonGpt2 {
             intermediate: self.n_inner.unwrap_or(self.n_embd.saturating_mul(4)),
             eps: self.layer_norm_epsilon,
             layout: LinearLayout::InOut,
+            tied: self.tie_word_embeddings,
+        })
+        .check()
+    }
+}
+
+/// Both names mean the tanh form.
+fn check_gelu(activation: &str) -> Result<(), ModelError> {
+    require(matches!(activation, "gelu_new" | "gelu_pytorch_tanh"), || {
+        format!("the activation '{activation}' is not supported")
+    })
+}
+
+#[derive(Deserialize)]
+struct JsonGptJ {
+    vocab_size: u64,
+    n_positions: u64,
+    n_embd: u64,
+    n_layer: u32,
+    n_head: u32,
+    n_inner: Option<u64>,
+    /// Absent in no file that was published; the transformers library takes 64 then, and fails where it is null.
+    #[serde(default = "gptj_rotary")]
+    rotary_dim: u32,
+    #[serde(default = "gpt2_eps")]
+    layer_norm_epsilon: f32,
+    #[serde(default = "gelu_new")]
+    activation_function: String,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+}
+
+fn gptj_rotary() -> u32 {
+    64
+}
+
+impl JsonGptJ {
+    fn into_config(self) -> Result<Config, ModelError> {
+        check_gelu(&self.activation_function)?;
+        Config::GptJ(GptJConfig {
+            vocab: self.vocab_size,
+            max_positions: self.n_positions,
+            hidden: self.n_embd,
+            layers: self.n_layer,
+            heads: self.n_head,
+            intermediate: self.n_inner.unwrap_or(self.n_embd.saturating_mul(4)),
+            rotary_dim: self.rotary_dim,
+            eps: self.layer_norm_epsilon,
             tied: self.tie_word_embeddings,
         })
         .check()
@@ -236,6 +285,27 @@ mod tests {
         assert_eq!((positions("mistral", ""), positions("qwen2", "")), (16, 64));
         assert_eq!(positions("qwen2", r#", "use_sliding_window": true"#), 16);
         assert_eq!(positions("mistral", r#", "use_sliding_window": false"#), 64);
+    }
+
+    #[test]
+    fn the_published_gpt_j_is_read() {
+        let text = |more: &str| {
+            format!(
+                r#"{{"model_type": "gptj", "vocab_size": 50400, "n_positions": 2048, "n_embd": 4096, "n_layer": 28, "n_head": 16,
+                    "n_inner": null, "rotary": true, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new",
+                    "tie_word_embeddings": false{more}}}"#
+            )
+        };
+        let config = |more: &str| read(text(more).as_bytes());
+        assert_eq!(config(r#", "rotary_dim": 64"#).unwrap(), Config::GptJ(GptJConfig::six_b()));
+        assert_eq!(config("").unwrap(), Config::GptJ(GptJConfig::six_b()));
+        let all = GptJConfig { rotary_dim: 256, ..GptJConfig::six_b() };
+        assert_eq!(config(r#", "rotary_dim": 256"#).unwrap(), Config::GptJ(all));
+        for odd in ["0", "63", "258", "null"] {
+            assert!(matches!(config(&format!(r#", "rotary_dim": {odd}"#)), Err(ModelError::Config(_))), "{odd}");
+        }
+        let relu = text("").replace("gelu_new", "relu");
+        assert!(matches!(read(relu.as_bytes()), Err(ModelError::Config(reason)) if reason.contains("relu")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use genie_transport::memory::Region;
 use crate::gguf::Gguf;
 use crate::llama::INV_FREQ;
 use crate::weights::WeightSpec;
-use crate::{ModelError, gpt2, llama};
+use crate::{ModelError, gpt2, gptj, llama};
 
 /// A model's configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +19,8 @@ pub enum Config {
     Llama(LlamaConfig),
     /// GPT-2.
     Gpt2(Gpt2Config),
+    /// GPT-J.
+    GptJ(GptJConfig),
 }
 
 /// A Llama family model (Touvron et al. 2023): pre-norm by RMS, rotary positions, gated SiLU, grouped queries.
@@ -81,12 +83,37 @@ pub struct Gpt2Config {
     pub tied: bool,
 }
 
+/// A GPT-J model (Wang and Komatsuzaki 2021): attention and feed-forward layer side by side behind one LayerNorm, rotary positions
+/// in the first part of each head, an output layer with a bias.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GptJConfig {
+    /// Rows of the embedding table.
+    pub vocab: u64,
+    /// Tokens that the model was trained to see.
+    pub max_positions: u64,
+    /// Width of the residual stream.
+    pub hidden: u64,
+    /// Decoder layers.
+    pub layers: u32,
+    /// Heads; divides `hidden`.
+    pub heads: u32,
+    /// Width of the feed-forward layer.
+    pub intermediate: u64,
+    /// Elements of a head that are rotated, from its first on: even, at most all.
+    pub rotary_dim: u32,
+    /// Added under the norms' roots.
+    pub eps: f32,
+    /// Whether the embedding table is also the output layer's weight.
+    pub tied: bool,
+}
+
 impl Config {
     /// Decoder layers.
     pub fn layers(&self) -> u32 {
         match self {
             Self::Llama(c) => c.layers,
             Self::Gpt2(c) => c.layers,
+            Self::GptJ(c) => c.layers,
         }
     }
 
@@ -95,15 +122,17 @@ impl Config {
         match self {
             Self::Llama(c) => c.vocab,
             Self::Gpt2(c) => c.vocab,
+            Self::GptJ(c) => c.vocab,
         }
     }
 
-    /// Tokens that the model can see, or its sliding window where that is less; more than that gives nonsense (Llama) or an
-    /// error (GPT-2).
+    /// Tokens that the model can see, or its sliding window where that is less; more than that gives nonsense (Llama, GPT-J) or
+    /// an error (GPT-2).
     pub fn max_positions(&self) -> u64 {
         match self {
             Self::Llama(c) => c.max_positions,
             Self::Gpt2(c) => c.max_positions,
+            Self::GptJ(c) => c.max_positions,
         }
     }
 
@@ -113,6 +142,7 @@ impl Config {
             Self::Llama(LlamaConfig { inv_freq: Some(f), .. }) if name == INV_FREQ => {
                 Some(Region::copy_of(bytemuck::cast_slice(f)))
             }
+            Self::GptJ(c) if name == INV_FREQ => Some(Region::copy_of(bytemuck::cast_slice(&c.frequencies()))),
             _ => None,
         }
     }
@@ -122,6 +152,7 @@ impl Config {
         match self {
             Self::Llama(c) => llama::weights(c),
             Self::Gpt2(c) => gpt2::weights(c),
+            Self::GptJ(c) => gptj::weights(c),
         }
     }
 
@@ -129,6 +160,7 @@ impl Config {
         match self {
             Self::Llama(_) => llama::hugging_face_name(name),
             Self::Gpt2(_) => gpt2::hugging_face_name(name),
+            Self::GptJ(_) => gptj::hugging_face_name(name),
         }
     }
 
@@ -144,6 +176,7 @@ impl Config {
         match &self {
             Self::Llama(c) => c.check()?,
             Self::Gpt2(c) => c.check()?,
+            Self::GptJ(c) => c.check()?,
         }
         Ok(self)
     }
@@ -229,8 +262,7 @@ impl Gpt2Config {
 
     /// Elements a head.
     pub fn head_dim(&self) -> u32 {
-        // A checked configuration has at least one head, and a width that fits 32 bits.
-        u32::try_from(self.hidden / u64::from(self.heads.max(1))).unwrap_or(u32::MAX)
+        head_dim(self.hidden, self.heads)
     }
 
     fn check(&self) -> Result<(), ModelError> {
@@ -245,10 +277,71 @@ impl Gpt2Config {
             check_size(name, n)?;
         }
         check_eps(self.eps)?;
-        require(self.hidden.is_multiple_of(u64::from(self.heads)), || {
-            format!("the hidden size {} is not a multiple of {} heads", self.hidden, self.heads)
+        check_heads(self.hidden, self.heads)
+    }
+}
+
+impl GptJConfig {
+    /// GPT-J-6B, the model that was published.
+    pub fn six_b() -> Self {
+        Self {
+            vocab: 50400,
+            max_positions: 2048,
+            hidden: 4096,
+            layers: 28,
+            heads: 16,
+            intermediate: 16384,
+            rotary_dim: 64,
+            eps: 1e-5,
+            tied: false,
+        }
+    }
+
+    /// Elements a head.
+    pub fn head_dim(&self) -> u32 {
+        head_dim(self.hidden, self.heads)
+    }
+
+    /// Inverse frequencies of a head's pairs `[head_dim / 2]`; those that are not rotated turn by 0.
+    fn frequencies(&self) -> Vec<f32> {
+        let mut frequencies = plain_frequencies(10_000.0, self.rotary_dim);
+        frequencies.resize(self.head_dim() as usize / 2, 0.0);
+        frequencies
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        check_layers(self.layers)?;
+        for (name, n) in [
+            ("the vocabulary", self.vocab),
+            ("the hidden size", self.hidden),
+            ("the feed-forward size", self.intermediate),
+            ("the number of heads", self.heads.into()),
+            ("the number of positions", self.max_positions),
+        ] {
+            check_size(name, n)?;
+        }
+        check_eps(self.eps)?;
+        check_heads(self.hidden, self.heads)?;
+        let (head, rotary) = (self.head_dim(), self.rotary_dim);
+        require(head.is_multiple_of(2), || format!("the head size {head} is odd"))?;
+        require((2..=head).contains(&rotary) && rotary.is_multiple_of(2), || {
+            format!(
+                "{rotary} elements of a head are rotated, which is not an even number from 2 to the head size {head}"
+            )
         })
     }
+}
+
+/// Elements a head, of a checked configuration.
+fn head_dim(hidden: u64, heads: u32) -> u32 {
+    // It has at least one head, and a width that fits 32 bits.
+    u32::try_from(hidden / u64::from(heads.max(1))).unwrap_or(u32::MAX)
+}
+
+fn check_heads(hidden: u64, heads: u32) -> Result<(), ModelError> {
+    require(hidden.is_multiple_of(u64::from(heads)), || {
+        format!("the hidden size {hidden} is not a multiple of {heads} heads")
+    })
 }
 
 /// By how much rotary positions are stretched.

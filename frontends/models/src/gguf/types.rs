@@ -1,6 +1,6 @@
 //! ggml's tensor types.
 
-use genie_graph::DType;
+use genie_graph::{DType, QuantFormat};
 
 /// The tensor types that are read. Blocks lie along the innermost dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +46,16 @@ impl GgmlType {
             Self::F16 => Some(DType::F16),
             Self::BF16 => Some(DType::BF16),
             Self::Q4_0 | Self::Q4_1 | Self::Q8_0 | Self::Q6K => None,
+        }
+    }
+
+    /// The format of its blocks, where graphs can read them as they are.
+    pub const fn blocks(self) -> Option<QuantFormat> {
+        match self {
+            Self::Q8_0 => Some(QuantFormat::Q8_0),
+            Self::Q4_0 => Some(QuantFormat::Q4_0),
+            Self::Q4_1 => Some(QuantFormat::Q4_1),
+            Self::F32 | Self::F16 | Self::BF16 | Self::Q6K => None,
         }
     }
 

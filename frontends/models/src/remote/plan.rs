@@ -1,6 +1,6 @@
 //! A model's programs as a client handles them: encoded, with the places of their inputs.
 
-use genie_graph::{DType, InputRole, Phase, VerifiedGraph};
+use genie_graph::{DType, InputRole, VerifiedGraph};
 use genie_transport::client::blocking::Session;
 use genie_transport::client::{ClientError, Input, Program};
 
@@ -71,13 +71,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The program for a phase.
+    /// The program that the options ask for.
     ///
     /// # Errors
     /// [`RemoteModelError::Model`] if the graph cannot be built, [`RemoteModelError::Inputs`] if it has not the inputs of a
     /// language model.
-    pub fn new(model: &Model, phase: Phase, kv_dtype: DType) -> Result<Self, RemoteModelError> {
-        let graph = model.graph(GraphOptions { kv_dtype, ..GraphOptions::new(phase) })?;
+    pub fn new(model: &Model, options: GraphOptions) -> Result<Self, RemoteModelError> {
+        let graph = model.graph(options)?;
         let weights = model.weights().iter().map(|w| node_named(&graph, w.name())).collect::<Result<_, _>>()?;
         Ok(Self {
             tokens: small(node_for(&graph, InputRole::Tokens)?)?,
