@@ -21,7 +21,7 @@ use crate::fail::Unreachable;
 #[derive(Clone, Copy, Debug, PartialEq, Args)]
 pub(crate) struct LinkArgs {
     /// Microseconds to poll for an answer before the thread sleeps, while answers come fast; 0: sleep at once.
-    #[arg(long, value_name = "US", default_value_t = 100)]
+    #[arg(long, value_name = "US", default_value_t = spin())]
     pub(crate) spin: u64,
     /// Of genie://HOST:PORT, use this link or none: tcp, tcps, shm, rdma, uring, urings. Only tcps and urings encrypt: what goes by rdma
     /// can be read on the way, with a token as without.
@@ -79,6 +79,11 @@ impl LinkArgs {
     }
 }
 
+/// Microseconds: what clients do unless told otherwise.
+fn spin() -> u64 {
+    ConnectOptions::default().spin.as_micros() as u64
+}
+
 /// A path for the rest of the process's life: arguments are read once, and handed on by value.
 fn path(text: &str) -> Result<&'static Path, std::convert::Infallible> {
     Ok(Path::new(text.to_owned().leak()))
@@ -87,7 +92,7 @@ fn path(text: &str) -> Result<&'static Path, std::convert::Infallible> {
 impl Default for LinkArgs {
     fn default() -> Self {
         Self {
-            spin: 100,
+            spin: spin(),
             link: None,
             wait: 0.0,
             reconnect: RECONNECT,

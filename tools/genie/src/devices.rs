@@ -6,10 +6,12 @@ use genie_transport::Uri;
 use serde::Serialize;
 
 use crate::connect::{self, LinkArgs};
-use crate::gpu::Facts;
+use crate::gpu::{self, Facts};
 use crate::say::{self, Say};
 
 /// List a server's devices.
+///
+/// Where the server has GPUs, a last line says how many are installed, and how many of them CUDA_VISIBLE_DEVICES leaves to it.
 ///
 /// With --json: index, name, model, capability, total and free (bytes of memory); of a GPU also uuid, utilisation (percent, where
 /// NVIDIA's management library tells), pcie_to and pcie_from (bytes a second between the server's memory and the GPU's).
@@ -47,6 +49,7 @@ struct Device {
 pub(crate) fn run(args: &DevicesArgs, say: Say) -> Result<()> {
     let (found, counters) =
         connect::within(&args.uri, args.link, |session| Ok((session.devices()?, session.stats()?)))?;
+    let gpus = gpu::installed_and_visible(&counters);
     let devices: Vec<_> = found
         .into_iter()
         .map(|d| {
@@ -65,10 +68,21 @@ pub(crate) fn run(args: &DevicesArgs, say: Say) -> Result<()> {
             }
         })
         .collect();
-    say.result(&devices, |devices| text(devices))
+    say.result(&devices, |devices| text(devices, gpus))
 }
 
-fn text(devices: &[Device]) -> String {
+/// `gpus`: those that are installed on the server, and those of them that CUDA shows to it.
+fn text(devices: &[Device], gpus: Option<(u64, u64)>) -> String {
+    let tables = tables(devices);
+    match gpus {
+        Some((installed, visible)) if installed > 0 => {
+            format!("{tables}\nGPUs of the server: {installed} installed, {visible} visible")
+        }
+        _ => tables,
+    }
+}
+
+fn tables(devices: &[Device]) -> String {
     let table = say::table(
         ["device", "model", "capability", "memory", "free"],
         devices
@@ -110,14 +124,18 @@ mod tests {
 
     #[test]
     fn a_gpu_has_a_second_table() {
-        let text = text(&[device("cpu:0", None), device("cuda:0", Some("GPU-a"))]);
+        let text = text(&[device("cpu:0", None), device("cuda:0", Some("GPU-a"))], Some((8, 1)));
+        assert!(text.ends_with("\nGPUs of the server: 8 installed, 1 visible"), "{text}");
         assert!(text.contains("GPU-a") && text.contains("55.0 GB/s"), "{text}");
         assert_eq!(text.matches("cpu:0").count(), 1);
     }
 
     #[test]
     fn what_is_not_known_of_a_cpu_is_not_said() {
-        assert!(!text(&[device("cpu:0", None)]).contains("UUID"));
+        for gpus in [None, Some((0, 0))] {
+            let text = text(&[device("cpu:0", None)], gpus);
+            assert!(!text.contains("UUID") && !text.contains("visible"), "{text}");
+        }
         let json = serde_json::to_value(device("cpu:0", None)).unwrap();
         assert!(json.get("uuid").is_none() && json.get("total").is_some());
     }

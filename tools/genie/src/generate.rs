@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use genie_graph::DType;
+use genie_graph::{DType, Phase};
 use genie_models::remote::{RemoteModel, RemoteOptions, Sampling, Stage};
 use genie_models::{Model, OpenOptions, TokenStream};
 use genie_transport::Uri;
@@ -57,15 +57,20 @@ pub(crate) struct GenerateArgs {
 /// Which model, and where on the server.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// The model: a .gguf file, a .safetensors file beside its config.json, or a folder with both.
-    #[arg(long, value_name = "FILE-OR-FOLDER")]
+    /// The model: a .gguf file, a .safetensors file beside its config.json, or a folder with both. Or random weights in the shape of
+    /// a published model, for measurements: random:gpt2, random:gpt2-xl, random:gpt-j-6b.
+    #[arg(long, value_name = "MODEL")]
     pub(crate) model: PathBuf,
-    /// Convert matrices to f32, f16 or bf16; without it, they stay as they are, and quantised ones become f32.
+    /// Convert matrices to f32, f16 or bf16. Without it, they stay as they are: Q8_0, Q4_0 and Q4_1 in blocks, which become floats
+    /// inside the products; other quantised ones are sent as f32.
     #[arg(long, value_parser = crate::put::dtype)]
     pub(crate) dtype: Option<DType>,
-    /// Element type of the KV cache.
-    #[arg(long, default_value = "f32", value_parser = crate::put::dtype)]
-    pub(crate) kv_dtype: DType,
+    /// What products and attention compute with: f32, f16 or bf16. Without it, on a GPU what the matrices are of, elsewhere f32.
+    #[arg(long, value_parser = crate::put::dtype)]
+    pub(crate) activations: Option<DType>,
+    /// Element type of the KV cache; without it, that of the activations.
+    #[arg(long, value_parser = crate::put::dtype)]
+    pub(crate) kv_dtype: Option<DType>,
     /// Index of the server's device.
     #[arg(long, default_value_t = 0)]
     pub(crate) device: u16,
@@ -74,15 +79,34 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// Opens the model.
     pub(crate) fn open(&self) -> Result<Model> {
-        if !self.kv_dtype.is_float() {
-            bail!("a KV cache holds f32, f16 or bf16, not {}: choose another --kv-dtype", self.kv_dtype);
+        if let Some(dtype) = self.kv_dtype.filter(|dtype| !dtype.is_float()) {
+            bail!("a KV cache holds f32, f16 or bf16, not {dtype}: choose another --kv-dtype");
         }
-        Ok(Model::open(&self.model, OpenOptions { dtype: self.dtype })?)
+        if let Some(dtype) = self.activations.filter(|dtype| !dtype.is_float()) {
+            bail!("activations are f32, f16 or bf16, not {dtype}: choose other --activations");
+        }
+        crate::model::open(&self.model, OpenOptions { dtype: self.dtype, blocks: self.dtype.is_none() })
     }
 
     /// How it is kept on the server.
     pub(crate) fn remote(&self) -> RemoteOptions {
-        RemoteOptions { device: self.device, kv_dtype: self.kv_dtype, ..RemoteOptions::default() }
+        let (device, activations, kv_dtype) = (self.device, self.activations, self.kv_dtype);
+        RemoteOptions { device, activations, kv_dtype, ..RemoteOptions::default() }
+    }
+
+    /// The same with all types chosen, so that they are the same wherever it runs. A session is opened where the server's device
+    /// decides.
+    pub(crate) fn settled(&self, model: &Model, session: impl FnOnce() -> Result<Session>) -> Result<RemoteOptions> {
+        let mut options = self.remote();
+        let mut on_gpu = false;
+        if options.depends_on_device(model) {
+            let mut session = session()?;
+            on_gpu = options.on_gpu(&mut session, model)?;
+            session.close()?;
+        }
+        let graphs = options.graphs(model, Phase::Prefill, on_gpu);
+        (options.activations, options.kv_dtype) = (Some(graphs.activations), Some(graphs.kv_dtype));
+        Ok(options)
     }
 }
 
@@ -153,6 +177,7 @@ struct Outcome {
 /// Runs the command.
 pub(crate) fn run(args: &GenerateArgs, say: Say) -> Result<()> {
     let began = Instant::now();
+    crate::model::check_has_words(&args.model.model)?;
     let model = Arc::new(args.model.open()?);
     let tokenizer = model.tokenizer()?.clone();
     let encoded = if args.chat { tokenizer.encode_chat(&args.prompt)? } else { tokenizer.encode(&args.prompt)? };

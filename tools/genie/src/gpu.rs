@@ -88,6 +88,12 @@ pub(crate) fn uuid_of(session: &mut Session, device: u16) -> Result<Option<Strin
     Ok(Facts::of(&session.stats()?, &device.name).uuid)
 }
 
+/// GPUs that are installed on a server, and those of them that CUDA shows to it, as its counters tell.
+pub(crate) fn installed_and_visible(counters: &[(String, u64)]) -> Option<(u64, u64)> {
+    let value = |name: &str| counters.iter().find(|(counter, _)| counter == name).map(|(_, value)| *value);
+    value("genie_gpus_installed").zip(value("genie_gpus_visible"))
+}
+
 /// What a server's counters tell of one of its GPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -215,5 +221,9 @@ mod tests {
         let ten = Facts { uuid: Some("GPU-c".into()), utilisation: None, pcie_to: Some(5), pcie_from: Some(6) };
         assert_eq!(Facts::of(&counters, "cuda:10"), ten);
         assert_eq!(Facts::of(&counters, "cpu:0"), Facts::default());
+        assert_eq!(installed_and_visible(&counters), None);
+        let both =
+            [("genie_gpus_visible", 1), ("genie_gpus_installed", 8)].map(|(name, value)| (name.to_owned(), value));
+        assert_eq!(installed_and_visible(&both), Some((8, 1)));
     }
 }

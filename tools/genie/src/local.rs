@@ -25,11 +25,11 @@ pub(crate) struct LocalContext {
 }
 
 impl LocalModel {
-    /// Plans the programs and brings the weights into the device's memory.
-    pub(crate) fn new(model: &Model, device: &str, kv_dtype: DType) -> Result<Self> {
+    /// Plans the programs of both phases, else as `options` says, and brings the weights into the device's memory.
+    pub(crate) fn new(model: &Model, device: &str, options: GraphOptions) -> Result<Self> {
         let device =
             select::open(device, select::Limits::default())?.into_iter().next().context("there is no device")?;
-        let graph = |phase| model.graph(GraphOptions { kv_dtype, ..GraphOptions::new(phase) });
+        let graph = |phase| model.graph(GraphOptions { phase, ..options });
         let (prefill, decode) = (graph(Phase::Prefill)?, graph(Phase::Decode)?);
         let kv = prefill.inputs().iter().find(|i| i.role == InputRole::KvCache).and_then(|i| KvSpec::of(&i.ty));
         let kv = kv.context("the model has no KV cache")?;
@@ -76,7 +76,7 @@ impl LocalModel {
         arguments[0].dims[1] = tokens.len() as u64;
         arguments[0].data.clear();
         arguments[0].data.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
-        let mut rows = [Row { arguments: &*arguments, caches: vec![cache], outputs, wanted: 1 }];
+        let mut rows = [Row { caches: vec![cache], ..Row::new(arguments, outputs, 1) }];
         program.run(&self.weights, &mut rows)?;
         match outputs.first().and_then(|o| o.data.first_chunk()) {
             Some(bytes) => Ok(i32::from_le_bytes(*bytes)),

@@ -16,6 +16,7 @@ mod get;
 mod gpu;
 mod local;
 mod logging;
+mod model;
 mod ping;
 mod progress;
 mod prompt;
@@ -24,6 +25,7 @@ mod say;
 mod serve;
 mod server;
 mod token;
+mod traced;
 
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
 //! Prompts of an exact length, for measurements.
 
 use anyhow::{Result, bail};
-use genie_models::{Config, Model};
+use genie_models::Model;
 
 /// A passage to be continued. Its words do not matter; that it is ordinary text does.
 const TEXT: &str = "The harbour lay quiet under a thin fog when the first boats came in. On the quay the women sorted the \
@@ -19,11 +19,7 @@ pub(crate) fn of_length(model: &Model, count: usize) -> Result<Vec<i32>> {
         bail!("a prompt has at least one token: choose a larger --prompt-tokens");
     }
     let Ok(tokenizer) = model.tokenizer() else {
-        let vocab = match model.config() {
-            Config::Llama(c) => c.vocab,
-            Config::Gpt2(c) => c.vocab,
-            _ => bail!("the model has no tokenizer, and its vocabulary is unknown"),
-        };
+        let vocab = model.config().vocab();
         return Ok((0..count as u64).map(|i| (i * 7919 % vocab) as i32).collect());
     };
     let mut text = String::new();

@@ -11,7 +11,7 @@ use genie_executor::device::{Device, select};
 use genie_executor::{Config, Executor};
 use genie_transport::Uri;
 use genie_transport::auth::{Guard, Tokens};
-use genie_transport::connection::{Directory, Offers};
+use genie_transport::connection::{Directory, Offers, Settings};
 use genie_transport::link::tls::TlsServer;
 use genie_transport::link::{Access, Listener, Server, choose, io_threads};
 use genie_transport::wire::{ErrorCode, RemoteError, limits};
@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::connect::{seconds, size};
 use crate::gpu;
 use crate::say::{self, Say};
+use crate::traced::TraceFile;
 
 /// Serve this machine's devices
 ///
@@ -53,6 +54,18 @@ pub(crate) struct ServeArgs {
     /// Bytes that tensors may take, of all CPU devices together, or of each GPU: 8G. Without it, what there is to spare.
     #[arg(long, value_name = "BYTES", value_parser = size)]
     memory: Option<u64>,
+    /// Bytes of the host's memory, pinned, that tensors pass through on their way to and from each GPU: 64M. Without it, what 2.5 ms of
+    /// its PCIe take, which is measured at the start.
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    staging: Option<u64>,
+    /// Bytes of the host's memory, pinned, for weights that a GPU had no room for: they come back without their client; 0: none stays.
+    /// Without it, a quarter of the host's memory.
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    evicted: Option<u64>,
+    /// When the server stops, write into this file when each slice of a tensor was on the network, and when it was copied to or from a
+    /// GPU: trace events, which https://ui.perfetto.dev shows. While it serves, it counts how much of the copies' time the network was busy.
+    #[arg(long, value_name = "FILE.json")]
+    trace: Option<PathBuf>,
     /// Bytes that one session may hold; without it, as many as tensors may take.
     #[arg(long, value_name = "BYTES", value_parser = size)]
     quota: Option<u64>,
@@ -61,7 +74,7 @@ pub(crate) struct ServeArgs {
     lease: f64,
     /// Microseconds that a connection is polled for its next request before its thread sleeps, while traffic is dense; 0: not at
     /// all.
-    #[arg(long, value_name = "US", default_value_t = 60)]
+    #[arg(long, value_name = "US", default_value_t = Settings::new(0).spin.as_micros() as u64)]
     spin: u64,
     /// Bytes up to which a payload goes in one frame with its request: larger ones go in slices over the bulk lanes. Without it, 64K
     /// (docs/decisions/0012-fixed-sizes.md).
@@ -116,9 +129,10 @@ const LAST_WORDS: Duration = Duration::from_millis(1200);
 pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     more_descriptors();
     let threads = args.threads.map(usize::from);
-    let limits = select::Limits { threads, memory_bytes: args.memory, measure: true };
+    let limits = select::Limits { threads, memory_bytes: args.memory, staging_bytes: args.staging, measure: true };
     let devices = select::open(&args.device, limits)?;
     log_gpus(&devices);
+    let trace = args.trace.as_deref().map(|path| TraceFile::begin(path, &devices)).transpose()?;
     let names: Vec<_> = devices.iter().map(|d| d.info().name).collect();
     let mut config = Config::new(devices, getrandom::u64().context("drawing the server's epoch")?);
     config.settings.spin = Duration::from_micros(args.spin);
@@ -127,6 +141,7 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     config.settings.slice_bytes = args.slice.unwrap_or(config.settings.slice_bytes);
     config.default_lease = Duration::from_secs_f64(args.lease);
     config.max_lease = config.max_lease.max(config.default_lease);
+    config.evicted_bytes = args.evicted.unwrap_or(config.evicted_bytes);
     if let Some(quota) = args.quota {
         config.default_quota = quota;
         config.max_quota = quota;
@@ -136,7 +151,7 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
     let threads = args.io_threads.map_or_else(io_threads, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let runtime = runtime.context("starting the runtime")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let listeners =
             args.listen.iter().map(|uri| Listener::bind_with(uri, &access)).collect::<Result<Vec<_>, _>>()?;
         let uris = listeners.iter().map(|l| Ok(l.uri()?.to_string())).collect::<Result<Vec<_>>>()?;
@@ -174,10 +189,11 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok::<_, anyhow::Error>(())
-    })?;
+    });
+    let traced = trace.map_or(Ok(()), TraceFile::finish);
     // Lanes that wait for clients who never leave are not waited for.
     runtime.shutdown_background();
-    Ok(())
+    served.and(traced)
 }
 
 /// What GPUs there are, and what is served of them.

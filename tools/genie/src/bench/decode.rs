@@ -1,5 +1,7 @@
 //! `genie bench decode`: a language model on a server against the same executor in this process.
 
+mod turns;
+
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,15 +10,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
+use genie_graph::Phase;
 use genie_models::Model;
-use genie_models::remote::{Context, RemoteModel, Sampling};
+use genie_models::remote::{Context, RemoteModel, RemoteOptions, Sampling};
 use genie_transport::Uri;
 use genie_transport::client::blocking::Session;
 use serde::Serialize;
 
+use super::relay::Relay;
 use super::{median, rounded};
 use crate::connect::{self, LinkArgs};
-use crate::fail::Differ;
 use crate::generate::{ModelArgs, establish, resident};
 use crate::gpu::{self, Watch};
 use crate::local::LocalModel;
@@ -24,6 +27,8 @@ use crate::progress::{self, Progress};
 use crate::prompt;
 use crate::say::{self, Say};
 use crate::server::OwnServer;
+
+use turns::{Far, Pair, Task};
 
 /// Measure decode steps on a server and in this process in turns, the start of a second client, and several sessions at once.
 ///
@@ -38,8 +43,8 @@ pub(crate) struct DecodeArgs {
     /// Tokens of the prompt.
     #[arg(long, value_name = "N", default_value_t = 72, value_parser = clap::value_parser!(u32).range(1..))]
     prompt_tokens: u32,
-    /// Decode steps.
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(2..))]
+    /// Decode steps; 0: run the prompt alone, which may then be as long as the model sees.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = steps)]
     new_tokens: u32,
     /// Turns of both.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
@@ -47,6 +52,9 @@ pub(crate) struct DecodeArgs {
     /// Sessions that decode at the same time; 0 or 1: leave that out.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(..=256))]
     sessions: u32,
+    /// Measure steps at this round trip as well: what goes to the server, on this machine and over tcp, is held back for that.
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    round_trip: Option<u64>,
     /// The device of the server that is started, and of this process, as for `genie serve`; of several the first.
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     serve_device: String,
@@ -67,18 +75,42 @@ struct Outcome {
     model_bytes: u64,
     prompt_tokens: u32,
     new_tokens: u32,
-    local_decode_ms: f64,
-    remote_decode_ms: f64,
-    decode_ratio: f64,
     local_prefill_ms: f64,
     remote_prefill_ms: f64,
-    step_bytes_up: u64,
-    step_bytes_down: u64,
+    prefill_ratio: f64,
+    #[serde(flatten)]
+    decode: Option<Steps>,
+    far: Option<FarSteps>,
     second_client: Option<SecondClient>,
     several: Option<Several>,
     /// Percent of the time in which the server's GPU ran a kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     avg_sm: Option<f64>,
+}
+
+/// Decode steps, where there were any.
+#[derive(Debug, Serialize)]
+struct Steps {
+    local_decode_ms: f64,
+    remote_decode_ms: f64,
+    decode_ratio: f64,
+    /// A token that the server makes by itself and streams, and that by a step in this process.
+    streamed_decode_ms: f64,
+    streamed_ratio: f64,
+    /// How many of the first streamed tokens are those of the steps.
+    streamed_alike: usize,
+    step_bytes_up: u64,
+    step_bytes_down: u64,
+}
+
+/// Steps at a longer round trip.
+#[derive(Debug, Serialize)]
+struct FarSteps {
+    /// As it was measured.
+    round_trip_us: f64,
+    local_decode_ms: f64,
+    remote_decode_ms: f64,
+    decode_ratio: f64,
 }
 
 /// A client that finds the weights there.
@@ -107,11 +139,15 @@ pub(crate) fn run(args: &DecodeArgs, say: Say) -> Result<()> {
     let text_of_prompt = as_text(&model, &prompt)?;
     let own = if args.connect.is_none() { Some(OwnServer::start(&args.serve_device)?) } else { None };
     let uri = own.as_ref().map(OwnServer::uri).or(args.connect.as_ref()).context("there is no server")?;
-    let bench = Bench { args, uri, model: &model, prompt: &prompt };
+    let options = args.model.settled(&model, || session(args, uri))?;
+    let bench = Bench { args, uri, model: &model, options, prompt: &prompt };
     let watch = bench.watch()?;
-    let pair = bench.pair()?;
-    let second_client = text_of_prompt.map(|text| bench.second_client(&text, pair.remote_prefill)).transpose()?;
-    let several = (args.sessions > 1).then(|| bench.several()).transpose()?;
+    let (pair, far) = bench.pair()?;
+    // What makes no tokens leaves out all that needs some.
+    let decodes = args.new_tokens > 0;
+    let second_client = text_of_prompt.filter(|_| decodes);
+    let second_client = second_client.map(|text| bench.second_client(&text, pair.remote_prefill)).transpose()?;
+    let several = (decodes && args.sessions > 1).then(|| bench.several()).transpose()?;
     let ms = |s: f64| rounded(s * 1e3);
     let outcome = Outcome {
         op: "decode",
@@ -119,13 +155,25 @@ pub(crate) fn run(args: &DecodeArgs, say: Say) -> Result<()> {
         model_bytes: model.weight_bytes(),
         prompt_tokens: args.prompt_tokens,
         new_tokens: args.new_tokens,
-        local_decode_ms: ms(pair.local_step),
-        remote_decode_ms: ms(pair.remote_step),
-        decode_ratio: rounded(pair.remote_step / pair.local_step),
         local_prefill_ms: ms(pair.local_prefill),
         remote_prefill_ms: ms(pair.remote_prefill),
-        step_bytes_up: pair.step_bytes.0,
-        step_bytes_down: pair.step_bytes.1,
+        prefill_ratio: rounded(pair.remote_prefill / pair.local_prefill),
+        decode: pair.decode.map(|d| Steps {
+            local_decode_ms: ms(d.local),
+            remote_decode_ms: ms(d.remote),
+            decode_ratio: rounded(d.remote / d.local),
+            streamed_decode_ms: ms(d.streamed),
+            streamed_ratio: rounded(d.streamed_ratio),
+            streamed_alike: d.streamed_alike,
+            step_bytes_up: d.bytes.0,
+            step_bytes_down: d.bytes.1,
+        }),
+        far: far.map(|f| FarSteps {
+            round_trip_us: rounded(f.round_trip * 1e6),
+            local_decode_ms: ms(f.local),
+            remote_decode_ms: ms(f.remote),
+            decode_ratio: rounded(f.remote / f.local),
+        }),
         second_client,
         several,
         avg_sm: watch.as_ref().and_then(Watch::average_so_far).map(rounded),
@@ -145,13 +193,22 @@ fn text(o: &Outcome) -> String {
             o.prompt_tokens,
             o.new_tokens
         ),
-        format!(
-            "decode   in process {:.2} ms a token, remote {:.2} ms: {:.3} times",
-            o.local_decode_ms, o.remote_decode_ms, o.decode_ratio
-        ),
         format!("prefill  in process {:.1} ms, remote {:.1} ms", o.local_prefill_ms, o.remote_prefill_ms),
-        format!("a step   {} bytes up, {} bytes down, headers included", o.step_bytes_up, o.step_bytes_down),
     ];
+    if let Some(d) = &o.decode {
+        lines.push(format!(
+            "decode   in process {:.2} ms a token, remote {:.2} ms: {:.3} times; streamed {:.2} ms: {:.3} times",
+            d.local_decode_ms, d.remote_decode_ms, d.decode_ratio, d.streamed_decode_ms, d.streamed_ratio
+        ));
+        lines
+            .push(format!("a step   {} bytes up, {} bytes down, headers included", d.step_bytes_up, d.step_bytes_down));
+    }
+    if let Some(f) = &o.far {
+        lines.push(format!(
+            "far      at a round trip of {:.1} us in process {:.2} ms a token, remote {:.2} ms: {:.3} times",
+            f.round_trip_us, f.local_decode_ms, f.remote_decode_ms, f.decode_ratio
+        ));
+    }
     if let Some(s) = &o.second_client {
         lines.push(format!(
             "second   a client that starts now sends {} ({:.4} % of the model) and has its first token after {:.0} ms, \
@@ -196,77 +253,34 @@ struct Bench<'a> {
     args: &'a DecodeArgs,
     uri: &'a Uri,
     model: &'a Arc<Model>,
+    /// With all types chosen: local and remote compute the same.
+    options: RemoteOptions,
     prompt: &'a [i32],
 }
 
-/// Local and remote, in seconds.
-struct Pair {
-    local_prefill: f64,
-    remote_prefill: f64,
-    local_step: f64,
-    remote_step: f64,
-    /// Up and down, of the largest step.
-    step_bytes: (u64, u64),
+fn session(args: &DecodeArgs, uri: &Uri) -> Result<Session> {
+    connect::session_with(uri, args.link, connect::lasting(0.0))
 }
 
 impl Bench<'_> {
-    /// Both in turns: what slows the machine down slows down both.
-    fn pair(&self) -> Result<Pair> {
-        let local = LocalModel::new(self.model, &self.args.serve_device, self.args.model.kv_dtype)?;
-        resident(self.session()?, self.model, &self.args.model.remote(), |remote| self.turns(&local, remote))
+    /// Here and there; and, where that is asked for, from further away.
+    fn pair(&self) -> Result<(Pair, Option<Far>)> {
+        let graphs = self.options.graphs(self.model, Phase::Prefill, false);
+        let local = LocalModel::new(self.model, &self.args.serve_device, graphs)?;
+        let (steps, turns) = (self.args.new_tokens, self.args.turns);
+        let task = Task { local: &local, prompt: self.prompt, steps, turns };
+        resident(self.session()?, self.model, &self.options, |remote| {
+            let pair = task.pair(remote)?;
+            let far = self.args.round_trip.filter(|_| steps > 0).map(|us| self.far(&task, Duration::from_micros(us)));
+            Ok((pair, far.transpose()?))
+        })
     }
 
-    fn turns(&self, local: &LocalModel, remote: &mut RemoteModel) -> Result<Pair> {
-        let (mut local_prefills, mut remote_prefills) = (Vec::new(), Vec::new());
-        let (mut local_steps, mut remote_steps) = (Vec::new(), Vec::new());
-        let mut step_bytes = (0, 0);
-        let mut progress =
-            Progress::steps("decode", (u64::from(self.args.turns) + 1) * u64::from(self.args.new_tokens) * 2);
-        let sampling = Sampling::default();
-        // Not counted: the first turn plans programs and touches memory for the first time.
-        for turn in 0..=self.args.turns {
-            let keep = |to: &mut Vec<f64>, time: Duration| {
-                if turn > 0 {
-                    to.push(time.as_secs_f64());
-                }
-            };
-            let mut context = local.context(sampling)?;
-            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-            let (token, time) = timed(|| local.prefill(&mut context, self.prompt))?;
-            keep(&mut local_prefills, time);
-            ours.push(token);
-            for i in 0..self.args.new_tokens as usize {
-                let (token, time) = timed(|| local.step(&mut context, ours[i]))?;
-                keep(&mut local_steps, time);
-                ours.push(token);
-                progress.step();
-            }
-            drop(context);
-            let mut context = remote.context(sampling)?;
-            let (token, time) = timed(|| remote.prefill(&mut context, self.prompt))?;
-            keep(&mut remote_prefills, time);
-            theirs.push(token);
-            for i in 0..self.args.new_tokens as usize {
-                let before = remote.session().traffic();
-                let (token, time) = timed(|| remote.step(&mut context, theirs[i]))?;
-                let after = remote.session().traffic();
-                step_bytes = (step_bytes.0.max(after.0 - before.0), step_bytes.1.max(after.1 - before.1));
-                keep(&mut remote_steps, time);
-                theirs.push(token);
-                progress.step();
-            }
-            remote.forget(context)?;
-            if ours != theirs {
-                return Err(Differ("the server's tokens are not those of this process".to_owned()).into());
-            }
-        }
-        Ok(Pair {
-            local_prefill: median(&local_prefills),
-            remote_prefill: median(&remote_prefills),
-            local_step: median(&local_steps),
-            remote_step: median(&remote_steps),
-            step_bytes,
-        })
+    /// The weights are there: they do not go through the relay.
+    fn far(&self, task: &Task<'_>, round_trip: Duration) -> Result<Far> {
+        let relay = Relay::to(self.uri)?;
+        let session = connect::session_with(relay.uri(), self.args.link, connect::lasting(0.0))?;
+        resident(session, self.model, &self.options, |remote| task.far(&relay, remote, round_trip))
     }
 
     /// Watches the server's GPU, if it is one of this machine.
@@ -278,7 +292,7 @@ impl Bench<'_> {
     }
 
     fn session(&self) -> Result<Session> {
-        connect::session_with(self.uri, self.args.link, connect::lasting(0.0))
+        session(self.args, self.uri)
     }
 
     /// A process of its own, as a second user would start it.
@@ -287,9 +301,14 @@ impl Bench<'_> {
         let mut command = Command::new(me);
         command.args(["generate", "--json", "--connect", &self.uri.to_string(), "--max-new-tokens", "1", "--prompt"]);
         command.arg(prompt).args(self.args.link.arguments()).arg("--model").arg(&self.args.model.model);
-        command.args(["--kv-dtype", self.args.model.kv_dtype.name(), "--device", &self.args.model.device.to_string()]);
-        if let Some(dtype) = self.args.model.dtype {
-            command.args(["--dtype", dtype.name()]);
+        command.args(["--device", &self.options.device.to_string()]);
+        let types = [
+            ("--dtype", self.args.model.dtype),
+            ("--activations", self.options.activations),
+            ("--kv-dtype", self.options.kv_dtype),
+        ];
+        for (name, dtype) in types {
+            command.args(dtype.into_iter().flat_map(|dtype| [name, dtype.name()]));
         }
         command.stderr(std::process::Stdio::inherit());
         let output = progress::watched(Progress::steps("second client", 1), 1, || 0, || command.output())
@@ -346,7 +365,7 @@ impl Bench<'_> {
     fn turn_together(&self, sessions: u32, made: &AtomicU64) -> Result<f64> {
         let mut clients = Vec::new();
         let begun = (0..sessions).try_for_each(|_| {
-            let mut remote = establish(self.session()?, self.model, &self.args.model.remote())?;
+            let mut remote = establish(self.session()?, self.model, &self.options)?;
             let first = self.begin(&mut remote);
             clients.push((remote, first));
             Ok::<_, anyhow::Error>(())
@@ -388,7 +407,7 @@ impl Bench<'_> {
     }
 }
 
-fn timed<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<(T, Duration), E> {
-    let began = Instant::now();
-    Ok((work()?, began.elapsed()))
+/// One step alone has no other to be measured from.
+fn steps(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|&n| n != 1).ok_or_else(|| "write a whole number: 0, or 2 and above".to_owned())
 }

@@ -108,7 +108,7 @@ pub(crate) fn run(args: &GrowthArgs, say: Say) -> Result<()> {
         );
     }
     more_descriptors();
-    let servers = args.server.ready(&args.link)?;
+    let servers = args.server.ready(&args.link, 0)?;
     let (connections, residents) = (ascending(&args.connections), ascending(&args.residents));
     let mut progress = Progress::steps("growth", (servers.uris().len() * (connections.len() + residents.len())) as u64);
     let mut rows = Vec::new();
@@ -123,6 +123,7 @@ pub(crate) fn run(args: &GrowthArgs, say: Say) -> Result<()> {
         closed?;
     }
     drop(progress);
+    servers.write_utilisation()?;
     if let Some(path) = &args.svg {
         std::fs::write(path, figure::growth(&rows)?).with_context(|| format!("writing {}", path.display()))?;
     }

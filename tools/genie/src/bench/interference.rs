@@ -1,6 +1,6 @@
 //! `genie bench interference`: what a small request waits while a large put runs on the same connection.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
@@ -28,7 +28,7 @@ use crate::say::{self, Say};
 /// meanwhile as well. The goal is a 99th percentile of at most three times the idle one.
 ///
 /// With --json a list with a row for each server (with --csv the same as a table): idle_p50_us, idle_p99_us, busy_p50_us, busy_p99_us, busy_max_us, ratio_p99,
-/// put_gb_s, and what was asked for.
+/// put_gb_s, avg_sm (percent of the time in which the server's GPU ran a kernel), and what was asked for.
 ///
 /// Example: genie bench interference --serve --links tcp,shm --tensor 1G
 #[derive(Debug, Args)]
@@ -80,6 +80,8 @@ struct Row {
     busy_max_us: f64,
     ratio_p99: f64,
     put_gb_s: f64,
+    /// Percent of the time in which the server's GPU ran a kernel; null where nobody tells.
+    avg_sm: Option<f64>,
 }
 
 /// Small requests that may be in flight: more than this wait for their turn, and count from when they were meant to begin.
@@ -90,11 +92,12 @@ pub(crate) fn run(args: &InterferenceArgs, say: Say) -> Result<()> {
     if args.small > LARGEST_ECHO {
         anyhow::bail!("{} bytes are too many for a small request: up to {LARGEST_ECHO}", args.small);
     }
-    let servers = args.server.ready(&args.link)?;
+    let servers = args.server.ready(&args.link, args.device)?;
     servers.uris().iter().try_for_each(|uri| args.memory.check(uri))?;
     let mut progress = Progress::steps("interference", servers.uris().len() as u64 * u64::from(args.turns));
     let mut rows = Vec::new();
     for uri in servers.uris() {
+        let began = Instant::now();
         let mut session = connect::session_with(uri, args.link, |options| {
             connect::lasting(0.0)(options);
             options.client.lanes = args.lanes;
@@ -121,9 +124,11 @@ pub(crate) fn run(args: &InterferenceArgs, say: Say) -> Result<()> {
             busy_max_us: us(&busy, 1.0),
             ratio_p99: rounded(us(&busy, 0.99) / us(&idle, 0.99)),
             put_gb_s: rounded((args.tensor * u64::from(args.turns)) as f64 / moved.as_secs_f64() / 1e9),
+            avg_sm: servers.avg_sm(began),
         });
     }
     drop(progress);
+    servers.write_utilisation()?;
     args.output.print(say, &rows, |rows| {
         let header =
             ["link", "put", "lanes", "GB/s", "small", "idle p50 us", "p99", "busy p50", "p99", "max", "ratio p99"];

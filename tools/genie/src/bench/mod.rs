@@ -12,6 +12,7 @@ mod memory;
 mod output;
 pub(crate) mod price;
 pub(crate) mod put;
+mod relay;
 mod row;
 mod server;
 mod sizes;

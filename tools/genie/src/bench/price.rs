@@ -93,7 +93,7 @@ pub(crate) fn run(args: &PriceArgs, say: Say) -> Result<()> {
         bail!("--time 0 measures nothing");
     }
     let sizes = flatten(&args.sizes);
-    let servers = args.server.ready(&args.link)?;
+    let servers = args.server.ready(&args.link, args.device)?;
     let (mut with, mut without) = match servers.uris() {
         [uri] if uri.is_encrypted() => bail!(
             "{uri} has no checksums to do without: each record of TLS has a tag, so both sides would be the same. Give two \
@@ -118,6 +118,7 @@ pub(crate) fn run(args: &PriceArgs, say: Say) -> Result<()> {
         }
     }
     drop(progress);
+    servers.write_utilisation()?;
     with.session.close()?;
     without.session.close()?;
     args.output.print(say, &rows, |rows| table(rows))

@@ -50,6 +50,10 @@ pub(super) struct Row {
     pub(super) server_cpu_s_gb: Option<f64>,
     /// Payload bytes copied in user space at both ends, for each byte that was moved.
     pub(super) copied_per_byte: Option<f64>,
+    /// Of the time that copies to and from the server's GPU took, the part in which the network was busy; null where it does not trace.
+    pub(super) copy_overlap: Option<f64>,
+    /// Percent of the time in which the server's GPU ran a kernel; null where nobody tells.
+    pub(super) avg_sm: Option<f64>,
     /// What the floor is; null where there is none.
     pub(super) floor: Option<String>,
     pub(super) floor_p50_us: Option<f64>,
@@ -77,6 +81,7 @@ impl Row {
         (self.p50_us, self.p90_us, self.p99_us, self.p999_us) = (us(0.5), us(0.9), us(0.99), us(0.999));
         self.client_cpu_s_gb = rounded(spent.client_cpu.as_secs_f64() / gigabytes);
         self.server_cpu_s_gb = spent.server_cpu.map(|time| rounded(time.as_secs_f64() / gigabytes));
+        self.copy_overlap = spent.copy_overlap().map(rounded);
         self.copied_per_byte = spent.copied.map(|bytes| rounded(bytes as f64 / (gigabytes * 1e9)));
     }
 
@@ -134,6 +139,18 @@ fn legend(rows: &[Row]) -> String {
     if !registering.is_empty() {
         lines.push(format!("of the first requests, registering memory: {}", registering.join(", ")));
     }
+    let overlaps: Vec<_> = rows
+        .iter()
+        .filter_map(|r| Some(format!("{} {} {} {:.0} %", r.link, r.op, size(r.bytes), r.copy_overlap? * 100.0)))
+        .collect();
+    if !overlaps.is_empty() {
+        lines.push(format!("copies to and from the GPU while the network was busy: {}", overlaps.join(", ")));
+    }
+    let busy: Vec<_> =
+        rows.iter().filter_map(|r| Some(format!("{} {} {:.0} %", r.op, size(r.bytes), r.avg_sm?))).collect();
+    if !busy.is_empty() {
+        lines.push(format!("avg_sm, a kernel ran on the GPU: {}", busy.join(", ")));
+    }
     let mut floors: Vec<_> =
         rows.iter().filter_map(|r| Some(format!("{} {}: {}", r.link, r.op, r.floor.as_ref()?))).collect();
     floors.dedup();
@@ -182,6 +199,7 @@ mod tests {
             client_cpu: Duration::from_secs(1),
             server_cpu: Some(Duration::from_secs(3)),
             copied: Some(4_000_000_000),
+            copies: Some((Duration::from_secs(8), Duration::from_secs(7))),
         };
         row.measured(&outcome(), &[0.5, 1.0, 7.0], &spent);
         row
@@ -191,6 +209,7 @@ mod tests {
     fn numbers_follow_from_what_was_measured() {
         let row = row();
         assert_eq!((row.messages_s, row.gb_s, row.copied_per_byte), (1000.0, 1.0, Some(2.0)));
+        assert_eq!(row.copy_overlap, Some(0.875));
         assert_eq!((row.client_cpu_s_gb, row.server_cpu_s_gb, row.cpu_s_gb()), (0.5, Some(1.5), Some(2.0)));
         let near = |a: f64, b: f64| (a - b).abs() <= b / 500.0;
         assert!(near(row.p50_us, 500.0) && near(row.p999_us, 999.0) && near(row.max_us, 1000.0), "{row:?}");
@@ -200,12 +219,14 @@ mod tests {
     #[test]
     fn a_table_holds_the_rows() {
         let compared = Row { floor: Some("memcpy".into()), floor_gb_s: Some(12.5), rate: Some(5.0), ..row() };
-        let rows = [row(), Row { first_registering_us: Some(140.0), ..compared }];
+        let rows = [row(), Row { avg_sm: Some(3.0), first_registering_us: Some(140.0), ..compared }];
         let table = table(&rows);
         for text in [
             "p99.9",
             "12.5 GB/s",
             "registering memory: put 1000000 140 us",
+            "network was busy: tcp put 1000000 88 %",
+            "avg_sm, a kernel ran on the GPU: put 1000000 3 %",
             "tcp put: memcpy",
             "open loop: 5 requests/s",
         ] {

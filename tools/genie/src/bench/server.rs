@@ -1,12 +1,16 @@
 //! The servers that a bench measures: some that run already, or one of its own.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use genie_transport::Uri;
 
+use super::rounded;
 use crate::connect::{self, LinkArgs};
+use crate::gpu::{self, Watch};
 use crate::server::OwnServer;
 
 /// Which servers to measure.
@@ -31,26 +35,55 @@ pub(crate) struct ServerArgs {
     /// With --serve: further arguments of `genie serve`, in one word: '--tls-cert cert.pem --tls-key key.pem'.
     #[arg(long, value_name = "ARGS", default_value = "", requires = "serve", allow_hyphen_values = true)]
     serve_args: String,
+    /// With --serve: the server writes into this file when each slice of a tensor was on the network, and when it was copied to or from its
+    /// GPU, as `genie serve --trace` does.
+    #[arg(long, value_name = "FILE.json", requires = "serve")]
+    trace: Option<PathBuf>,
+    /// Where a table of how busy the server's GPU was goes, if it is one of this machine: time_s, sm (percent), memory (bytes).
+    #[arg(long, value_name = "FILE.csv")]
+    utilisation: Option<PathBuf>,
 }
 
 /// Servers that are ready.
-#[derive(Debug)]
 pub(super) struct Servers {
     uris: Vec<Uri>,
+    /// Of the device that is measured, of the first server.
+    watch: Option<Watch>,
+    utilisation: Option<PathBuf>,
     /// Stopped with this value.
     _own: Option<OwnServer>,
 }
 
 impl ServerArgs {
-    /// Starts the server, if one is to be started. It polls if its client does.
-    pub(super) fn ready(&self, link: &LinkArgs) -> Result<Servers> {
+    /// Starts the server, if one is to be started. It polls if its client does. From here on its `device` is watched, if that is a GPU of
+    /// this machine.
+    pub(super) fn ready(&self, link: &LinkArgs, device: u16) -> Result<Servers> {
+        let (uris, own) = self.open(link)?;
+        let asked = self.utilisation.is_some() || (self.serve && !self.serve_device.starts_with("cpu"));
+        let watch = match uris.first() {
+            Some(uri) if asked => {
+                let uuid = connect::within(uri, *link, |session| gpu::uuid_of(session, device))?;
+                uuid.and_then(|uuid| Watch::start(&uuid))
+            }
+            _ => None,
+        };
+        if let Some(path) = self.utilisation.as_ref().filter(|_| watch.is_none()) {
+            bail!(
+                "{}: nobody tells how busy device {device} is: it is no GPU of this machine, or NVIDIA's management library is missing",
+                path.display()
+            );
+        }
+        Ok(Servers { uris, watch, utilisation: self.utilisation.clone(), _own: own })
+    }
+
+    fn open(&self, link: &LinkArgs) -> Result<(Vec<Uri>, Option<OwnServer>)> {
         if !self.serve {
             if self.uri.is_empty() {
                 bail!("say which server: --uri tcp://HOST:PORT, or --serve to start one");
             }
             // A row names the link that it is of, and stands beside that link's floor.
             let settled = self.uri.iter().map(|uri| connect::settled(uri, *link).map(|(uri, _)| uri));
-            return Ok(Servers { uris: settled.collect::<Result<_>>()?, _own: None });
+            return Ok((settled.collect::<Result<_>>()?, None));
         }
         let mut listen = self.uri.clone();
         for name in &self.links {
@@ -63,8 +96,11 @@ impl ServerArgs {
         if link.spin == 0 {
             more.extend(["--spin", "0"]);
         }
+        if let Some(path) = &self.trace {
+            more.extend(["--trace", path.to_str().context("--trace: a path that is no text")?]);
+        }
         let own = OwnServer::start_at(&listen, &self.serve_device, &more)?;
-        Ok(Servers { uris: own.uris().to_vec(), _own: Some(own) })
+        Ok((own.uris().to_vec(), Some(own)))
     }
 }
 
@@ -72,6 +108,19 @@ impl Servers {
     /// Where they listen.
     pub(super) fn uris(&self) -> &[Uri] {
         &self.uris
+    }
+
+    /// Percent of the time since then in which the device ran a kernel, if it is a GPU that is watched.
+    pub(super) fn avg_sm(&self, since: Instant) -> Option<f64> {
+        self.watch.as_ref()?.average(since, Instant::now()).map(rounded)
+    }
+
+    /// Writes how busy the device was, where that is wanted.
+    pub(super) fn write_utilisation(&self) -> Result<()> {
+        match (&self.watch, &self.utilisation) {
+            (Some(watch), Some(path)) => watch.write(path),
+            _ => Ok(()),
+        }
     }
 }
 

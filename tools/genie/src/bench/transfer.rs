@@ -14,7 +14,7 @@ use super::load::{self, Outcome, Plan, Until};
 use super::memory::Memory;
 use super::output::OutputArgs;
 use super::row::{self, Row};
-use super::server::ServerArgs;
+use super::server::{ServerArgs, Servers};
 use super::sizes::{Sizes, flatten, sizes};
 use super::usage::{Spent, Usage};
 use super::work::{Op, Work};
@@ -37,13 +37,15 @@ use crate::say::Say;
 ///
 /// With --json a list with a row for each link, op and size; with --csv the same as a table. Times in microseconds (_us), rates in
 /// GB/s (10^9), CPU time in seconds for each GB (_cpu_s_gb) of client and server, copied_per_byte of both ends together,
-/// connect_us and first_us for what is only paid once, first_registering_us for what of that was registering memory (rdma:// alone).
+/// copy_overlap (for a server with --trace: the part of the time that copies to and from its GPU took, in which the network filled or
+/// emptied other slabs), avg_sm (percent of the time in which the GPU ran a kernel), connect_us and first_us for what is only paid once, first_registering_us for what of that was registering memory (rdma:// alone).
 ///
 /// Examples:
 ///   genie bench transfer --serve --op echo --sizes 64,4K
 ///   genie bench transfer --serve --links tcp,shm --op put,get --sizes 64:64M:4 --svg transfer.svg
 ///   genie bench transfer --uri tcp://gpu-host:7070 --op put --sizes 64M --lanes 4 --threads 2 --depth 8 --time 5
 ///   genie bench transfer --serve --op echo --sizes 64 --rate 20000 --csv
+///   genie bench transfer --serve --serve-device cuda --op put,get --sizes 64M --trace overlap.json
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct TransferArgs {
@@ -115,14 +117,15 @@ const TURNS: u32 = 5;
 pub(crate) fn run(args: &TransferArgs, say: Say) -> Result<()> {
     let sizes = flatten(&args.sizes);
     args.check(&sizes)?;
-    let servers = args.server.ready(&args.link)?;
+    let servers = args.server.ready(&args.link, args.device)?;
     servers.uris().iter().try_for_each(|uri| args.memory.check(uri))?;
     let mut progress = Progress::steps("transfer", (servers.uris().len() * args.op.len() * sizes.len()) as u64);
     let mut rows = Vec::new();
     for uri in servers.uris() {
-        measure(args, uri, &sizes, &mut progress, &mut rows)?;
+        measure((args, &servers), uri, &sizes, &mut progress, &mut rows)?;
     }
     drop(progress);
+    servers.write_utilisation()?;
     if let Some(path) = &args.svg {
         std::fs::write(path, figure::transfer(&rows)?).with_context(|| format!("writing {}", path.display()))?;
     }
@@ -173,7 +176,13 @@ impl TransferArgs {
 }
 
 /// All rows of one server.
-fn measure(args: &TransferArgs, uri: &Uri, sizes: &[u64], progress: &mut Progress, rows: &mut Vec<Row>) -> Result<()> {
+fn measure(
+    (args, servers): (&TransferArgs, &Servers),
+    uri: &Uri,
+    sizes: &[u64],
+    progress: &mut Progress,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
     let waiting = if args.link.spin > 0 { Waiting::Busy } else { Waiting::Blocking };
     let floors = if args.no_floor { None } else { Floors::or_note(uri, waiting, args.memory)? };
     // Looks at the server's counters, and does not poll while it has nothing to ask.
@@ -190,8 +199,9 @@ fn measure(args: &TransferArgs, uri: &Uri, sizes: &[u64], progress: &mut Progres
     'rows: for &op in &args.op {
         for &bytes in sizes {
             progress.say(format!("{} {} {}", scheme(uri), op.name(), row::size(bytes)));
+            let began = Instant::now();
             match bench.row(op, bytes) {
-                Ok(row) => rows.push(row),
+                Ok(row) => rows.push(Row { avg_sm: servers.avg_sm(began), ..row }),
                 Err(error) => {
                     done = Err(error.context(format!("{} of {bytes} bytes over {uri}", op.name())));
                     break 'rows;

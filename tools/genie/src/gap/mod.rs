@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use genie_models::Model;
-use genie_models::remote::Sampling;
+use genie_models::remote::{RemoteOptions, Sampling};
 use genie_transport::Uri;
 use serde::Serialize;
 
@@ -130,6 +130,19 @@ impl Phase {
     }
 }
 
+/// How the model is kept, with all types chosen: all modes compute the same. Where the server's device decides, and the server is
+/// one of this command's own, one is started for the question.
+fn settled(args: &GapArgs, model: &Model) -> Result<RemoteOptions> {
+    let mut own = None;
+    args.model.settled(model, || {
+        let uri = match &args.connect {
+            Some(uri) => uri,
+            None => own.insert(OwnServer::start(&args.serve_device)?).uri(),
+        };
+        connect::session_with(uri, args.link, connect::lasting(0.0))
+    })
+}
+
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Outcome<'a> {
@@ -153,7 +166,7 @@ pub(crate) fn run(args: &GapArgs, say: Say) -> Result<()> {
     let model = Arc::new(args.model.open()?);
     prompt::fits(&model, args.prompt_tokens, args.new_tokens)?;
     let prompt = prompt::of_length(&model, args.prompt_tokens as usize)?;
-    let load = Load::new(model.clone(), args.model.remote())?;
+    let load = Load::new(model.clone(), settled(args, &model)?)?;
     let mut gap = Gap {
         args,
         sampling: args.sampling.sampling()?,
@@ -290,7 +303,9 @@ impl Gap<'_> {
             (Mode::RemoteCache, Some(session)) => Box::new(RemoteCache::new(self.load, session, self.sampling)?),
             (Mode::Genie, Some(session)) => Box::new(Resident::new(self.load, session, self.sampling)?),
             _ => {
-                let local = LocalModel::new(&self.load.model, &self.args.serve_device, self.args.model.kv_dtype)?;
+                let Load { model, options, .. } = self.load;
+                let graphs = options.graphs(model, genie_graph::Phase::Prefill, false);
+                let local = LocalModel::new(model, &self.args.serve_device, graphs)?;
                 self.watch(local.gpu());
                 Box::new(Local::new(local, self.sampling)?)
             }

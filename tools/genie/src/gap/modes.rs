@@ -8,7 +8,7 @@ use bytes::Bytes;
 use genie_executor::device::KvSpec;
 use genie_graph::{Op, Phase};
 use genie_models::remote::{Context, Plan, RemoteModel, RemoteOptions, Sampling, weight_spec};
-use genie_models::{ContentHash, GraphOptions, Model};
+use genie_models::{ContentHash, Model};
 use genie_transport::client::blocking::Session;
 use genie_transport::client::{BindInputs, Binding, Cache, Program, PutOptions, RunOptions};
 use genie_transport::memory::Region;
@@ -37,7 +37,7 @@ pub(super) trait Bench {
 /// What all modes run. Weights are converted and hashed once, before anything is measured.
 pub(super) struct Load {
     pub(super) model: Arc<Model>,
-    options: RemoteOptions,
+    pub(super) options: RemoteOptions,
     weights: Vec<(TensorSpec, Bytes)>,
     hashes: Vec<ContentHash>,
     prefill: Plan,
@@ -46,18 +46,18 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Opens what is to be measured.
+    /// Opens what is to be measured. The options say all types: no device is asked.
     pub(super) fn new(model: Arc<Model>, options: RemoteOptions) -> Result<Self> {
         let mut progress = crate::progress::Progress::bytes("hashing weights");
         let hashes = model.hashes(&options.hashes, |done, total| progress.set(done, total));
         let weights = model.weights().iter().map(|w| Ok((weight_spec(w)?, Bytes::from_owner(w.bytes()))));
-        let graph = model.graph(GraphOptions { kv_dtype: options.kv_dtype, ..GraphOptions::new(Phase::Prefill) })?;
+        let graph = model.graph(options.graphs(&model, Phase::Prefill, false))?;
         let kv = graph.inputs().iter().find_map(|i| KvSpec::of(&i.ty)).context("the model has no KV cache")?;
         Ok(Self {
             weights: weights.collect::<Result<_>>()?,
             hashes,
-            prefill: Plan::new(&model, Phase::Prefill, options.kv_dtype)?,
-            decode: Plan::new(&model, Phase::Decode, options.kv_dtype)?,
+            prefill: Plan::new(&model, options.graphs(&model, Phase::Prefill, false))?,
+            decode: Plan::new(&model, options.graphs(&model, Phase::Decode, false))?,
             kv,
             options,
             model,

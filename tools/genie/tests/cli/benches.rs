@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::support::{Server, bad, genie, good, json};
 
 /// Every field of a row, in the order in which CSV has them.
-const FIELDS: [&str; 33] = [
+const FIELDS: [&str; 35] = [
     "op",
     "link",
     "uri",
@@ -39,6 +39,8 @@ const FIELDS: [&str; 33] = [
     "client_cpu_s_gb",
     "server_cpu_s_gb",
     "copied_per_byte",
+    "copy_overlap",
+    "avg_sm",
     "floor",
     "floor_p50_us",
     "floor_gb_s",

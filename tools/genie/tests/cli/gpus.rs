@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-use crate::support::{genie, json};
+use crate::support::{bad, genie, json};
 
 const HIDDEN: (&str, &str) = ("CUDA_VISIBLE_DEVICES", "");
 
@@ -44,4 +44,16 @@ fn auto_goes_on_with_the_cpu_and_says_why() {
     let log = std::fs::read_to_string(log).expect("it is there");
     assert!(ready.starts_with("genie: serving cpu:0 on "), "{ready}{log}");
     assert!(log.contains("INFO") && log.contains("the CPU is taken: "), "{log}");
+}
+
+#[test]
+fn what_is_of_gpus_alone_is_refused_where_there_is_none() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let file = folder.path().join("file");
+    let file = file.to_str().expect("it is text");
+    let (_, error) = bad(&["serve", "--listen", "tcp://127.0.0.1:0", "--device", "cpu", "--trace", file]);
+    assert!(error.contains("--trace is of copies to and from GPUs"), "{error}");
+    let (_, error) = bad(&["bench", "transfer", "--serve", "--op", "echo", "--sizes", "64", "--utilisation", file]);
+    assert!(error.contains("nobody tells how busy device 0 is"), "{error}");
+    assert!(!std::path::Path::new(file).exists(), "nothing was made that would hold nothing");
 }

@@ -1,6 +1,8 @@
 //! The real program: servers and clients in processes of their own.
 
 mod benches;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod driver;
 mod gpus;
 mod killed;
 mod limits;

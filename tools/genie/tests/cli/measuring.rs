@@ -152,13 +152,29 @@ fn decode_is_measured_in_process_and_remote() {
         "1",
         "--sessions",
         "3",
+        "--round-trip",
+        "20000",
         "--json",
     ]));
     for bytes in ["step_bytes_up", "step_bytes_down"] {
         assert!(told[bytes].as_u64().is_some_and(|n| n > 0 && n <= 128), "{told}");
     }
     assert!(told["decode_ratio"].as_f64().unwrap() > 0.0 && told["several"]["speedup"].as_f64().unwrap() > 0.0);
+    assert!(told["streamed_ratio"].as_f64().unwrap() > 0.0 && told["prefill_ratio"].as_f64().unwrap() > 0.0);
+    assert_eq!(told["streamed_alike"], 10);
+    let far = &told["far"];
+    assert!(far["round_trip_us"].as_f64().unwrap() > 15_000.0, "{told}");
+    assert!(far["remote_decode_ms"].as_f64().unwrap() > 15.0, "a step waits for its round trip: {told}");
     assert!(told["second_client"].is_null(), "a text needs a tokenizer");
+    // As long as the model sees: not one more token has room.
+    let most = model::POSITIONS.to_string();
+    let all =
+        ["bench", "decode", "--model", folder, "--prompt-tokens", &most, "--turns", "1", "--json", "--new-tokens"];
+    let told = json(&good(&[&all[..], &["0"]].concat()));
+    assert!(told["remote_prefill_ms"].as_f64().unwrap() > 0.0 && told["decode_ratio"].is_null(), "{told}");
+    assert!(told["several"].is_null() && told["far"].is_null(), "{told}");
+    let (_, error) = bad(&[&all[..], &["1"]].concat());
+    assert!(error.contains("--new-tokens"), "{error}");
 }
 
 /// The second client is another process: it is told all that this one needs to be let in.
@@ -205,10 +221,21 @@ fn the_capital_of_france() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8(output.stdout).unwrap(), " Paris.\n", "the text alone");
     assert!(String::from_utf8(output.stderr).unwrap().contains("tokens/s"));
-    let told = json(&good(&call.iter().copied().chain(["--per-step", "--json"]).collect::<Vec<_>>()));
-    assert_eq!((told["text"].as_str(), told["finish"].as_str()), (Some(" Paris."), Some("length")));
-    let sent = told["bytes_up"].as_f64().unwrap() / told["model_bytes"].as_f64().unwrap();
-    assert!(told["upload_bytes"] == 0 && sent < 0.0001, "a second client sends {sent} of the model");
+    let told = |more: &[&str]| json(&good(&[&call[..], more, &["--json"]].concat()));
+    let bytes = |told: &serde_json::Value, name: &str| told[name].as_u64().unwrap();
+    let packed = told(&["--per-step"]);
+    assert_eq!((packed["text"].as_str(), packed["finish"].as_str()), (Some(" Paris."), Some("length")));
+    assert_eq!(packed["upload_bytes"], 0, "the server has it");
+
+    // As floats it is another model to the server, and says the same.
+    let wide = told(&["--dtype", "f32"]);
+    assert_eq!((wide["text"].as_str(), &wide["tokens"]), (Some(" Paris."), &packed["tokens"]));
+    assert!(bytes(&packed, "model_bytes") < bytes(&wide, "model_bytes") / 5, "sent as it lies in the file: {packed}");
+    // Norms are f32 in both.
+    assert!((1..bytes(&wide, "model_bytes")).contains(&bytes(&wide, "upload_bytes")), "{wide}");
+    let again = told(&["--dtype", "f32", "--per-step"]);
+    let sent = bytes(&again, "bytes_up") as f64 / bytes(&again, "model_bytes") as f64;
+    assert!(again["upload_bytes"] == 0 && sent < 0.0001, "a second client sends {sent} of the model");
 
     // A reader that has seen enough is no failure, and the session ends all the same.
     let mut long: Vec<_> = call.into_iter().filter(|a| *a != "2").collect();

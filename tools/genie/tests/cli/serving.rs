@@ -118,6 +118,10 @@ fn what_cannot_be_is_said_with_what_to_do() {
     assert!(code == 2 && error.contains("tcp://"), "{error}");
     let (code, error) = bad(&["generate", "--connect", &uri, "--model", "/nowhere.gguf", "--prompt", "x"]);
     assert!(code == 1 && error.contains("/nowhere.gguf"), "{error}");
+    let (code, error) = bad(&["generate", "--connect", &uri, "--model", "random:gpt2-xl", "--prompt", "x"]);
+    assert!(code == 1 && error.contains("genie bench decode"), "{error}");
+    let (code, error) = bad(&["gap", "--model", "random:gpt-k"]);
+    assert!(code == 1 && error.contains("gpt-k") && error.contains("gpt-j-6b"), "{error}");
 }
 
 #[test]

@@ -27,17 +27,17 @@ impl Server {
 
     /// What it logs goes there.
     pub(crate) fn logging(listen: &str, more: &[&str], log: Stdio) -> Self {
-        let mut child = genie(&["serve", "--listen", listen])
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("the program starts");
+        Self::of(genie(&["serve", "--listen", listen]).args(more).stderr(log), "cpu:0")
+    }
+
+    /// A command that serves these devices.
+    pub(crate) fn of(command: &mut Command, devices: &str) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the program starts");
         let mut out = BufReader::new(child.stdout.take().expect("its output is piped"));
         let mut line = String::new();
         out.read_line(&mut line).expect("its output can be read");
+        assert!(line.starts_with(&format!("genie: serving {devices}")), "{line}");
         let uri = line.trim().rsplit_once(" on ").expect("the line says where").1.to_owned();
-        assert!(line.starts_with("genie: serving cpu:0"), "{line}");
         Self { child, uri, _out: out }
     }
 
