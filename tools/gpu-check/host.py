@@ -7,6 +7,7 @@ import platform
 import shutil
 import site
 import sysconfig
+import tempfile
 
 import proc
 
@@ -45,6 +46,9 @@ def versions(env):
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             found.append(f"no {package}")
+    lies = [folder for folder in env["LD_LIBRARY_PATH"].split(os.pathsep) if glob.glob(f"{folder}/libcublasLt.so*")]
+    whose = "none but what the system's loader finds" if not lies else "that of Python's packages" if "-packages" in lies[0] else "the toolkit's"
+    found.append(f"cuBLASLt: {whose}")
     tool = sanitizer(env)
     if tool is None:
         found.append("no compute-sanitizer")
@@ -71,4 +75,8 @@ def environment():
     # What the user named comes first.
     env["LD_LIBRARY_PATH"] = os.pathsep.join(told + found)
     env["NO_COLOR"] = "1"
+    # What the driver compiles is kept for later programs, all of it.
+    env.setdefault("CUDA_CACHE_MAXSIZE", str(4 << 30))
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        env.setdefault("CUDA_CACHE_PATH", os.path.join(tempfile.gettempdir(), "gpu-check-compiled"))
     return env

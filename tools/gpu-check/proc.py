@@ -6,6 +6,10 @@ import subprocess
 import time
 
 
+# For a program that was killed to be gone.
+PATIENCE_S = 10
+
+
 class Deadline:
     """Seconds until everything must have ended."""
 
@@ -29,6 +33,11 @@ class Done:
     @property
     def timed_out(self):
         return self.code is None
+
+    def tail(self, lines=30):
+        """The last lines that it wrote, those of its standard error where there are any."""
+        said = [line.rstrip()[:400] for line in (self.err if self.err.strip() else self.out).splitlines() if line.strip()]
+        return "\n".join(said[-lines:])
 
     def why(self):
         """A sentence on how it ended, with the last line that it wrote."""
@@ -62,9 +71,13 @@ def run(command, limit, env=None, cwd=None):
     try:
         out, err = child.communicate(timeout=max(limit, 0.1))
         code = child.returncode
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
         end(child)
-        out, err = child.communicate()
+        try:
+            out, err = child.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            # A driver that hangs holds its program in the kernel: the others are not to wait for it.
+            out, err = late.stdout or b"", late.stderr or b""
     except BaseException:
         end(child)
         raise

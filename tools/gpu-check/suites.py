@@ -3,7 +3,7 @@
 import re
 
 import proc
-from report import FAILED, LEFT_OUT, OK, Row
+from report import FAILED, LEFT_OUT, OK, Goal, Row
 
 SUMMARY = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
 VERDICT = re.compile(r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)", re.M)
@@ -13,10 +13,17 @@ PANIC = re.compile(r"thread '[^']*' (?:\(\d+\) )?panicked at (\S+:\d+):\d+: ?")
 
 # What of a program needs no GPU: CI runs that.
 BESIDE_THE_GPU = {"device": ["--skip", "models::"]}
-# Of one test by itself.
-ALONE_S = 15
+# Tests that are figures of their own.
+FIGURES = {"device": {"gpu::greedy_tokens_are_those_of_the_cpu": "tiny models, f32: the CPU device's tokens, 64 of them"}}
+# Lines of numbers, of the tests whose names begin so.
+GOLDENS = {"device": "goldens::"}
+GOLDEN = re.compile(r"golden, (.+): error (\S+), at most (\S+)")
+GOLDENS_S = 60
+
+# Of one test by itself, and of all of them.
+ALONE_S, ALL_ALONE_S = 15, 75
 # How many are run by themselves.
-MOST_ALONE = 12
+MOST_ALONE = 40
 # How many a note names.
 MOST_NAMED = 12
 
@@ -38,15 +45,26 @@ def names(command, env):
 
 
 def suite(step, program, limit, env, deadline):
-    """One row for a test program. A fault breaks the GPU for every test behind it in the process: what failed runs again by itself."""
+    """Rows for a test program. A fault breaks the GPU for every test behind it in the process: what failed runs again by itself."""
     command = [program, *BESIDE_THE_GPU.get(step, [])]
     done = proc.run(command, deadline.part(limit), env)
     verdicts = dict(VERDICT.findall(done.out))
+    rows = [whole(step, program, command, done, verdicts, env, deadline)]
+    for name, what in FIGURES.get(step, {}).items():
+        verdict = verdicts.get(name, "did not end")
+        rows.append(Row(step, what, verdict, outcome=OK if verdict == "ok" else FAILED))
+    if step in GOLDENS:
+        rows += goldens(step, program, env, deadline)
+    return rows
+
+
+def whole(step, program, command, done, verdicts, env, deadline):
+    """The row of all tests together."""
     stories = dict(STORY.findall(done.out))
     summary = SUMMARY.search(done.out)
     failed = [name for name, verdict in verdicts.items() if verdict == "FAILED"]
     if done.code == 0 and summary and int(summary[1]) > 0:
-        return [Row(step, "tests", f"{summary[1]} passed", took=done.seconds, state=OK)]
+        return Row(step, "tests", f"{summary[1]} passed", took=done.seconds)
     notes = [] if summary else [f"{step}: {done.why()}"]
     if summary and not failed:
         notes.append(f"{step}: {'no test was there to run' if done.code == 0 else done.why()}")
@@ -57,14 +75,25 @@ def suite(step, program, limit, env, deadline):
     notes += alone(step, program, (failed + unseen)[:MOST_ALONE], env, deadline)
     passed = sum(verdict == "ok" for verdict in verdicts.values())
     said = f"{passed} passed, {len(failed)} failed" + (f", {len(unseen)} did not end" if unseen else "")
-    return [Row(step, "tests", said, took=done.seconds, state=FAILED, notes=notes)]
+    return Row(step, "tests", said, outcome=FAILED, took=done.seconds, notes=notes, log=done.tail())
+
+
+def goldens(step, program, env, deadline):
+    """A row for each number that the goldens print."""
+    done = proc.run([program, GOLDENS[step], "--nocapture", "--test-threads=1"], deadline.part(GOLDENS_S), env)
+    rows = []
+    for what, error, most in GOLDEN.findall(done.out):
+        rows.append(Row(step, f"golden, {what}", f"error {error}", f"at most {most}", float(error) / float(most), Goal(at_most=1)))
+    if done.code != 0 or not rows:
+        rows.append(Row(step, "goldens", done.why(), outcome=FAILED, log=done.tail()))
+    return rows
 
 
 def alone(step, program, suspects, env, deadline):
     """Notes on what becomes of tests that run by themselves."""
-    ends = []
+    ends, until = [], proc.Deadline(deadline.part(ALL_ALONE_S))
     for name in suspects:
-        if deadline.left() < ALONE_S:
+        if until.left() < ALONE_S:
             ends.append((name, "not run, as no time was left"))
             continue
         done = proc.run([program, name, "--exact"], ALONE_S, env)
@@ -96,12 +125,12 @@ def brief(story):
 def sanitized(tool, sanitizer, program, limit, env, deadline):
     """The kernel tests under compute-sanitizer, group by group, each for its share of the time that is left."""
     if sanitizer is None:
-        return [Row(tool, "compute-sanitizer", "not installed", state=LEFT_OUT)]
+        return [Row(tool, "compute-sanitizer", "not installed", outcome=LEFT_OUT)]
     tests = names([program], env)
     modules = sorted({name.split("::")[0] for name in tests} - {"host"}, key=lambda m: (FIRST.index(m) if m in FIRST else len(FIRST), m))
     groups = [modules[i : i + MODULES_A_GROUP] for i in range(0, len(modules), MODULES_A_GROUP)]
     until = proc.Deadline(deadline.part(limit))
-    ended, findings, notes, took = 0, 0, [], 0.0
+    ended, findings, notes, log, took = 0, 0, [], "", 0.0
     for i, group in enumerate(groups):
         chosen = [name for name in tests if name.split("::")[0] in group]
         command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"]
@@ -113,9 +142,11 @@ def sanitized(tool, sanitizer, program, limit, env, deadline):
         ended += len(verdicts)
         text = done.out + done.err
         if "Device not supported" in text:
-            return [Row(tool, "kernel tests", "compute-sanitizer refuses this device", took=took, state=LEFT_OUT)]
+            return [Row(tool, "kernel tests", "compute-sanitizer refuses this device", took=took, outcome=LEFT_OUT)]
         found = found_by(tool, text)
         findings += found
+        if found or done.code not in (0, None):
+            log = log or done.tail()
         if found:
             notes += [f"{tool}: {line}" for line in errors_of(text)]
         failed = [name for name, verdict in verdicts if verdict == "FAILED"]
@@ -125,8 +156,8 @@ def sanitized(tool, sanitizer, program, limit, env, deadline):
     wanted = sum(name.split("::")[0] in modules for name in tests)
     said = f"{findings} found in {ended} of {wanted} tests"
     if ended == 0 and not notes:
-        return [Row(tool, "kernel tests", f"none of {wanted} tests ended in time", took=took, state=FAILED)]
-    return [Row(tool, "kernel tests", said, took=took, state=FAILED if notes or findings else OK, notes=notes)]
+        return [Row(tool, "kernel tests", f"none of {wanted} tests ended in time", took=took, outcome=FAILED)]
+    return [Row(tool, "kernel tests", said, took=took, outcome=FAILED if notes or findings else OK, notes=notes, log=log)]
 
 
 def found_by(tool, text):
