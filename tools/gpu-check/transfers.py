@@ -1,5 +1,6 @@
 """Copies over the bus, and transfers beside them."""
 
+import contextlib
 import json
 import re
 
@@ -15,6 +16,8 @@ TRANSFER_S = 1.5
 # Of one that is traced: a few of them show what there is to see.
 TRACED_S = 0.3
 TCP_GOAL, SHM_GOAL = Goal(at_least=0.95), Goal(at_least=0.9)
+# What kernels take to be compiled, and some more.
+COMPILING_S = 10
 # Link, where the client's tensors lie, what is done.
 PLANS = [("tcp", "heap", "put,get"), ("shm", "shared", "put,get"), ("shm", "heap", "put,get")]
 
@@ -55,6 +58,10 @@ class Transfers:
         """Puts and gets of 64 MiB to the device and to the CPU."""
         until = proc.Deadline(self.deadline.part(limit))
         rows = []
+        # The driver compiles kernels when it first meets them, on half of the cores, and keeps them: not while something is measured.
+        if self.device != "cpu":
+            with contextlib.suppress(Failed):
+                self.moved(self.device, "tcp", "heap", "put", until, COMPILING_S)
         for link, memory, ops in PLANS:
             # The CPU first: what it can is worth knowing where the device fails. Op by op: what one dies of, the other may not.
             for op in ops.split(","):

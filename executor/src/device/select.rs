@@ -94,6 +94,12 @@ fn without_cuda() -> DeviceError {
     DeviceError::Gpu("this build has no CUDA: build it with feature `cuda`, or serve the CPU: --device cpu".to_owned())
 }
 
+/// What a process that has opened GPUs calls before it ends: the driver must not be taken down under threads that are in it.
+pub fn leave() {
+    #[cfg(feature = "cuda")]
+    genie_cuda_kernels::gpu::cuda::stop_compiling();
+}
+
 /// GPUs of this machine, and how many of them CUDA shows to this process. `None` where NVIDIA's management library does not tell. It is
 /// asked once a process, and takes tens of milliseconds to start.
 #[cfg(feature = "cuda")]

@@ -30,6 +30,7 @@ mod traced;
 use std::process::ExitCode;
 
 use clap::Parser;
+use genie_executor::device::select;
 
 use cli::{BenchCommand, Cli, Command};
 use say::Say;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         Command::Doctor => doctor::run(say),
         Command::Floor(args) => floor::serve(&args),
     };
+    select::leave();
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail::report(&error, say),

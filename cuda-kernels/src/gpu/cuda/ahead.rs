@@ -1,9 +1,9 @@
 //! Kernels that are compiled before they are needed: a driver that meets them for the first time takes seconds for all of them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{CudaGpu, Shared};
 use crate::kernel::MODULES;
@@ -24,6 +24,39 @@ const FIRST: [&str; 9] = [
 /// Threads that compile, at the most: whoever serves meanwhile needs some of the processor, too.
 const MOST_THREADS: usize = 8;
 
+/// Nothing more is to be compiled ahead.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+/// Threads that compile now.
+static COMPILING: AtomicUsize = AtomicUsize::new(0);
+
+/// Ends compiling ahead, for good: a process that is about to end calls it, as the driver must not be taken down under a thread that is
+/// in it. It waits for the modules that are being compiled, some seconds at the most.
+pub fn stop_compiling() {
+    /// A module takes a second or two; a driver that stands still is not waited for.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    STOPPED.store(true, Ordering::SeqCst);
+    let began = Instant::now();
+    while COMPILING.load(Ordering::SeqCst) > 0 && began.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A thread that compiles is counted while this lives.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        COMPILING.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        COMPILING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl CudaGpu {
     /// Begins to compile all kernels, on threads of its own, and returns. A launch that needs one earlier waits for that one alone, or
     /// compiles it itself; what cannot be compiled is told to who launches it. The GPU may be dropped meanwhile.
@@ -33,8 +66,12 @@ impl CudaGpu {
         let threads = thread::available_parallelism().map_or(1, |cores| cores.get() / 2).clamp(1, MOST_THREADS);
         for _ in 0..threads {
             let (shared, order, next) = (Arc::downgrade(&self.shared), order.clone(), next.clone());
+            let counted = Counted::new();
             let compile = move || {
-                while let Some(shared) = shared.upgrade() {
+                let _counted = counted;
+                while !STOPPED.load(Ordering::SeqCst)
+                    && let Some(shared) = shared.upgrade()
+                {
                     let Some(&module) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
                     compile(&shared, module, started);
                 }

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 
+pub use self::ahead::stop_compiling;
 pub use self::driver::probe;
 use self::host_memory::HostMemory;
 use self::live::{Live, lock, new_id};
