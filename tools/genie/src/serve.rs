@@ -63,7 +63,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "BYTES", value_parser = size)]
     evicted: Option<u64>,
     /// When the server stops, write into this file when each slice of a tensor was on the network, and when it was copied to or from a
-    /// GPU: trace events, which https://ui.perfetto.dev shows. While it serves, it counts how much of the copies' time the network was busy.
+    /// GPU: trace events, which Perfetto (ui.perfetto.dev) shows. While it serves, it counts how much of the copies' time the network was busy.
     #[arg(long, value_name = "FILE.json")]
     trace: Option<PathBuf>,
     /// Bytes that one session may hold; without it, as many as tensors may take.
