@@ -47,14 +47,16 @@ fn model(client: &mut Client<'_>) -> (crate::client::Model, u64) {
     (crate::client::Model { lm, program, cache, binding, table }, id)
 }
 
-#[test]
-fn a_long_prompt_runs_in_longer_pieces_where_nobody_else_decodes() {
+/// The prompt runs in pieces of 50 tokens, or up to 400 where nobody else decodes, and the continuation is right. The lengths of all runs
+/// of several tokens.
+#[track_caller]
+fn pieces(prompt: &[i32], room: Option<u64>) -> Vec<u64> {
     let server = Server::with(1, 64 << 20, |config| {
         (config.mode, config.prefill_tokens, config.prefill_tokens_alone) = (Mode::Threads, 50, 400);
     });
+    *server.fakes[0].room.lock().unwrap() = room;
     let mut client = server.client();
     let model = model(&mut client).0;
-    let prompt: Vec<i32> = (0..1700).map(|i| i % 32).collect();
     let id = client.ask(Request::Generate {
         prefill: model.binding,
         decode: model.binding,
@@ -66,8 +68,14 @@ fn a_long_prompt_runs_in_longer_pieces_where_nobody_else_decodes() {
     });
     let (answer, tokens) = wait(&client, id);
     answer.unwrap();
-    assert_eq!(tokens, continuation(&prompt, 3));
-    let pieces: Vec<u64> = server.runs().iter().map(|run| run.1).filter(|&tokens| tokens > 1).collect();
+    assert_eq!(tokens, continuation(prompt, 3));
+    server.runs().iter().map(|run| run.1).filter(|&tokens| tokens > 1).collect()
+}
+
+#[test]
+fn a_long_prompt_runs_in_longer_pieces_where_nobody_else_decodes() {
+    let prompt: Vec<i32> = (0..1700).map(|i| i % 32).collect();
+    let pieces = pieces(&prompt, None);
     assert_eq!((pieces[0], pieces.iter().sum::<u64>()), (50, 1700), "nothing is known at first");
     assert!(pieces.iter().any(|&tokens| tokens > 50), "{pieces:?}");
     assert!(pieces.iter().all(|&tokens| tokens <= 400), "{pieces:?}");
@@ -75,26 +83,8 @@ fn a_long_prompt_runs_in_longer_pieces_where_nobody_else_decodes() {
 
 #[test]
 fn a_piece_that_memory_has_no_room_for_is_made_shorter() {
-    let server = Server::with(1, 64 << 20, |config| {
-        (config.mode, config.prefill_tokens, config.prefill_tokens_alone) = (Mode::Threads, 50, 400);
-    });
-    *server.fakes[0].room.lock().unwrap() = Some(60);
-    let mut client = server.client();
-    let model = model(&mut client).0;
     let prompt: Vec<i32> = (0..1700).map(|i| i % 32).collect();
-    let id = client.ask(Request::Generate {
-        prefill: model.binding,
-        decode: model.binding,
-        position: Some(0),
-        max_new: 3,
-        prompt: &prompt.iter().map(|token| token.to_le_bytes()).collect::<Vec<_>>(),
-        stop: &[],
-        arguments: Arguments::EMPTY,
-    });
-    let (answer, tokens) = wait(&client, id);
-    answer.unwrap();
-    assert_eq!(tokens, continuation(&prompt, 3));
-    let pieces: Vec<u64> = server.runs().iter().map(|run| run.1).filter(|&tokens| tokens > 1).collect();
+    let pieces = pieces(&prompt, Some(60));
     assert_eq!(pieces.iter().filter(|&&tokens| tokens <= 60).sum::<u64>(), 1700, "{pieces:?}");
     assert!(pieces.iter().any(|&tokens| tokens > 60), "one was too long: {pieces:?}");
 }
