@@ -151,7 +151,8 @@ impl Contract {
             let Some(all) = bytes_of(i) else { continue };
             let ty = &self.graph.nodes[output.node.0 as usize].ty;
             for ((row, own), part) in rows.iter_mut().zip(batch.rows).zip(batch.parts(all.len())) {
-                let bytes = all.get(part).unwrap_or_default();
+                let short = || DeviceError::Internal(format!("output {i} is shorter than its rows"));
+                let bytes = all.get(part).ok_or_else(short)?;
                 for kept in row.kept.iter_mut().filter(|kept| kept.output == i) {
                     keep(kept.space, bytes)?;
                 }

@@ -139,7 +139,13 @@ impl Products {
         };
         match done {
             Ok(()) => Ok(true),
-            Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED | Status::CUBLAS_STATUS_ARCH_MISMATCH)) => Ok(false),
+            Err(refusal @ CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED | Status::CUBLAS_STATUS_ARCH_MISMATCH)) => {
+                // Not asked again.
+                let key = Key::new(product, operands);
+                told(&key, &refusal);
+                self.plans.insert(key, None);
+                Ok(false)
+            }
             Err(CublasError(status)) => {
                 let reason = format!("cuBLASLt says {status:?} to {product:?}");
                 Err(GpuError::Refused { during: "a matrix product", reason })
@@ -153,7 +159,19 @@ impl Products {
             self.plans.clear();
         }
         let (handle, bias) = (self.handle, operands.bias);
-        self.plans.entry(key).or_insert_with(|| Plan::new(handle, &key, bias).ok()).as_ref()
+        let plan = || Plan::new(handle, &key, bias).inspect_err(|refusal| told(&key, refusal)).ok();
+        self.plans.entry(key).or_insert_with(plan).as_ref()
+    }
+}
+
+/// Says once for each product what the library has no way for. What it refuses to do besides is done behind a bare product; a bare one
+/// that it refuses runs on Genie's own kernels, which are slower.
+fn told(key: &Key, CublasError(status): &CublasError) {
+    let product = &key.product;
+    if product.gelu || key.bias {
+        tracing::debug!(?status, ?product, "cuBLASLt does this product's rest not along");
+    } else {
+        tracing::warn!(?status, ?product, "cuBLASLt has no way for a product: it runs on Genie's own kernels");
     }
 }
 
