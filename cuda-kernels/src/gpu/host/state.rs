@@ -131,7 +131,9 @@ impl State {
             Op::Wait(_) => {}
             Op::Replay(graph) => {
                 self.replays += 1;
-                for op in self.graphs.get(&graph).cloned().unwrap_or_default() {
+                // Whoever drops a graph before it was done has not waited for it.
+                let gone = || GpuError::Fault { during: "a replay", reason: "its graph is gone".to_owned() };
+                for op in self.graphs.get(&graph).cloned().ok_or_else(gone)? {
                     self.perform(op)?;
                 }
             }
