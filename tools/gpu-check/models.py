@@ -1,7 +1,6 @@
 """Language models of true configuration: on a server, in process, and beside PyTorch on the same GPU."""
 
 import json
-import os
 import pathlib
 import shutil
 import statistics
@@ -9,6 +8,7 @@ import sys
 import tempfile
 import traceback
 
+import host
 import proc
 import random_model
 from genie import Broken, Server, call
@@ -25,8 +25,11 @@ ROUND_TRIP_US = 50
 TURNS = 3
 # Tokens that the GPU's must have in common with the CPU's.
 GREEDY_TOKENS = 64
-# How the parts of PyTorch are put into processes: what one dies of, or takes too long for, does not take the others with it.
-PEERS = [["floor", "eager", "prefill"], ["compiled"], ["autotuned"]]
+# How the parts of PyTorch are put into processes, and the seconds that each may take: what one dies of, or takes too long for, does not take
+# the others with it.
+PEERS = [(["floor", "eager", "prefill"], 150), (["compiled"], 200), (["autotuned"], 240)]
+# The server's kernels run one after another, where they would else begin before those before them have ended.
+IN_TURN = {"GENIE_CUDA_OVERLAP": "0"}
 
 STREAMED, FAR, SEVERAL = Goal(at_most=1.03), Goal(at_most=1.05), Goal(at_least=6)
 PEER_GOALS = {
@@ -52,12 +55,17 @@ class Models:
         """The model's files, made when they are first asked for."""
         if shape not in self._folders:
             needed = shape.weight_bytes * 9 // 8
-            places = [place for place in ("/dev/shm", tempfile.gettempdir()) if os.path.isdir(place) and os.access(place, os.W_OK)]
+            places = host.places()
             roomy = [place for place in places if shutil.disk_usage(place).free > needed]
             if not roomy:
                 raise Broken(f"no room for a model of {needed >> 20} MiB in {' or '.join(places)}: set TMPDIR")
-            self._folders[shape] = tempfile.mkdtemp(prefix="gpu-check-", dir=roomy[0])
-            random_model.write(self._folders[shape], shape)
+            folder = tempfile.mkdtemp(prefix="gpu-check-", dir=roomy[0])
+            try:
+                random_model.write(folder, shape)
+            except OSError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise Broken(f"writing a model of {needed >> 20} MiB to {roomy[0]}: {error}") from None
+            self._folders[shape] = folder
         return self._folders[shape]
 
     def close(self):
@@ -69,29 +77,41 @@ class Models:
     def decode(self, step, limit, shape):
         """A model that is resident on a server: tokens a second, and the same beside this process's own."""
         until = proc.Deadline(self.deadline.part(limit))
-        rows = []
         try:
             self.folder(shape)
-            server = Server(self.genie, self.device, self.env, min(READY_S, until.left()))
-            with server as uri:
-                # Each by itself: what one dies of, the others may not.
-                for measure in (self.streamed, self.in_process, self.long_prompt):
-                    try:
-                        rows += measure(step, shape, uri, until)
-                    except (Broken, LookupError, TypeError, ValueError, ArithmeticError) as error:
-                        log = getattr(error, "log", traceback.format_exc()) + f"\n{server.what}:\n{server.said()}"
-                        what = f"{shape.name}: {measure.__doc__.splitlines()[0].rstrip('.').lower()}"
-                        rows.append(broken(step, what, Broken(f"{error}" if isinstance(error, Broken) else repr(error), log)))
         except Broken as error:
-            rows.append(broken(step, shape.name, error))
+            return [broken(step, shape.name, error)]
+        rows = self.served(step, shape, until, self.env, [self.streamed, self.in_process, self.long_prompt])
+        return rows + self.served(step, shape, until, self.env | IN_TURN, [self.in_turn])
+
+    def served(self, step, shape, until, env, measures):
+        """Rows of measures, on one server; what breaks one may have broken the server, so that those behind it have another."""
+        rows, waiting, warned = [], list(measures), []
+        while waiting:
+            try:
+                with Server(self.genie, self.device, env, min(READY_S, until.left())) as server:
+                    failed = False
+                    while waiting and not failed:
+                        done, failed = self.attempt(waiting.pop(0), step, shape, server, until)
+                        rows += done
+                    warned += server.warned()
+            except Broken as error:
+                rows.append(broken(step, f"{shape.name}: {named(waiting.pop(0))}", error))
+        rows[0].notes += [f"{step}: {shape.name}: the server warned: {line}" for line in list(dict.fromkeys(warned))[:8]]
         return rows
+
+    def attempt(self, measure, step, shape, server, until):
+        """Rows of a measure, and whether it failed."""
+        try:
+            return measure(step, shape, server.uri, until), False
+        except (Broken, LookupError, TypeError, ValueError, ArithmeticError) as error:
+            log = getattr(error, "log", traceback.format_exc()) + f"\n{server.what}:\n{server.said()}"
+            why = f"{error}" if isinstance(error, Broken) else repr(error)
+            return [broken(step, f"{shape.name}: {named(measure)}", Broken(why, log))], True
 
     def streamed(self, step, shape, uri, until):
         """Tokens by the server alone, streamed."""
-        prompt = random_model.prompt(shape.vocabulary, PROMPT_TOKENS)
-        first = self.generate(shape, uri, until, prompt, NEW_TOKENS)
-        runs = [self.generate(shape, uri, until, prompt, NEW_TOKENS) for _ in range(TURNS)]
-        speed = statistics.median(run["tokens_s"] for run in runs)
+        first, runs, speed = self.spoken(shape, uri, until)
         self.tokens[shape], self.decoded[shape] = first["tokens"], speed
         to_first = 1e3 * statistics.median(run["first_token_s"] for run in runs)
         rate = first["upload_bytes"] / first["upload_s"] / 1e9
@@ -102,6 +122,36 @@ class Models:
             Row(step, f"{shape.name}: first token", f"{to_first:.1f} ms"),
             Row(step, f"{shape.name}: weights to the server, hashed", f"{rate:.2f} GB/s"),
             Row(step, f"{shape.name}: the same tokens each time", f"{TURNS - odd} of {TURNS} runs", outcome=FAILED if odd else OK),
+        ]
+
+    def spoken(self, shape, uri, until):
+        """A first run, which brings the model there; those behind it, and the tokens a second of these."""
+        prompt = random_model.prompt(shape.vocabulary, PROMPT_TOKENS)
+        first, *runs = [self.generate(shape, uri, until, prompt, NEW_TOKENS) for _ in range(1 + TURNS)]
+        return first, runs, statistics.median(run["tokens_s"] for run in runs)
+
+    def in_turn(self, step, shape, uri, until):
+        """Kernels one after another."""
+        first, _, speed = self.spoken(shape, uri, until)
+        overlapped, tokens = self.decoded.get(shape), self.tokens.get(shape)
+        what = f"{shape.name}: the same with kernels one after another"
+        notes = []
+        if tokens is None:
+            # What stands beside PyTorch is this, where nothing else ran.
+            self.tokens[shape], self.decoded[shape] = first["tokens"], speed
+            notes.append(f"{step}: {shape.name}: with overlap nothing was measured: what stands beside PyTorch is without it")
+        elif tokens != first["tokens"]:
+            notes.append(f"{step}: {what}: the first {in_common(tokens, first['tokens'])} of {NEW_TOKENS} tokens are those with overlap")
+        return [
+            Row(
+                step,
+                what,
+                f"{speed:.1f} tokens/s",
+                f"overlapped {overlapped:.1f}" if overlapped else "",
+                overlapped / speed if overlapped else None,
+                outcome=FAILED if tokens not in (None, first["tokens"]) else OK,
+                notes=notes,
+            )
         ]
 
     def generate(self, shape, uri, until, prompt, new_tokens, *more):
@@ -176,8 +226,8 @@ class Models:
         tokens = []
         for device in ("cpu", self.device):
             try:
-                with Server(self.genie, device, self.env, min(READY_S, until.left())) as uri:
-                    tokens.append(self.generate(shape, uri, until, prompt, GREEDY_TOKENS, "--dtype", "f32")["tokens"])
+                with Server(self.genie, device, self.env, min(READY_S, until.left())) as server:
+                    tokens.append(self.generate(shape, server.uri, until, prompt, GREEDY_TOKENS, "--dtype", "f32")["tokens"])
             except Broken as error:
                 return [broken(step, f"{what} ({device})", error)]
         same = in_common(*tokens)
@@ -195,9 +245,10 @@ class Models:
         command += ["--prompt-tokens", str(PROMPT_TOKENS), "--new-tokens", str(NEW_TOKENS)]
         command += ["--prefill-tokens", str(min(LONG_PROMPT, shape.positions)), "--parts"]
         rows = []
-        for parts in PEERS:
+        for parts, seconds in PEERS:
             # As its user runs it: what helps Genie find a library is not for it.
-            done = proc.run([*command, *parts], until.left())
+            seconds = until.part(seconds)
+            done = proc.run([*command, *parts, "--limit", f"{seconds:.0f}"], seconds, host.peers_environment())
             lines = [json.loads(line) for line in done.out.splitlines() if line.startswith("{")]
             found = {line["part"]: line for line in lines}
             if not found and "No module named" in done.err:
@@ -238,6 +289,8 @@ class Models:
         if found.get("graphs_skipped"):
             outcome = FAILED
             notes.append(f"{step}: {what}: PyTorch left {found['graphs_skipped']} graphs out: this is not its best")
+        if found.get("graph_breaks"):
+            notes.append(f"{step}: {what}: PyTorch could not compile a step as one graph: {found['graph_breaks']}")
         if found.get("compiled_late"):
             outcome = FAILED
             notes.append(f"{step}: {what}: PyTorch compiled {found['compiled_late']} times while it was measured: this is not its best")
@@ -255,6 +308,11 @@ class Models:
         beside = f"Genie {ours:.2f} ms" if ours else ""
         ratio = found["prefill_ms"] / ours if ours else None
         return Row(step, what, f"{found['prefill_ms']:.2f} ms", beside, ratio, PEER_GOALS[part], notes=notes)
+
+
+def named(measure):
+    """The first line of its description, as the name of a row."""
+    return measure.__doc__.splitlines()[0].rstrip(".").lower()
 
 
 def broken(step, what, error):

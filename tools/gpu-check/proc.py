@@ -3,9 +3,17 @@
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
 
+import journal
 
+# A group of its own, which can be ended as a whole. Not a session, where that can be had: what ends this program's session ends these as well.
+GROUP = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+
+# Programs that run now, also those of other threads; and whether no other is to start.
+_running, _ended = set(), threading.Event()
 # For a program that was killed to be gone.
 PATIENCE_S = 10
 
@@ -55,6 +63,8 @@ class Done:
 def run(command, limit, env=None, cwd=None):
     """Runs a program and what it starts for at most `limit` seconds."""
     began = time.monotonic()
+    if _ended.is_set():
+        return Done(None, "", "", 0.0)
     try:
         child = subprocess.Popen(
             command,
@@ -63,11 +73,12 @@ def run(command, limit, env=None, cwd=None):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,
+            **GROUP,
         )
     except OSError as error:
-        return Done(127, "", str(error), 0.0)
+        return recorded(command, Done(127, "", str(error), 0.0))
     code = None
+    _running.add(child)
     try:
         out, err = child.communicate(timeout=max(limit, 0.1))
         code = child.returncode
@@ -81,13 +92,29 @@ def run(command, limit, env=None, cwd=None):
     except BaseException:
         end(child)
         raise
+    finally:
+        _running.discard(child)
     text = [stream.decode(errors="replace") for stream in (out, err)]
-    return Done(code, *text, time.monotonic() - began)
+    return recorded(command, Done(code, *text, time.monotonic() - began))
+
+
+def recorded(command, done):
+    """Leaves all that it wrote in the journal."""
+    how = f"ended after {done.seconds:.1f} s, its limit" if done.timed_out else f"exit code {done.code} after {done.seconds:.1f} s"
+    journal.add(f"{' '.join(map(str, command))[:2000]}: {how}", out=done.out, err=done.err)
+    return done
 
 
 def end(child):
-    """Ends a program that `start_new_session` made the first of its group, and what it started."""
+    """Ends a program that is the first of its group, and what it started."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def end_all():
+    """Ends all that run, and lets none start behind them."""
+    _ended.set()
+    for child in list(_running):
+        end(child)

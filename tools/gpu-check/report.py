@@ -132,8 +132,13 @@ def place(out, device):
     pages = pathlib.Path("docs/gpu-results")
     folder = pages if pages.is_dir() else pathlib.Path()
     stem = f"{now()[:10]}-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}"
-    free = (folder / (stem + (f"-{n}" if n > 1 else "") + ".md") for n in range(1, 1000))
-    return next(path for path in free if not path.exists())
+    return free(folder / f"{stem}.md")
+
+
+def free(path):
+    """This path, or NAME-2 and so on where there is one."""
+    others = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(2, 1000))
+    return next(path for path in (path, *others) if not path.exists())
 
 
 def beside(path):
@@ -144,8 +149,15 @@ def beside(path):
 def save(path, runs, rows, rehearsal):
     """Writes the page and what it was made of."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(runs, rows, rehearsal))
-    beside(path).write_text(json.dumps({"runs": runs, "rows": [row.as_json() for row in rows], "rehearsal": rehearsal}, indent=1))
+    replace(path, page(runs, rows, rehearsal))
+    replace(beside(path), json.dumps({"runs": runs, "rows": [row.as_json() for row in rows], "rehearsal": rehearsal}, indent=1))
+
+
+def replace(path, text):
+    """Whoever is killed here leaves the old file."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def load(path):

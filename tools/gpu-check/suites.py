@@ -1,5 +1,7 @@
 """Test programs of Rust: run, read, and run again test by test where one failed; and the same under compute-sanitizer."""
 
+import collections
+import concurrent.futures
 import re
 
 import proc
@@ -20,10 +22,13 @@ GOLDENS = {"device": "goldens::"}
 GOLDEN = re.compile(r"golden, (.+): error (\S+), at most (\S+)")
 GOLDENS_S = 60
 
-# Of one test by itself, and of all of them.
-ALONE_S, ALL_ALONE_S = 15, 75
-# How many are run by themselves.
-MOST_ALONE = 40
+# Of one test by itself, and of all of them; so many at the same time, each a process with a context of its own.
+ALONE_S, ALL_ALONE_S = 20, 60
+AT_ONCE = 6
+# Those that fail by themselves run once more with kernels one after another, and so many under compute-sanitizer.
+IN_TURN_S, EXPLAINED_S = 30, 45
+MOST_EXPLAINED = 6
+PASSES, NO_TIME = "passes", "not run, as no time was left"
 # How many a note names.
 MOST_NAMED = 12
 
@@ -34,6 +39,8 @@ SANITIZER_SUMMARY = {
     "memcheck": re.compile(r"ERROR SUMMARY: (\d+) error"),
     "racecheck": re.compile(r"RACECHECK SUMMARY: (\d+) hazard"),
 }
+FIRST_OF_REPORT = re.compile(r"(?:ERROR: |Error: |Warning: )?(?:Invalid|Misaligned|Race reported|Potential|Program hit)")
+ADDRESS = re.compile(r"\bat 0x[0-9a-f]+")
 # What a program exits with where the sanitizer found something: none of a test's own codes.
 FOUND = 86
 
@@ -44,12 +51,12 @@ def names(command, env):
     return [line.removesuffix(": test") for line in listed.out.splitlines() if line.endswith(": test")]
 
 
-def suite(step, program, limit, env, deadline):
+def suite(step, program, limit, env, deadline, sanitizer):
     """Rows for a test program. A fault breaks the GPU for every test behind it in the process: what failed runs again by itself."""
     command = [program, *BESIDE_THE_GPU.get(step, [])]
     done = proc.run(command, deadline.part(limit), env)
     verdicts = dict(VERDICT.findall(done.out))
-    rows = [whole(step, program, command, done, verdicts, env, deadline)]
+    rows = [whole(step, program, command, done, verdicts, env, deadline, sanitizer)]
     for name, what in FIGURES.get(step, {}).items():
         verdict = verdicts.get(name, "did not end")
         rows.append(Row(step, what, verdict, outcome=OK if verdict == "ok" else FAILED))
@@ -58,7 +65,7 @@ def suite(step, program, limit, env, deadline):
     return rows
 
 
-def whole(step, program, command, done, verdicts, env, deadline):
+def whole(step, program, command, done, verdicts, env, deadline, sanitizer):
     """The row of all tests together."""
     stories = dict(STORY.findall(done.out))
     summary = SUMMARY.search(done.out)
@@ -72,7 +79,14 @@ def whole(step, program, command, done, verdicts, env, deadline):
     if unseen:
         notes.append(f"{step}: {len(unseen)} tests had not ended: {some(unseen)}")
     notes += grouped(step, "", [(name, brief(stories.get(name, ""))) for name in failed])
-    notes += alone(step, program, (failed + unseen)[:MOST_ALONE], env, deadline)
+    ends = alone(program, failed + unseen, env, proc.Deadline(deadline.part(ALL_ALONE_S)))
+    notes += grouped(step, "by itself: ", ends)
+    broken = [name for name, end in ends if end not in (PASSES, NO_TIME)]
+    if broken and env["GENIE_TEST_GPU"] == "1":
+        # Whether overlap is to blame, and where a kernel touches what it must not.
+        in_turn = alone(program, broken, {**env, "GENIE_CUDA_OVERLAP": "0"}, proc.Deadline(deadline.part(IN_TURN_S)))
+        notes += grouped(step, "by itself, with GENIE_CUDA_OVERLAP=0: ", [(name, end) for name, end in in_turn if end != dict(ends)[name]])
+        notes += explained(step, program, broken[:MOST_EXPLAINED], env, deadline, sanitizer)
     passed = sum(verdict == "ok" for verdict in verdicts.values())
     said = f"{passed} passed, {len(failed)} failed" + (f", {len(unseen)} did not end" if unseen else "")
     return Row(step, "tests", said, outcome=FAILED, took=done.seconds, notes=notes, log=done.tail())
@@ -89,17 +103,33 @@ def goldens(step, program, env, deadline):
     return rows
 
 
-def alone(step, program, suspects, env, deadline):
-    """Notes on what becomes of tests that run by themselves."""
-    ends, until = [], proc.Deadline(deadline.part(ALL_ALONE_S))
-    for name in suspects:
-        if until.left() < ALONE_S:
-            ends.append((name, "not run, as no time was left"))
-            continue
-        done = proc.run([program, name, "--exact"], ALONE_S, env)
+def alone(program, suspects, env, until):
+    """What becomes of tests that run by themselves: names, and how each ends."""
+
+    def end(name):
+        if until.left() < ALONE_S / 2:
+            return name, NO_TIME
+        done = proc.run([program, name, "--exact"], until.part(ALONE_S), env)
         story = STORY.search(done.out)
-        ends.append((name, "passes" if done.code == 0 else brief(story[2]) if story else done.why()))
-    return grouped(step, "by itself: ", ends)
+        return name, PASSES if done.code == 0 else brief(story[2]) if story else done.why()
+
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(end, suspects))
+
+
+def explained(step, program, suspects, env, deadline, sanitizer):
+    """Notes on what compute-sanitizer says of tests that fail by themselves."""
+    if sanitizer is None:
+        return []
+    until = proc.Deadline(deadline.part(EXPLAINED_S))
+
+    def said(name):
+        command = [sanitizer, "--tool", "memcheck", "--report-api-errors", "no", "--print-limit", "10"]
+        done = proc.run([*command, program, name, "--exact", "--test-threads=1"], until.left(), env)
+        return name, errors_of(done.out + done.err)
+
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as threads:
+        return [f"{step}: {name} under memcheck: {line}" for name, lines in threads.map(said, suspects) for line in lines or ["nothing found"]]
 
 
 def grouped(step, how, ends):
@@ -167,6 +197,13 @@ def found_by(tool, text):
 
 
 def errors_of(text):
-    """The first lines of its reports."""
-    first = re.compile(r"^=+ (?:ERROR: |Error: |Warning: )?((?:Invalid|Misaligned|Race reported|Potential|Program hit).*)", re.M)
-    return [line.strip() for line in first.findall(text)][:20]
+    """What it reports, each in a line with the kernel and the first thread, and how often."""
+    lines = [line.lstrip("= ").rstrip() if line.startswith("=====") else "" for line in text.splitlines()]
+    found = collections.Counter()
+    for i, line in enumerate(lines):
+        if not FIRST_OF_REPORT.match(line):
+            continue
+        where = [more for more in lines[i + 1 : i + 5] if more.startswith(("at ", "Address", "Access", "and "))]
+        # One fault of a kernel is the same at every address.
+        found[ADDRESS.sub("at an address", "; ".join([line, *where]))[:400]] += 1
+    return [line if count == 1 else f"{line} ({count} times)" for line, count in found.most_common(20)]

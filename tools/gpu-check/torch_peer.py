@@ -15,6 +15,7 @@ attention by SDPA in the library: it is put in here, and where both are measured
 """
 
 import argparse
+import faulthandler
 import inspect
 import json
 import statistics
@@ -25,12 +26,16 @@ import traceback
 import random_model
 
 COPY_BYTES = 2 << 30
+LAST_WORDS_S = 3
 COMPILED = {"compiled": "reduce-overhead", "autotuned": "max-autotune"}
 PARTS = ["floor", "eager", "compiled", "autotuned", "prefill"]
 
 
 def main():
     args = arguments()
+    if args.limit > LAST_WORDS_S:
+        # What it was about when whoever started it lost patience.
+        faulthandler.dump_traceback_later(args.limit - LAST_WORDS_S, exit=False)
     import torch
     import transformers
 
@@ -55,6 +60,7 @@ def arguments():
     parser.add_argument("--new-tokens", type=int, default=50)
     parser.add_argument("--prefill-tokens", type=int, default=2048)
     parser.add_argument("--turns", type=int, default=3, help="turns that count, after some that do not (default: 3)")
+    parser.add_argument("--limit", type=float, default=0, help="seconds after which it will be ended: shortly before, it says where it is")
     parser.add_argument("--parts", nargs="+", default=["floor", "eager", "compiled"], choices=PARTS)
     return parser.parse_args()
 
@@ -119,12 +125,20 @@ class Peer:
 
     def compiled(self, mode):
         """Fixed shapes, so that a step is one CUDA graph. The prompt runs as it is."""
-        length = self.args.prompt_tokens + self.args.new_tokens
         if self.device.type != "cuda":
             mode = "default"
         if self.is_gptj():
             put_sdpa_into_gptj(self.torch, grows=False)
-        step = self.torch.compile(self.model, mode=mode, fullgraph=True)
+        try:
+            return self.measure_compiled(mode, fullgraph=True)
+        except self.torch._dynamo.exc.Unsupported as error:
+            self.torch._dynamo.reset()
+            return {**self.measure_compiled(mode, fullgraph=False), "graph_breaks": str(error).splitlines()[0][:300]}
+
+    def measure_compiled(self, mode, fullgraph):
+        step = self.torch.compile(self.model, mode=mode, fullgraph=fullgraph)
+        # Attention with a mask is fastest where its rows begin at multiples of eight.
+        length = -(-(self.args.prompt_tokens + self.args.new_tokens) // 8) * 8
         cache = self.transformers.StaticCache(config=self.model.config, max_cache_len=length)
 
         def fresh():
@@ -152,8 +166,11 @@ class Peer:
         """What is measured with each way to compute attention that there is."""
         found = [{**measure(), "attention": "the library's"}]
         if self.is_gptj():
-            put_sdpa_into_gptj(self.torch, grows)
-            found.append({**measure(), "attention": "SDPA, put in"})
+            take_out = put_sdpa_into_gptj(self.torch, grows)
+            try:
+                found.append({**measure(), "attention": "SDPA, put in"})
+            finally:
+                take_out()
         return found
 
     def measure_prefill(self):
@@ -217,7 +234,7 @@ class Peer:
 
 def put_sdpa_into_gptj(torch, grows):
     """GPT-J's attention by scaled_dot_product_attention, in its own type. `grows`: the cache holds nothing but what was read, so that no
-    mask is needed, which lets the fastest kernels in; a cache of fixed size needs one."""
+    mask is needed, which lets the fastest kernels in; a cache of fixed size needs one. Returns what takes it out again."""
     from transformers.models.gptj import modeling_gptj
 
     def attend(module, query, key, value, attention_mask=None, *_):
@@ -227,7 +244,9 @@ def put_sdpa_into_gptj(torch, grows):
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole)
         return out, None
 
-    modeling_gptj.GPTJAttention._attn = attend
+    kind = modeling_gptj.GPTJAttention
+    own, kind._attn = kind._attn, attend
+    return lambda: setattr(kind, "_attn", own)
 
 
 if __name__ == "__main__":

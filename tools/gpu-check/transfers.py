@@ -1,6 +1,7 @@
 """Copies over the bus, and transfers beside them."""
 
 import contextlib
+import gzip
 import json
 import re
 
@@ -77,15 +78,18 @@ class Transfers:
     def overlap(self, step, op, until):
         """For how much of the time that copies to and from the GPU took, the network was busy: by a trace, and so apart from the speeds."""
         name, trace = f"{op} {SIZE} over tcp: copies overlapped by the network", self.page.with_suffix(f".{op}.trace.json")
+        packed = trace.with_name(trace.name + ".gz")
         if self.device == "cpu":
             return Row(step, name, "there is no GPU to copy to", outcome=LEFT_OUT)
         try:
             told = self.moved(self.device, "tcp", "heap", op, until, TRACED_S, "--trace", trace)
         except Failed as error:
             return Row(step, name, f"not measured: {error}", outcome=FAILED, log=error.log)
+        packed.write_bytes(gzip.compress(trace.read_bytes(), mtime=0))
+        trace.unlink()
         if told.get("copy_overlap") is None:
             return Row(step, name, "the server copied nothing", outcome=LEFT_OUT)
-        return Row(step, name, f"{100 * told['copy_overlap']:.0f} % of their time", notes=[f"{step}: {name}: {trace.name}, for https://ui.perfetto.dev"])
+        return Row(step, name, f"{100 * told['copy_overlap']:.0f} % of their time", notes=[f"{step}: {name}: {packed.name}, for https://ui.perfetto.dev"])
 
     def moved(self, device, link, memory, op, until, seconds=TRANSFER_S, *more):
         """What `genie bench transfer` says of it."""
