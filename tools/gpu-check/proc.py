@@ -76,7 +76,7 @@ def run(command, limit, env=None, cwd=None):
             **GROUP,
         )
     except OSError as error:
-        return recorded(command, Done(127, "", str(error), 0.0))
+        return recorded(command, env, Done(127, "", str(error), 0.0))
     code = None
     _running.add(child)
     try:
@@ -95,13 +95,15 @@ def run(command, limit, env=None, cwd=None):
     finally:
         _running.discard(child)
     text = [stream.decode(errors="replace") for stream in (out, err)]
-    return recorded(command, Done(code, *text, time.monotonic() - began))
+    return recorded(command, env, Done(code, *text, time.monotonic() - began))
 
 
-def recorded(command, done):
+def recorded(command, env, done):
     """Leaves all that it wrote in the journal."""
     how = f"ended after {done.seconds:.1f} s, its limit" if done.timed_out else f"exit code {done.code} after {done.seconds:.1f} s"
-    journal.add(f"{' '.join(map(str, command))[:2000]}: {how}", out=done.out, err=done.err)
+    # What of the environment is Genie's own says which of two runs this was.
+    told = [f"{name}={value}" for name, value in (env or {}).items() if name.startswith("GENIE_")]
+    journal.add(f"{' '.join([*told, *map(str, command)])[:2000]}: {how}", out=done.out, err=done.err)
     return done
 
 

@@ -126,10 +126,13 @@ def explained(step, program, suspects, env, deadline, sanitizer):
     def said(name):
         command = [sanitizer, "--tool", "memcheck", "--report-api-errors", "no", "--print-limit", "10"]
         done = proc.run([*command, program, name, "--exact", "--test-threads=1"], until.left(), env)
-        return name, errors_of(done.out + done.err)
+        text = done.out + done.err
+        # Without its summary it saw no end, or could not begin.
+        ended = SANITIZER_SUMMARY["memcheck"].search(text)
+        return name, errors_of(text) or ["nothing found" if ended else f"not checked: {done.why()}"]
 
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as threads:
-        return [f"{step}: {name} under memcheck: {line}" for name, lines in threads.map(said, suspects) for line in lines or ["nothing found"]]
+        return [f"{step}: {name} under memcheck: {line}" for name, lines in threads.map(said, suspects) for line in lines]
 
 
 def grouped(step, how, ends):

@@ -83,10 +83,10 @@ class Transfers:
             return Row(step, name, "there is no GPU to copy to", outcome=LEFT_OUT)
         try:
             told = self.moved(self.device, "tcp", "heap", op, until, TRACED_S, "--trace", trace)
-        except Failed as error:
-            return Row(step, name, f"not measured: {error}", outcome=FAILED, log=error.log)
-        packed.write_bytes(gzip.compress(trace.read_bytes(), mtime=0))
-        trace.unlink()
+            packed.write_bytes(gzip.compress(trace.read_bytes(), mtime=0))
+            trace.unlink()
+        except (Failed, OSError) as error:
+            return Row(step, name, f"not measured: {error}", outcome=FAILED, log=getattr(error, "log", ""))
         if told.get("copy_overlap") is None:
             return Row(step, name, "the server copied nothing", outcome=LEFT_OUT)
         return Row(step, name, f"{100 * told['copy_overlap']:.0f} % of their time", notes=[f"{step}: {name}: {packed.name}, for https://ui.perfetto.dev"])
