@@ -21,6 +21,8 @@ PROMPT_TOKENS, NEW_TOKENS = 72, 50
 LONG_PROMPT = 2048
 SESSIONS = 8
 ROUND_TRIP_US = 50
+# Of a step's time, what one of its measures may take.
+MOST_OF_A_STEP = 0.45
 # Runs that count, after one that brings the model there.
 TURNS = 3
 # Tokens that the GPU's must have in common with the CPU's.
@@ -81,18 +83,20 @@ class Models:
             self.folder(shape)
         except Broken as error:
             return [broken(step, shape.name, error)]
-        rows = self.served(step, shape, until, self.env, [self.streamed, self.in_process, self.long_prompt])
-        return rows + self.served(step, shape, until, self.env | IN_TURN, [self.in_turn])
+        most = limit * MOST_OF_A_STEP
+        rows = self.served(step, shape, until, most, self.env, [self.streamed, self.in_process, self.long_prompt])
+        return rows + self.served(step, shape, until, most, self.env | IN_TURN, [self.in_turn])
 
-    def served(self, step, shape, until, env, measures):
-        """Rows of measures, on one server; what breaks one may have broken the server, so that those behind it have another."""
+    def served(self, step, shape, until, most, env, measures):
+        """Rows of measures, on one server; what breaks one may have broken the server, so that those behind it have another. One that
+        hangs has `most` seconds."""
         rows, waiting, warned = [], list(measures), []
         while waiting:
             try:
                 with Server(self.genie, self.device, env, min(READY_S, until.left())) as server:
                     failed = False
                     while waiting and not failed:
-                        done, failed = self.attempt(waiting.pop(0), step, shape, server, until)
+                        done, failed = self.attempt(waiting.pop(0), step, shape, server, proc.Deadline(until.part(most)))
                         rows += done
                     warned += server.warned()
             except Broken as error:
