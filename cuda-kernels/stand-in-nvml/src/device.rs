@@ -173,3 +173,37 @@ unsafe extern "C" fn utilization(device: *mut c_void, to: *mut Utilization) -> c
         unsafe { give(to, Utilization { gpu, memory: gpu / 2 }) }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null_mut;
+
+    use super::*;
+    use crate::state::{TOO_SMALL, UNINITIALIZED, init, shutdown};
+
+    #[test]
+    fn answers_are_given_between_start_and_end_to_who_has_room() {
+        let (mut number, mut gpu, mut same, mut text) = (0, null_mut(), null_mut(), [1 as c_char; 96]);
+        let to = text.as_mut_ptr();
+        // SAFETY: what is written to is live, and as large as is said.
+        unsafe {
+            assert_eq!(count(&mut number), UNINITIALIZED);
+            assert_eq!((init(), init(), shutdown()), (0, 0, 0));
+            assert_eq!(count(&mut number), 0, "it was started twice, and ended once");
+            assert_eq!((by_index(0, &mut gpu), by_index(number, &mut same)), (0, INVALID));
+            assert_eq!(by_uuid(c"GPU-none".as_ptr(), &mut same), NOT_FOUND);
+            assert_eq!((device_uuid(gpu, to, 40), device_uuid(gpu, to, 41)), (TOO_SMALL, 0));
+            assert_eq!(by_uuid(to, &mut same), 0);
+            assert_eq!(same, gpu);
+            let mut room: Memory = std::mem::zeroed();
+            assert_eq!(memory(gpu, &mut room), OTHER_VERSION, "it does not say which it wants");
+            room.version = 40 | 2 << 24;
+            assert_eq!(memory(gpu, &mut room), 0);
+            assert_eq!(room.total, room.used + room.free + room.reserved);
+            assert_eq!((shutdown(), shutdown()), (0, UNINITIALIZED));
+            assert_eq!(init(), 0);
+            assert_eq!(name(gpu, to, 96), INVALID, "a handle from before");
+            assert_eq!(shutdown(), 0);
+        }
+    }
+}

@@ -47,7 +47,7 @@ pub(crate) fn started(name: &'static str, body: impl FnOnce(&Library) -> Answer)
 }
 
 #[unsafe(export_name = "nvmlInit_v2")]
-extern "C" fn init() -> c_uint {
+pub(crate) extern "C" fn init() -> c_uint {
     anyhow("nvmlInit_v2", |library| {
         settings::refusal().map_or(Ok(()), Err)?;
         library.life += u32::from(library.started == 0);
@@ -57,7 +57,7 @@ extern "C" fn init() -> c_uint {
 }
 
 #[unsafe(export_name = "nvmlShutdown")]
-extern "C" fn shutdown() -> c_uint {
+pub(crate) extern "C" fn shutdown() -> c_uint {
     anyhow("nvmlShutdown", |library| {
         library.started = library.started.checked_sub(1).ok_or(UNINITIALIZED)?;
         Ok(())
