@@ -46,7 +46,8 @@ impl Driver {
         })
     }
 
-    fn is_to_fault(&self, context: Id) -> bool {
+    /// Whether the next kernel of this context is to fault; asked once for each.
+    pub(crate) fn is_to_fault(&self, context: Id) -> bool {
         let Some(file) = &self.settings.fault else { return false };
         let Ok(gpu) = std::fs::read_to_string(file) else { return false };
         let meant = gpu.trim().parse::<usize>().ok();

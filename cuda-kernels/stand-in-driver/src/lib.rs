@@ -31,7 +31,8 @@
 //! - A GPU copies to another where the machine lets it, and into pools that were opened to it.
 //! - Only events that were made with timing and recorded tell how far apart they are.
 //!
-//! Not here: the default stream, events in recordings, memory in recordings, cuBLASLt, NVML.
+//! Not here: the default stream, events in recordings, memory in recordings. cuBLASLt and NVML have stand-ins of their own beside this
+//! one; kernels of the first come through `src/libraries.rs`, and keep the rules above.
 //!
 //! # Settings
 //! Variables of the environment: `src/settings.rs` has the list.
@@ -41,6 +42,7 @@ mod device;
 mod errors;
 mod host;
 mod kernels;
+mod libraries;
 mod memory;
 mod peers;
 mod settings;

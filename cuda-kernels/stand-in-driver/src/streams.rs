@@ -14,6 +14,7 @@ use genie_cuda_kernels::Launch;
 
 use self::capture::Recording;
 pub(crate) use self::graphs::Executable;
+use crate::libraries::Foreign;
 use crate::state::{Answer, Driver, Id, give, handle, id, in_context, valid};
 
 /// One thing to do. Sizes and places were checked when it was put into its stream.
@@ -32,6 +33,8 @@ pub(crate) enum Op {
         bytes: usize,
     },
     Launch(Box<Launch>),
+    /// A kernel of another library.
+    Foreign(Arc<Foreign>),
     Free(u64),
     Record(Id),
     Wait(Id),
@@ -176,6 +179,7 @@ impl Driver {
                 unsafe { (to as *mut u8).write_bytes(byte, bytes) };
             }
             Op::Launch(launch) => self.run(context, &launch)?,
+            Op::Foreign(kernel) => self.run_foreign(context, &kernel)?,
             Op::Free(at) => self.freed(at),
             Op::Record(moment) => {
                 self.streams.moments.remove(&moment);

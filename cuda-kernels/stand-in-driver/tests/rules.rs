@@ -2,12 +2,13 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use cudarc::driver::sys::{
-    CUcontext, CUdeviceptr, CUevent, CUgraph, CUmemAllocationType_enum, CUmemLocationType_enum, CUmemPoolProps,
-    CUmemoryPool, CUresult, CUstream,
+    CUcontext, CUdeviceptr, CUevent, CUgraph, CUgraphExec, CUmemAllocationType_enum, CUmemLocationType_enum,
+    CUmemPoolProps, CUmemoryPool, CUresult, CUstream,
 };
 use genie_cuda_stand_in as _;
 
@@ -38,6 +39,19 @@ unsafe extern "C" {
     fn cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream) -> CUresult;
     fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream) -> CUresult;
     fn cuMemsetD8Async(to: CUdeviceptr, byte: u8, bytes: usize, stream: CUstream) -> CUresult;
+    fn cuGraphInstantiateWithFlags(ready: *mut CUgraphExec, graph: CUgraph, flags: u64) -> CUresult;
+    fn cuGraphDestroy(graph: CUgraph) -> CUresult;
+    fn cuGraphExecDestroy(ready: CUgraphExec) -> CUresult;
+    fn cuGraphLaunch(ready: CUgraphExec, stream: CUstream) -> CUresult;
+    fn genieStandInLaunch(
+        stream: CUstream,
+        run: unsafe extern "C" fn(*const c_void),
+        release: unsafe extern "C" fn(*mut c_void),
+        data: *mut c_void,
+        ranges: *const [u64; 2],
+        count: usize,
+        loads: bool,
+    ) -> CUresult;
 }
 
 /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`.
@@ -228,5 +242,68 @@ fn a_recording_holds_what_it_can_and_else_ends() {
         assert_eq!(cuStreamSynchronize(recorder), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         assert_eq!(cuStreamEndCapture(recorder, graph), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
         assert_eq!(cuStreamEndCapture(recorder, graph), CUDA_ERROR_ILLEGAL_STATE);
+    }
+}
+
+/// How often a kernel of another library ran, and was given back.
+#[derive(Default)]
+struct Kernel {
+    runs: AtomicU32,
+    releases: AtomicU32,
+}
+
+impl Kernel {
+    unsafe extern "C" fn run(of: *const c_void) {
+        // SAFETY: the test keeps it until nothing can run it.
+        unsafe { &*of.cast::<Self>() }.runs.fetch_add(1, Relaxed);
+    }
+
+    unsafe extern "C" fn release(of: *mut c_void) {
+        // SAFETY: as above.
+        unsafe { &*of.cast::<Self>() }.releases.fetch_add(1, Relaxed);
+    }
+
+    fn put(&self, stream: CUstream, range: [u64; 2], loads: bool) -> CUresult {
+        let of = std::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: one range; it touches nothing of the GPU's.
+        unsafe { genieStandInLaunch(stream, Self::run, Self::release, of, &range, 1, loads) }
+    }
+
+    fn seen(&self) -> (u32, u32) {
+        (self.runs.load(Relaxed), self.releases.load(Relaxed))
+    }
+}
+
+#[test]
+fn a_librarys_kernel_keeps_the_rules_of_ours() {
+    let _alone = alone();
+    let gpu = Gpu::new();
+    let (at, kernel) = (gpu.allocate(1000), Kernel::default());
+    assert_eq!(kernel.put(gpu.stream, [at + 8, 992], true), CUDA_SUCCESS);
+    assert_eq!(kernel.seen(), (0, 0), "nobody waited");
+    // SAFETY: see `Gpu::new`.
+    assert_eq!(unsafe { cuStreamSynchronize(gpu.stream) }, CUDA_SUCCESS);
+    assert_eq!(kernel.seen(), (1, 1));
+    assert_eq!(kernel.put(gpu.stream, [at + 8, 993], true), CUDA_ERROR_INVALID_VALUE);
+    assert_eq!(kernel.seen(), (1, 2), "it is given back where it is refused, too");
+    let kernel = Kernel::default();
+    let (mut recorder, mut graph, mut ready) = (null_mut(), null_mut(), null_mut());
+    // SAFETY: see `Gpu::new`.
+    unsafe {
+        assert_eq!(cuStreamCreate(&mut recorder, 1), CUDA_SUCCESS);
+        assert_eq!(cuStreamBeginCapture_v2(recorder, THREAD_LOCAL), CUDA_SUCCESS);
+        assert_eq!(kernel.put(recorder, [at, 1000], true), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        assert_eq!(cuStreamEndCapture(recorder, &mut graph), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+        assert_eq!(kernel.seen(), (0, 1));
+        assert_eq!(cuStreamBeginCapture_v2(recorder, THREAD_LOCAL), CUDA_SUCCESS);
+        assert_eq!(kernel.put(recorder, [at, 1000], false), CUDA_SUCCESS);
+        assert_eq!(cuStreamEndCapture(recorder, &mut graph), CUDA_SUCCESS);
+        assert_eq!(cuGraphInstantiateWithFlags(&mut ready, graph, 0), CUDA_SUCCESS);
+        assert_eq!(cuGraphDestroy(graph), CUDA_SUCCESS);
+        assert_eq!([cuGraphLaunch(ready, gpu.stream), cuGraphLaunch(ready, gpu.stream)], [CUDA_SUCCESS; 2]);
+        assert_eq!(cuGraphExecDestroy(ready), CUDA_SUCCESS);
+        assert_eq!(kernel.seen(), (0, 1), "it is put there, and kept for that");
+        assert_eq!(cuStreamSynchronize(gpu.stream), CUDA_SUCCESS);
+        assert_eq!(kernel.seen(), (2, 2));
     }
 }

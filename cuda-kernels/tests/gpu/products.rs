@@ -12,7 +12,7 @@ use super::support::{Buffer, gpus};
 const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const LAYOUTS: [WeightLayout; 2] = [WeightLayout::OutIn, WeightLayout::InOut];
 
-fn product(dtype: DType, layout: WeightLayout, [m, n, k]: [u64; 3], batch: u64) -> Product {
+pub(crate) fn product(dtype: DType, layout: WeightLayout, [m, n, k]: [u64; 3], batch: u64) -> Product {
     let (a_step, b_step, c_step) = (m * k, n * k, m * n);
     Product { dtype, c_type: dtype, layout, m, n, k, batch, a_step, b_step, c_step, gelu: false }
 }
@@ -62,24 +62,27 @@ impl Matrix {
 
 /// What is added to a product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct More {
+pub(crate) struct More {
     /// The result as it was.
     itself: bool,
     /// Another matrix.
     other: bool,
     bias: bool,
+    /// Bytes after which it begins.
+    bias_skip: usize,
 }
 
-const NOTHING: More = More { itself: false, other: false, bias: false };
+pub(crate) const NOTHING: More = More { itself: false, other: false, bias: false, bias_skip: 0 };
+pub(crate) const A_BIAS: More = More { bias: true, ..NOTHING };
 
 /// Runs a product; false if the library has no way. Elements of `c` between the steps must stay.
-fn check(gpu: &Arc<dyn Gpu>, product: &Product, skip: usize, more: More) -> bool {
+pub(crate) fn check(gpu: &Arc<dyn Gpu>, product: &Product, skip: usize, more: More) -> bool {
     let Product { dtype, c_type, layout, m, n, k, batch, a_step, b_step, c_step, gelu } = *product;
     let a = Matrix::random(gpu, dtype, (batch - 1) * a_step + m * k, 1, skip);
     let b = Matrix::random(gpu, dtype, (batch - 1) * b_step + n * k, 2, skip);
     let c = Matrix::random(gpu, c_type, (batch - 1) * c_step + m * n, 3, skip);
     let other = Matrix::random(gpu, c_type, (batch - 1) * c_step + m * n, 4, skip);
-    let bias = Matrix::random(gpu, c_type, n, 5, 0);
+    let bias = Matrix::random(gpu, c_type, n, 5, more.bias_skip);
     let added = if more.itself { Some(&c) } else { Some(&other).filter(|_| more.other) };
     let operands = Operands {
         added: added.map(Matrix::view),
@@ -160,10 +163,26 @@ fn results_are_wide_and_finished() {
                         (true, false, true),
                     ] {
                         // The library may have no way for some; then nothing was done.
-                        check(&gpu, &Product { gelu, ..plain }, 0, More { other, bias, itself: false });
+                        check(&gpu, &Product { gelu, ..plain }, 0, More { other, bias, ..NOTHING });
                     }
                 }
             }
+        }
+    }
+}
+
+/// What was found for a bias is for such as are aligned as it is: the library looks at its address. One plan did for all.
+#[test]
+fn a_bias_lies_at_any_place_after_another() {
+    for gpu in gpus() {
+        for dtype in TYPES {
+            let product = product(dtype, WeightLayout::OutIn, [32, 48, 16], 1);
+            for bias_skip in [0, 16, 0, 64, 48] {
+                let bias = More { bias: true, bias_skip, ..NOTHING };
+                assert!(check(&gpu, &product, 0, bias), "no way for {product:?}, {bias:?}");
+            }
+            // May be refused.
+            check(&gpu, &product, 0, More { bias: true, bias_skip: dtype.bytes() as usize, ..NOTHING });
         }
     }
 }

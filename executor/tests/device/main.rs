@@ -3,6 +3,8 @@
 
 mod cache;
 mod case;
+#[cfg(target_os = "linux")]
+mod driver;
 mod goldens;
 mod gpu;
 mod images;

@@ -34,6 +34,7 @@ pub use self::driver::probe;
 use self::host_memory::HostMemory;
 use self::live::{Live, lock, new_id};
 use self::pool::Pool;
+pub use self::products::{NoProducts, products_library};
 use self::recording::{Recording, Unrestricted};
 use self::stale::Stale;
 use self::status::During;

@@ -39,12 +39,14 @@ pub(super) struct Products {
 // SAFETY: the library's handles belong to no thread. `Products` is used with a lock held, by threads whose context is current.
 unsafe impl Send for Products {}
 
-/// What a plan depends on: the sizes, what is there, and what the addresses of c, a, b and what is added are multiples of.
+/// What a plan depends on: the sizes, what is there, and what the addresses of c, a, b, of what is added and of the bias are multiples of.
+/// Of the bias the library takes that from its address, when it is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     product: Product,
-    bias: bool,
     aligned: [u32; 4],
+    /// None: no bias.
+    bias: Option<u32>,
 }
 
 /// What the address of a bias must be a multiple of: what the library reads of it at once.
@@ -63,11 +65,17 @@ struct Plan {
 impl Products {
     /// The library, if there is one.
     pub(super) fn new(pool: &Pool) -> Result<Option<Self>, GpuError> {
-        // SAFETY: opening the library runs what it does when it is loaded, which asks nothing of this process.
-        if !unsafe { sys::is_culib_present() } {
-            tracing::info!("no cuBLASLt here: matrix products run on Genie's own kernels");
-            return Ok(None);
-        }
+        let version = match products_library() {
+            Ok(version) => version,
+            Err(reason @ NoProducts::NotFound) => {
+                tracing::info!("{reason}: matrix products run on Genie's own kernels");
+                return Ok(None);
+            }
+            Err(reason) => {
+                tracing::warn!("{reason}: matrix products run on Genie's own kernels");
+                return Ok(None);
+            }
+        };
         let handle = match result::create_handle() {
             Ok(handle) => handle,
             Err(CublasError(status)) => {
@@ -75,6 +83,7 @@ impl Products {
                 return Ok(None);
             }
         };
+        tracing::info!("cuBLASLt {version} does matrix products");
         let workspace = pool.keep(WORKSPACE_BYTES);
         if workspace.is_err() {
             // SAFETY: it was just made, and nobody else has it.
@@ -164,11 +173,66 @@ impl Products {
     }
 }
 
+/// The library's functions that are called here.
+const FUNCTIONS: [&str; 14] = [
+    "cublasLtCreate",
+    "cublasLtDestroy",
+    "cublasLtGetVersion",
+    "cublasLtMatmul",
+    "cublasLtMatmulAlgoGetHeuristic",
+    "cublasLtMatmulDescCreate",
+    "cublasLtMatmulDescDestroy",
+    "cublasLtMatmulDescSetAttribute",
+    "cublasLtMatmulPreferenceCreate",
+    "cublasLtMatmulPreferenceDestroy",
+    "cublasLtMatmulPreferenceSetAttribute",
+    "cublasLtMatrixLayoutCreate",
+    "cublasLtMatrixLayoutDestroy",
+    "cublasLtMatrixLayoutSetAttribute",
+];
+
+/// Why a library does no products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoProducts {
+    /// The system has none.
+    #[error("no cuBLASLt here (libcublasLt.so.13 was not found)")]
+    NotFound,
+    /// It has one that is none, or of another age.
+    #[error("the cuBLASLt here has no {function}")]
+    Lacks {
+        /// The function that it lacks.
+        function: &'static str,
+    },
+}
+
+/// The version of cuBLASLt, which does products of many rows: `13.0.0`.
+///
+/// # Errors
+/// [`NoProducts`]; Genie's own kernels do them then.
+pub fn products_library() -> Result<String, NoProducts> {
+    // SAFETY: opening the library runs what it does when it is loaded, which asks nothing of this process.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(NoProducts::NotFound);
+    }
+    // SAFETY: as above.
+    let library = unsafe { sys::culib() };
+    // Each that is called must be there: calling one that is not is a panic.
+    // SAFETY: an address, which is used for nothing.
+    let lacks = |name: &&str| unsafe { library.get::<*const c_void>(name.as_bytes()) }.is_err();
+    if let Some(function) = FUNCTIONS.into_iter().find(lacks) {
+        return Err(NoProducts::Lacks { function });
+    }
+    // SAFETY: it was just seen that the library has it, and it takes nothing.
+    let version = unsafe { sys::cublasLtGetVersion() };
+    Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+}
+
 /// Says once for each product what the library has no way for. What it refuses to do besides is done behind a bare product; a bare one
 /// that it refuses runs on Genie's own kernels, which are slower.
 fn told(key: &Key, CublasError(status): &CublasError) {
     let product = &key.product;
-    if product.gelu || key.bias {
+    if product.gelu || key.bias.is_some() {
         tracing::debug!(?status, ?product, "cuBLASLt does this product's rest not along");
     } else {
         tracing::warn!(?status, ?product, "cuBLASLt has no way for a product: it runs on Genie's own kernels");
@@ -186,7 +250,7 @@ impl Key {
         // Nothing added is the result itself, times 0.
         let added = added.unwrap_or(c);
         let aligned = [of(c, product.c_step), of(a, product.a_step), of(b, product.b_step), of(added, product.c_step)];
-        Self { product: *product, bias: bias.is_some(), aligned }
+        Self { product: *product, aligned, bias: bias.map(|bias| of(bias, 0)) }
     }
 }
 
@@ -201,7 +265,7 @@ impl Plan {
             WeightLayout::OutIn => (k, n, true),
             WeightLayout::InOut => (n, k, false),
         };
-        let description = Description::new(transposed, gelu, key.bias)?;
+        let description = Description::new(transposed, gelu, key.bias.is_some())?;
         description.set_bias(bias)?;
         let first = Layout::new(kind, rows, columns, batch, b_step)?;
         let second = Layout::new(kind, k, m, batch, a_step)?;

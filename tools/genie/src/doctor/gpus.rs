@@ -7,13 +7,17 @@ use super::{Finding, names_in, read};
 /// What is to be said of GPUs.
 #[cfg(feature = "cuda")]
 pub(super) fn findings() -> Vec<Finding> {
-    use genie_cuda_kernels::gpu::{cuda::probe, inventory::inventory};
+    use genie_cuda_kernels::gpu::{
+        cuda::{probe, products_library},
+        inventory::inventory,
+    };
 
     let probed = probe();
     let mut findings = vec![driver(&probed, nvidia_on_pci())];
     if let Ok(gpus) = &probed {
         let one = |(number, gpu)| usable(number, gpu);
         findings.extend((0..).zip(gpus).map(one));
+        findings.push(products(products_library()));
         findings.push(management(inventory()));
     }
     findings
@@ -29,10 +33,11 @@ pub(super) fn findings() -> Vec<Finding> {
 }
 
 #[cfg(feature = "cuda")]
-use with_cuda::{driver, management, usable};
+use with_cuda::{driver, management, products, usable};
 
 #[cfg(feature = "cuda")]
 mod with_cuda {
+    use genie_cuda_kernels::gpu::cuda::NoProducts;
     use genie_cuda_kernels::gpu::inventory::{Inventory, InventoryError};
     use genie_cuda_kernels::gpu::{GpuError, Properties};
 
@@ -88,6 +93,18 @@ mod with_cuda {
         }
     }
 
+    /// The library that does products of many rows.
+    pub(super) fn products(version: Result<String, NoProducts>) -> Finding {
+        const WHAT: &str = "cuBLASLt";
+        match version {
+            Ok(version) => Finding::good(WHAT, version),
+            Err(reason) => {
+                let advice = "prompts are slower without it: install libcublas of CUDA 13, so that the system finds libcublasLt.so.13";
+                Finding::but(WHAT, State::Improvable, reason.to_string(), advice)
+            }
+        }
+    }
+
     /// What the management library tells of all GPUs, the hidden ones among them.
     pub(super) fn management(inventory: Result<Inventory, InventoryError>) -> Finding {
         const WHAT: &str = "NVIDIA management";
@@ -99,14 +116,14 @@ mod with_cuda {
             }
         };
         let mut found = format!("driver {}; GPUs: {}", inventory.driver, inventory.visibility);
-        for gpu in &inventory.gpus {
+        for (number, gpu) in inventory.gpus.iter().enumerate() {
             found += &match gpu {
                 Ok(gpu) => {
                     let busy = gpu.utilisation.map_or_else(String::new, |percent| format!(", {percent} % busy"));
                     let (free, total) = (say::bytes(gpu.free_bytes), say::bytes(gpu.total_bytes));
                     format!("; {} ({}): {free} of {total} free{busy}", gpu.name, gpu.uuid)
                 }
-                Err(error) => format!("; {error}"),
+                Err(error) => format!("; GPU {number}: {error}"),
             };
         }
         Finding::good(WHAT, found)
@@ -155,6 +172,13 @@ mod with_cuda {
         }
 
         #[test]
+        fn a_library_of_products_that_is_not_there_is_worth_having() {
+            assert_eq!(products(Ok("13.0.0".to_owned())), Finding::good("cuBLASLt", "13.0.0"));
+            let none = products(Err(NoProducts::NotFound));
+            assert!(none.state == State::Improvable && none.found.contains("libcublasLt.so.13"), "{none:?}");
+        }
+
+        #[test]
         fn the_library_sees_what_is_hidden() {
             let installed = InstalledGpu {
                 name: "NVIDIA X".to_owned(),
@@ -169,7 +193,9 @@ mod with_cuda {
             let visibility = Visibility { installed: 2, visible: 1, variable };
             let gpus = vec![Ok(installed), Err(refusal)];
             let found = management(Ok(Inventory { driver: "580.65".to_owned(), gpus, visibility })).found;
-            for part in ["2 installed, 1 visible (CUDA_VISIBLE_DEVICES=1)", "1.0 GB of 2.0 GB free, 7 % busy", "lost"] {
+            for part in
+                ["2 installed, 1 visible (CUDA_VISIBLE_DEVICES=1)", "1.0 GB of 2.0 GB free, 7 % busy", "GPU 1: looking"]
+            {
                 assert!(found.contains(part), "{found}");
             }
             let none = management(Err(InventoryError::NoLibrary { reason: "gone".to_owned() }));

@@ -1,4 +1,4 @@
-//! `--device cuda` over the stand-in for the CUDA driver's library: real processes, the calls that the driver would get, no GPU.
+//! `--device cuda` over the stand-ins for NVIDIA's libraries: real processes, the calls that the driver would get, no GPU.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -13,21 +13,25 @@ use genie_transport::client::{ConnectOptions, blocking};
 use crate::model;
 use crate::support::{Server, genie, good, json};
 
-const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 5 };
+pub(crate) const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 5 };
 
 /// Machines with GPUs that are none.
-struct Machine {
-    driver: StandIn,
+pub(crate) struct Machine {
+    pub(crate) driver: StandIn,
     variables: Vec<(&'static str, &'static str)>,
 }
 
 impl Machine {
-    fn new(variables: &[(&'static str, &'static str)]) -> Self {
-        Self { driver: StandIn::new(), variables: variables.to_vec() }
+    pub(crate) fn new(variables: &[(&'static str, &'static str)]) -> Self {
+        Self::with(StandIn::new(), variables)
+    }
+
+    pub(crate) fn with(driver: StandIn, variables: &[(&'static str, &'static str)]) -> Self {
+        Self { driver, variables: variables.to_vec() }
     }
 
     /// The program on this machine.
-    fn run(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Command {
         let mut command = genie(arguments);
         command.env_remove("CUDA_VISIBLE_DEVICES");
         command.envs(self.driver.variables()).envs(self.variables.iter().copied());
@@ -35,7 +39,7 @@ impl Machine {
     }
 
     /// A server on it.
-    fn serve(&self, listen: &str, device: &str, serves: &str) -> Server {
+    pub(crate) fn serve(&self, listen: &str, device: &str, serves: &str) -> Server {
         let log = File::create(self.log()).expect("room for a log");
         let call = ["serve", "--listen", listen, "--device", device, "--memory", "128M", "-v"];
         Server::of(self.run(&call).stderr(log), serves)
@@ -45,8 +49,8 @@ impl Machine {
         self.driver.path().join("log")
     }
 
-    /// What the server logged up to now. The driver's stand-in has seen no call that breaks a rule.
-    fn logged(&self) -> String {
+    /// What the server logged up to now. The stand-ins have seen no call that breaks a rule.
+    pub(crate) fn logged(&self) -> String {
         let log = fs::read_to_string(self.log()).expect("the log");
         assert!(!log.contains("mistake:"), "{log}");
         log
@@ -70,17 +74,22 @@ fn links(folder: &std::path::Path) -> Vec<String> {
     genie_tests::here::links(&all).into_iter().map(str::to_owned).collect()
 }
 
-fn tiny() -> Arc<Model> {
+pub(crate) fn tiny(options: OpenOptions) -> Arc<Model> {
     let folder = tempfile::tempdir().expect("there is room");
     model::write(folder.path());
     // The files stay mapped though their folder goes.
-    Arc::new(Model::open(folder.path(), OpenOptions::default()).expect("a model"))
+    Arc::new(Model::open(folder.path(), options).expect("a model"))
 }
 
-fn remote(uri: &str, model: &Arc<Model>) -> RemoteModel {
+pub(crate) fn remote(uri: &str, model: &Arc<Model>) -> RemoteModel {
     let session = blocking::Session::connect(&uri.parse().expect("an address"), ConnectOptions::default());
     let options = RemoteOptions { hashes: HashCache::none(), ..RemoteOptions::default() };
     RemoteModel::establish(session.expect("a session"), model.clone(), &options, |_| {}).expect("a model")
+}
+
+/// So many tokens.
+pub(crate) fn prompt(length: i32) -> Vec<i32> {
+    (0..length).map(|i| (i * 13 + 5) % 97).collect()
 }
 
 /// What follows the prompt, in one generate and then step by step: as often as a step must be seen to be captured and replayed.
@@ -88,7 +97,7 @@ fn remote(uri: &str, model: &Arc<Model>) -> RemoteModel {
 fn said(remote: &mut RemoteModel, before: impl Fn(usize)) -> Vec<i32> {
     let mut context = remote.context(GREEDY).expect("a context");
     let mut tokens = Vec::new();
-    let prompt: Vec<i32> = (0..40).map(|i| (i * 13 + 5) % 97).collect();
+    let prompt = prompt(40);
     let more = |token| {
         tokens.push(token);
         before(tokens.len());
@@ -104,7 +113,7 @@ fn said(remote: &mut RemoteModel, before: impl Fn(usize)) -> Vec<i32> {
 
 #[test]
 fn tensors_and_text_are_the_cpus_over_every_link() {
-    let model = tiny();
+    let model = tiny(OpenOptions::default());
     let expected = said(&mut remote(&Server::start().uri, &model), |_| ());
     let folder = tempfile::tempdir().expect("there is room");
     for listen in links(folder.path()) {
@@ -139,7 +148,7 @@ fn tensors_and_text_are_the_cpus_over_every_link() {
 
 #[test]
 fn a_kernel_that_faults_costs_its_gpu_alone_and_that_comes_back() {
-    let model = tiny();
+    let model = tiny(OpenOptions::default());
     let machine = Machine::new(&[("GENIE_STAND_IN_GPUS", "2"), ("GENIE_STAND_IN_POOLS", "gone")]);
     let server = machine.serve("tcp://127.0.0.1:0", "cuda", "cuda:0, cuda:1");
     let mut client = remote(&server.uri, &model);
@@ -165,7 +174,7 @@ fn a_kernel_that_faults_costs_its_gpu_alone_and_that_comes_back() {
 fn a_gpu_that_no_reset_helps_is_out_and_the_server_goes_on() {
     let machine = Machine::new(&[("GENIE_STAND_IN_DEAD", "1")]);
     let server = machine.serve("tcp://127.0.0.1:0", "cuda", "cuda:0");
-    let model = tiny();
+    let model = tiny(OpenOptions::default());
     let mut client = remote(&server.uri, &model);
     machine.driver.fail_next_kernel(0);
     let mut context = client.context(GREEDY).expect("a context");
@@ -227,7 +236,7 @@ fn a_gpu_that_is_full_says_so_and_goes_on() {
     assert!((0..2).all(|i| put(&format!("tensor {i}")).0));
     let (went_well, error) = put("one too many");
     assert!(!went_well && error.contains("bytes wanted"), "{error}");
-    let mut client = remote(&server.uri, &tiny());
+    let mut client = remote(&server.uri, &tiny(OpenOptions::default()));
     assert_eq!(said(&mut client, |_| ()).len(), 18);
     machine.logged();
 }

@@ -5,6 +5,8 @@ mod benches;
 mod driver;
 mod gpus;
 mod killed;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod libraries;
 mod limits;
 mod measuring;
 mod model;
