@@ -43,9 +43,10 @@ impl Session {
         let takes_sets = api::takes_sets(self.engine.client().welcome());
         let part = |entries: &[(ContentHash, TensorSpec)]| {
             let (entries, as_set) = (entries.to_vec(), takes_sets && entries.len() > 1);
-            let pending = match as_set {
-                true => self.start(&Request::OfferSet { device, hash: ContentHash::of_set(&entries) }, None),
-                false => self.start(&Request::Offer { device, entries: entries.clone() }, None),
+            let pending = if as_set {
+                self.start(&Request::OfferSet { device, hash: ContentHash::of_set(&entries) }, None)
+            } else {
+                self.start(&Request::Offer { device, entries: entries.clone() }, None)
             };
             Part { entries, as_set, pending }
         };

@@ -404,7 +404,7 @@ proptest! {
         prop_assert_eq!(hash.0, *blake3::Hasher::new_derive_key("genie set of weights").update(&payload).finalize().as_bytes());
         prop_assert_ne!(hash, ContentHash::of(&payload));
         if !entries.is_empty() {
-            let mut other = entries.clone();
+            let mut other = entries;
             let at = at.index(other.len());
             other[at].0.0[bit / 8] ^= 1 << (bit % 8);
             prop_assert_ne!(ContentHash::of_set(&other), hash);
