@@ -48,6 +48,9 @@ pub struct Config {
     /// Bytes of the host's memory, pinned where a device offers that, that hold weights which devices with memory of their own had no
     /// room for; 0: such weights are gone when they are evicted.
     pub evicted_bytes: u64,
+    /// Bytes of lists of weights that were offered, so that the next client can name them all by one hash; an eighth for each owner. 0:
+    /// every client names them one by one.
+    pub sets_bytes: u64,
     /// Bytes of replies that one session's window keeps (the last reply is kept whatever its size).
     pub window_bytes: usize,
     /// Bytes of replies that all windows together keep: past it, each keeps no more than its even share (and its last reply).
@@ -82,6 +85,7 @@ impl Config {
             max_programs: 1024,
             names_quota: memory,
             evicted_bytes: host_memory() / 4,
+            sets_bytes: 16 << 20,
             window_bytes: 32 << 20,
             replies_bytes: 1 << 30,
             max_batch: 16,

@@ -18,6 +18,7 @@ use crate::programs::Program;
 use crate::registry::Registry;
 use crate::replies::Replies;
 use crate::scheduler::{Job, Queue, Scratch, Task, shutting_down, step};
+use crate::sets::Sets;
 use crate::stats::{Stats, add};
 use crate::weights::WeightStore;
 
@@ -33,6 +34,7 @@ pub(crate) struct Core {
     pub(crate) registry: Registry,
     pub(crate) names: Names,
     pub(crate) evicted: Evicted,
+    pub(crate) sets: Sets,
     pub(crate) stats: Stats,
     pub(crate) replies: Arc<Replies>,
     devices: Vec<Slot>,
@@ -75,6 +77,7 @@ impl Core {
             registry: Registry::new(&config),
             names: Names::new(config.names_quota),
             evicted: Evicted::new(config.evicted_bytes),
+            sets: Sets::new(config.sets_bytes),
             stats: Stats::default(),
             replies: Replies::new(config.replies_bytes, config.max_sessions),
             devices: config.devices.iter().map(slot).collect(),

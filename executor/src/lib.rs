@@ -32,6 +32,7 @@ mod residents;
 mod rights;
 mod scheduler;
 mod session;
+mod sets;
 mod staged;
 mod stats;
 mod uploads;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use genie_graph::{DType, Dim, InputDecl, InputRole, Phase, Symbol, TensorType, VerifiedGraph};
-use genie_transport::wire::{Argument, Arguments, BindEntry, ContentHash, ErrorCode, RemoteError};
+use genie_transport::wire::{Argument, Arguments, BindEntry, ContentHash, ErrorCode, HandleSpan, RemoteError};
 
 use crate::account::Charge;
 use crate::buffers::Buffers;
@@ -167,6 +167,24 @@ impl Program {
         };
         let input = self.graph.inputs().iter().find(|i| i.node.0 == node);
         input.and_then(|i| KvSpec::of(&i.ty)).ok_or_else(|| bad(format!("input {node} has not the type of a KV cache")))
+    }
+
+    /// The weights of a bind that names all of them by spans, in the order of their node ids; nothing where it has no spans.
+    pub(crate) fn weight_entries(
+        &self,
+        spans: &[HandleSpan],
+        epoch: u64,
+    ) -> Result<impl Iterator<Item = BindEntry>, RemoteError> {
+        let (named, all) = (spans.iter().map(|span| u64::from(span.count)).sum::<u64>(), self.weights.len());
+        if !spans.is_empty() && named != all as u64 {
+            let message =
+                format!("the spans name {named} weights, but the program has {all}: name all of them, or none");
+            return Err(bad(message));
+        }
+        // The verifier lists inputs in the order of their nodes.
+        let inputs = self.weights.iter().filter_map(|&input| self.graph.inputs().get(input));
+        let handles = spans.iter().flat_map(move |span| span.handles(epoch));
+        Ok(inputs.zip(handles).map(|(input, handle)| BindEntry { input: input.node.0, handle }))
     }
 
     fn share(&self, memory: Vec<Memory>) -> Arc<WeightSet> {

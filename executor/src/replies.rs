@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use genie_transport::wire::{
-    Arguments, ContentHash, ErrorCode, Finish, Handle, Kind, Offered, RemoteError, Reply, TensorSpec,
+    Arguments, ContentHash, ErrorCode, Finish, Handle, HandleSpan, Kind, Offered, RemoteError, Reply, TensorSpec,
 };
 
 use crate::error::fail;
@@ -26,6 +26,10 @@ pub(crate) enum Answer {
         spec: TensorSpec,
     },
     Offered(Vec<Offered>),
+    OfferedSet {
+        epoch: u64,
+        spans: Vec<HandleSpan>,
+    },
     Program {
         handle: Handle,
         hash: ContentHash,
@@ -56,6 +60,7 @@ impl Answer {
                 Reply::Tensor { handle: *handle, device: *device, spec: spec.clone() }
             }
             Self::Offered(entries) => Reply::Offered(entries.clone()),
+            Self::OfferedSet { epoch, spans } => Reply::OfferedSet { epoch: *epoch, spans: spans.clone() },
             Self::Program { handle, hash } => Reply::Program { handle: *handle, hash: *hash },
             Self::Bound(handle) => Reply::Bound(*handle),
             Self::Ran { device, position, count, outputs } => match Arguments::new(*count, outputs) {
@@ -82,6 +87,7 @@ impl Answer {
             Self::Ran { outputs, .. } => outputs.capacity(),
             Self::Generated { tokens, .. } => tokens.capacity() * 4,
             Self::Offered(entries) => entries.capacity() * size_of::<Offered>(),
+            Self::OfferedSet { spans, .. } => spans.capacity() * size_of::<HandleSpan>(),
             _ => 0,
         }
     }

@@ -47,9 +47,13 @@ impl Core {
 
 /// The name that a tensor has among all tenants': each has names of its own.
 pub(crate) fn scoped(identity: &Identity, name: &str) -> String {
-    // Neither tokens' names nor fingerprints hold the character between the two, and nobody is called "".
-    let owner = if identity.is_same(&Identity::ANYONE) { "" } else { identity.name() };
-    format!("{owner}\0{name}")
+    // Neither tokens' names nor fingerprints hold the character between the two.
+    format!("{}\0{name}", tenant(identity))
+}
+
+/// Who somebody is among all tenants. Nobody is called "": that is all whom nobody asked.
+pub(crate) fn tenant(identity: &Identity) -> &str {
+    if identity.is_same(&Identity::ANYONE) { "" } else { identity.name() }
 }
 
 /// Whose name it is, of one that [`scoped`] made.
@@ -66,6 +70,7 @@ fn names_device(request: &Request<'_>) -> Option<u16> {
         Request::Put(PutRequest { target: PutTarget::New { device, .. }, .. })
         | Request::Copy { device, .. }
         | Request::Offer { device, .. }
+        | Request::OfferSet { device, .. }
         | Request::Define { device, .. }
         | Request::DefineKnown { device, .. } => Some(*device),
         _ => None,

@@ -16,6 +16,7 @@ pub(crate) struct Stats {
     pub(crate) evicted_bytes: AtomicU64,
     pub(crate) weights_brought_back: AtomicU64,
     pub(crate) devices_lost: AtomicU64,
+    pub(crate) sets_found: AtomicU64,
     pub(crate) uploads: AtomicU64,
     pub(crate) uploads_adopted: AtomicU64,
     pub(crate) slices_corrupted: AtomicU64,

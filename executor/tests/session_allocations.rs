@@ -68,7 +68,7 @@ fn a_decode_step_allocates_nothing() {
     let program = ask(2, Request::Define { device: 0, graph: &graph });
     let cache = ask(3, Request::CacheCreate { program, input: 0, reserve: 10_000 });
     let bound = vec![BindEntry { input: 0, handle: cache }];
-    let binding = ask(4, Request::Bind { program, bound, arguments: Arguments::EMPTY });
+    let binding = ask(4, Request::Bind { program, bound, weights: Vec::new(), arguments: Arguments::EMPTY });
     let mut bytes = Vec::new();
     write_argument(&mut bytes, 1, DType::I32, &[1, 1], &[3, 0, 0, 0]).unwrap();
     let arguments = Arguments::new(1, &bytes).unwrap();

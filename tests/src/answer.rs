@@ -22,6 +22,7 @@ pub enum Told {
     /// An echo, or a get.
     Bytes(Vec<u8>),
     Offered(Vec<Offered>),
+    OfferedSet(Vec<Handle>),
     Devices(Vec<String>),
     Stats(Vec<(String, u64)>),
     Program(Handle, ContentHash),
@@ -50,6 +51,9 @@ pub fn own(reply: Reply<'_>) -> Outcome {
         Reply::Landed { slice_bytes, slices, bits } => Told::Landed { slice_bytes, slices, bits: bits.to_vec() },
         Reply::Echo(bytes) | Reply::Got(bytes) => Told::Bytes(bytes.to_vec()),
         Reply::Offered(entries) => Told::Offered(entries),
+        Reply::OfferedSet { epoch, spans } => {
+            Told::OfferedSet(spans.iter().flat_map(|span| span.handles(epoch)).collect())
+        }
         Reply::Devices(entries) => Told::Devices(entries.iter().map(|d| d.name.to_owned()).collect()),
         Reply::Stats(entries) => Told::Stats(entries.iter().map(|s| (s.name.to_owned(), s.value)).collect()),
         Reply::Program { handle, hash } => Told::Program(handle, hash),

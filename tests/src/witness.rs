@@ -99,7 +99,7 @@ fn bind(session: &mut blocking::Session, model: &Tiny) -> Binding {
         Input { index: model.int, dtype: DType::I64, dims: &[1, 2], data: &[0; 16] },
     ];
     let residents = vec![(model.table, table.handle), (model.cache, cache.0)];
-    session.bind(&program, &BindInputs { residents, fixed }).expect("a binding")
+    session.bind(&program, &BindInputs { weights: Vec::new(), residents, fixed }).expect("a binding")
 }
 
 fn step(session: &mut blocking::Session, model: &Tiny, binding: Binding, token: i32, position: usize) -> i32 {

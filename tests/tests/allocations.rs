@@ -111,7 +111,7 @@ fn steps(uri: &str, spin: Option<Duration>) -> u64 {
         Input { index: tiny.int, dtype: DType::I64, dims: &[1, 2], data: &[0; 16] },
     ];
     let residents = vec![(tiny.table, table.handle), (tiny.cache, cache.0)];
-    let binding = session.bind(&program, &BindInputs { residents, fixed }).unwrap();
+    let binding = session.bind(&program, &BindInputs { weights: Vec::new(), residents, fixed }).unwrap();
     let mut token = 3;
     fewest(|| {
         let data = i32::to_le_bytes(token);

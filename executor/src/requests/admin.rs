@@ -260,6 +260,8 @@ impl Core {
             ("genie_weights_brought_back_total", read(&stats.weights_brought_back)),
             ("genie_host_weights", host_weights),
             ("genie_host_weight_bytes", host_weight_bytes),
+            ("genie_weight_sets", self.sets.count()),
+            ("genie_weight_sets_found_total", read(&stats.sets_found)),
             ("genie_devices_lost_total", read(&stats.devices_lost)),
             ("genie_copied_bytes_total", copied_bytes()),
             ("genie_process_cpu_microseconds_total", micros(process::cpu_time())),

@@ -2,6 +2,7 @@
 
 mod admin;
 mod cache;
+mod offer;
 mod program;
 mod put;
 mod tensor;
@@ -111,9 +112,12 @@ impl Core {
             }
             Request::LookupName(name) => self.lookup_name(from, name),
             Request::Offer { device, entries } => self.offer(from, device, &entries),
+            Request::OfferSet { device, hash } => self.offer_set(from, device, &hash),
             Request::Define { device, graph } => self.define(from, device, graph),
             Request::DefineKnown { device, hash } => self.define_known(from, device, &hash),
-            Request::Bind { program, bound, arguments } => self.bind(from, program, &bound, arguments),
+            Request::Bind { program, bound, weights, arguments } => {
+                self.bind(from, program, (&bound, &weights), arguments)
+            }
             Request::Run { binding, position, wanted, keep, arguments } => {
                 self.run(from, binding, position, (wanted, keep), arguments)
             }
@@ -152,6 +156,7 @@ fn kind(request: &Request<'_>) -> Kind {
         Request::Free(_) => Kind::Free,
         Request::LookupName(_) | Request::LookupHandle(_) => Kind::Lookup,
         Request::Offer { .. } => Kind::Offer,
+        Request::OfferSet { .. } => Kind::OfferSet,
         Request::Devices => Kind::Devices,
         Request::Stats => Kind::Stats,
         Request::Define { .. } | Request::DefineKnown { .. } => Kind::Define,

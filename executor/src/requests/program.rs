@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use genie_transport::wire::{Arguments, BindEntry, ContentHash, ErrorCode, Handle, RemoteError};
+use genie_transport::wire::{Arguments, BindEntry, ContentHash, ErrorCode, Handle, HandleSpan, RemoteError};
 
 use super::{From, Outcome};
 use crate::account::HostMemory;
@@ -92,11 +92,13 @@ impl Core {
         &self,
         from: &From<'_>,
         program: Handle,
-        bound: &[BindEntry],
+        (bound, weights): (&[BindEntry], &[HandleSpan]),
         arguments: Arguments<'_>,
     ) -> Outcome {
+        let epoch = program.epoch;
         let program = from.session.program(program)?;
-        let binding = Binding::new(from.session, program, bound, arguments)?;
+        let bound: Vec<BindEntry> = program.weight_entries(weights, epoch)?.chain(bound.iter().copied()).collect();
+        let binding = Binding::new(from.session, program, &bound, arguments)?;
         let handle = from.session.lock().insert(Object::Binding(binding))?;
         Ok(Some(Answer::Bound(handle)))
     }

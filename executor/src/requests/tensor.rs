@@ -1,16 +1,14 @@
-//! Get, copy, look up, offer.
+//! Get, copy, look up.
 
 use std::any::Any;
 use std::sync::Arc;
 
 use genie_transport::connection::Peer;
 use genie_transport::memory::{PeerTarget, Region, extend_counted};
-use genie_transport::wire::{
-    ContentHash, ErrorCode, Handle, Kind, Offered, RemoteError, Reply, Shared, TensorSpec, limits,
-};
+use genie_transport::wire::{ErrorCode, Handle, Kind, RemoteError, Reply, Shared, limits};
 
 use super::{From, Outcome};
-use crate::account::{Account, Charge};
+use crate::account::Account;
 use crate::caches::{Cache, Turn, tensor_spec};
 use crate::core::Core;
 use crate::device::{DeviceError, Memory};
@@ -19,7 +17,7 @@ use crate::outflow::{Outflow, cut};
 use crate::replies::Answer;
 use crate::residents::{Content, Tensor, range_within};
 use crate::rights::scoped;
-use crate::session::{Object, Session};
+use crate::session::Object;
 use crate::weights::Found;
 
 /// Up to this size bytes are copied for a client on the thread that received the request: 50 us of memory that is there, a few hundred of
@@ -168,68 +166,6 @@ impl Core {
         Ok(None)
     }
 
-    pub(super) fn offer(
-        self: &Arc<Self>,
-        from: &From<'_>,
-        device: u16,
-        entries: &[(ContentHash, TensorSpec)],
-    ) -> Outcome {
-        self.device(device)?;
-        let mut found = Vec::with_capacity(entries.len());
-        for (hash, spec) in entries {
-            let entry = self.find_weight(device, hash, spec.bytes());
-            // Paid before anything is brought back.
-            let charge = match entry {
-                Found::Present(_) | Found::Evicted(_) => Some(from.session.account.charge(spec.bytes())?),
-                Found::Partial(_) | Found::Absent => None,
-            };
-            found.push((*hash, spec.clone(), entry, charge));
-        }
-        if !found.iter().any(|(_, _, entry, _)| matches!(entry, Found::Evicted(_))) {
-            return self.offered(from.session, device, found).map(Some);
-        }
-        let (session, id) = (from.session.clone(), from.id);
-        self.spawn(move |core| {
-            let answer = core.offered(&session, device, found).unwrap_or_else(Answer::Failed);
-            session.complete(id, answer);
-        });
-        Ok(None)
-    }
-
-    /// Handles on the weights that there are; those that were evicted come back first.
-    fn offered(self: &Arc<Self>, session: &Session, device: u16, found: Vec<Wanted>) -> Result<Answer, RemoteError> {
-        let mut entries = Vec::with_capacity(found.len());
-        for (hash, spec, entry, charge) in found {
-            let memory = match entry {
-                Found::Present(memory) => Ok(memory),
-                Found::Evicted(copy) => match self.bring_weight(device, hash, copy) {
-                    Ok(memory) => Ok(memory),
-                    // Putting it says so.
-                    Err(error) if error.code == ErrorCode::OutOfMemory => Err(Offered::Absent),
-                    Err(error) => return Err(error),
-                },
-                Found::Partial(upload) => Err(Offered::Partial(upload.landing.landed_bytes())),
-                Found::Absent => Err(Offered::Absent),
-            };
-            entries.push(match (memory, charge) {
-                (Ok(memory), Some(charge)) => Ok(Tensor::new(device, spec, Some(hash), Content::new(memory, charge))),
-                (Ok(_), None) => Err(Offered::Absent),
-                (Err(offered), _) => Err(offered),
-            });
-        }
-        let mut state = session.lock();
-        let wanted = entries.iter().filter(|entry| entry.is_ok()).count();
-        state.objects.has_room_for(wanted)?;
-        let mut offered = Vec::with_capacity(entries.len());
-        for entry in entries {
-            offered.push(match entry {
-                Ok(tensor) => Offered::Present(state.insert(Object::Tensor(tensor))?),
-                Err(offered) => offered,
-            });
-        }
-        Ok(Answer::Offered(offered))
-    }
-
     pub(super) fn lookup_name(&self, from: &From<'_>, name: &str) -> Outcome {
         let found = self
             .names
@@ -273,9 +209,6 @@ impl Core {
         }
     }
 }
-
-/// A weight that was offered: what there is of it, and what the session pays for it.
-type Wanted = (ContentHash, TensorSpec, Found, Option<Charge>);
 
 /// Bytes on their way to a client. They may leave long after the tensor or the cache was freed or got other bytes: until then the
 /// session pays for them.

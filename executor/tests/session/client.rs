@@ -104,6 +104,7 @@ pub(crate) enum Told {
     Landed(u32, Vec<u8>),
     Got(Vec<u8>),
     Offered(Vec<Offered>),
+    OfferedSet(Vec<Handle>),
     Devices(Vec<(String, u64)>),
     Stats(Vec<(String, u64)>),
     Program(Handle, ContentHash),
@@ -285,7 +286,7 @@ impl<'a> Client<'a> {
         write_argument(&mut bytes, lm.real, DType::F32, &[1, 2], &real).unwrap();
         write_argument(&mut bytes, lm.int, DType::I64, &[1, 2], &[0; 16]).unwrap();
         let arguments = Arguments::new(2, &bytes).unwrap();
-        match self.call(Request::Bind { program, bound, arguments }) {
+        match self.call(Request::Bind { program, bound, weights: Vec::new(), arguments }) {
             Ok(Told::Bound(handle)) => handle,
             other => panic!("{other:?}"),
         }
@@ -412,6 +413,9 @@ fn own(reply: Reply<'_>) -> Answer {
         Reply::Landed { slices, bits, .. } => Told::Landed(slices, bits.to_vec()),
         Reply::Got(bytes) => Told::Got(bytes.to_vec()),
         Reply::Offered(offered) => Told::Offered(offered),
+        Reply::OfferedSet { epoch, spans } => {
+            Told::OfferedSet(spans.iter().flat_map(|span| span.handles(epoch)).collect())
+        }
         Reply::Devices(devices) => {
             Told::Devices(devices.iter().map(|d: &DeviceEntry<'_>| (d.name.to_owned(), d.free_bytes)).collect())
         }

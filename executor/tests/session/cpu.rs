@@ -147,7 +147,7 @@ fn runs_that_want_the_same_caches_in_another_order_both_end() {
     let (a, b) = (create(&mut client), create(&mut client));
     let bind = |client: &mut Client<'_>, first, second| {
         let bound = vec![BindEntry { input: 0, handle: first }, BindEntry { input: 1, handle: second }];
-        client.call(Request::Bind { program, bound, arguments: Arguments::EMPTY })
+        client.call(Request::Bind { program, bound, weights: Vec::new(), arguments: Arguments::EMPTY })
     };
     let Ok(Told::Bound(there)) = bind(&mut client, a, b) else { panic!() };
     let Ok(Told::Bound(back)) = bind(&mut client, b, a) else { panic!() };

@@ -105,7 +105,7 @@ proptest! {
             1 => Request::Run { binding: handle, position: None, wanted: length, keep: 0, arguments: Arguments::EMPTY },
             2 => Request::CacheTruncate { cache: handle, length },
             3 => Request::CacheCreate { program: handle, input: length, reserve: length },
-            4 => Request::Bind { program: handle, bound: vec![], arguments: Arguments::EMPTY },
+            4 => Request::Bind { program: handle, bound: vec![], weights: Vec::new(), arguments: Arguments::EMPTY },
             5 => Request::LookupHandle(handle),
             6 => put_request(PutTarget::Range { handle, offset: u64::from(length) }, &[1]),
             7 => put_request(PutTarget::Cache { handle, length }, &[1]),

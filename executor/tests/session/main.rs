@@ -20,5 +20,6 @@ mod programs;
 mod puts;
 mod random;
 mod residents;
+mod sets;
 mod threads;
 mod uploads;

@@ -83,7 +83,9 @@ fn arguments_come_bound_fixed_or_with_the_run() {
         (bound, Arguments::EMPTY, Arguments::EMPTY),
     ];
     for (bound, fixed, with) in bindings {
-        let Ok(Told::Bound(binding)) = client.call(Request::Bind { program, bound, arguments: fixed }) else {
+        let Ok(Told::Bound(binding)) =
+            client.call(Request::Bind { program, bound, weights: Vec::new(), arguments: fixed })
+        else {
             panic!()
         };
         let run = Request::Run { binding, position: None, wanted: 1, keep: 0, arguments: with };
@@ -109,7 +111,7 @@ fn a_bound_argument_is_read_anew_by_each_run() {
     };
     let handle = put(&mut client, private(None, None), &[1.0; 4]);
     let bound = vec![BindEntry { input: 0, handle }];
-    let bind = Request::Bind { program, bound, arguments: Arguments::EMPTY };
+    let bind = Request::Bind { program, bound, weights: Vec::new(), arguments: Arguments::EMPTY };
     let Ok(Told::Bound(binding)) = client.call(bind) else { panic!() };
     for value in [1.0_f32, 2.0, 3.0] {
         put(&mut client, genie_transport::wire::PutTarget::Range { handle, offset: 0 }, &[value; 4]);
@@ -124,7 +126,7 @@ fn runs_check_their_arguments() {
     let server = Server::inline();
     let mut client = server.client();
     let program = client.define(&relu().encode());
-    let bind = Request::Bind { program, bound: vec![], arguments: Arguments::EMPTY };
+    let bind = Request::Bind { program, bound: vec![], weights: Vec::new(), arguments: Arguments::EMPTY };
     let Ok(Told::Bound(binding)) = client.call(bind) else { panic!() };
     let mut run = |index, dtype, dims: &[u64], n: usize, times: u32, wanted| {
         let mut bytes = Vec::new();
@@ -168,10 +170,14 @@ fn bindings_are_checked() {
     ];
     for (bound, code, what) in cases {
         let program = model.program;
-        assert_eq!(client.fails(Request::Bind { program, bound, arguments: Arguments::EMPTY }), code, "{what}");
+        assert_eq!(
+            client.fails(Request::Bind { program, bound, weights: Vec::new(), arguments: Arguments::EMPTY }),
+            code,
+            "{what}"
+        );
     }
     assert_eq!(
-        client.fails(Request::Bind { program: table, bound: vec![], arguments: Arguments::EMPTY }),
+        client.fails(Request::Bind { program: table, bound: vec![], weights: Vec::new(), arguments: Arguments::EMPTY }),
         ErrorCode::WrongType
     );
 }

@@ -65,7 +65,7 @@ fn put(client: &mut Client<'_>, dtype: DType, dims: &[u64], bytes: &[u8]) -> Han
 #[track_caller]
 fn bind(client: &mut Client<'_>, program: Handle, bound: &[(u32, Handle)], arguments: Arguments<'_>) -> Handle {
     let bound = bound.iter().map(|&(input, handle)| BindEntry { input, handle }).collect();
-    match client.call(Request::Bind { program, bound, arguments }) {
+    match client.call(Request::Bind { program, bound, weights: Vec::new(), arguments }) {
         Ok(Told::Bound(handle)) => handle,
         other => panic!("{other:?}"),
     }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use genie_tests::proxy::{LaneFault, Proxy};
 use genie_transport::client::{ClientError, Tensor};
-use genie_transport::wire::{Handle, OpenedSession, TensorSpec};
+use genie_transport::wire::{ContentHash, Handle, Offered, OpenedSession, TensorSpec};
 
 /// A server, and what lies between it and its clients.
 pub(crate) trait Link {
@@ -73,6 +73,9 @@ pub(crate) trait Client {
     fn put_range(&mut self, tensor: &Tensor, offset: u64, data: Bytes) -> Result<Tensor, ClientError>;
     fn start_get(&mut self, handle: Handle, offset: u64, length: u64) -> Self::Ticket;
     fn finish_get(&mut self, ticket: Self::Ticket) -> Result<Vec<u8>, ClientError>;
+    fn put_weight(&mut self, spec: &TensorSpec, data: Bytes) -> Result<Tensor, ClientError>;
+    /// By the hash of all where the server knows that, else one by one.
+    fn offer(&mut self, entries: &[(ContentHash, TensorSpec)]) -> Result<Vec<Offered>, ClientError>;
     fn free(&mut self, handle: Handle) -> Result<(), ClientError>;
     fn stats(&mut self) -> Result<Vec<(String, u64)>, ClientError>;
     /// Makes so many tokens with the tiny model, but cancels after the first `wanted`: how many came, and how it ended.

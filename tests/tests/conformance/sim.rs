@@ -17,8 +17,8 @@ use genie_transport::connection::{ClientOptions, RequestId};
 use genie_transport::link::sim::{ClientId, Network, Sim};
 use genie_transport::memory::{Landing, Slab};
 use genie_transport::wire::{
-    Arguments, BindEntry, ErrorCode, Handle, OpenedSession, PutBody, PutRequest, PutTarget, RemoteError, Request,
-    ResidencyCode, TensorSpec,
+    Arguments, BindEntry, ContentHash, ErrorCode, Handle, HandleSpan, Offered, OpenedSession, PutBody, PutRequest,
+    PutTarget, RemoteError, Request, ResidencyCode, TensorSpec,
 };
 
 use crate::link::{Client, EAGER, Lanes, Link, SLICE};
@@ -267,6 +267,25 @@ impl Client for SimClient {
         }
     }
 
+    fn put_weight(&mut self, spec: &TensorSpec, data: Bytes) -> Result<Tensor, ClientError> {
+        let hash = Some(ContentHash::of(&data));
+        let target = PutTarget::New { device: 0, residency: ResidencyCode::Weight, hash, name: None };
+        let request = self.start(target, spec, data);
+        tensor(self.end(request))
+    }
+
+    fn offer(&mut self, entries: &[(ContentHash, TensorSpec)]) -> Result<Vec<Offered>, ClientError> {
+        match self.ask(&Request::OfferSet { device: 0, hash: ContentHash::of_set(entries) })? {
+            Told::OfferedSet(handles) if handles.is_empty() => {}
+            Told::OfferedSet(handles) => return Ok(handles.into_iter().map(Offered::Present).collect()),
+            told => return other(&told),
+        }
+        match self.ask(&Request::Offer { device: 0, entries: entries.to_vec() })? {
+            Told::Offered(offered) => Ok(offered),
+            told => other(&told),
+        }
+    }
+
     fn free(&mut self, handle: Handle) -> Result<(), ClientError> {
         self.ask(&Request::Free(handle)).map(|_| ())
     }
@@ -288,11 +307,11 @@ impl Client for SimClient {
         };
         let create = Request::CacheCreate { program, input: model.cache, reserve: 0 };
         let cache = tensor(self.ask(&create)).expect("a cache");
-        let bound = [(model.table, table.handle), (model.cache, cache.handle)];
-        let bound = bound.map(|(input, handle)| BindEntry { input, handle }).to_vec();
+        let bound = vec![BindEntry { input: model.cache, handle: cache.handle }];
+        let weights = HandleSpan::of([table.handle]);
         let (count, fixed) = model.greedy();
         let arguments = Arguments::new(count, &fixed).expect("the fixed inputs");
-        let Ok(Told::Bound(binding)) = self.ask(&Request::Bind { program, bound, arguments }) else {
+        let Ok(Told::Bound(binding)) = self.ask(&Request::Bind { program, bound, weights, arguments }) else {
             panic!("no binding")
         };
         let prompt = [1_i32, 2, 3].map(i32::to_le_bytes);

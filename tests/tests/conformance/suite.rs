@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use bytes::Bytes;
 use genie_graph::DType;
 use genie_transport::client::ClientError;
-use genie_transport::wire::{ErrorCode, TensorSpec};
+use genie_transport::wire::{ContentHash, ErrorCode, Handle, Offered, TensorSpec};
 
 use crate::link::{Client, EAGER, Link, SLICE};
 
@@ -243,4 +243,40 @@ pub(crate) fn refusals_are_told<L: Link>() {
         other => panic!("{other:?}"),
     }
     assert_eq!(client.echo(b"on").expect("an echo"), b"on");
+}
+
+/// The second client of some weights names all of them by one hash.
+pub(crate) fn weights_are_known_by_one_hash<L: Link>() {
+    let _among = among_others();
+    let link = L::start();
+    let contents: Vec<Bytes> = [8, EAGER, EAGER + 1, 3 * SLICE + 5].map(|bytes| content(bytes, bytes as u64)).into();
+    let entries: Vec<_> = contents.iter().map(|bytes| (ContentHash::of(bytes), spec(bytes.len()))).collect();
+    let sets_found = |client: &mut L::Client| {
+        let stats = client.stats().expect("counters");
+        stats.iter().find(|(name, _)| name == "genie_weight_sets_found_total").expect("the counter").1
+    };
+    let mut first = link.connect(None);
+    assert_eq!(first.offer(&entries).expect("an offer"), [Offered::Absent; 4]);
+    for bytes in &contents {
+        first.put_weight(&spec(bytes.len()), bytes.clone()).expect("a put");
+    }
+    assert_eq!(sets_found(&mut first), 0);
+    let mut second = link.connect(None);
+    let offered = second.offer(&entries).expect("an offer");
+    assert_eq!(sets_found(&mut second), 1, "it was asked for by its hash");
+    let handles: Vec<Handle> = offered
+        .into_iter()
+        .map(|one| match one {
+            Offered::Present(handle) => handle,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(handles.len(), contents.len());
+    for (handle, bytes) in handles.iter().zip(&contents) {
+        let get = second.start_get(*handle, 0, bytes.len() as u64);
+        assert!(second.finish_get(get).expect("a get") == bytes[..], "{} bytes", bytes.len());
+    }
+    // What one has of it, another does not reach.
+    let get = first.start_get(handles[3], 0, 8);
+    assert!(first.finish_get(get).is_err());
 }

@@ -15,7 +15,7 @@ use genie_transport::client::{
 };
 use genie_transport::link::Access;
 use genie_transport::link::tls::{TlsClient, TlsServer};
-use genie_transport::wire::{Handle, OpenedSession, TensorSpec};
+use genie_transport::wire::{ContentHash, Handle, Offered, OpenedSession, TensorSpec};
 
 use crate::link::{Client, EAGER, Lanes, Link, Relayed, SLICE};
 
@@ -165,6 +165,15 @@ impl Client for blocking::Session {
         self.finish_get(ticket).map(|region| region.to_vec())
     }
 
+    fn put_weight(&mut self, spec: &TensorSpec, data: Bytes) -> Result<Tensor, ClientError> {
+        let weight = Some(ContentHash::of(&data));
+        self.put(spec, data, PutOptions { weight, ..PutOptions::default() })
+    }
+
+    fn offer(&mut self, entries: &[(ContentHash, TensorSpec)]) -> Result<Vec<Offered>, ClientError> {
+        self.offer(0, entries)
+    }
+
     fn free(&mut self, handle: Handle) -> Result<(), ClientError> {
         self.free(handle)
     }
@@ -184,8 +193,8 @@ impl Client for blocking::Session {
             Input { index: model.real, dtype: DType::F32, dims: &[1, 2], data: &real },
             Input { index: model.int, dtype: DType::I64, dims: &[1, 2], data: &[0; 16] },
         ];
-        let residents = vec![(model.table, table.handle), (model.cache, cache.0)];
-        let binding = self.bind(&program, &BindInputs { residents, fixed }).expect("a binding");
+        let (weights, residents) = (vec![(model.table, table.handle)], vec![(model.cache, cache.0)]);
+        let binding = self.bind(&program, &BindInputs { weights, residents, fixed }).expect("a binding");
         let options = GenerateOptions { max_new, ..GenerateOptions::default() };
         let mut came = 0;
         let end = self.generate(binding, binding, &[1, 2, 3], &options, |generated| {

@@ -127,7 +127,7 @@ fn bound(raw: &mut Raw, model: &Tiny) -> Handle {
     let entries = [(model.table, table), (model.cache, cache)].map(|(input, handle)| BindEntry { input, handle });
     let (count, fixed) = model.greedy();
     let arguments = Arguments::new(count, &fixed).expect("the fixed inputs");
-    match raw.ask(&Request::Bind { program, bound: entries.to_vec(), arguments }) {
+    match raw.ask(&Request::Bind { program, bound: entries.to_vec(), weights: Vec::new(), arguments }) {
         Ok(Told::Bound(binding)) => binding,
         other => panic!("{other:?}"),
     }

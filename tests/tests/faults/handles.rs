@@ -1,9 +1,13 @@
 //! Handles that name nothing here, or nothing any more.
 
 use genie_tests::answer::Told;
+use genie_tests::graphs::tiny;
 use genie_tests::raw::Raw;
 use genie_tests::serve::{Live, config};
-use genie_transport::wire::{ErrorCode, Handle, PutBody, PutRequest, PutTarget, Request, SessionToken};
+use genie_transport::wire::{
+    Arguments, ContentHash, ErrorCode, Handle, HandleSpan, PutBody, PutRequest, PutTarget, Request, ResidencyCode,
+    SessionToken,
+};
 
 use crate::scene::{Scene, bytes_spec, get, refused, resident};
 
@@ -103,5 +107,53 @@ fn an_object_of_another_type() {
     let asked = Request::CacheCreate { program: tensor, input: 0, reserve: 0 };
     refused(raw.ask(&asked), ErrorCode::WrongType, &["names a tensor", "needs a program"]);
     assert_eq!(raw.ask(&get(tensor)), Ok(Told::Bytes(b"a tensor".to_vec())));
+    scene.is_unharmed();
+}
+
+#[test]
+fn spans_over_what_is_not_the_sessions() {
+    let mut scene = Scene::new();
+    let (mut raw, ..) = scene.session();
+    let theirs = scene.witness.tensor().handle;
+    let model = tiny().expect("a model");
+    let graph = model.graph.encode();
+    let Ok(Told::Program(program, _)) = raw.ask(&Request::Define { device: 0, graph: &graph }) else {
+        panic!("no program")
+    };
+    let bind = |weights| Request::Bind { program, bound: Vec::new(), weights, arguments: Arguments::EMPTY };
+    let span = |index, generation, count| vec![HandleSpan { index, generation, count }];
+    let nothing = &["this session gave out no handle"][..];
+    refused(raw.ask(&bind(span(theirs.index, theirs.generation, 1))), ErrorCode::NoSuchHandle, nothing);
+    refused(raw.ask(&bind(span(u32::MAX, u32::MAX, 1))), ErrorCode::NoSuchHandle, nothing);
+    let all = &["name all of them, or none"][..];
+    refused(raw.ask(&bind(span(0, 1, 4096))), ErrorCode::BadArgument, all);
+    let many = (0..4096).map(|index| HandleSpan { index, generation: 1, count: 1 }).collect();
+    refused(raw.ask(&bind(many)), ErrorCode::BadArgument, all);
+    refused(raw.ask(&bind(span(0, 1, 4097))), ErrorCode::Malformed, &["spans of handles"]);
+    refused(raw.ask(&bind(span(7, 1, 0))), ErrorCode::OutOfRange, &["at least one"]);
+    refused(raw.ask(&bind(span(u32::MAX, 1, 2))), ErrorCode::Malformed, &["overflow"]);
+    scene.is_unharmed();
+}
+
+/// Hashes that are guessed, or of something else, open nothing; not the hash of a weight that is there either.
+#[test]
+fn sets_that_nobody_offered() {
+    let mut scene = Scene::new();
+    let (mut raw, ..) = scene.session();
+    let content = [5; 32];
+    let hash = ContentHash::of(&content);
+    let target = PutTarget::New { device: 0, residency: ResidencyCode::Weight, hash: Some(hash), name: None };
+    let put = PutRequest { target, spec: bytes_spec(32), body: PutBody::Inline(&content) };
+    assert!(matches!(raw.ask(&Request::Put(put)), Ok(Told::Tensor { .. })));
+    let entries = vec![(hash, bytes_spec(32)); 2];
+    for guess in [ContentHash([0; 32]), hash, ContentHash::of_set(&entries), ContentHash::of_set(&[])] {
+        assert_eq!(raw.ask(&Request::OfferSet { device: 0, hash: guess }), Ok(Told::OfferedSet(Vec::new())));
+    }
+    // The same weight twice is a set like another.
+    let set = Request::OfferSet { device: 0, hash: ContentHash::of_set(&entries) };
+    assert!(matches!(raw.ask(&Request::Offer { device: 0, entries }), Ok(Told::Offered(_))));
+    let Ok(Told::OfferedSet(handles)) = raw.ask(&set) else { panic!("it is known now") };
+    assert_eq!(handles.len(), 2);
+    assert_eq!(raw.ask(&get(handles[1])), Ok(Told::Bytes(content.to_vec())));
     scene.is_unharmed();
 }

@@ -54,11 +54,15 @@ pub(crate) struct Asked {
     pub(crate) repeated: u64,
     /// Sessions that were lost with their server.
     pub(crate) sessions_lost: u64,
+    /// Sets of weights that the server did not know, or not all of.
+    pub(crate) sets_unknown: u64,
+    /// Sets of which it gave all.
+    pub(crate) sets_found: u64,
 }
 
 impl Met {
     /// Each count with its name.
-    pub(crate) fn counts(&self) -> [(&'static str, u64); 18] {
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 20] {
         let Self { faults: f, users: u } = self;
         [
             ("connections", f.connections),
@@ -79,6 +83,8 @@ impl Met {
             ("sessions resumed", u.resumed),
             ("requests repeated", u.repeated),
             ("sessions lost", u.sessions_lost),
+            ("sets asked for in vain", u.sets_unknown),
+            ("sets found", u.sets_found),
         ]
     }
 }
@@ -87,6 +93,8 @@ impl Met {
 pub(crate) struct Shared {
     pub(crate) model: Tiny,
     pub(crate) names: [Register; NAMES],
+    /// Whether users offer sets of weights, and bind by spans. In odd seeds they do not: those that failed once stay what they were.
+    pub(crate) sets: bool,
     /// The life of the server that is, or comes next.
     pub(crate) epoch: u64,
     /// Those of the server that was lost last, and when: an answer of its may still be on its way.
@@ -147,6 +155,7 @@ impl World {
         let shared = Shared {
             model: tiny().expect("the model is valid"),
             names: Default::default(),
+            sets: seed.is_multiple_of(2),
             epoch: 1,
             lost_names: Default::default(),
             last_tag: 0,

@@ -9,8 +9,9 @@ use crate::connection::ClientOptions;
 use crate::link::tls::TlsClient;
 use crate::polling;
 use crate::wire::{
-    Argument, Arguments, BindEntry, ContentHash, DecodeError, DeviceEntry, ErrorCode, Finish, Handle, PutBody,
-    PutRequest, PutTarget, RemoteError, Reply, Request, ResidencyCode, TensorSpec, write_argument,
+    Argument, Arguments, BindEntry, Caps, ContentHash, DecodeError, DeviceEntry, ErrorCode, Finish, Handle, HandleSpan,
+    Offered, PutBody, PutRequest, PutTarget, RemoteError, Reply, Request, ResidencyCode, TensorSpec, Welcome, limits,
+    write_argument,
 };
 
 /// How to connect.
@@ -89,6 +90,9 @@ pub struct Input<'a> {
 /// What a binding joins.
 #[derive(Clone, Debug, Default)]
 pub struct BindInputs<'a> {
+    /// All weights of the program, by node id, in whatever order: where their handles are consecutive in the order of the nodes, as
+    /// those of an offer are as a rule, they take a few bytes together. Empty: they are among `residents`.
+    pub weights: Vec<(u32, Handle)>,
     /// Inputs that are residents or caches, by node id.
     pub residents: Vec<(u32, Handle)>,
     /// Inputs that are the same in every run.
@@ -229,21 +233,39 @@ pub(super) fn write_inputs(out: &mut Vec<u8>, inputs: &[Input<'_>]) -> Result<u3
 pub(super) fn bind_request<'a>(
     program: &Program,
     inputs: &BindInputs<'_>,
+    spans: bool,
     fixed: &'a [u8],
 ) -> Result<Request<'a>, ClientError> {
-    let bound = bind_entries(program, inputs)?;
+    let (bound, weights) = bind_entries(program, inputs, spans)?;
     let arguments = Arguments::new(inputs.fixed.len() as u32, fixed)?;
-    Ok(Request::Bind { program: program.handle, bound, arguments })
+    Ok(Request::Bind { program: program.handle, bound, weights, arguments })
 }
 
-/// The residents of a bind. Their epoch does not travel, so it is checked here: a handle from before a restart must not come to
-/// name what has its place now.
-pub(super) fn bind_entries(program: &Program, inputs: &BindInputs<'_>) -> Result<Vec<BindEntry>, ClientError> {
-    if inputs.residents.iter().any(|(_, handle)| handle.epoch != program.handle.epoch) {
+/// The residents of a bind, and its weights as spans if the server takes `spans`. Their epoch does not travel, so it is checked here: a
+/// handle from before a restart must not come to name what has its place now.
+pub(super) fn bind_entries(
+    program: &Program,
+    inputs: &BindInputs<'_>,
+    spans: bool,
+) -> Result<(Vec<BindEntry>, Vec<HandleSpan>), ClientError> {
+    let all = || inputs.residents.iter().chain(&inputs.weights);
+    if all().any(|(_, handle)| handle.epoch != program.handle.epoch) {
         let message = "a resident and the program are of different lives of the server: set both up again";
         return Err(RemoteError::new(ErrorCode::EpochGone, message).into());
     }
-    Ok(inputs.residents.iter().map(|&(input, handle)| BindEntry { input, handle }).collect())
+    let entry = |&(input, handle): &(u32, Handle)| BindEntry { input, handle };
+    if spans && inputs.weights.len() <= limits::BOUND {
+        let mut weights = inputs.weights.clone();
+        weights.sort_unstable_by_key(|(input, _)| *input);
+        let weights = HandleSpan::of(weights.into_iter().map(|(_, handle)| handle));
+        return Ok((inputs.residents.iter().map(entry).collect(), weights));
+    }
+    Ok((all().map(entry).collect(), Vec::new()))
+}
+
+/// Whether a server that said this welcome takes weights as sets and spans.
+pub(super) fn takes_sets(welcome: Option<&Welcome>) -> bool {
+    welcome.is_some_and(|welcome| welcome.caps.has(Caps::SETS))
 }
 
 pub(super) fn run_request<'a>(
@@ -308,9 +330,21 @@ pub(super) fn got<'a>(reply: &Reply<'a>) -> Result<&'a [u8], ClientError> {
     }
 }
 
-pub(super) fn offered(reply: &Reply<'_>) -> Result<Vec<crate::wire::Offered>, ClientError> {
+pub(super) fn offered(reply: &Reply<'_>) -> Result<Vec<Offered>, ClientError> {
     match reply {
         Reply::Offered(entries) => Ok(entries.clone()),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// The answers to the entries of an offer that was made by the hash of their set; `None`: offer them singly.
+pub(super) fn offered_set(reply: &Reply<'_>, entries: usize) -> Result<Option<Vec<Offered>>, ClientError> {
+    match reply {
+        Reply::OfferedSet { spans, .. } if spans.is_empty() => Ok(None),
+        Reply::OfferedSet { epoch, spans } => {
+            let handles: Vec<_> = spans.iter().flat_map(|span| span.handles(*epoch)).map(Offered::Present).collect();
+            if handles.len() == entries { Ok(Some(handles)) } else { Err(unexpected(reply)) }
+        }
         other => Err(unexpected(other)),
     }
 }

@@ -1,6 +1,9 @@
 //! A session whose calls do their I/O on the caller's thread.
 
+mod offers;
 mod programs;
+
+pub use self::offers::PendingOffer;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,8 +21,8 @@ use crate::connection::{Client, Counters, LanePlan, RequestId, SlicePlan};
 use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
-    ContentHash, DecodeError, Handle, Offered, OpenedSession, PutBody, PutRequest, PutTarget, Reply, Request,
-    TensorSpec, Welcome, slice_bytes_for,
+    DecodeError, Handle, OpenedSession, PutBody, PutRequest, PutTarget, Reply, Request, TensorSpec, Welcome,
+    slice_bytes_for,
 };
 
 /// A session on a server. One owner; requests can still be in flight together: [`Self::start_put`], [`Self::start_run`].
@@ -463,18 +466,6 @@ impl Session {
     /// [`ClientError`].
     pub fn describe(&mut self, handle: Handle) -> Result<Tensor, ClientError> {
         self.call(&Request::LookupHandle(handle), api::tensor)
-    }
-
-    /// Asks which contents the server has; those become residents of this session.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn offer(&mut self, device: u16, entries: &[(ContentHash, TensorSpec)]) -> Result<Vec<Offered>, ClientError> {
-        let mut all = Vec::with_capacity(entries.len());
-        for part in entries.chunks(crate::wire::limits::OFFERED) {
-            all.extend(self.call(&Request::Offer { device, entries: part.to_vec() }, api::offered)?);
-        }
-        Ok(all)
     }
 
     /// Frees everything the session has, and ends the connection.

@@ -277,9 +277,28 @@ impl Session {
     pub async fn offer(&self, device: u16, entries: &[(ContentHash, TensorSpec)]) -> Result<Vec<Offered>, ClientError> {
         let mut all = Vec::with_capacity(entries.len());
         for part in entries.chunks(limits::OFFERED) {
-            let entries = part.to_vec();
-            let start = move |c: &mut Client| c.start(&Request::Offer { device, entries }, None, None).0;
-            all.extend(self.call(start, |reply| api::offered(&reply)).await?);
+            let (single, (hash, count)) = (part.to_vec(), (ContentHash::of_set(part), part.len()));
+            let start = move |c: &mut Client| {
+                let request = if count > 1 && api::takes_sets(c.welcome()) {
+                    Request::OfferSet { device, hash }
+                } else {
+                    Request::Offer { device, entries: single }
+                };
+                c.start(&request, None, None).0
+            };
+            let read = move |reply: Reply<'_>| match reply {
+                Reply::Offered(offered) => Ok(Some(offered)),
+                set => api::offered_set(&set, count),
+            };
+            let offered = match self.call(start, read).await? {
+                Some(offered) => offered,
+                None => {
+                    let entries = part.to_vec();
+                    let start = move |c: &mut Client| c.start(&Request::Offer { device, entries }, None, None).0;
+                    self.call(start, |reply| api::offered(&reply)).await?
+                }
+            };
+            all.extend(offered);
         }
         Ok(all)
     }
@@ -309,12 +328,14 @@ impl Session {
     pub async fn bind(&self, program: &Program, inputs: &BindInputs<'_>) -> Result<Binding, ClientError> {
         let mut fixed = Vec::new();
         let count = api::write_inputs(&mut fixed, &inputs.fixed)?;
-        let bound = api::bind_entries(program, inputs)?;
+        // With spans or without: which of the two is sent is known where it is.
+        let (by_span, singly) = (api::bind_entries(program, inputs, true)?, api::bind_entries(program, inputs, false)?);
         let program = program.handle;
         Arguments::new(count, &fixed)?;
         let start = move |c: &mut Client| {
+            let (bound, weights) = if api::takes_sets(c.welcome()) { by_span } else { singly };
             let arguments = Arguments::new(count, &fixed).unwrap_or(Arguments::EMPTY);
-            c.start(&Request::Bind { program, bound, arguments }, None, None).0
+            c.start(&Request::Bind { program, bound, weights, arguments }, None, None).0
         };
         self.call(start, |reply| api::bound(&reply)).await
     }

@@ -22,8 +22,10 @@ impl Caps {
     pub const GENERATE: Self = Self(8);
     /// Slices need no checksum of their bytes, as this side asks: only where both do are they sent without.
     pub const UNCHECKED: Self = Self(16);
+    /// Weights may be offered as a set, and bound as spans of handles.
+    pub const SETS: Self = Self(32);
     /// Everything this version has, and does without being asked.
-    pub const OURS: Self = Self(0b1111);
+    pub const OURS: Self = Self(0b10_1111);
 
     /// Whether all bits of `other` are set.
     pub const fn has(self, other: Self) -> bool {

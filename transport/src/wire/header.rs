@@ -96,6 +96,8 @@ kinds! {
     Devices = 0x27,
     /// Reads the server's counters.
     Stats = 0x28,
+    /// Asks for a set of contents by its hash.
+    OfferSet = 0x29,
     /// Registers a graph.
     Define = 0x30,
     /// Joins a program with residents.

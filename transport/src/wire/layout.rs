@@ -98,14 +98,20 @@ wire_structs! {
     struct Offer = 8 { device: U16, zero: U16, count: U32 }
     /// One answer to an offer.
     struct OfferedField = 32 { handle: HandleField, status: u8, zero: [u8; 7], landed: U64 }
+    /// Offers a set of contents by its hash.
+    struct OfferSet = 40 { device: U16, zero: [u8; 6], hash: [u8; 32] }
+    /// The answer to it: `spans` times a `SpanField` in the payload; none: offer them singly.
+    struct OfferedSet = 16 { epoch: U64, spans: U32, zero: U32 }
+    /// Handles of consecutive slots and one generation.
+    struct SpanField = 12 { index: U32, generation: U32, count: U32 }
     /// A tensor that is resident; its spec follows.
     struct Tensor = 24 { handle: HandleField, device: U16, zero: [u8; 6] }
     /// Registers a graph; the payload is (form 0) its encoding, or (form 1) its content hash, 32 bytes.
     struct Define = 8 { device: U16, form: u8, zero: [u8; 5] }
     /// A program that is registered.
     struct Program = 48 { handle: HandleField, hash: [u8; 32] }
-    /// Joins a program with residents; entries in the payload, then arguments.
-    struct Bind = 24 { program: HandleField, bound: U32, arguments: U32 }
+    /// Joins a program with residents; entries in the payload, then the spans of its weights, then arguments.
+    struct Bind = 24 { program: HandleField, bound: U32, arguments: U16, spans: U16 }
     /// One resident of a bind; its epoch is the program's.
     struct BindField = 12 { index: U32, generation: U32, input: U32 }
     /// Runs a binding; arguments in the payload.

@@ -35,7 +35,7 @@ pub use rdma::{Immediate, PRIVATE_BYTES, Private};
 pub use reply::{DeviceEntry, Finish, Offered, OpenedSession, Reply, StatEntry};
 pub use request::{BindEntry, PutBody, PutRequest, PutTarget, Request, Shared, set_announce, set_id};
 pub use slice::{SLICE_FRAME_BYTES, SliceChecker, SliceHead, slice_bytes_for};
-pub use types::{ContentHash, Handle, ResidencyCode, SessionToken, TensorSpec};
+pub use types::{ContentHash, Handle, HandleSpan, ResidencyCode, SessionToken, TensorSpec};
 
 /// Version of the protocol that this code speaks.
 pub const VERSION: u8 = 1;

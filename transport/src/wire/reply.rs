@@ -5,7 +5,7 @@ use zerocopy::IntoBytes;
 use super::argument::Arguments;
 use super::error::{DecodeError, RemoteError};
 use super::header::{Flags, Header, Kind};
-use super::types::{ContentHash, Handle, SessionToken, TensorSpec};
+use super::types::{ContentHash, Handle, HandleSpan, SessionToken, TensorSpec};
 use super::{layout, limits};
 
 /// A reply, borrowed from the frame it came in.
@@ -41,6 +41,13 @@ pub enum Reply<'a> {
     Got(&'a [u8]),
     /// Answers to an offer, in its order.
     Offered(Vec<Offered>),
+    /// The weights of a set, in its order; no spans: not all of them are here, or the set is not known.
+    OfferedSet {
+        /// Of all of them.
+        epoch: u64,
+        /// Together at most [`limits::OFFERED`] handles.
+        spans: Vec<HandleSpan>,
+    },
     /// The devices.
     Devices(Vec<DeviceEntry<'a>>),
     /// The counters.
@@ -178,6 +185,12 @@ impl<'a> Reply<'a> {
             }
             Kind::Get => nothing(meta, Self::Got(payload)),
             Kind::Offer => entries(meta, payload, limits::OFFERED, offered).map(Self::Offered),
+            Kind::OfferSet => {
+                let raw = layout::whole::<layout::OfferedSet>(meta)?;
+                layout::zero(&raw.zero, "offered set")?;
+                let (spans, rest) = HandleSpan::take_all(payload, raw.spans.get(), limits::OFFERED)?;
+                nothing(rest, Self::OfferedSet { epoch: raw.epoch.get(), spans })
+            }
             Kind::Devices => entries(meta, payload, 4096, device).map(Self::Devices),
             Kind::Stats => entries(meta, payload, 4096, stat).map(Self::Stats),
             Kind::Define => {
@@ -243,6 +256,12 @@ impl<'a> Reply<'a> {
             Self::Offered(entries) => {
                 write_count(meta, entries.len());
                 entries.iter().for_each(|entry| write_offered(payload, entry));
+            }
+            Self::OfferedSet { epoch, spans } => {
+                let raw =
+                    layout::OfferedSet { epoch: (*epoch).into(), spans: (spans.len() as u32).into(), zero: 0.into() };
+                meta.extend_from_slice(raw.as_bytes());
+                HandleSpan::write_all(spans, payload);
             }
             Self::Devices(entries) => {
                 write_count(meta, entries.len());

@@ -5,7 +5,7 @@ use genie_graph::DType;
 use zerocopy::IntoBytes;
 
 use super::error::DecodeError;
-use super::layout::{self, HandleField, SpecField};
+use super::layout::{self, HandleField, SpanField, SpecField};
 use super::limits;
 
 /// BLAKE3 of a tensor's bytes.
@@ -16,6 +16,20 @@ impl ContentHash {
     /// Hashes in parallel on the caller's rayon pool.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::Hasher::new().update_rayon(bytes).finalize().as_bytes())
+    }
+
+    /// Names a set of weights: whoever can say it knows the hash of each, or was told by somebody who does. The order counts, and it is
+    /// never a hash of contents.
+    pub fn of_set(entries: &[(Self, TensorSpec)]) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("genie set of weights");
+        let mut entry = Vec::with_capacity(128);
+        for (hash, spec) in entries {
+            entry.clear();
+            entry.extend_from_slice(&hash.0);
+            spec.write(&mut entry);
+            hasher.update(&entry);
+        }
+        Self(*hasher.finalize().as_bytes())
     }
 }
 
@@ -53,6 +67,69 @@ impl Handle {
 
     pub(super) fn to_field(self) -> HandleField {
         HandleField { index: self.index.into(), generation: self.generation.into(), epoch: self.epoch.into() }
+    }
+}
+
+/// Handles of consecutive slots that were reused equally often: those of a model's weights, as a rule. 12 bytes on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandleSpan {
+    /// Slot of the first.
+    pub index: u32,
+    /// Of all of them.
+    pub generation: u32,
+    /// How many: at least 1, and not so many that a slot would need more than 32 bits.
+    pub count: u32,
+}
+
+impl HandleSpan {
+    /// As few spans as name these handles, in their order. All must be of one epoch, which does not travel with them.
+    pub fn of(handles: impl IntoIterator<Item = Handle>) -> Vec<Self> {
+        let mut spans: Vec<Self> = Vec::new();
+        for Handle { index, generation, .. } in handles {
+            match spans.last_mut() {
+                Some(last) if last.generation == generation && last.index.checked_add(last.count) == Some(index) => {
+                    last.count += 1;
+                }
+                _ => spans.push(Self { index, generation, count: 1 }),
+            }
+        }
+        spans
+    }
+
+    /// The handles that it stands for.
+    pub fn handles(self, epoch: u64) -> impl Iterator<Item = Handle> {
+        let Self { index, generation, count } = self;
+        (0..count).map(move |i| Handle { index: index.wrapping_add(i), generation, epoch })
+    }
+
+    /// `count` spans of together at most `most` handles at the front of `bytes`, and what follows them.
+    pub(super) fn take_all(bytes: &[u8], count: u32, most: usize) -> Result<(Vec<Self>, &[u8]), DecodeError> {
+        let mut rest = bytes;
+        let mut spans = Vec::with_capacity((count as usize).min(bytes.len() / size_of::<SpanField>()));
+        let mut total = 0_u64;
+        for _ in 0..count {
+            let (field, after) = layout::take::<SpanField>(rest)?;
+            let span = Self { index: field.index.get(), generation: field.generation.get(), count: field.count.get() };
+            if span.count == 0 {
+                return Err(DecodeError::Range("a span of handles has at least one"));
+            }
+            span.index.checked_add(span.count - 1).ok_or(DecodeError::Overflow("span of handles"))?;
+            total += u64::from(span.count);
+            if total > most as u64 {
+                return Err(DecodeError::TooLong { what: "spans of handles", length: total, limit: most as u64 });
+            }
+            spans.push(span);
+            rest = after;
+        }
+        Ok((spans, rest))
+    }
+
+    pub(super) fn write_all(spans: &[Self], out: &mut Vec<u8>) {
+        for span in spans {
+            let field =
+                SpanField { index: span.index.into(), generation: span.generation.into(), count: span.count.into() };
+            out.extend_from_slice(field.as_bytes());
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use genie_graph::{DType, InputRole, VerifiedGraph};
 use genie_transport::client::blocking::Session;
 use genie_transport::client::{ClientError, Input, Program};
+use genie_transport::wire::Handle;
 
 use super::RemoteModelError;
 use crate::{ContentHash, GraphOptions, Model};
@@ -95,10 +96,26 @@ impl Plan {
     /// # Errors
     /// [`ClientError`].
     pub fn define(&self, session: &mut Session, device: u16) -> Result<Program, ClientError> {
-        match session.define_known(device, self.hash)? {
+        let known = session.define_known(device, self.hash)?;
+        self.define_unless(session, device, known)
+    }
+
+    /// Registers it whole where the server did not know its hash.
+    pub(super) fn define_unless(
+        &self,
+        session: &mut Session,
+        device: u16,
+        known: Option<Program>,
+    ) -> Result<Program, ClientError> {
+        match known {
             Some(program) => Ok(program),
             None => session.define(device, &self.encoded),
         }
+    }
+
+    /// The weights by node id; `handles` are in the order of [`Model::weights`].
+    pub fn bound(&self, handles: &[Handle]) -> Vec<(u32, Handle)> {
+        self.weights.iter().copied().zip(handles.iter().copied()).collect()
     }
 
     /// The token ids as an inline input; `dims` are `[1, n]`, `ids` are i32, little-endian.

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use genie_transport::client::blocking::Session;
-use genie_transport::client::{BindInputs, Binding, Cache, ClientError, GenerateOptions, Program};
+use genie_transport::client::{BindInputs, Cache, ClientError, GenerateOptions, Program};
 use genie_transport::wire::{Effect, ErrorCode, Handle};
 
-use super::{Context, Live, Part, Plan, RemoteModel, RemoteModelError, Resident, Sampling, Stage, upload};
+use super::{Context, Live, Part, Plan, RemoteModel, RemoteModelError, Resident, Sampling, Stage, Uploaded, upload};
 
 /// How often in a row a lost session is built again for one call.
 const TRIES: u32 = 4;
@@ -92,33 +92,50 @@ impl RemoteModel {
         }
         if self.resident.is_none() {
             self.lost = lost;
-            let mut sent = |done, total| progress(Stage::Uploading(done, total));
-            let (weights, uploaded) =
-                upload::upload(&mut self.session, self.device, &self.model, &self.hashes, &mut sent)?;
-            let (prefill, decode) = match self.define() {
+            let mut made = Vec::new();
+            let (resident, uploaded) = match self.establish_resident(&mut made, progress) {
                 Ok(both) => both,
                 Err(error) => {
-                    release(&mut self.session, weights);
-                    return Err(error.into());
+                    release(&mut self.session, made);
+                    return Err(error);
                 }
             };
             self.uploaded = uploaded;
             self.life += 1;
-            return Ok(self.resident.insert(Resident { weights, prefill, decode }));
+            return Ok(self.resident.insert(resident));
         }
         self.resident.as_ref().ok_or_else(|| RemoteModelError::Inputs("it is not on the server".to_owned()))
     }
 
-    /// Both programs, or none.
-    fn define(&mut self) -> Result<(Program, Program), ClientError> {
-        let prefill = self.prefill.define(&mut self.session, self.device)?;
-        match self.decode.define(&mut self.session, self.device) {
-            Ok(decode) => Ok((prefill, decode)),
-            Err(error) => {
-                release(&mut self.session, [prefill.handle]);
-                Err(error)
+    /// Asks for weights and programs by their hashes, all at once, and sends what the server lacks. `made`: handles that it makes on its
+    /// way, which are to be freed if it fails.
+    fn establish_resident(
+        &mut self,
+        made: &mut Vec<Handle>,
+        progress: &mut dyn FnMut(Stage),
+    ) -> Result<(Resident, Uploaded), RemoteModelError> {
+        let (session, device) = (&mut self.session, self.device);
+        let entries = upload::Entries::new(&self.model, &self.hashes, &self.decode.weights)?;
+        let offer = entries.start(session, device);
+        let plans = [&self.prefill, &self.decode];
+        let asked = plans.map(|plan| session.start_define_known(device, plan.hash));
+        let offered = session.finish_offer(offer);
+        let known = asked.map(|pending| session.finish_define_known(pending));
+        made.extend(known.iter().flatten().flatten().map(|program| program.handle));
+        let mut sent = |done, total| progress(Stage::Uploading(done, total));
+        let (weights, uploaded) = upload::upload(session, device, &self.model, &entries, &offered?, &mut sent)?;
+        made.extend(&weights);
+        let [prefill, decode] = known;
+        let mut define = |plan: &Plan, known: Result<Option<Program>, ClientError>| -> Result<Program, ClientError> {
+            let known = known?;
+            let program = plan.define_unless(session, device, known)?;
+            if known.is_none() {
+                made.push(program.handle);
             }
-        }
+            Ok(program)
+        };
+        let (prefill, decode) = (define(&self.prefill, prefill)?, define(&self.decode, decode)?);
+        Ok((Resident { weights, prefill, decode }, uploaded))
     }
 
     /// The server's side of a context, built again if it was lost. Holds nothing more there if that fails.
@@ -182,17 +199,18 @@ impl RemoteModel {
         let resident = self.resident(&mut |_| ())?;
         let (prefill, decode) = (resident.prefill, resident.decode);
         let weights = resident.weights.clone();
-        let mut bind = |program: &Program, plan: &Plan| -> Result<Binding, ClientError> {
-            let mut residents: Vec<_> = plan.weights.iter().copied().zip(weights.iter().copied()).collect();
-            residents.push((plan.kv, cache.0));
-            let inputs = BindInputs { residents, fixed: plan.sampling(&values).to_vec() };
-            let binding = self.session.bind(program, &inputs)?;
-            made.push(binding.0);
-            Ok(binding)
+        let mut start = |program: &Program, plan: &Plan| {
+            let residents = vec![(plan.kv, cache.0)];
+            let inputs =
+                BindInputs { weights: plan.bound(&weights), residents, fixed: plan.sampling(&values).to_vec() };
+            self.session.start_bind(program, &inputs)
         };
-        let prefill = bind(&prefill, &self.prefill)?;
-        let decode = bind(&decode, &self.decode)?;
-        Ok(Live { cache, prefill, decode })
+        // Both are under way together.
+        let started = [start(&prefill, &self.prefill), start(&decode, &self.decode)];
+        let bound = started.map(|pending| self.session.finish_bind(pending?));
+        made.extend(bound.iter().flatten().map(|binding| binding.0));
+        let [prefill, decode] = bound;
+        Ok(Live { cache, prefill: prefill?, decode: decode? })
     }
 
     /// After a run that failed: the server forgets what it ran of it, so that the context is there as it is here. Gives the

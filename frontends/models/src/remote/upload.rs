@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc;
 
 use bytes::Bytes;
-use genie_transport::client::blocking::{Pending, Session};
+use genie_transport::client::blocking::{Pending, PendingOffer, Session};
 use genie_transport::client::{ClientError, PutOptions};
 use genie_transport::wire::{ContentHash, Handle, Offered, TensorSpec};
 
@@ -34,22 +34,40 @@ pub fn weight_spec(weight: &Weight) -> Result<TensorSpec, RemoteModelError> {
     Ok(TensorSpec::new(weight.dtype(), weight.dims()).map_err(ClientError::from)?)
 }
 
-/// Makes a model's weights residents of the session: offers them by content, and sends what the server lacks. `progress` gets
-/// the bytes sent, and those to send. Where it fails, none of them is held there.
+/// What a model's weights are offered as, in the order in which a program's nodes take them: their handles then are consecutive for a
+/// bind, too. Beside each its place in [`Model::weights`].
+pub(super) struct Entries {
+    offered: Vec<(ContentHash, TensorSpec)>,
+    order: Vec<usize>,
+}
+
+impl Entries {
+    /// `nodes`: the node of each weight.
+    pub(super) fn new(model: &Model, hashes: &[ContentHash], nodes: &[u32]) -> Result<Self, RemoteModelError> {
+        let mut order: Vec<usize> = (0..model.weights().len()).collect();
+        order.sort_by_key(|&i| nodes.get(i));
+        let entry = |&i: &usize| Ok((hashes[i], weight_spec(&model.weights()[i])?));
+        let offered = order.iter().map(entry).collect::<Result<Vec<_>, RemoteModelError>>()?;
+        Ok(Self { offered, order })
+    }
+
+    /// Begins to offer them.
+    pub(super) fn start(&self, session: &mut Session, device: u16) -> PendingOffer {
+        session.start_offer(device, &self.offered)
+    }
+}
+
+/// Makes a model's weights residents of the session, after they were offered: sends what the server lacks. `progress` gets the bytes
+/// sent, and those to send. Gives handles in the order of [`Model::weights`]; where it fails, none of them is held there.
 pub(super) fn upload(
     session: &mut Session,
     device: u16,
     model: &Model,
-    hashes: &[ContentHash],
+    entries: &Entries,
+    offered: &[Offered],
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(Vec<Handle>, Uploaded), RemoteModelError> {
-    let entries = model
-        .weights()
-        .iter()
-        .zip(hashes)
-        .map(|(weight, hash)| Ok((*hash, weight_spec(weight)?)))
-        .collect::<Result<Vec<_>, RemoteModelError>>()?;
-    let offered = session.offer(device, &entries)?;
+    let Entries { offered: entries, order } = entries;
     let mut handles: Vec<Option<Handle>> = vec![None; entries.len()];
     let mut missing = Vec::new();
     for (i, answer) in offered.iter().enumerate().take(entries.len()) {
@@ -61,12 +79,15 @@ pub(super) fn upload(
     let total: u64 = missing.iter().map(|&i| entries[i].1.bytes()).sum();
     let uploaded = Uploaded { present: entries.len() - missing.len(), sent: missing.len(), sent_bytes: total };
     let mut done = 0;
-    let sent = send(session, device, model, &entries, &missing, |i, handle| {
+    let sent = send(session, device, model, (entries, order), &missing, |i, handle| {
         handles[i] = Some(handle);
         done += entries[i].1.bytes();
         progress(done, total);
     });
-    let handles: Vec<Handle> = handles.into_iter().flatten().collect();
+    let mut placed: Vec<(usize, Handle)> =
+        order.iter().copied().zip(handles).filter_map(|(i, h)| Some((i, h?))).collect();
+    placed.sort_unstable_by_key(|(place, _)| *place);
+    let handles: Vec<Handle> = placed.into_iter().map(|(_, handle)| handle).collect();
     let (got, all) = (handles.len(), entries.len());
     let complete = sent.map_err(RemoteModelError::from).and_then(|()| {
         let short = || format!("the server answered for {got} of {all} weights that were offered");
@@ -87,7 +108,7 @@ fn send(
     session: &mut Session,
     device: u16,
     model: &Model,
-    entries: &[(ContentHash, TensorSpec)],
+    (entries, order): (&[(ContentHash, TensorSpec)], &[usize]),
     missing: &[usize],
     mut arrived: impl FnMut(usize, Handle),
 ) -> Result<(), ClientError> {
@@ -96,7 +117,7 @@ fn send(
         let (give, take) = mpsc::sync_channel(1);
         scope.spawn(move || {
             for &i in missing {
-                if give.send((i, Bytes::from_owner(model.weights()[i].bytes()))).is_err() {
+                if give.send((i, Bytes::from_owner(model.weights()[order[i]].bytes()))).is_err() {
                     return;
                 }
             }

@@ -10,7 +10,8 @@ use genie_transport::connection::RequestId;
 use genie_transport::link::sim::Sim;
 use genie_transport::memory::{Landing, Slab};
 use genie_transport::wire::{
-    Arguments, BindEntry, ContentHash, Handle, PutBody, PutRequest, PutTarget, Request, ResidencyCode, TensorSpec,
+    Arguments, BindEntry, ContentHash, Handle, HandleSpan, PutBody, PutRequest, PutTarget, Request, ResidencyCode,
+    TensorSpec,
 };
 
 use super::{Flight, Tensor, User, What};
@@ -20,6 +21,8 @@ use crate::world::{NAMES, Shared};
 const SLICE: u32 = 4096;
 /// Contents that any user may put as a weight.
 const WEIGHTS: u32 = 3;
+/// As many of them are offered as a set.
+const SET: u32 = 2;
 
 impl User {
     pub(super) fn ask_something(&mut self, sim: &mut Sim<Executor>, shared: &mut Shared) {
@@ -61,6 +64,11 @@ impl User {
             12 => {
                 let name = sim.rng().below(NAMES as u64) as usize;
                 self.ask(sim, shared, &Request::LookupName(NAME[name]), What::Lookup { name });
+            }
+            13 if shared.sets && sim.rng().chance(500_000) => {
+                let members: Vec<_> = (0..SET).map(weight_of).collect();
+                let hash = ContentHash::of_set(&entries(&members));
+                self.ask(sim, shared, &Request::OfferSet { device: 0, hash }, What::OfferSet { members });
             }
             13 => {
                 let (tag, bytes) = weight(sim);
@@ -114,11 +122,19 @@ impl User {
         let Some(binding) = cache.binding else {
             cache.exclusive = true;
             let model = &shared.model;
-            let bound = [(model.table, table), (model.cache, handle)];
-            let bound = bound.map(|(input, handle)| BindEntry { input, handle }).to_vec();
+            let mut bound = vec![BindEntry { input: model.cache, handle }];
+            let weights = if shared.sets { HandleSpan::of([table]) } else { Vec::new() };
+            if !shared.sets {
+                bound.insert(0, BindEntry { input: model.table, handle: table });
+            }
             let (count, bytes) = model.greedy();
             let arguments = Arguments::new(count, &bytes).expect("the fixed inputs");
-            return self.ask(sim, shared, &Request::Bind { program, bound, arguments }, What::Bind { cache: number });
+            return self.ask(
+                sim,
+                shared,
+                &Request::Bind { program, bound, weights, arguments },
+                What::Bind { cache: number },
+            );
         };
         if cache.begun > cache.ended() || sim.rng().chance(600_000) {
             return self.run(sim, shared, number, binding);
@@ -209,6 +225,12 @@ impl User {
         self.put(sim, shared, target, content, what);
     }
 
+    /// What is asked where a set is not known: which of its weights there are.
+    pub(super) fn offer_all(&mut self, sim: &mut Sim<Executor>, shared: &mut Shared, members: Vec<(u32, usize)>) {
+        let entries = entries(&members);
+        self.ask(sim, shared, &Request::Offer { device: 0, entries }, What::OfferAll { members });
+    }
+
     /// A put, inline or in slices as drawn.
     fn put(
         &mut self,
@@ -282,8 +304,15 @@ fn size(sim: &mut Sim<Executor>) -> usize {
 
 /// One of a few contents, and always the same size for the same content.
 fn weight(sim: &mut Sim<Executor>) -> (u32, usize) {
-    let which = sim.rng().below(u64::from(WEIGHTS)) as u32;
+    weight_of(sim.rng().below(u64::from(WEIGHTS)) as u32)
+}
+
+fn weight_of(which: u32) -> (u32, usize) {
     (0xffff_0000 + which, 4 * (300 + 9000 * which as usize))
+}
+
+fn entries(members: &[(u32, usize)]) -> Vec<(ContentHash, TensorSpec)> {
+    members.iter().map(|&(tag, bytes)| (ContentHash::of(&tagged(tag, bytes)), spec(bytes))).collect()
 }
 
 fn spec(bytes: usize) -> TensorSpec {

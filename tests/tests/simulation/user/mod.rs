@@ -61,6 +61,8 @@ enum What {
     New { tag: u32, bytes: usize, name: Option<usize> },
     Weight { tag: u32, bytes: usize },
     Offer { tag: u32, bytes: usize },
+    OfferSet { members: Vec<(u32, usize)> },
+    OfferAll { members: Vec<(u32, usize)> },
     Write { tensor: u64, tag: u32 },
     Read { tensor: u64, bytes: usize },
     Copy { tensor: u64 },
@@ -218,6 +220,8 @@ impl What {
             Self::New { .. }
                 | Self::Weight { .. }
                 | Self::Offer { .. }
+                | Self::OfferSet { .. }
+                | Self::OfferAll { .. }
                 | Self::Write { .. }
                 | Self::Read { .. }
                 | Self::Copy { .. }

@@ -55,6 +55,26 @@ impl User {
                 }
                 _ => return Err(format!("one offer, {} answers", offered.len())),
             },
+            (What::OfferSet { members }, Told::OfferedSet(handles)) if handles.is_empty() => {
+                shared.asked.sets_unknown += 1;
+                self.offer_all(sim, shared, members.clone());
+            }
+            (What::OfferSet { members }, Told::OfferedSet(handles)) if handles.len() == members.len() => {
+                shared.asked.sets_found += 1;
+                for (&(tag, bytes), handle) in members.iter().zip(handles) {
+                    self.add_tensor(handle, bytes, vec![tag], true, now);
+                }
+            }
+            (What::OfferAll { members }, Told::Offered(offered)) if offered.len() == members.len() => {
+                for (&(tag, bytes), answer) in members.iter().zip(offered) {
+                    match answer {
+                        Offered::Present(handle) => self.add_tensor(handle, bytes, vec![tag], true, now),
+                        Offered::Absent | Offered::Partial(_) => {
+                            self.put_weight(sim, shared, tagged(tag, bytes), What::Weight { tag, bytes });
+                        }
+                    }
+                }
+            }
             (What::Write { tensor, tag }, Told::Tensor { .. }) => self.tensor(*tensor)?.value.applied(*tag, now),
             (What::Read { tensor, bytes }, Told::Bytes(inline)) => {
                 let landed = flight.landing.as_ref().map(|l| l.finish().ok_or("the landing is not whole"));

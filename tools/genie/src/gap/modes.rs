@@ -383,9 +383,8 @@ fn bind(
     sampling: Sampling,
 ) -> Result<Binding> {
     let values = sampling.values();
-    let mut residents: Vec<_> = plan.weights.iter().copied().zip(weights.iter().copied()).collect();
-    residents.push((plan.kv, cache.0));
-    Ok(session.bind(program, &BindInputs { residents, fixed: plan.sampling(&values).to_vec() })?)
+    let (weights, residents) = (plan.bound(weights), vec![(plan.kv, cache.0)]);
+    Ok(session.bind(program, &BindInputs { weights, residents, fixed: plan.sampling(&values).to_vec() })?)
 }
 
 fn run(session: &mut Session, plan: &Plan, binding: Binding, tokens: &[i32]) -> Result<i32> {

@@ -21,7 +21,21 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn define_known(&mut self, device: u16, hash: ContentHash) -> Result<Option<Program>, ClientError> {
-        api::known(self.call(&Request::DefineKnown { device, hash }, api::program))
+        let pending = self.start_define_known(device, hash);
+        self.finish_define_known(pending)
+    }
+
+    /// Begins to register a graph by its content hash.
+    pub fn start_define_known(&mut self, device: u16, hash: ContentHash) -> Pending {
+        self.start(&Request::DefineKnown { device, hash }, None)
+    }
+
+    /// Waits for what [`Self::start_define_known`] began; `None` if the server has no such graph.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_define_known(&mut self, pending: Pending) -> Result<Option<Program>, ClientError> {
+        api::known(self.finish(pending.id, api::program))
     }
 
     /// Joins a program with residents, caches and fixed inputs.
@@ -29,12 +43,30 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn bind(&mut self, program: &Program, inputs: &BindInputs<'_>) -> Result<Binding, ClientError> {
+        let pending = self.start_bind(program, inputs)?;
+        self.finish_bind(pending)
+    }
+
+    /// Begins to join a program with residents, caches and fixed inputs.
+    ///
+    /// # Errors
+    /// If an input's bytes do not match its shape, or a handle is from before the server's last start.
+    pub fn start_bind(&mut self, program: &Program, inputs: &BindInputs<'_>) -> Result<Pending, ClientError> {
+        let spans = api::takes_sets(self.engine.client().welcome());
         let mut fixed = std::mem::take(&mut self.scratch);
-        api::write_inputs(&mut fixed, &inputs.fixed)?;
-        let request = api::bind_request(program, inputs, &fixed)?;
-        let bound = self.call(&request, api::bound);
+        let pending = api::write_inputs(&mut fixed, &inputs.fixed)
+            .and_then(|_| api::bind_request(program, inputs, spans, &fixed))
+            .map(|request| self.start(&request, None));
         self.scratch = fixed;
-        bound
+        pending
+    }
+
+    /// Waits for a binding.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_bind(&mut self, pending: Pending) -> Result<Binding, ClientError> {
+        self.finish(pending.id, api::bound)
     }
 
     /// Makes an empty KV cache that fits an input of a program.

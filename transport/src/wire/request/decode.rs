@@ -3,7 +3,7 @@
 use super::super::argument::Arguments;
 use super::super::error::DecodeError;
 use super::super::header::{Flags, Header, Kind};
-use super::super::types::{ContentHash, Handle, ResidencyCode, SessionToken, TensorSpec};
+use super::super::types::{ContentHash, Handle, HandleSpan, ResidencyCode, SessionToken, TensorSpec};
 use super::super::{layout, limits};
 use super::{
     ANNOUNCE, ANY_POSITION, BindEntry, HASHED, PASSED, PutBody, PutRequest, PutTarget, Request, SLICED, Shared,
@@ -60,6 +60,11 @@ impl<'a> Request<'a> {
             Kind::Free => by_handle(meta).map(Self::Free),
             Kind::Lookup => lookup(meta, payload),
             Kind::Offer => offer(meta, payload),
+            Kind::OfferSet => {
+                let raw = layout::whole::<layout::OfferSet>(meta)?;
+                layout::zero(&raw.zero, "offer of a set")?;
+                Ok(Self::OfferSet { device: raw.device.get(), hash: ContentHash(raw.hash) })
+            }
             Kind::Devices => empty(meta, Self::Devices),
             Kind::Stats => empty(meta, Self::Stats),
             Kind::Define => {
@@ -253,6 +258,7 @@ fn lookup<'a>(meta: &[u8], payload: &'a [u8]) -> Result<Request<'a>, DecodeError
 fn offer<'a>(meta: &[u8], payload: &[u8]) -> Result<Request<'a>, DecodeError> {
     let raw = layout::whole::<layout::Offer>(meta)?;
     layout::zero(&raw.zero, "offer")?;
+    layout::zero(&raw.zero, "offer")?;
     let count = counted("offered contents", raw.count.get(), limits::OFFERED)?;
     let mut rest = payload;
     // 40 bytes is the least that an entry takes: the capacity is bounded by what was sent.
@@ -278,8 +284,9 @@ fn bind<'a>(meta: &[u8], payload: &'a [u8]) -> Result<Request<'a>, DecodeError> 
         bound.push(BindEntry { input: entry.input.get(), handle });
         rest = after;
     }
-    let arguments = Arguments::decode(raw.arguments.get(), rest)?;
-    Ok(Request::Bind { program, bound, arguments })
+    let (weights, rest) = HandleSpan::take_all(rest, raw.spans.get().into(), limits::BOUND)?;
+    let arguments = Arguments::decode(raw.arguments.get().into(), rest)?;
+    Ok(Request::Bind { program, bound, weights, arguments })
 }
 
 fn generate<'a>(meta: &[u8], payload: &'a [u8]) -> Result<Request<'a>, DecodeError> {

@@ -3,7 +3,7 @@
 use zerocopy::IntoBytes;
 
 use super::super::header::{HEADER_BYTES, Kind, body_crc, decode_header, encode_header};
-use super::super::types::{Handle, ResidencyCode};
+use super::super::types::{Handle, HandleSpan, ResidencyCode};
 use super::super::{layout, limits};
 use super::{ANNOUNCE, ANY_POSITION, HASHED, PASSED, PutBody, PutRequest, PutTarget, Request, SLICED, Shared};
 
@@ -86,6 +86,11 @@ impl Request<'_> {
                 }
                 Kind::Offer
             }
+            Self::OfferSet { device, hash } => {
+                let raw = layout::OfferSet { device: (*device).into(), zero: [0; 6], hash: hash.0 };
+                meta.extend_from_slice(raw.as_bytes());
+                Kind::OfferSet
+            }
             Self::Devices => Kind::Devices,
             Self::Stats => Kind::Stats,
             Self::Define { device, .. } => {
@@ -99,11 +104,13 @@ impl Request<'_> {
                 payload.extend_from_slice(&hash.0);
                 Kind::Define
             }
-            Self::Bind { program, bound, arguments } => {
+            Self::Bind { program, bound, weights, arguments } => {
+                // Both counts have limits far below 2^16.
                 let raw = layout::Bind {
                     program: program.to_field(),
                     bound: (bound.len() as u32).into(),
-                    arguments: (arguments.len() as u32).into(),
+                    arguments: (arguments.len() as u16).into(),
+                    spans: (weights.len() as u16).into(),
                 };
                 meta.extend_from_slice(raw.as_bytes());
                 for entry in bound {
@@ -115,6 +122,7 @@ impl Request<'_> {
                     };
                     payload.extend_from_slice(raw.as_bytes());
                 }
+                HandleSpan::write_all(weights, payload);
                 payload.extend_from_slice(arguments.bytes());
                 Kind::Bind
             }

@@ -7,7 +7,7 @@ pub(super) use self::decode::slice_bytes;
 pub use self::encode::{set_announce, set_id};
 
 use super::argument::Arguments;
-use super::types::{ContentHash, Handle, ResidencyCode, SessionToken, TensorSpec};
+use super::types::{ContentHash, Handle, HandleSpan, ResidencyCode, SessionToken, TensorSpec};
 
 /// A request, borrowed from the frame it came in. Decoding allocates nothing on the path of a decode step.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +77,14 @@ pub enum Request<'a> {
         /// What they are; at most [`crate::wire::limits::OFFERED`].
         entries: Vec<(ContentHash, TensorSpec)>,
     },
+    /// Does the server have all contents of a set that somebody has offered it before, one by one? If so, they become residents of the
+    /// session.
+    OfferSet {
+        /// Where they are wanted.
+        device: u16,
+        /// [`ContentHash::of_set`].
+        hash: ContentHash,
+    },
     /// Lists the devices.
     Devices,
     /// Reads the server's counters.
@@ -101,6 +109,9 @@ pub enum Request<'a> {
         program: Handle,
         /// Inputs that are residents or caches.
         bound: Vec<BindEntry>,
+        /// All weights of the program, in the order of their node ids; or none, and they are among `bound`. Their epoch does not travel:
+        /// it is the program's.
+        weights: Vec<HandleSpan>,
         /// Inputs fixed for every run.
         arguments: Arguments<'a>,
     },

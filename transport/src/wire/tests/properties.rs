@@ -28,6 +28,7 @@ struct Parts {
     specs: Vec<([u8; 32], TensorSpec)>,
     arguments: (u32, Vec<u8>),
     bound: Vec<(u32, Handle)>,
+    spans: Vec<HandleSpan>,
     tokens: Vec<[u8; 4]>,
     stop: Vec<[u8; 4]>,
     slice_bytes: u32,
@@ -67,6 +68,17 @@ fn arguments() -> impl Strategy<Value = (u32, Vec<u8>)> {
     })
 }
 
+/// Of together at most `OFFERED` handles.
+fn spans() -> impl Strategy<Value = Vec<HandleSpan>> {
+    vec((any::<u32>(), any::<u32>(), 1..=limits::OFFERED as u32 / 4), 0..=4).prop_map(|spans| {
+        let span = |(index, generation, count): (u32, u32, u32)| {
+            // The last may have the last slot.
+            HandleSpan { index: index.min(u32::MAX - (count - 1)), generation, count }
+        };
+        spans.into_iter().map(span).collect()
+    })
+}
+
 fn name() -> impl Strategy<Value = String> {
     "\\PC{1,40}".prop_filter("at most 255 bytes", |name| name.len() <= limits::NAME_BYTES)
 }
@@ -78,6 +90,7 @@ fn parts() -> impl Strategy<Value = Parts> {
         vec((any::<[u8; 32]>(), spec()), 0..4),
         arguments(),
         vec((any::<u32>(), handle()), 0..4),
+        spans(),
         vec(any::<[u8; 4]>(), 1..6),
         vec(any::<[u8; 4]>(), 0..4),
     );
@@ -87,7 +100,7 @@ fn parts() -> impl Strategy<Value = Parts> {
         |(
             (handles, long, word, half, hash),
             (bytes, name, text, spec),
-            (specs, arguments, bound, tokens, stop),
+            (specs, arguments, bound, spans, tokens, stop),
             (pages, yes, code, effect),
         )| Parts {
             handles,
@@ -103,6 +116,7 @@ fn parts() -> impl Strategy<Value = Parts> {
             specs,
             arguments,
             bound,
+            spans,
             tokens,
             stop,
             slice_bytes: pages * 4096,
@@ -149,6 +163,7 @@ impl Parts {
             Request::LookupName(&self.name),
             Request::LookupHandle(handle),
             Request::Offer { device, entries: self.specs.iter().map(|(h, s)| (ContentHash(*h), s.clone())).collect() },
+            Request::OfferSet { device, hash },
             Request::Devices,
             Request::Stats,
             Request::Define { device, graph: &self.bytes },
@@ -161,6 +176,7 @@ impl Parts {
                     .iter()
                     .map(|&(input, bound)| BindEntry { input, handle: Handle { epoch: handle.epoch, ..bound } })
                     .collect(),
+                weights: self.spans.clone(),
                 arguments: self.arguments(),
             },
             Request::Run {
@@ -231,6 +247,7 @@ impl Parts {
             (Kind::Put, Reply::Landed { slice_bytes: self.slice_bytes, slices, bits: &self.bytes }),
             (Kind::Get, Reply::Got(&self.bytes)),
             (Kind::Offer, Reply::Offered(offered)),
+            (Kind::OfferSet, Reply::OfferedSet { epoch: a, spans: self.spans.clone() }),
             (Kind::Devices, Reply::Devices(vec![entry; 2])),
             (
                 Kind::Stats,
@@ -360,6 +377,39 @@ proptest! {
             let header = header(kind, flags, &meta, &payload);
             prop_assert_eq!(flags.has(Flags::MORE), !reply.is_terminal());
             prop_assert_eq!(Reply::decode(&header, &meta, &payload), Ok(reply));
+        }
+    }
+
+    #[test]
+    fn spans_name_the_handles_that_they_were_made_of(
+        slots in vec((0..40_u32, 0..2_u32, 1..6_u32), 0..8), epoch: u64, at: u32,
+    ) {
+        // Runs of slots, near each other or at the end of all slots.
+        let at = if at.is_multiple_of(2) { u32::MAX - 45 } else { at / 2 };
+        let handle = |index, generation| Handle { index, generation, epoch };
+        let handles: Vec<_> =
+            slots.iter().flat_map(|&(first, generation, n)| (first..first + n).map(move |i| handle(at + i, generation))).collect();
+        let spans = HandleSpan::of(handles.iter().copied());
+        prop_assert!(spans.len() <= slots.len());
+        let named: Vec<_> = spans.iter().flat_map(|span| span.handles(epoch)).collect();
+        prop_assert_eq!(named, handles);
+    }
+
+    #[test]
+    fn a_sets_hash_is_of_all_its_weights_in_their_order(parts in parts(), at: Index, bit in 0..256_usize) {
+        let entries: Vec<_> = parts.specs.iter().map(|(hash, spec)| (ContentHash(*hash), spec.clone())).collect();
+        let hash = ContentHash::of_set(&entries);
+        // It is over what an offer of them holds, and is no hash of contents.
+        let (_, _, payload) = encoded(&Request::Offer { device: parts.half, entries: entries.clone() });
+        prop_assert_eq!(hash.0, *blake3::Hasher::new_derive_key("genie set of weights").update(&payload).finalize().as_bytes());
+        prop_assert_ne!(hash, ContentHash::of(&payload));
+        if !entries.is_empty() {
+            let mut other = entries;
+            let at = at.index(other.len());
+            other[at].0.0[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_ne!(ContentHash::of_set(&other), hash);
+            other.remove(at);
+            prop_assert_ne!(ContentHash::of_set(&other), hash);
         }
     }
 

@@ -131,7 +131,8 @@ fn ranges_and_counts_are_refused_for_the_right_reason() {
     assert!(matches!(offer(u32::MAX), DecodeError::TooLong { what: "offered contents", .. }));
 
     let bind = |bound: u32, arguments: u32| {
-        let request = Request::Bind { program: handle, bound: Vec::new(), arguments: Arguments::EMPTY };
+        let request =
+            Request::Bind { program: handle, bound: Vec::new(), weights: Vec::new(), arguments: Arguments::EMPTY };
         let mut meta = encoded(&request).1;
         set(&mut meta, std::mem::offset_of!(layout::Bind, bound), &bound.to_le_bytes());
         set(&mut meta, std::mem::offset_of!(layout::Bind, arguments), &arguments.to_le_bytes());
@@ -140,6 +141,32 @@ fn ranges_and_counts_are_refused_for_the_right_reason() {
     assert!(matches!(bind(4097, 0), DecodeError::TooLong { what: "bound residents", .. }));
     assert!(matches!(bind(0, 65), DecodeError::TooLong { what: "argument count", .. }));
     assert_eq!(bind(0, 1), DecodeError::Truncated);
+
+    let span = |count: u32, field: layout::SpanField, rest: &[u8]| {
+        let request =
+            Request::Bind { program: handle, bound: Vec::new(), weights: Vec::new(), arguments: Arguments::EMPTY };
+        let mut meta = encoded(&request).1;
+        set(&mut meta, std::mem::offset_of!(layout::Bind, spans), &(count as u16).to_le_bytes());
+        let payload = [zerocopy::IntoBytes::as_bytes(&field), rest].concat();
+        let of_a_bind = refuse(Kind::Bind, &meta, &payload);
+        let mut meta = encoded_reply(&Reply::OfferedSet { epoch: 1, spans: Vec::new() }).1;
+        set(&mut meta, std::mem::offset_of!(layout::OfferedSet, spans), &count.to_le_bytes());
+        let head = header(Kind::OfferSet, Flags::REPLY, &meta, &payload);
+        Reply::decode(&head, &meta, &payload).unwrap_err();
+        of_a_bind
+    };
+    let field =
+        |index: u32, count: u32| layout::SpanField { index: index.into(), generation: 1.into(), count: count.into() };
+    assert!(matches!(span(1, field(0, 0), &[]), DecodeError::Range(_)), "an empty span");
+    assert_eq!(span(1, field(u32::MAX, 2), &[]), DecodeError::Overflow("span of handles"));
+    assert_eq!(span(1, field(5, u32::MAX), &[]), DecodeError::Overflow("span of handles"));
+    assert!(matches!(span(1, field(0, u32::MAX), &[]), DecodeError::TooLong { what: "spans of handles", .. }));
+    assert!(matches!(span(1, field(0, 4097), &[]), DecodeError::TooLong { length: 4097, limit: 4096, .. }));
+    let twice = span(2, field(0, 4000), zerocopy::IntoBytes::as_bytes(&field(0, 97)));
+    assert!(matches!(twice, DecodeError::TooLong { length: 4097, .. }), "together too many");
+    assert_eq!(span(2, field(0, 1), &[0; 11]), DecodeError::Truncated);
+    assert_eq!(span(0xffff, field(0, 1), &[]), DecodeError::Truncated);
+    assert_eq!(span(1, field(0, 1), b"x"), DecodeError::Trailing(1));
 
     let generate = |prompt: u32, stop: u32| {
         let (prompt_ids, stop_ids): (&[[u8; 4]], &[[u8; 4]]) = (&[[0; 4]], &[]);
@@ -210,6 +237,20 @@ fn slices_are_refused_for_the_right_reason() {
 }
 
 #[test]
+fn offers_are_refused_for_the_right_reason() {
+    let (kind, meta, _) = encoded(&Request::Offer { device: 0, entries: Vec::new() });
+    let mut reserved = meta;
+    set(&mut reserved, std::mem::offset_of!(layout::Offer, zero), &[1]);
+    assert_eq!(refuse(kind, &reserved, &[]), DecodeError::Reserved("offer"));
+    let (kind, meta, _) = encoded(&Request::OfferSet { device: 0, hash: ContentHash([7; 32]) });
+    assert_eq!(refuse(kind, &meta, b"x"), DecodeError::Trailing(1));
+    assert_eq!(refuse(kind, &meta[..39], &[]), DecodeError::Truncated);
+    let mut reserved = meta;
+    set(&mut reserved, std::mem::offset_of!(layout::OfferSet, zero), &[0, 1]);
+    assert_eq!(refuse(kind, &reserved, &[]), DecodeError::Reserved("offer of a set"));
+}
+
+#[test]
 fn requests_do_not_carry_what_they_do_not_have() {
     assert_eq!(refuse(Kind::Devices, &[], b"x"), DecodeError::Trailing(1));
     assert_eq!(refuse(Kind::Devices, b"x", &[]), DecodeError::Trailing(1));
@@ -240,6 +281,13 @@ fn replies_are_refused_for_the_right_reason() {
     );
     assert_eq!(refuse(Kind::Run, failed, &[1, 0, 0, 0, 5, 0, 0, 0], &[]), DecodeError::Truncated);
     assert_eq!(refuse(Kind::Devices, Flags::REPLY, &[1, 0, 0, 0, 0, 0, 0, 0], &[]), DecodeError::Truncated);
+    // A server cannot make a client take more handles than it offered weights.
+    let spans = vec![HandleSpan { index: 0, generation: 1, count: 1025 }];
+    let (flags, meta, payload) = encoded_reply(&Reply::OfferedSet { epoch: 1, spans });
+    assert!(matches!(refuse(Kind::OfferSet, flags, &meta, &payload), DecodeError::TooLong { limit: 1024, .. }));
+    let mut reserved = meta;
+    set(&mut reserved, std::mem::offset_of!(layout::OfferedSet, zero), &[1]);
+    assert_eq!(refuse(Kind::OfferSet, flags, &reserved, &[]), DecodeError::Reserved("offered set"));
 }
 
 #[test]
