@@ -133,6 +133,8 @@ unsafe extern "C" fn matmul(
         let touched = ranges(&shape, &places, workspace)?;
         match library.settings.refuses {
             Refuses::Late => return Err(NO_WAY),
+            Refuses::Unknown => return Err(Status::CUBLAS_STATUS_INVALID_VALUE),
+            Refuses::Full => return Err(Status::CUBLAS_STATUS_ALLOC_FAILED),
             Refuses::Failing => return Err(Status::CUBLAS_STATUS_EXECUTION_FAILED),
             _ => {}
         }

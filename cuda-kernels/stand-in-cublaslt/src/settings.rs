@@ -3,6 +3,7 @@
 //! | variable | what it says |
 //! |---|---|
 //! | `GENIE_STAND_IN_PRODUCTS` | what it refuses, see [`Refuses`]; `nothing` |
+//! | `GENIE_STAND_IN_PRODUCTS_VERSION` | its version; `130000` |
 //! | `GENIE_STAND_IN_PRODUCTS_DONE` | a file that gets a line for each product that was done, also each time that it is replayed |
 
 use std::env;
@@ -33,6 +34,10 @@ pub(crate) enum Refuses {
     Found,
     /// `late`: what a heuristic found has no way when it comes to it.
     Late,
+    /// `unknown`: a product that a heuristic found is an invalid value when it comes to it, though no rule says so.
+    Unknown,
+    /// `full`: there is no memory for a product's kernel.
+    Full,
     /// `failing`: a product fails when it comes to it.
     Failing,
 }
@@ -51,6 +56,8 @@ impl Settings {
             Ok("silently") => Refuses::Silently,
             Ok("found") => Refuses::Found,
             Ok("late") => Refuses::Late,
+            Ok("unknown") => Refuses::Unknown,
+            Ok("full") => Refuses::Full,
             Ok("failing") => Refuses::Failing,
             Ok(other) => panic!("GENIE_STAND_IN_PRODUCTS={other}"),
         };

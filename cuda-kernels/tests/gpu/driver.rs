@@ -110,7 +110,7 @@ fn a_library_that_lacks_or_refuses_something_does_nothing() {
     for library in [Library::None, Library::Empty] {
         assert!(over_the_stand_ins(&refused, library, "gone").is_empty(), "{library:?}");
     }
-    for what in ["start", "all", "silently", "found", "late"] {
+    for what in ["start", "all", "silently", "found", "late", "unknown", "full"] {
         assert!(over_the_stand_ins(&refused, Library::Refusing(what), "gone").is_empty(), "{what}");
     }
     let bare = over_the_stand_ins(&refused, Library::Refusing("more"), "gone");

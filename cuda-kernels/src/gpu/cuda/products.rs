@@ -67,10 +67,6 @@ impl Products {
     pub(super) fn new(pool: &Pool) -> Result<Option<Self>, GpuError> {
         let version = match products_library() {
             Ok(version) => version,
-            Err(reason @ NoProducts::NotFound) => {
-                tracing::info!("{reason}: matrix products run on Genie's own kernels");
-                return Ok(None);
-            }
             Err(reason) => {
                 tracing::warn!("{reason}: matrix products run on Genie's own kernels");
                 return Ok(None);
@@ -148,11 +144,26 @@ impl Products {
         };
         match done {
             Ok(()) => Ok(true),
-            Err(refusal @ CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED | Status::CUBLAS_STATUS_ARCH_MISMATCH)) => {
-                // Not asked again.
+            // It took up nothing: not asked again.
+            Err(
+                refusal @ CublasError(
+                    Status::CUBLAS_STATUS_NOT_SUPPORTED
+                    | Status::CUBLAS_STATUS_ARCH_MISMATCH
+                    | Status::CUBLAS_STATUS_INVALID_VALUE,
+                ),
+            ) => {
                 let key = Key::new(product, operands);
                 told(&key, &refusal);
                 self.plans.insert(key, None);
+                Ok(false)
+            }
+            // Nor here: it loads its kernels when they are first wanted, and there may be room for that later.
+            Err(CublasError(status @ Status::CUBLAS_STATUS_ALLOC_FAILED)) => {
+                tracing::warn!(
+                    ?status,
+                    ?product,
+                    "cuBLASLt has no memory for a product: it runs on Genie's own kernels this time"
+                );
                 Ok(false)
             }
             Err(CublasError(status)) => {
@@ -198,6 +209,12 @@ pub enum NoProducts {
     /// The system has none.
     #[error("no cuBLASLt here (libcublasLt.so.13 was not found)")]
     NotFound,
+    /// It has one of before CUDA 12.
+    #[error("the cuBLASLt here is too old: it has {version}, and 12 is needed")]
+    TooOld {
+        /// What it has: `11.8.0`.
+        version: String,
+    },
     /// It has one that is none, or of another age.
     #[error("the cuBLASLt here has no {function}")]
     Lacks {
@@ -224,15 +241,20 @@ pub fn products_library() -> Result<String, NoProducts> {
         return Err(NoProducts::Lacks { function });
     }
     // SAFETY: it was just seen that the library has it, and it takes nothing.
-    let version = unsafe { sys::cublasLtGetVersion() };
-    Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+    let number = unsafe { sys::cublasLtGetVersion() };
+    let version = format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100);
+    // Names of the library are tried without a number first, and then down to those of CUDA 11.
+    if number < 12_00_00 {
+        return Err(NoProducts::TooOld { version });
+    }
+    Ok(version)
 }
 
 /// Says once for each product what the library has no way for. What it refuses to do besides is done behind a bare product; a bare one
 /// that it refuses runs on Genie's own kernels, which are slower.
 fn told(key: &Key, CublasError(status): &CublasError) {
     let product = &key.product;
-    if product.gelu || key.bias.is_some() {
+    if (product.gelu || key.bias.is_some()) && *status == Status::CUBLAS_STATUS_NOT_SUPPORTED {
         tracing::debug!(?status, ?product, "cuBLASLt does this product's rest not along");
     } else {
         tracing::warn!(?status, ?product, "cuBLASLt has no way for a product: it runs on Genie's own kernels");

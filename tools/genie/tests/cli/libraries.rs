@@ -72,6 +72,8 @@ fn without_the_library_our_own_kernels_do_it_and_the_server_says_so() {
         (StandIn::new(), "all", "cuBLASLt has no way for a product: it runs"),
         (StandIn::new(), "silently", "cuBLASLt has no way for a product: it runs"),
         (StandIn::new(), "late", "cuBLASLt has no way for a product: it runs"),
+        (StandIn::new(), "unknown", "cuBLASLt has no way for a product: it runs"),
+        (StandIn::new(), "full", "cuBLASLt has no memory for a product: it runs"),
     ] {
         let machine = Machine::with(driver, &[("GENIE_STAND_IN_PRODUCTS", refuses)]);
         let server = machine.serve("tcp://127.0.0.1:0", "cuda", "cuda:0");
@@ -80,6 +82,12 @@ fn without_the_library_our_own_kernels_do_it_and_the_server_says_so() {
         let log = stop(&machine, server);
         assert!(log.contains(told) && log.contains(own), "{refuses}: {log}");
     }
+    let machine = Machine::new(&[("GENIE_STAND_IN_PRODUCTS_VERSION", "110805")]);
+    let server = machine.serve("tcp://127.0.0.1:0", "cuda", "cuda:0");
+    assert_eq!(said(&mut remote(&server.uri, &model), length), expected);
+    assert!(machine.driver.products().is_empty());
+    let log = stop(&machine, server);
+    assert!(log.contains("the cuBLASLt here is too old: it has 11.8.5, and 12 is needed: matrix"), "{log}");
     // What is to happen to the sums is done behind them.
     let machine = Machine::new(&[("GENIE_STAND_IN_PRODUCTS", "more")]);
     let server = machine.serve("tcp://127.0.0.1:0", "cuda", "cuda:0");
