@@ -66,6 +66,7 @@ pub struct Peer {
     /// After how long a lane that holds up a transfer is ended.
     stuck: Duration,
     checked: bool,
+    one_sided: bool,
     /// The control lane waits for the bulk lanes to send.
     held: AtomicBool,
     /// Changes whenever the client has taken something of what it asked for.
@@ -116,7 +117,7 @@ impl Peer {
     ) -> Arc<Self> {
         let bulk = BulkOut::keeping(KEPT_TRANSFERS);
         bulk.set_checked(checked);
-        let regions = sink.regions();
+        let (regions, one_sided) = (sink.regions(), sink.is_one_sided());
         let out = ControlOut { outbox: Outbox::default(), sink, meta: Vec::new(), payload: Vec::new() };
         Arc::new(Self {
             id,
@@ -136,6 +137,7 @@ impl Peer {
             chances: AtomicU32::new(SECOND_CHANCES),
             stuck,
             checked,
+            one_sided,
             held: AtomicBool::new(false),
             progress: AtomicU64::new(0),
         })
@@ -370,6 +372,11 @@ impl Peer {
     /// Whether the payloads of slices have checksums.
     pub fn is_checked(&self) -> bool {
         self.checked
+    }
+
+    /// Whether devices move its slices, each into the other's memory.
+    pub fn is_one_sided(&self) -> bool {
+        self.one_sided
     }
 
     /// The client has ended a bulk lane; so many slices came to it.

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::cache::STARVED;
@@ -16,13 +17,16 @@ use super::rights::{Right, Rights, revoke};
 use super::verbs::{Registration, access};
 use crate::connection::{BulkEvent, Framer, Outbox, Peer, Taken};
 use crate::link::{LULL, RemoteBulk, Stream};
-use crate::memory::{Landing, Slab, SliceLease, copy_counted};
+use crate::memory::{Landing, OnDevice, Slab, SliceLease, Summing, copy_counted};
 use crate::wire::{
     DecodeError, Flags, Heads, OneSided, PIECES, Pieces, SLICE_FRAME_BYTES, SliceHead, body_crc, encode_header,
 };
 
 /// Slices of each direction that are granted at a time.
 const GRANTS: usize = 32;
+
+/// After so long it is looked again whether devices have taken checksums.
+const SUMMING: Duration = Duration::from_micros(50);
 
 /// Bytes that a head's place has.
 const HEAD_PLACE: usize = 64;
@@ -47,6 +51,8 @@ pub(super) struct Granting {
     _heads: Slab,
     framer: Framer,
     out: Outbox,
+    /// Slices in a device's memory that nobody can write any more, whose checksums it takes.
+    summed: Vec<Summed>,
     open: Vec<(u64, Arc<Landing>)>,
     changes: Option<u64>,
     /// Where the search for the next slice begins: which of `open`, and which of its slices.
@@ -76,6 +82,12 @@ enum Write {
 struct Grant {
     rights: Vec<Right>,
     staged: Option<Slab>,
+    lease: SliceLease,
+}
+
+/// The device is done with the bytes before the lease goes.
+struct Summed {
+    sum: Box<dyn Summing>,
     lease: SliceLease,
 }
 
@@ -111,6 +123,7 @@ impl Granting {
             _heads: heads,
             framer: Framer::new(0),
             out: Outbox::default(),
+            summed: Vec::new(),
             open: Vec::new(),
             changes: None,
             next: 0,
@@ -234,11 +247,52 @@ impl Granting {
             let Some(at) = self.writes.get_mut(place) else { continue };
             if let Write::Revoking(Grant { rights, staged, lease }, head) = std::mem::replace(at, Write::Free) {
                 self.rights.ended(rights);
-                if let Some(head) = head {
+                let Some(head) = head else { continue };
+                let flips = self.lane.faults().is_some_and(Faults::flips);
+                if lease.is_on_device() {
+                    events.extend(self.land_on_device(lease, head.crc ^ u32::from(flips), peer.is_checked()));
+                } else {
                     landed += 1;
-                    let flips = self.lane.faults().is_some_and(Faults::flips);
                     events.extend(land(lease, staged, &head, flips, peer.is_checked()));
                 }
+            }
+        }
+        any
+    }
+
+    /// A slice was written into a device's memory, and nobody can write it any more.
+    fn land_on_device(&mut self, mut lease: SliceLease, crc: u32, checked: bool) -> Option<BulkEvent> {
+        lease.announce(crc);
+        match lease.written(checked) {
+            Some(sum) => {
+                self.summed.push(Summed { sum, lease });
+                None
+            }
+            None => {
+                let transfer = lease.head().transfer;
+                lease.landed().then_some(BulkEvent::Complete(transfer))
+            }
+        }
+    }
+
+    /// Slices whose checksums are known.
+    fn sums(&mut self, events: &mut Vec<BulkEvent>) -> bool {
+        let mut any = false;
+        let mut at = 0;
+        while at < self.summed.len() {
+            let Poll::Ready(crc) = self.summed[at].sum.poll() else {
+                at += 1;
+                continue;
+            };
+            any = true;
+            let Summed { sum, lease } = self.summed.swap_remove(at);
+            drop(sum);
+            let head = *lease.head();
+            // Where the device has failed there is nothing to check: whoever waits for the transfer hears of that.
+            if crc.is_some_and(|crc| !head.is_of(crc)) {
+                events.push(BulkEvent::Corrupt { transfer: head.transfer, offset: head.offset });
+            } else if lease.landed() {
+                events.push(BulkEvent::Complete(head.transfer));
             }
         }
         any
@@ -271,7 +325,7 @@ impl Granting {
         let mut idle = 0;
         while idle < self.open.len() && self.out.waiting() < 64 << 10 {
             let Some(place) = self.writes.iter().position(|w| matches!(w, Write::Free)) else { break };
-            if self.lane.endpoint().room() < 2 * PIECES {
+            if self.lane.endpoint().room() < 2 * PIECES || self.summed.len() >= GRANTS {
                 break;
             }
             self.next = (self.next + 1) % self.open.len();
@@ -304,8 +358,23 @@ impl Granting {
         Ok(any)
     }
 
-    /// `None`: there is no room to copy it through, though it must be.
+    /// `None`: there is no room for it now, where it goes or to copy it through.
     fn bind_write(&mut self, mut lease: SliceLease) -> io::Result<Option<(Grant, Pieces)>> {
+        match lease.on_device() {
+            OnDevice::Here(places) => {
+                // SAFETY: the lease is held by the grant until the rights are revoked, and with it the memory, which is its alone.
+                // Where there is no way the memory has said so: the slice takes the one below.
+                if let Ok(reached) = unsafe { self.rights.reach_device(&places, access::REMOTE_WRITE) } {
+                    lease.lies_there();
+                    // SAFETY: as above.
+                    let (rights, pieces) = unsafe { self.rights.bind(reached, access::REMOTE_WRITE) }?;
+                    return Ok(Some((Grant { rights, staged: None, lease }, pieces)));
+                }
+            }
+            OnDevice::Later => return Ok(None),
+            OnDevice::No => {}
+        }
+        let Some(mut lease) = lease.staged() else { return Ok(None) };
         let len = lease.left();
         let places: Vec<(*mut u8, usize)> = lease.places().map(|(at, len)| (at.as_ptr(), len)).collect();
         // SAFETY: the lease (or the staging slab) is held by the grant until the rights are revoked, and nobody else uses its
@@ -423,6 +492,7 @@ impl RemoteBulk for Granting {
         let mut moved = self.hear(now)?;
         moved |= self.written(now)?;
         moved |= self.revoked(peer, events);
+        moved |= self.sums(events);
         self.recall(peer);
         self.starved = None;
         if !self.is_held() {
@@ -448,7 +518,8 @@ impl RemoteBulk for Granting {
             return Some(Instant::now() + Duration::from_millis(5));
         }
         let overdue = self.outstanding().then(|| self.moved + self.patience);
-        self.starved.into_iter().chain(overdue).min()
+        let summed = (!self.summed.is_empty()).then(|| Instant::now() + SUMMING);
+        self.starved.into_iter().chain(overdue).chain(summed).min()
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) fn membership_towards(address: SocketAddr) -> io::Result<Arc<Membersh
 /// A driver that has dmabuf looks at the descriptor, and finds that it is none; one that has not says so without looking.
 fn path(domain: &Arc<Domain>) -> Path {
     let all = access::LOCAL_WRITE | access::REMOTE_READ | access::REMOTE_WRITE;
-    let why = match domain.register_dmabuf(-1, 0, 4096, all) {
+    let why = match domain.register_dmabuf(-1, 0, 4096, 0, all) {
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Path::Direct,
         Err(error) => error.to_string(),
         Ok(_) => "it registers what is not there".to_owned(),
