@@ -192,7 +192,10 @@ mod tests {
         let memory = unsafe { Exported::new(4096, 100, Err(String::new()), Box::new(())) };
         let part = Placed::new(&memory, 10, 90).expect("it lies within");
         assert!(Placed::new(&memory, 11, 90).is_none() && Placed::new(&memory, usize::MAX, 2).is_none());
-        assert_eq!((part.address(), part.part(80, 10).map(|p| (p.address(), p.offset(), p.len()))), (4106, Some((4186, 90, 10))));
+        assert_eq!(
+            (part.address(), part.part(80, 10).map(|p| (p.address(), p.offset(), p.len()))),
+            (4106, Some((4186, 90, 10)))
+        );
         assert!(part.part(80, 11).is_none() && part.part(usize::MAX, 2).is_none());
     }
 }

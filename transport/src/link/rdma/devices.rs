@@ -80,7 +80,12 @@ impl Devices {
             match unsafe { by(way, &self.domain, &all, access::LOCAL_WRITE | windows) } {
                 Ok(registration) => {
                     if is_new(format!("{device} {way:?} {reasons:?}")) {
-                        tracing::info!(device, ?way, not = reasons.join("; "), "the network card reaches GPU memory itself");
+                        tracing::info!(
+                            device,
+                            ?way,
+                            not = reasons.join("; "),
+                            "the network card reaches GPU memory itself"
+                        );
                     }
                     return Ok(Known { registration: Arc::new(registration), way });
                 }
@@ -89,7 +94,11 @@ impl Devices {
         }
         let why = reasons.join("; ");
         if is_new(format!("{device} {why}")) {
-            tracing::warn!(device, why, "the network card does not reach GPU memory: tensors go through slabs of the host");
+            tracing::warn!(
+                device,
+                why,
+                "the network card does not reach GPU memory: tensors go through slabs of the host"
+            );
         }
         Err(why)
     }
