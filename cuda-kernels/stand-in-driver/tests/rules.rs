@@ -163,7 +163,7 @@ fn whole_pages_that_are_no_pools_are_exported() {
         let (mut at, mut fd): (_, c_int) = (0, -1);
         assert_eq!(cuMemAlloc_v2(&mut at, 2 << 20), CUDA_SUCCESS);
         let handle = (&raw mut fd).cast();
-        let mut export = |at, bytes, kind, flags| cuMemGetHandleForAddressRange(handle, at, bytes, kind, flags);
+        let export = |at, bytes, kind, flags| cuMemGetHandleForAddressRange(handle, at, bytes, kind, flags);
         assert_eq!(export(at + 512, 4096, 1, 0), CUDA_ERROR_INVALID_VALUE, "not a page's beginning");
         assert_eq!(export(at, 1000, 1, 0), CUDA_ERROR_INVALID_VALUE, "not whole pages");
         assert_eq!(export(at, 4 << 20, 1, 0), CUDA_ERROR_INVALID_VALUE, "beyond its end");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::bulk_in::{BulkEvent, Landings};
-use super::bulk_out::{BulkOut, Outgoing, Resent, Source};
+use super::bulk_out::{BulkOut, Outgoing, Resent, Source, There};
 use super::outbox::{Outbox, Sink};
 use super::seats::{Seat, Seats};
 use super::service::{Noted, Service};
@@ -207,6 +207,13 @@ impl Peer {
     /// A source has brought what [`BulkOut::wanted`] asked for.
     pub fn brought(&self, id: u64, source: &Arc<dyn Source>, offset: u64, bytes: Region) {
         self.bulk.brought(id, source, offset, &Bytes::from_owner(bytes));
+        self.wake_lanes();
+    }
+
+    /// A source has found a slice that was asked for where the client's network card can read it. Only where
+    /// [`Self::is_one_sided`] says so.
+    pub fn lies_there(&self, id: u64, source: &Arc<dyn Source>, offset: u64, there: There) {
+        self.bulk.lies_there(id, source, offset, there);
         self.wake_lanes();
     }
 

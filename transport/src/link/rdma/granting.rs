@@ -100,7 +100,8 @@ enum Read {
 struct Offer {
     rights: Vec<Right>,
     _staged: Option<Slab>,
-    _slice: Taken,
+    /// Keeps the bytes.
+    slice: Taken,
 }
 
 impl Granting {
@@ -402,9 +403,14 @@ impl Granting {
                 break;
             }
             let Some(slice) = self.unsent.take().or_else(|| peer.bulk().take(self.number, now)) else { break };
-            let head = SliceHead::decode(&slice.head()).map_err(refuse)?;
+            let mut head = SliceHead::decode(&slice.head()).map_err(refuse)?;
             let (offer, pieces) = match self.bind_read(slice)? {
                 Ok(bound) => bound,
+                Err(slice) if slice.there.is_some() => {
+                    peer.bulk().unreachable(slice.transfer, slice.offset);
+                    any = true;
+                    continue;
+                }
                 Err(slice) => {
                     self.unsent = Some(slice);
                     self.starved = Some(now + STARVED);
@@ -414,6 +420,9 @@ impl Granting {
             if !self.outstanding() {
                 self.moved = now;
             }
+            if offer.slice.there.is_some() && self.lane.faults().is_some_and(Faults::flips) {
+                head.crc ^= 1;
+            }
             self.reads[place] = Read::Offered(offer);
             self.say(&OneSided::Readable { head, window: place as u8, pieces });
             self.pass(head.len as usize, false)?;
@@ -422,8 +431,17 @@ impl Granting {
         Ok(any)
     }
 
-    /// The slice again: there is no room to copy it through, though it must be.
+    /// The slice again: there is no room to copy it through, though it must be; or it lies where nobody can read it.
     fn bind_read(&mut self, slice: Taken) -> io::Result<Result<(Offer, Pieces), Taken>> {
+        if let Some(there) = &slice.there {
+            // SAFETY: a right to read; the offer holds the slice, whose bytes nobody writes, until the rights are revoked.
+            let Ok(reached) = (unsafe { self.rights.reach_device(&there.places, access::REMOTE_READ) }) else {
+                return Ok(Err(slice));
+            };
+            // SAFETY: as above.
+            let (rights, pieces) = unsafe { self.rights.bind(reached, access::REMOTE_READ) }?;
+            return Ok(Ok((Offer { rights, _staged: None, slice }, pieces)));
+        }
         let places: Vec<(*mut u8, usize)> = slice.bytes().map(|view| (view.as_ptr().cast_mut(), view.len())).collect();
         let flips = self.lane.faults().is_some_and(Faults::flips);
         // SAFETY: a right to read; the offer holds the bytes, which nobody writes, until the rights are revoked.
@@ -449,7 +467,7 @@ impl Granting {
         };
         // SAFETY: as above.
         let (rights, pieces) = unsafe { self.rights.bind(reached, access::REMOTE_READ) }?;
-        Ok(Ok((Offer { rights, _staged: staged, _slice: slice }, pieces)))
+        Ok(Ok((Offer { rights, _staged: staged, slice }, pieces)))
     }
 
     /// A slice has passed; for tests the lane may break by it.
