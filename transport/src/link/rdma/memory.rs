@@ -18,6 +18,8 @@ const LONGEST: Duration = Duration::from_secs(5);
 pub enum Path {
     /// The card reads and writes it itself: memory is registered by its dmabuf descriptor (`ibv_reg_dmabuf_mr`).
     Direct,
+    /// The same, by its address: `nvidia-peermem` tells the card of it.
+    Address,
     /// It is copied through pinned slabs of the host by the GPU's copy engine.
     Staged {
         /// Why there is no other way.
@@ -67,5 +69,11 @@ fn path(domain: &Arc<Domain>) -> Path {
         Err(error) => error.to_string(),
         Ok(_) => "it registers what is not there".to_owned(),
     };
-    Path::Staged { why: format!("{}'s driver does not register dmabuf memory ({why})", domain.facts().device) }
+    if std::path::Path::new("/sys/module/nvidia_peermem").exists() {
+        return Path::Address;
+    }
+    let device = &domain.facts().device;
+    Path::Staged {
+        why: format!("{device}'s driver does not register dmabuf memory ({why}), and nvidia-peermem is not loaded"),
+    }
 }
