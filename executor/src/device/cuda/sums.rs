@@ -131,3 +131,126 @@ impl Drop for GpuSum {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use genie_cuda_kernels::gpu::{HostGpu, HostSettings};
+    use genie_transport::memory::{Landing, OnDevice, SliceLease, Summing, crc32c};
+    use genie_transport::wire::SliceHead;
+
+    use super::*;
+    use crate::device::cuda::CudaDevice;
+    use crate::device::{Buffer, Device, Space};
+    use crate::staged::Staged;
+
+    const SLICE: u32 = 1 << 16;
+    /// Of two tensors: a slice lies in both.
+    const BYTES: [u64; 2] = [100_001, 70_000];
+
+    fn scene() -> (HostGpu, Arc<Staged>, Arc<Landing>, Vec<u8>) {
+        let gpu = HostGpu::new(HostSettings { total_bytes: 64 << 20, ..HostSettings::default() });
+        let device = CudaDevice::with_staging(0, Arc::new(gpu.clone()), None, 4 << 20).unwrap();
+        let buffer = |bytes| match device.allocate_reachable(bytes).unwrap() {
+            Space::Device(buffer) => buffer,
+            Space::Host(_) => panic!("a GPU's memory is its own"),
+        };
+        let staged = Staged::new(BYTES.map(buffer).to_vec(), |_| None);
+        let total = BYTES.iter().sum::<u64>();
+        let landing = Landing::staged(total, SLICE, staged.clone());
+        let bytes = (0..total).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
+        (gpu, staged, landing, bytes)
+    }
+
+    /// As a network card does: the slice's bytes, where it lies.
+    fn write(lease: &mut SliceLease, bytes: &[u8]) -> SliceHead {
+        let places = loop {
+            match lease.on_device() {
+                OnDevice::Here(places) => break places,
+                OnDevice::Later => {}
+                OnDevice::No => panic!("the memory is reachable"),
+            }
+        };
+        lease.lies_there();
+        let SliceHead { transfer, offset, total, len, .. } = *lease.head();
+        let slice = &bytes[offset as usize..][..len as usize];
+        let mut rest = slice;
+        for place in places {
+            let part;
+            (part, rest) = rest.split_at(place.len());
+            // SAFETY: the stand-in's memory is this process's; the place is so long, and nobody else uses it.
+            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), place.address() as *mut u8, part.len()) };
+        }
+        assert!(rest.is_empty());
+        SliceHead::decode(&SliceHead::encode(transfer, offset, total, slice)).unwrap()
+    }
+
+    fn known(sum: &mut dyn Summing) -> Option<u32> {
+        loop {
+            if let Poll::Ready(crc) = sum.poll() {
+                return crc;
+            }
+        }
+    }
+
+    #[test]
+    fn slices_that_a_network_card_wrote_have_their_checksums() {
+        let (gpu, staged, landing, bytes) = scene();
+        for slice in 0..3 {
+            let mut lease = landing.claim_missing(7, slice).unwrap();
+            let head = write(&mut lease, &bytes);
+            let mut sum = lease.written(true).unwrap();
+            let crc = known(&mut *sum).unwrap();
+            assert!(head.is_of(crc) && !head.is_of(crc ^ 1), "slice {slice}");
+            drop(sum);
+            assert!(landing.finish().is_none());
+            assert_eq!(lease.landed(), slice == 2);
+        }
+        landing.finish().unwrap();
+        let (spaces, _) = staged.settle().unwrap();
+        let back: Vec<u8> = spaces.into_iter().flat_map(|space| space.freeze().to_host().unwrap().to_vec()).collect();
+        assert!(back == bytes);
+        assert_eq!(gpu.copies_in(), 0);
+    }
+
+    #[test]
+    fn a_checksum_that_nobody_waits_for_gives_its_place_back() {
+        let (_gpu, staged, landing, bytes) = scene();
+        let mut lease = landing.claim_missing(7, 0).unwrap();
+        write(&mut lease, &bytes);
+        drop(lease.written(true));
+        drop(lease);
+        assert_eq!(landing.missing(9), [0, u64::from(SLICE), 2 * u64::from(SLICE)]);
+        drop((landing, staged));
+    }
+
+    #[test]
+    fn a_gpu_that_fails_meanwhile_ends_the_transfer() {
+        let (gpu, staged, landing, bytes) = scene();
+        let mut lease = landing.claim_missing(7, 1).unwrap();
+        write(&mut lease, &bytes);
+        gpu.fail(GpuError::Fault { during: "a kernel", reason: "illegal address".to_owned() });
+        let mut sum = lease.written(true).unwrap();
+        assert_eq!(known(&mut *sum), None);
+        drop(sum);
+        assert!(!lease.landed(), "others are missing");
+        assert!(
+            matches!(landing.claim_missing(7, 0).unwrap().on_device(), OnDevice::No),
+            "nothing more is written there"
+        );
+        assert!(matches!(staged.settle(), Err(DeviceError::Lost { .. })));
+    }
+
+    #[test]
+    fn a_part_of_a_tensor_is_summed_by_itself() {
+        let gpu = HostGpu::new(HostSettings { total_bytes: 64 << 20, ..HostSettings::default() });
+        let device = CudaDevice::with_staging(0, Arc::new(gpu), None, 4 << 20).unwrap();
+        let Space::Device(buffer) = device.allocate_reachable(200_000).unwrap() else { panic!("a GPU's") };
+        let bytes: Vec<u8> = (0..200_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        buffer.write(0, &bytes).unwrap();
+        for (from, n) in [(0, 200_000), (1, 70_001), (131, 5)] {
+            let crc = buffer.sum(from, n).unwrap().wait().unwrap();
+            assert_eq!(crc, crc32c(&bytes[from as usize..(from + n) as usize], &[]));
+        }
+        assert!(buffer.sum(0, 200_001).is_err());
+    }
+}

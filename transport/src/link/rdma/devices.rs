@@ -57,9 +57,6 @@ impl Devices {
     }
 
     fn find(&self, memory: &Arc<Exported>) -> Result<Arc<Known>, String> {
-        if UNREGISTRABLE.load(Ordering::Acquire) {
-            return Err("it was told to fail".to_owned());
-        }
         memory.attach(self.id, || {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             known.retain(|memory| memory.strong_count() > 0);
@@ -114,6 +111,9 @@ impl Drop for Devices {
 /// # Safety
 /// As for [`Domain::register`].
 unsafe fn by(way: Way, domain: &Arc<Domain>, placed: &Placed, access: u32) -> Result<Registration, String> {
+    if UNREGISTRABLE.load(Ordering::Acquire) {
+        return Err("it was told to fail".to_owned());
+    }
     let (at, len) = (placed.address(), placed.len());
     match way {
         Way::Dmabuf => {
