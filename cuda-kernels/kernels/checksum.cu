@@ -44,17 +44,25 @@ KERNEL(THREADS, crc32c, Crc32cParams) {
     const i64 first = p.bytes - i64(gridDim.x) * TILE_WORDS * 4 + i64(blockIdx.x) * TILE_WORDS * 4;
     const bool aligned = (reinterpret_cast<u64>(p.at) + u64(p.bytes)) % 4 == 0;
     u32 sum = 0;
-#pragma unroll 8
-    for (u32 i = 0; i < TILE_WORDS / THREADS; i++) {
-        const i64 at = first + i64(i * THREADS + thread) * 4;
-        u32 word = 0;
-        if (at >= 0 && aligned) {
-            word = *reinterpret_cast<const u32 *>(p.at + at);
-        } else if (at > -4) {
-            for (int j = at < 0 ? int(-at) : 0; j < 4; j++) word |= u32(p.at[at + j]) << (8 * j);
-        }
+    const auto take = [&](u32 word) {
         sum = tables[sum & 255] ^ tables[256 + (sum >> 8 & 255)] ^ tables[512 + (sum >> 16 & 255)] ^
               tables[768 + (sum >> 24)] ^ word;
+    };
+    if (first >= 0 && aligned) {
+        const u32 *words = reinterpret_cast<const u32 *>(p.at + first) + thread;
+#pragma unroll 8
+        for (u32 i = 0; i < TILE_WORDS / THREADS; i++) take(words[i * THREADS]);
+    } else {
+#pragma unroll 1
+        for (u32 i = 0; i < TILE_WORDS / THREADS; i++) {
+            const i64 at = first + i64(i * THREADS + thread) * 4;
+            u32 word = 0;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                if (at + j >= 0) word |= u32(p.at[at + j]) << (8 * j);
+            }
+            take(word);
+        }
     }
 
     sums[thread] = sum;

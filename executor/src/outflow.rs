@@ -92,6 +92,8 @@ impl Outflow {
 
     /// Lets the client's network card read these slices where they lie.
     fn show(&self, peer: &Peer, source: &Arc<dyn Source>, run: Range<u64>) -> Result<(), DeviceError> {
+        // Where nobody takes checksums, nothing else says that the bytes are lost.
+        self.device.is_ready()?;
         let mut shown = Vec::new();
         for offset in run.clone().step_by(self.slice_bytes.max(1) as usize) {
             let parts = cut(&self.parts, offset, u64::from(self.slice_bytes).min(run.end - offset));
@@ -174,8 +176,9 @@ impl Debug for Outflow {
 /// A part of a device's memory as network cards know it.
 fn placed(part: &Memory) -> Option<Placed> {
     let Memory::Device(buffer, range) = part else { return None };
+    let all = buffer.placed().filter(|all| !all.memory().is_refused())?;
     let (from, len) = (usize::try_from(range.start).ok()?, usize::try_from(range.end - range.start).ok()?);
-    buffer.placed()?.part(from, len)
+    all.part(from, len)
 }
 
 /// The checksums of parts of a device's memory, which were begun.

@@ -17,7 +17,8 @@ use super::support::{Buffer, after, finish, negate, pattern};
 /// A file that makes the next kernel fault.
 const FAULT: &str = "GENIE_STAND_IN_FAULT";
 
-/// Runs this program over the stand-in, whose pools go with a context or stay.
+/// Runs this program over the stand-in, whose pools go with a context or stay, and which orders what network cards write or exports
+/// memory to them.
 fn over_the_stand_in(arguments: &[&str]) {
     // Over a GPU, or in a child of this function.
     if env::var_os("GENIE_TEST_GPU").is_some() {
@@ -32,13 +33,14 @@ fn over_the_stand_in(arguments: &[&str]) {
     for name in ["libcuda.so", "libcuda.so.1"] {
         symlink(&library, folder.join(name)).expect("a link");
     }
-    for pools in ["gone", "stay"] {
+    for (pools, ordered, dmabuf) in [("gone", "0", "1"), ("stay", "1", "0")] {
         let run = Command::new(&program)
             .args(arguments)
             .env_remove("CUDA_VISIBLE_DEVICES")
             .env("LD_LIBRARY_PATH", &folder)
             .env(FAULT, folder.join("fault"))
             .envs([("GENIE_TEST_GPU", "1"), ("GENIE_STAND_IN_GPUS", "2"), ("GENIE_STAND_IN_POOLS", pools)])
+            .envs([("GENIE_STAND_IN_ORDERED", ordered), ("GENIE_STAND_IN_DMABUF", dmabuf)])
             .output()
             .expect("this program starts");
         let (said, errors) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));

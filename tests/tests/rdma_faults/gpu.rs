@@ -97,12 +97,29 @@ fn where_the_network_card_does_not_reach_the_gpu_slabs_do_and_the_reason_is_told
         UNREGISTRABLE.store(false, Ordering::Release);
         let [written, read, staged] = slices(&mut session);
         assert!(written == 0 && staged > 0, "{exports:?}: {written} straight, {staged} not");
-        // What a network card was let read it could not: it came as bytes.
-        assert!(read == 0 || exports == HostExports::Address, "{read}");
+        assert_eq!(read, 0, "{exports:?}");
         let is =
             |line: &String| line.contains(" WARN ") && line.contains("through slabs of the host") && line.contains(why);
         assert!(log.lines().iter().any(|(_, line)| is(line)), "{why} is not told: {:?}", log.lines());
     }
+}
+
+#[test]
+fn what_was_offered_to_a_connection_that_cannot_read_it_comes_as_bytes() {
+    let scene = Scene::new(HostExports::Address);
+    let (mut first, bytes) = (scene.connect(), noise(6));
+    let named = PutOptions { name: Some("shared"), ..PutOptions::default() };
+    first.put(&spec(), bytes.clone(), named).expect("a put");
+    let mut second = scene.connect();
+    let tensor = second.lookup("shared").expect("it has a name");
+    UNREGISTRABLE.store(true, Ordering::Release);
+    let back = second.get(&tensor).expect("a get");
+    UNREGISTRABLE.store(false, Ordering::Release);
+    assert!(back[..] == bytes[..], "other bytes came back");
+    let [written, read, _] = slices(&mut first);
+    assert!(written > 0 && read > 0, "{written} written, {read} offered");
+    let again = first.lookup("shared").expect("it has a name");
+    assert!(first.get(&again).expect("a get")[..] == bytes[..], "other bytes came back");
 }
 
 #[test]
