@@ -88,11 +88,13 @@ impl State {
     }
 }
 
+/// A part of a slice: its checksum, its bytes, and the buffer, which goes last.
+type Part = (Box<dyn Sum>, u64, Arc<dyn Buffer>);
+
 /// The checksum of a slice: those of its parts, one after another.
 struct SumOfParts {
     state: Arc<Mutex<State>>,
-    /// Each goes before its buffer.
-    parts: VecDeque<(Box<dyn Sum>, u64, Arc<dyn Buffer>)>,
+    parts: VecDeque<Part>,
     so_far: Option<u32>,
     failed: bool,
 }

@@ -140,7 +140,7 @@ mod tests {
 
     use super::*;
     use crate::device::cuda::CudaDevice;
-    use crate::device::{Buffer, Device, Space};
+    use crate::device::{Device, Space};
     use crate::staged::Staged;
 
     const SLICE: u32 = 1 << 16;
