@@ -13,7 +13,7 @@ pub struct Exported {
     start: u64,
     len: usize,
     dmabuf: Result<OwnedFd, String>,
-    /// By protection domain. An error is one that trying again does not change.
+    /// By protection domain. A refusal counts for as long as the domain lasts: trying takes as long as many slices.
     attached: Mutex<HashMap<u64, Result<Attached, String>>>,
     /// After all that is attached.
     _owner: Box<dyn Any + Send + Sync>,
