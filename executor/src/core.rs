@@ -149,6 +149,11 @@ impl Core {
         self.with_room(device, bytes, || self.slot(device).device.allocate(bytes))
     }
 
+    /// As [`Self::allocate`], for bytes that a network card is to write there itself, where it can.
+    pub(crate) fn allocate_reachable(&self, device: u16, bytes: u64) -> Result<Space, RemoteError> {
+        self.with_room(device, bytes, || self.slot(device).device.allocate_reachable(bytes))
+    }
+
     /// Does what needs `wanted` bytes of a device's memory, again after each eviction where memory is short.
     pub(crate) fn with_room<T>(
         &self,

@@ -4,15 +4,15 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt::{self, Debug, Formatter};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use genie_transport::connection::{Peer, Source};
-use genie_transport::memory::Slab;
-use genie_transport::wire::limits;
+use genie_transport::connection::{Peer, Source, There};
+use genie_transport::memory::{Placed, Slab, crc32c_of_both};
+use genie_transport::wire::{PIECES, limits};
 
 use crate::core::Core;
-use crate::device::{Buffer, Coming, DeviceError, Memory};
+use crate::device::{Buffer, Coming, DeviceError, Memory, Sum};
 
 /// Copies of one transfer that are under way at a time: one is waited for while the next goes on.
 const UNDER_WAY: usize = 2;
@@ -26,6 +26,9 @@ pub(crate) struct Outflow {
     /// One after another, all of one device.
     parts: Vec<Memory>,
     bytes: u64,
+    slice_bytes: u32,
+    /// Whether the client's network card is let at the memory itself.
+    direct: AtomicBool,
     /// Whose memory is used.
     device: Arc<dyn Buffer>,
     /// What the session pays for it until it is sent.
@@ -35,11 +38,11 @@ pub(crate) struct Outflow {
 }
 
 impl Outflow {
-    /// All bytes of the parts, as transfer `id`. `None`: they are not a device's.
+    /// All bytes of the parts, as transfer `id` in slices of this size. `None`: they are not a device's.
     pub(crate) fn new(
         core: &Arc<Core>,
         (peer, id): (&Arc<Peer>, u64),
-        parts: Vec<Memory>,
+        (parts, slice_bytes): (Vec<Memory>, u32),
         paid: Arc<dyn Any + Send + Sync>,
     ) -> Option<Arc<Self>> {
         let device = parts.iter().find_map(|part| match part {
@@ -47,8 +50,9 @@ impl Outflow {
             Memory::Host(_) => None,
         })?;
         let bytes = parts.iter().map(Memory::len).sum();
-        let (core, peer) = (Arc::downgrade(core), Arc::downgrade(peer));
-        Some(Arc::new(Self { core, peer, id, parts, bytes, device, _paid: paid, woken: AtomicUsize::new(0) }))
+        let direct = AtomicBool::new(peer.is_one_sided() && parts.iter().all(|part| placed(part).is_some()));
+        let (core, peer, woken) = (Arc::downgrade(core), Arc::downgrade(peer), AtomicUsize::new(0));
+        Some(Arc::new(Self { core, peer, id, parts, bytes, slice_bytes, direct, device, _paid: paid, woken }))
     }
 
     /// Whether the device gives anything at all: whoever asks hears of it if not, before slices are promised.
@@ -65,6 +69,7 @@ impl Outflow {
         loop {
             let more = if coming.len() < UNDER_WAY { self.wanted(peer, &source) } else { None };
             let brought = match more {
+                Some(run) if self.direct.load(Ordering::Acquire) => self.show(peer, &source, run),
                 Some(run) => {
                     let offset = run.start;
                     self.fetch(run).map(|one| coming.push_back((offset, one)))
@@ -85,6 +90,44 @@ impl Outflow {
         peer.bulk().wanted(self.id, source, u64::from(limits::SLICE_BYTES))
     }
 
+    /// Lets the client's network card read these slices where they lie.
+    fn show(&self, peer: &Peer, source: &Arc<dyn Source>, run: Range<u64>) -> Result<(), DeviceError> {
+        // Where nobody takes checksums, nothing else says that the bytes are lost.
+        self.device.is_ready()?;
+        let mut shown = Vec::new();
+        for offset in run.clone().step_by(self.slice_bytes.max(1) as usize) {
+            let parts = cut(&self.parts, offset, u64::from(self.slice_bytes).min(run.end - offset));
+            let places: Option<Vec<_>> = parts.iter().map(placed).collect();
+            let Some(places) = places.filter(|places| places.len() <= PIECES) else {
+                // On another way all of it is wanted again: what was begun here is waited for as it is dropped.
+                self.direct.store(false, Ordering::Release);
+                return self.bring_now(peer, source, run);
+            };
+            // All begin before the first is waited for.
+            let sums = if peer.is_checked() { sums(&parts)? } else { Vec::new() };
+            shown.push((offset, places, sums, parts));
+        }
+        for (offset, places, sums, parts) in shown {
+            let mut crc = None;
+            for (mut sum, part) in sums.into_iter().zip(&parts) {
+                let next = sum.wait()?;
+                crc = Some(crc.map_or(next, |before| crc32c_of_both(before, next, part.len())));
+            }
+            self.device.note_direct(false);
+            let there = There { places, crc: crc.unwrap_or_default(), keep: Box::new(parts) };
+            peer.lies_there(self.id, source, offset, there);
+        }
+        Ok(())
+    }
+
+    /// Brings these bytes, and waits for them.
+    fn bring_now(&self, peer: &Peer, source: &Arc<dyn Source>, run: Range<u64>) -> Result<(), DeviceError> {
+        let offset = run.start;
+        let bytes = self.fetch(run)?.wait()?;
+        peer.brought(self.id, source, offset, bytes);
+        Ok(())
+    }
+
     /// Begins to copy these bytes to the host.
     fn fetch(&self, run: Range<u64>) -> Result<Box<dyn Coming>, DeviceError> {
         let wanted = run.end - run.start;
@@ -98,6 +141,10 @@ impl Outflow {
 impl Source for Outflow {
     fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    fn unreachable(&self) {
+        self.direct.store(false, Ordering::Release);
     }
 
     fn wake(self: Arc<Self>) {
@@ -124,6 +171,23 @@ impl Debug for Outflow {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("Outflow").field("id", &self.id).field("bytes", &self.bytes).finish_non_exhaustive()
     }
+}
+
+/// A part of a device's memory as network cards know it.
+fn placed(part: &Memory) -> Option<Placed> {
+    let Memory::Device(buffer, range) = part else { return None };
+    let all = buffer.placed().filter(|all| !all.memory().is_refused())?;
+    let (from, len) = (usize::try_from(range.start).ok()?, usize::try_from(range.end - range.start).ok()?);
+    all.part(from, len)
+}
+
+/// The checksums of parts of a device's memory, which were begun.
+fn sums(parts: &[Memory]) -> Result<Vec<Box<dyn Sum>>, DeviceError> {
+    let of = |part: &Memory| match part {
+        Memory::Device(buffer, range) => buffer.sum(range.start, range.end - range.start),
+        Memory::Host(_) => Err(DeviceError::Internal("the host's memory is no device's".to_owned())),
+    };
+    parts.iter().map(of).collect()
 }
 
 /// The parts of the segments that hold `length` bytes from `offset` on.

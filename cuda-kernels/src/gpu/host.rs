@@ -8,6 +8,8 @@ mod streams;
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +18,7 @@ use std::time::Duration;
 
 use self::state::State;
 use self::streams::{Op, Streams};
-use super::{DropEvent, Event, Gpu, GpuError, Graph, Memory, Operands, Product, Properties, Stream};
+use super::{DropEvent, EXPORT_UNIT, Event, Gpu, GpuError, Graph, Memory, Operands, Product, Properties, Stream};
 use crate::host::Guarded;
 use crate::kernel::Launch;
 use crate::view::Address;
@@ -56,6 +58,17 @@ pub enum HostProducts {
     All,
 }
 
+/// How network cards reach the memory of a [`HostGpu`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostExports {
+    /// Never.
+    None,
+    /// By its address: it is the host's.
+    Address,
+    /// By its address, and by a descriptor that no network card takes.
+    Descriptor,
+}
+
 /// What memory holds that nobody wrote.
 const POISON: u8 = 0xFF;
 
@@ -78,6 +91,9 @@ impl HostGpu {
             streams: Streams::default(),
             allocated: HashMap::new(),
             stale: HashMap::new(),
+            exportable: HashMap::new(),
+            exports: HostExports::Address,
+            settled: 0,
             used: 0,
             host_bytes: 0,
             pinned: HashMap::new(),
@@ -129,6 +145,21 @@ impl HostGpu {
     /// Whether others of its kind are reached.
     pub fn set_peers(&self, reached: bool) {
         self.state().peers = reached;
+    }
+
+    /// How network cards reach its memory from now on.
+    pub fn set_exports(&self, exports: HostExports) {
+        self.state().exports = exports;
+    }
+
+    /// How often writes of network cards were settled.
+    pub fn settled(&self) -> u64 {
+        self.state().settled
+    }
+
+    /// Bytes of memory that network cards may be told of.
+    pub fn exportable(&self) -> u64 {
+        self.state().exportable.values().map(|memory| memory.len() as u64).sum()
     }
 
     /// Bytes of memory that are taken.
@@ -234,6 +265,53 @@ impl Gpu for HostGpu {
         } else {
             state.put(Stream::Compute, Op::Free(at));
         }
+    }
+
+    fn allocate_exportable(&self, bytes: u64) -> Result<Address, GpuError> {
+        const DURING: &str = "opening memory to network cards";
+        let mut state = self.state();
+        state.check()?;
+        if state.exports == HostExports::None {
+            return Err(refused(DURING, "it was told to refuse"));
+        }
+        if bytes == 0 || !bytes.is_multiple_of(EXPORT_UNIT) {
+            return Err(refused(DURING, "no multiple of the unit"));
+        }
+        if state.used.saturating_add(bytes) > state.settings.total_bytes {
+            return Err(GpuError::OutOfMemory { wanted: bytes });
+        }
+        let memory = Guarded::new(bytes as usize, POISON);
+        let at = memory.address();
+        state.used += bytes;
+        state.exportable.insert(at, memory);
+        Ok(at)
+    }
+
+    unsafe fn free_exportable(&self, at: Address) {
+        let mut state = self.state();
+        if state.stale.remove(&at).is_none()
+            && let Some(memory) = state.exportable.remove(&at)
+        {
+            state.used -= memory.len() as u64;
+        }
+    }
+
+    fn export(&self, at: Address, bytes: u64) -> Result<OwnedFd, GpuError> {
+        const DURING: &str = "exporting memory";
+        let state = self.state();
+        state.check()?;
+        let whole = state.exportable.get(&at).is_some_and(|memory| memory.len() as u64 == bytes);
+        if !whole || state.exports != HostExports::Descriptor {
+            return Err(refused(DURING, "there is no descriptor for it"));
+        }
+        File::open("/dev/null").map(OwnedFd::from).map_err(|error| refused(DURING, &error.to_string()))
+    }
+
+    fn settle_network_writes(&self) -> Result<(), GpuError> {
+        let mut state = self.state();
+        state.check()?;
+        state.settled += 1;
+        Ok(())
     }
 
     fn pin(&self, bytes: usize) -> Result<NonNull<u8>, GpuError> {
@@ -426,6 +504,8 @@ impl Gpu for HostGpu {
         }
         state.streams = Streams::default();
         state.stale.extend(state.allocated.drain());
+        // Network cards may go on writing there: what they know of stays until it is given back.
+        state.stale.extend(state.exportable.drain());
         state.used = 0;
         state.graphs.clear();
         state.times.clear();

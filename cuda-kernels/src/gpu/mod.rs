@@ -16,12 +16,13 @@ mod product;
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::time::Duration;
 
 pub use error::GpuError;
 #[cfg(feature = "host")]
-pub use host::{HostGpu, HostProducts, HostSettings};
+pub use host::{HostExports, HostGpu, HostProducts, HostSettings};
 pub use overlap::try_overlap;
 pub use pcie::{Bandwidth, measure_pcie};
 pub use product::{Operands, Product, WeightLayout};
@@ -103,6 +104,9 @@ impl Drop for Graph {
     }
 }
 
+/// What memory that network cards are told of comes in: no page of host or GPU is larger.
+pub const EXPORT_UNIT: u64 = 2 << 20;
+
 /// Free and all bytes of a GPU's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -138,6 +142,31 @@ pub trait Gpu: Any + Send + Sync + Debug {
     /// # Safety
     /// It came from [`Self::allocate`], and what other streams do with it is done, or [`Stream::Compute`] waits for it.
     unsafe fn free(&self, at: Address);
+
+    /// Memory of the GPU that network cards can be told of: a multiple of [`EXPORT_UNIT`] bytes that hold anything. It is there at once, in
+    /// no stream's order, and takes long to have and to give back.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`]; [`GpuError::Refused`] where network cards never reach this GPU's memory.
+    fn allocate_exportable(&self, bytes: u64) -> Result<Address, GpuError>;
+
+    /// Gives such memory back. Waits for the GPU.
+    ///
+    /// # Safety
+    /// It came from [`Self::allocate_exportable`], and nothing uses it any more: neither network cards nor what is in streams.
+    unsafe fn free_exportable(&self, at: Address);
+
+    /// A dmabuf descriptor for all of some memory from [`Self::allocate_exportable`]. It keeps the memory's pages, and not its address.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`]: the driver makes none. By its address the memory may be registered all the same.
+    fn export(&self, at: Address, bytes: u64) -> Result<OwnedFd, GpuError>;
+
+    /// What network cards have written and told the host of is seen by all that is put into streams after this.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    fn settle_network_writes(&self) -> Result<(), GpuError>;
 
     /// Host memory that copies reach without help: zeroed, page-aligned.
     ///

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod batch_norm;
 pub mod binary;
 pub mod cast;
+pub mod checksum;
 pub mod conv;
 pub mod copy;
 pub mod create;

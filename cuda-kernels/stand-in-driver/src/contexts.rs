@@ -46,7 +46,7 @@ impl Driver {
         self.host.retain(|_, range| range.context != context);
         // What waited in a stream to be freed is not held up by it any more.
         let gone = self.settings.pools_go;
-        self.blocks.retain(|_, block| block.device != device || !(gone || block.freeing));
+        self.blocks.retain(|_, block| block.device != device || !(gone || block.is_lost_with_its_context()));
         if gone {
             self.pools.retain(|_, pool| pool.device != device);
         }

@@ -132,6 +132,10 @@ unsafe extern "C" fn device_attribute(value: *mut c_int, attribute: c_uint, devi
     const MAJOR: u32 = Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as u32;
     const MINOR: u32 = Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as u32;
     const SHARED: u32 = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as u32;
+    const RDMA: u32 = Attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED as u32;
+    const FLUSHES: u32 = Attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS as u32;
+    const ORDERING: u32 = Attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING as u32;
+    const DMABUF: u32 = Attribute::CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED as u32;
     const POOLS: u32 = Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED as u32;
     started("cuDeviceGetAttribute", |driver| {
         let capability = driver.gpu(device)?.1.capability;
@@ -141,7 +145,9 @@ unsafe extern "C" fn device_attribute(value: *mut c_int, attribute: c_uint, devi
             MAJOR => capability / 10,
             MINOR => capability % 10,
             SHARED => most_shared(capability),
-            POOLS => 1,
+            POOLS | RDMA | FLUSHES => 1,
+            DMABUF => driver.settings.dmabuf.into(),
+            ORDERING => 100 * c_int::from(driver.settings.ordered),
             _ => {
                 eprintln!("stand-in driver: nothing is known of attribute {attribute}");
                 return Err(CUresult::CUDA_ERROR_INVALID_VALUE);

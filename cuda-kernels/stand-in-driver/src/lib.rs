@@ -19,6 +19,8 @@
 //! - Work is done when it is waited for, and no earlier than that needs. Fresh memory holds NaN, also when the stream comes to where it
 //!   was allocated. An allocation ends at a page that must not be touched.
 //! - Memory of a pool is had and given back in the order of a stream; a pool's bytes count against the GPU's until it is trimmed.
+//! - Of memory that is had at once (`cuMemAlloc`) whole pages can be exported to network cards; of a pool's none can. Other GPUs' copies
+//!   get to it in any case.
 //! - While a stream records, work put into it is not done. What a recording cannot hold ends it: waiting for its stream, or events from
 //!   outside. The thread that records must not make calls that the driver calls unsafe, unless it relaxed its mode. The documentation
 //!   has no full list of them; `streams/capture.rs` says which are taken for unsafe here.
@@ -40,6 +42,7 @@
 mod contexts;
 mod device;
 mod errors;
+mod exports;
 mod host;
 mod kernels;
 mod libraries;

@@ -16,6 +16,8 @@ const ALIGN: u64 = 256;
 /// What a pool takes from the GPU at a time.
 const CHUNK: u64 = 2 << 20;
 const PAGE: u64 = 4096;
+/// What stands for a pool where memory is none's.
+pub(crate) const PLAIN: Id = 0;
 
 /// A pool.
 pub(crate) struct Pool {
@@ -42,6 +44,11 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// What was had at once is a context's; what a pool lent is the pool's, unless it was being given back.
+    pub(crate) fn is_lost_with_its_context(&self) -> bool {
+        self.freeing || self.pool == PLAIN
+    }
+
     /// Lets the program touch it, or faults where it does.
     fn protect(&self, open: bool) {
         let (start, end) = (self.memory.address() / PAGE * PAGE, self.memory.address() + self.memory.len() as u64);
@@ -76,7 +83,9 @@ impl Driver {
     /// Bytes of a GPU that no pool has.
     pub(crate) fn free_bytes(&self, device: usize) -> u64 {
         let taken: u64 = self.pools.values().filter(|pool| pool.device == device).map(|pool| pool.reserved).sum();
-        self.settings.gpus[device].bytes.saturating_sub(taken)
+        let plain = self.blocks.values().filter(|block| block.device == device && block.pool == PLAIN);
+        let plain: u64 = plain.map(|block| block.memory.len() as u64).sum();
+        self.settings.gpus[device].bytes.saturating_sub(taken + plain)
     }
 
     /// Lets go of pools that were destroyed and lend nothing.
@@ -101,12 +110,36 @@ impl Driver {
     /// Whether memory is this GPU's, and another's copies reach it.
     pub(crate) fn is_open(&self, at: u64, device: usize, to: usize) -> bool {
         let of = self.block_at(at).map(|(_, block)| block).filter(|block| block.device == device);
-        let pool = of.and_then(|block| self.pools.get(&block.pool));
-        pool.is_some_and(|pool| device == to || pool.open_to.contains(&to))
+        of.is_some_and(|block| {
+            let pool = self.pools.get(&block.pool);
+            block.pool == PLAIN || pool.is_some_and(|pool| device == to || pool.open_to.contains(&to))
+        })
     }
 
     fn block_at(&self, at: u64) -> Option<(u64, &Block)> {
         self.blocks.range(..=at).next_back().map(|(base, block)| (*base, block))
+    }
+
+    /// The pool that this lies in.
+    pub(crate) fn pool_of(&self, at: u64) -> Option<Id> {
+        self.block_at(at).map(|(_, block)| block.pool)
+    }
+
+    /// Memory that is no pool's: it is there at once.
+    pub(crate) fn allocate_plain(&mut self, context: Id, bytes: usize) -> Answer<u64> {
+        let device = self.device_of(context)?;
+        valid(bytes > 0)?;
+        let no_memory = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+        let wanted = (bytes as u64).checked_next_multiple_of(ALIGN).ok_or(no_memory)?;
+        if wanted > self.free_bytes(device) {
+            return Err(no_memory);
+        }
+        let memory = Guarded::new(wanted as usize, POISON);
+        let at = memory.address();
+        let block = Block { memory, bytes: bytes as u64, pool: PLAIN, device, freeing: false };
+        block.protect(self.open);
+        self.blocks.insert(at, block);
+        Ok(at)
     }
 
     /// A stream has come to where this is freed.

@@ -12,6 +12,8 @@
 //! | `GENIE_STAND_IN_DEAD` | `1`: resetting the context after a fault does not help, as the documentation warns |
 //! | `GENIE_STAND_IN_POOLS` | `gone`: pools and what they had go with the primary context; else they stay |
 //! | `GENIE_STAND_IN_PEERS` | `0`: no GPU reaches another's memory; else all do |
+//! | `GENIE_STAND_IN_DMABUF` | `0`: no memory is exported to network cards; else all that may be is |
+//! | `GENIE_STAND_IN_ORDERED` | `0`: what network cards write is seen after a flush; else at once |
 //! | `GENIE_STAND_IN_SEED` | what the orders of threads and blocks come from; 0 |
 
 use std::env;
@@ -27,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) dead: bool,
     pub(crate) pools_go: bool,
     pub(crate) peers: bool,
+    pub(crate) dmabuf: bool,
+    pub(crate) ordered: bool,
     pub(crate) seed: u64,
 }
 
@@ -75,6 +79,8 @@ impl Settings {
             dead: text("GENIE_STAND_IN_DEAD").is_some_and(|value| value == "1"),
             pools_go: text("GENIE_STAND_IN_POOLS").is_some_and(|value| value == "gone"),
             peers: text("GENIE_STAND_IN_PEERS").is_none_or(|value| value != "0"),
+            dmabuf: text("GENIE_STAND_IN_DMABUF").is_none_or(|value| value != "0"),
+            ordered: text("GENIE_STAND_IN_ORDERED").is_none_or(|value| value != "0"),
             seed: number("GENIE_STAND_IN_SEED").unwrap_or(0),
         }
     }

@@ -33,6 +33,16 @@ unsafe extern "C" {
     fn cuEventQuery(event: CUevent) -> CUresult;
     fn cuMemPoolCreate(pool: *mut CUmemoryPool, wanted: *const CUmemPoolProps) -> CUresult;
     fn cuMemAllocFromPoolAsync(at: *mut CUdeviceptr, bytes: usize, pool: CUmemoryPool, stream: CUstream) -> CUresult;
+    fn cuMemAlloc_v2(at: *mut CUdeviceptr, bytes: usize) -> CUresult;
+    fn cuMemFree_v2(at: CUdeviceptr) -> CUresult;
+    fn cuMemGetHandleForAddressRange(
+        handle: *mut c_void,
+        at: CUdeviceptr,
+        bytes: usize,
+        kind: c_uint,
+        flags: u64,
+    ) -> CUresult;
+    fn cuFlushGPUDirectRDMAWrites(target: c_uint, scope: c_uint) -> CUresult;
     fn cuMemFreeAsync(at: CUdeviceptr, stream: CUstream) -> CUresult;
     fn cuMemHostRegister_v2(at: *mut c_void, bytes: usize, flags: c_uint) -> CUresult;
     fn cuMemHostUnregister(at: *mut c_void) -> CUresult;
@@ -155,6 +165,32 @@ fn memory_has_ends_and_is_freed_once() {
         let mut none = 0;
         assert_eq!(cuMemAllocFromPoolAsync(&mut none, 0, gpu.pool, gpu.stream), CUDA_ERROR_INVALID_VALUE);
         assert_eq!(cuMemAllocFromPoolAsync(&mut none, 1 << 40, gpu.pool, gpu.stream), CUDA_ERROR_OUT_OF_MEMORY);
+    }
+}
+
+#[test]
+fn whole_pages_that_are_no_pools_are_exported() {
+    let _alone = alone();
+    let gpu = Gpu::new();
+    // SAFETY: see `Gpu::new`; the descriptor is closed by nobody else.
+    unsafe {
+        let (mut at, mut fd): (_, c_int) = (0, -1);
+        assert_eq!(cuMemAlloc_v2(&mut at, 2 << 20), CUDA_SUCCESS);
+        let handle = (&raw mut fd).cast();
+        let export = |at, bytes, kind, flags| cuMemGetHandleForAddressRange(handle, at, bytes, kind, flags);
+        assert_eq!(export(at + 512, 4096, 1, 0), CUDA_ERROR_INVALID_VALUE, "not a page's beginning");
+        assert_eq!(export(at, 1000, 1, 0), CUDA_ERROR_INVALID_VALUE, "not whole pages");
+        assert_eq!(export(at, 4 << 20, 1, 0), CUDA_ERROR_INVALID_VALUE, "beyond its end");
+        assert_eq!(export(at, 4096, 2, 0), CUDA_ERROR_INVALID_VALUE, "not a dmabuf");
+        assert_eq!(export(gpu.allocate(4096), 4096, 1, 0), CUDA_ERROR_INVALID_VALUE, "a pool's");
+        assert_eq!(export(at + 4096, 8192, 1, 0), CUDA_SUCCESS);
+        assert_eq!(libc::close(fd), 0);
+        assert_eq!(
+            (cuFlushGPUDirectRDMAWrites(0, 100), cuFlushGPUDirectRDMAWrites(0, 1)),
+            (CUDA_SUCCESS, CUDA_ERROR_INVALID_VALUE)
+        );
+        assert_eq!(cuMemFree_v2(at), CUDA_SUCCESS);
+        assert_eq!(export(at, 4096, 1, 0), CUDA_ERROR_INVALID_VALUE, "it was freed");
     }
 }
 

@@ -36,6 +36,7 @@ enum Library {
 const ALL: Library = Library::Refusing("nothing");
 
 /// Runs this program over the stand-ins; a line for each product that the library did. `pools`: whether they go with a context or stay.
+/// A GPU whose pools stay orders what network cards write, and exports no memory to them; the other the other way about.
 fn over_the_stand_ins(arguments: &[&str], library: Library, pools: &str) -> Vec<String> {
     static RUNS: AtomicU32 = AtomicU32::new(0);
     let program = env::current_exe().expect("this program");
@@ -55,6 +56,7 @@ fn over_the_stand_ins(arguments: &[&str], library: Library, pools: &str) -> Vec<
     if let Some(products) = products {
         symlink(products, folder.join("libcublasLt.so.13")).expect("a link");
     }
+    let (ordered, dmabuf) = if pools == "gone" { ("0", "1") } else { ("1", "0") };
     let run = Command::new(&program)
         .args(arguments)
         .env_remove("CUDA_VISIBLE_DEVICES")
@@ -62,6 +64,7 @@ fn over_the_stand_ins(arguments: &[&str], library: Library, pools: &str) -> Vec<
         .env(FAULT, folder.join("fault"))
         .env("GENIE_STAND_IN_PRODUCTS_DONE", folder.join("done"))
         .envs([("GENIE_TEST_GPU", "1"), ("GENIE_STAND_IN_GPUS", "2"), ("GENIE_STAND_IN_POOLS", pools)])
+        .envs([("GENIE_STAND_IN_ORDERED", ordered), ("GENIE_STAND_IN_DMABUF", dmabuf)])
         .env(REFUSES, refuses)
         .output()
         .expect("this program starts");

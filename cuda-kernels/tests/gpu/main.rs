@@ -5,6 +5,7 @@
 mod copies;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod driver;
+mod exports;
 mod graphs;
 mod memory;
 mod order;

@@ -9,6 +9,7 @@ mod attention_new;
 mod batch_norm;
 mod binary;
 mod cast;
+mod checksum;
 mod conv;
 mod copy;
 mod create;

@@ -4,8 +4,9 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::Poll;
 
-use genie_transport::memory::{PeerTarget, Region, SharedBytes, Slab, copy_counted};
+use genie_transport::memory::{PeerTarget, Placed, Region, SharedBytes, Slab, copy_counted};
 
 use super::DeviceError;
 
@@ -90,7 +91,26 @@ pub trait Buffer: Any + Debug + Send + Sync {
     /// As [`Self::write`]; what goes wrong later, [`Self::settle`] tells.
     fn send(&self, offset: u64, from: Region) -> Result<(), DeviceError>;
 
-    /// Waits until everything that was sent is there.
+    /// All of it as network cards know it, where they can be told of it.
+    fn placed(&self) -> Option<Placed>;
+
+    /// Whether the device is done with what lay there before: nobody but the device itself writes there earlier.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    fn is_ready(&self) -> Result<bool, DeviceError>;
+
+    /// A network card has written a slice to it, or is let read one.
+    fn note_direct(&self, written: bool);
+
+    /// Begins to take the checksum of `bytes` bytes from `offset` on, a slice's at the most, that a network card has written and said so.
+    /// The caller keeps the buffer until it is known, or the sum was dropped.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    fn sum(&self, offset: u64, bytes: u64) -> Result<Box<dyn Sum>, DeviceError>;
+
+    /// Waits until everything that was sent, and everything that network cards wrote and said so, is there.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -110,6 +130,21 @@ pub trait Coming: Debug + Send {
     /// # Errors
     /// As [`Buffer::read`].
     fn wait(self: Box<Self>) -> Result<Region, DeviceError>;
+}
+
+/// A checksum that a device takes of its memory. Dropped early, it waits until the device is done with that.
+pub trait Sum: Send {
+    /// CRC32C of the bytes, once it is known.
+    ///
+    /// # Errors
+    /// As [`Buffer::read`].
+    fn poll(&mut self) -> Result<Poll<u32>, DeviceError>;
+
+    /// As [`Self::poll`], once it is known.
+    ///
+    /// # Errors
+    /// As [`Buffer::read`].
+    fn wait(&mut self) -> Result<u32, DeviceError>;
 }
 
 /// Bytes that pass through the host at a time.

@@ -19,7 +19,7 @@ use genie_graph::{DType, VerifiedGraph};
 
 pub use error::DeviceError;
 pub use kv::{Allocator, KvCache, KvSpec};
-pub use memory::{Buffer, Coming, Memory, Space};
+pub use memory::{Buffer, Coming, Memory, Space, Sum};
 
 use crate::trace::Trace;
 
@@ -51,6 +51,19 @@ pub struct GpuInfo {
     pub pcie: Option<(u64, u64)>,
     /// What copies of slices took; `None` where nobody [traces](Device::trace) them.
     pub copies: Option<Copies>,
+    /// How slices have come to it and from it.
+    pub slices: Slices,
+}
+
+/// Slices by their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slices {
+    /// Written into its memory by a network card.
+    pub written: u64,
+    /// Read there by one.
+    pub read: u64,
+    /// Copied to it from the host's memory.
+    pub staged: u64,
 }
 
 /// For each direction, how long all copies of slices took together, and for how much of that time the network filled or emptied other
@@ -126,6 +139,14 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// [`DeviceError::OutOfMemory`]; nothing changed.
     fn allocate(&self, bytes: u64) -> Result<Space, DeviceError>;
+
+    /// As [`Self::allocate`], for bytes that a network card is to write there itself, where it can: host memory is any.
+    ///
+    /// # Errors
+    /// As [`Self::allocate`].
+    fn allocate_reachable(&self, bytes: u64) -> Result<Space, DeviceError> {
+        self.allocate(bytes)
+    }
 
     /// Whether its programs read host memory as it is, whoever made it: [`Memory::Host`] can be their weight.
     fn reads_host_memory(&self) -> bool;

@@ -291,6 +291,9 @@ impl Core {
                 add("pcie_to_device_bytes_per_second", to);
                 add("pcie_from_device_bytes_per_second", from);
             }
+            add("slices_written_by_rdma_total", gpu.slices.written);
+            add("slices_read_by_rdma_total", gpu.slices.read);
+            add("slices_staged_total", gpu.slices.staged);
             if let Some(copies) = gpu.copies {
                 let ways = [("to_device", copies.to_device), ("from_device", copies.from_device)];
                 for (way, (took, overlapped)) in ways {

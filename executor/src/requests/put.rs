@@ -33,6 +33,13 @@ enum Body<'a> {
     },
 }
 
+impl Body<'_> {
+    /// Whether the bytes come by the client's network card.
+    fn is_one_sided(self, from: &From<'_>) -> bool {
+        matches!(self, Self::Sliced { .. }) && from.peer.is_one_sided()
+    }
+}
+
 /// Contents up to this size are hashed on the thread that received them.
 const HASHED_HERE: u64 = 256 << 10;
 
@@ -114,7 +121,9 @@ impl Core {
         name: Option<&str>,
     ) -> Outcome {
         let waiter = from.waiter(put, name)?;
-        let mut space = self.allocate(device, put.spec.bytes())?;
+        // What must have a hash is hashed as it passes through the host.
+        let direct = hash.is_none() && body.is_one_sided(from);
+        let mut space = self.allocate_for(direct, device, put.spec.bytes())?;
         match body {
             Body::Here(bytes) => {
                 space.write(0, bytes)?;
@@ -214,7 +223,7 @@ impl Core {
             }
             Body::Sliced { slice_bytes, announce } => {
                 let waiter = from.waiter(put, None)?;
-                let space = self.allocate(device, put.spec.bytes())?;
+                let space = self.allocate_for(body.is_one_sided(from), device, put.spec.bytes())?;
                 let target = Target::Range { handle, tensor, offset };
                 let upload = self.upload((device, target), vec![space], slice_bytes, from.now);
                 self.begin_upload(from, &upload, waiter, announce);
@@ -247,7 +256,7 @@ impl Core {
         let blocks = put.spec.bytes() / (block as u64).max(1);
         let mut spaces = Vec::new();
         for _ in 0..blocks {
-            spaces.push(self.allocate(cache.device, block as u64)?);
+            spaces.push(self.allocate_for(body.is_one_sided(from), cache.device, block as u64)?);
         }
         let device = cache.device;
         match body {
@@ -264,6 +273,11 @@ impl Core {
             }
         }
         Ok(None)
+    }
+
+    /// Memory for bytes that come; `direct`: by a network card, which is to write them there itself if it can.
+    fn allocate_for(&self, direct: bool, device: u16, bytes: u64) -> Result<Space, RemoteError> {
+        if direct { self.allocate_reachable(device, bytes) } else { self.allocate(device, bytes) }
     }
 
     fn upload(self: &Arc<Self>, to: (u16, Target), spaces: Vec<Space>, slice_bytes: u32, now: Instant) -> Arc<Upload> {

@@ -314,7 +314,7 @@ impl Range {
     fn send_from_device(self, core: &Arc<Core>, (peer, id): (&Arc<Peer>, u64), parts: Vec<Memory>, paid: Paid) {
         let sent = self.slices(&parts).and_then(|slices| {
             let Some(slice_bytes) = slices else { return self.send(peer, id, parts, &paid) };
-            let outflow = Outflow::new(core, (peer, id), parts, paid);
+            let outflow = Outflow::new(core, (peer, id), (parts, slice_bytes), paid);
             let outflow = outflow.ok_or_else(|| fail(ErrorCode::Internal, "the tensor is in no device's memory"))?;
             outflow.probe()?;
             peer.send_staged(id, outflow, slice_bytes);

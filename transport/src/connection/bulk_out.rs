@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 pub use lend::OutSlice;
 pub use outgoing::{Outgoing, Taken};
-pub use source::Source;
+pub use source::{Source, There};
 
 use super::lane_log::LaneLog;
 use super::outbox::Sink;

@@ -33,7 +33,7 @@ mod strangers;
 
 pub use bulk_in::{BulkEvent, BulkIn, Landings, Loan, Place, Want};
 pub use bulk_machine::{BulkMachine, Flushed};
-pub use bulk_out::{BulkLane, BulkOut, OutSlice, Outgoing, Resent, Source, Taken};
+pub use bulk_out::{BulkLane, BulkOut, OutSlice, Outgoing, Resent, Source, Taken, There};
 pub use client::{Answer, Client, ClientError, ClientOptions, Counters, LaneCounts, LanePlan, SlicePlan};
 pub use client_lane::ClientLane;
 pub use control_lane::{ControlLane, LaneEnd, Step};

@@ -29,6 +29,11 @@ pub trait Sink: Send {
         None
     }
 
+    /// Whether devices move the slices of this link, each into the other's memory.
+    fn is_one_sided(&self) -> bool {
+        false
+    }
+
     /// What the link knows of the lane; asked for once bytes have come over it.
     fn channel(&self) -> Channel {
         Channel::default()

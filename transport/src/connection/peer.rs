@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::bulk_in::{BulkEvent, Landings};
-use super::bulk_out::{BulkOut, Outgoing, Resent, Source};
+use super::bulk_out::{BulkOut, Outgoing, Resent, Source, There};
 use super::outbox::{Outbox, Sink};
 use super::seats::{Seat, Seats};
 use super::service::{Noted, Service};
@@ -66,6 +66,7 @@ pub struct Peer {
     /// After how long a lane that holds up a transfer is ended.
     stuck: Duration,
     checked: bool,
+    one_sided: bool,
     /// The control lane waits for the bulk lanes to send.
     held: AtomicBool,
     /// Changes whenever the client has taken something of what it asked for.
@@ -116,7 +117,7 @@ impl Peer {
     ) -> Arc<Self> {
         let bulk = BulkOut::keeping(KEPT_TRANSFERS);
         bulk.set_checked(checked);
-        let regions = sink.regions();
+        let (regions, one_sided) = (sink.regions(), sink.is_one_sided());
         let out = ControlOut { outbox: Outbox::default(), sink, meta: Vec::new(), payload: Vec::new() };
         Arc::new(Self {
             id,
@@ -136,6 +137,7 @@ impl Peer {
             chances: AtomicU32::new(SECOND_CHANCES),
             stuck,
             checked,
+            one_sided,
             held: AtomicBool::new(false),
             progress: AtomicU64::new(0),
         })
@@ -205,6 +207,13 @@ impl Peer {
     /// A source has brought what [`BulkOut::wanted`] asked for.
     pub fn brought(&self, id: u64, source: &Arc<dyn Source>, offset: u64, bytes: Region) {
         self.bulk.brought(id, source, offset, &Bytes::from_owner(bytes));
+        self.wake_lanes();
+    }
+
+    /// A source has found a slice that was asked for where the client's network card can read it. Only where
+    /// [`Self::is_one_sided`] says so.
+    pub fn lies_there(&self, id: u64, source: &Arc<dyn Source>, offset: u64, there: There) {
+        self.bulk.lies_there(id, source, offset, there);
         self.wake_lanes();
     }
 
@@ -370,6 +379,11 @@ impl Peer {
     /// Whether the payloads of slices have checksums.
     pub fn is_checked(&self) -> bool {
         self.checked
+    }
+
+    /// Whether devices move its slices, each into the other's memory.
+    pub fn is_one_sided(&self) -> bool {
+        self.one_sided
     }
 
     /// The client has ended a bulk lane; so many slices came to it.

@@ -76,6 +76,11 @@ pub trait Stream: Send + Sync {
         u32::MAX
     }
 
+    /// Whether bulk lanes of this link are [remote](Self::remote) ones.
+    fn is_one_sided(&self) -> bool {
+        false
+    }
+
     /// The server's side of a bulk lane whose slices are not bytes of this stream; it takes the lane over once that is welcomed.
     /// `lane`: its number. `patience`: how long a slice may take.
     ///
@@ -235,6 +240,10 @@ impl Sink for StreamSink {
 
     fn regions(&self) -> Option<Arc<Regions>> {
         self.0.regions()
+    }
+
+    fn is_one_sided(&self) -> bool {
+        self.0.is_one_sided()
     }
 
     fn channel(&self) -> Channel {

@@ -42,6 +42,11 @@ pub fn crc32c(first: &[u8], then: &[u8]) -> u32 {
     digest.finalize() as u32
 }
 
+/// CRC32C of some bytes and the `then_len` that follow them, from that of each.
+pub fn crc32c_of_both(first: u32, then: u32, then_len: u64) -> u32 {
+    crc_fast::checksum_combine(CrcAlgorithm::Crc32Iscsi, first.into(), then.into(), then_len) as u32
+}
+
 /// CRC32C of a header's words, as they lie in memory in little-endian order: what is about to be written is not read back first.
 pub fn crc32c_words(words: [u64; 3], last: u32) -> u32 {
     #[cfg(target_arch = "x86_64")]

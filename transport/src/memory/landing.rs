@@ -2,12 +2,16 @@
 
 mod lease;
 
+use self::lease::Under;
+
 pub use self::lease::SliceLease;
 
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
+use super::exported::Placed;
 use super::slab::Slab;
 use crate::wire::SliceHead;
 
@@ -18,6 +22,30 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
 
     /// Takes a slice that is whole and intact. The same bytes may come again, after a [`Landing::reset`] others: the last count.
     fn take(&self, offset: u64, slice: Slab);
+
+    /// Where a slice lies in the device's memory, for a network card that writes it there.
+    fn place(&self, offset: u64, bytes: usize) -> OnDevice;
+
+    /// A network card has written this slice where [`Self::place`] said, and can write there no more. With `checked` its checksum is
+    /// taken, and the slice is not taken for whole before that is known.
+    fn written(&self, offset: u64, bytes: usize, checked: bool) -> Option<Box<dyn Summing>>;
+}
+
+/// Whether network cards write a slice into a device's memory themselves.
+#[derive(Debug)]
+pub enum OnDevice {
+    /// There, piece by piece.
+    Here(Vec<Placed>),
+    /// Not yet: the device has still to be done with what lay there.
+    Later,
+    /// Not this one.
+    No,
+}
+
+/// A device takes the checksum of bytes in its memory. Dropped early, it waits until the device is done with them.
+pub trait Summing: Send {
+    /// CRC32C of the bytes, once it is known. `None`: the device has failed, and whoever waits for the transfer hears of it.
+    fn poll(&mut self) -> Poll<Option<u32>>;
 }
 
 /// Memory that a sliced transfer fills: slabs that together hold its bytes, and a state for each slice.
@@ -232,7 +260,7 @@ impl Landing {
             filled: 0,
             round,
             given_back: false,
-            stage: None,
+            under: Under::Landing,
         };
         match lease.staged() {
             Some(lease) => Claim::Lease(lease),
@@ -242,7 +270,8 @@ impl Landing {
     }
 
     /// A lease to write some slice that is missing, the first from slice `from` on or else from the front; where there is none,
-    /// `None`. For links whose receiving side asks for slices: their checksum is announced later.
+    /// `None`. For links whose receiving side asks for slices: their checksum is announced later. What goes on to a sink has no memory
+    /// before [`SliceLease::staged`] or [`SliceLease::lies_there`].
     pub fn claim_missing(self: &Arc<Self>, transfer: u64, from: u32) -> Option<SliceLease> {
         let mut state = self.lock();
         let taken = state.landed as usize + state.leased as usize;
@@ -261,7 +290,7 @@ impl Landing {
         let len = u64::from(self.slice_bytes).min(self.total - offset) as u32;
         let head = SliceHead { transfer, offset, total: self.total, len, crc: 0 };
         let landing = self.clone();
-        SliceLease { landing, index, number, head, filled: 0, round, given_back: false, stage: None }.staged()
+        Some(SliceLease { landing, index, number, head, filled: 0, round, given_back: false, under: Under::Landing })
     }
 
     /// Every slice is missing again, those too that are being written: what they were part of is asked for anew.

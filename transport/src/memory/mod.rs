@@ -8,6 +8,7 @@
 mod aligned;
 mod checksum;
 mod copy;
+mod exported;
 #[cfg(feature = "rdma")]
 mod extents;
 mod landing;
@@ -18,11 +19,12 @@ mod ring;
 mod shared;
 mod slab;
 
-pub use checksum::{Crc32c, crc32c, crc32c_words};
+pub use checksum::{Crc32c, crc32c, crc32c_of_both, crc32c_words};
 pub use copy::{copied_bytes, copy_counted, extend_counted};
+pub use exported::{Exported, Placed};
 #[cfg(feature = "rdma")]
 pub use extents::{Extent, extent_of, extents_gone, is_live};
-pub use landing::{Claim, Landing, Sink, SliceLease};
+pub use landing::{Claim, Landing, OnDevice, Sink, SliceLease, Summing};
 pub use map::map_file;
 pub use pool::{OutOfMemory, Pool};
 pub use regions::{NoRegion, PeerTarget, Regions};

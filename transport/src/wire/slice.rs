@@ -5,7 +5,7 @@ use zerocopy::IntoBytes;
 use super::error::DecodeError;
 use super::header::{Flags, HEADER_BYTES, Header, Kind, decode_header, encode_header};
 use super::{layout, limits};
-use crate::memory::Crc32c;
+use crate::memory::{Crc32c, crc32c, crc32c_of_both};
 
 /// Bytes in front of a slice's payload: header and slice head.
 pub const SLICE_FRAME_BYTES: usize = HEADER_BYTES + size_of::<layout::Slice>();
@@ -92,6 +92,19 @@ impl SliceHead {
         frame(transfer, &meta, len, digest.value())
     }
 
+    /// As [`Self::encode`], for a payload of `len` bytes that lies elsewhere: `crc` is CRC32C of it alone.
+    pub fn encode_summed(transfer: u64, offset: u64, total: u64, len: u32, crc: u32) -> [u8; SLICE_FRAME_BYTES] {
+        let meta = head(offset, total);
+        let of_meta = crc32c(meta.as_bytes(), &[]);
+        frame(transfer, &meta, len, crc32c_of_both(of_meta, crc, len.into()))
+    }
+
+    /// Whether this is the head of a payload whose CRC32C, of it alone, is `crc`.
+    pub fn is_of(&self, crc: u32) -> bool {
+        let of_meta = crc32c(head(self.offset, self.total).as_bytes(), &[]);
+        crc32c_of_both(of_meta, crc, self.len.into()) == self.crc
+    }
+
     /// A running check of the payload's bytes.
     pub fn checker(&self) -> SliceChecker {
         let meta = head(self.offset, self.total);
@@ -141,6 +154,19 @@ impl SliceChecker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_payload_that_lies_elsewhere_has_the_head_of_one_that_is_here() {
+        for len in [1, 5, 100, 4096, 70_001] {
+            let payload: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
+            let crc = crc32c(&payload, &[]);
+            let bytes = SliceHead::encode(3, 8192, 1 << 20, &payload);
+            assert_eq!(SliceHead::encode_summed(3, 8192, 1 << 20, len, crc), bytes);
+            let head = SliceHead::decode(&bytes).unwrap();
+            assert!(head.is_of(crc) && !head.is_of(crc ^ 1));
+            assert!(!SliceHead { offset: 4096, ..head }.is_of(crc), "another place");
+        }
+    }
 
     #[test]
     fn a_large_transfer_goes_in_larger_slices() {

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use cudarc::driver::{result, sys};
 
 use super::super::{Event, GpuError, Properties, Stream};
+use super::exports::Exports;
 use super::functions::Functions;
 use super::peers::Peers;
 use super::pool::Pool;
@@ -33,6 +34,8 @@ pub(super) struct Live {
     pub(super) products: Mutex<Option<Products>>,
     pub(super) events: Mutex<HashMap<u64, EventHandle>>,
     pub(super) graphs: Mutex<HashMap<u64, GraphHandle>>,
+    /// What network cards may reach.
+    pub(super) exports: Exports,
     /// Which GPUs reach its memory.
     pub(super) peers: Peers,
     /// The fault that ended it.
@@ -84,6 +87,7 @@ impl Live {
             products: Mutex::new(None),
             events: Mutex::new(HashMap::new()),
             graphs: Mutex::new(HashMap::new()),
+            exports: Exports::default(),
             peers: Peers::default(),
             broken: OnceLock::new(),
         };

@@ -7,6 +7,7 @@
 
 mod ahead;
 mod driver;
+mod exports;
 mod functions;
 mod host_memory;
 mod live;
@@ -20,6 +21,7 @@ mod timing;
 
 use std::any::Any;
 use std::fmt::{self, Debug, Formatter};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +33,7 @@ use cudarc::driver::sys;
 
 pub use self::ahead::stop_compiling;
 pub use self::driver::probe;
+use self::exports::Exports;
 use self::host_memory::HostMemory;
 use self::live::{Live, lock, new_id};
 use self::pool::Pool;
@@ -186,11 +189,7 @@ impl Gpu for CudaGpu {
 
     fn allocate(&self, bytes: u64) -> Result<Address, GpuError> {
         self.shared.with(|live| {
-            if recording::of_this_thread(live.id).is_some() {
-                let reason =
-                    "not while this thread records a graph: the graph would use memory that is gone".to_owned();
-                return Err(GpuError::Refused { during: "allocating memory", reason });
-            }
+            not_recording(live)?;
             if bytes > self.shared.properties.total_bytes {
                 return Err(GpuError::OutOfMemory { wanted: bytes });
             }
@@ -211,6 +210,34 @@ impl Gpu for CudaGpu {
             // SAFETY: as the caller has it.
             unsafe { pool.free(at) };
         }
+    }
+
+    fn allocate_exportable(&self, bytes: u64) -> Result<Address, GpuError> {
+        self.shared.with(|live| {
+            not_recording(live)?;
+            live.exports.allocate(live, bytes)
+        })
+    }
+
+    unsafe fn free_exportable(&self, at: Address) {
+        let live = self.shared.read();
+        if lock(&self.shared.stale).give_back(at) {
+            return;
+        }
+        if let Ok(live) = &*live
+            && live.make_current().is_ok()
+        {
+            // SAFETY: as the caller has it.
+            unsafe { live.exports.free(at) };
+        }
+    }
+
+    fn export(&self, at: Address, bytes: u64) -> Result<OwnedFd, GpuError> {
+        self.shared.with(|live| Exports::export(live, at, bytes))
+    }
+
+    fn settle_network_writes(&self) -> Result<(), GpuError> {
+        self.shared.with(|live| live.exports.settle(live))
     }
 
     fn pin(&self, bytes: usize) -> Result<NonNull<u8>, GpuError> {
@@ -423,7 +450,11 @@ impl Gpu for CudaGpu {
         let mut slot = self.shared.live.write().unwrap_or_else(PoisonError::into_inner);
         let nothing = GpuError::Fault { during: "reviving the GPU", reason: "it was not finished".to_owned() };
         let before = std::mem::replace(&mut *slot, Err(nothing));
-        lock(&self.shared.stale).add(before.iter().filter_map(|live| live.pool().ok()).flat_map(Pool::lent));
+        let lent = before.iter().flat_map(|live| {
+            let of_pool = live.pool().map(Pool::lent).unwrap_or_default();
+            of_pool.into_iter().chain(live.exports.lent())
+        });
+        lock(&self.shared.stale).add(lent);
         drop(before);
         // This process's primary context on the GPU, not the GPU: other processes notice nothing. A library of this process that
         // holds the context would otherwise keep the broken one.
@@ -468,6 +499,14 @@ unsafe fn put(live: &Live, stream: Stream, launch: &Launch, early: bool) -> Resu
     // launch was made. The addresses in it are as the caller has them; the stream is live; there are as many attributes as it says.
     let put = unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut()) };
     put.during("launching a kernel")
+}
+
+fn not_recording(live: &Live) -> Result<(), GpuError> {
+    if recording::of_this_thread(live.id).is_none() {
+        return Ok(());
+    }
+    let reason = "not while this thread records a graph: the graph would use memory that is gone".to_owned();
+    Err(GpuError::Refused { during: "allocating memory", reason })
 }
 
 fn is_past(event: sys::CUevent) -> Result<bool, GpuError> {

@@ -111,14 +111,19 @@ impl Pool {
         let mut status = get();
         if status == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             // What is being freed, and what the pool has in pieces, may be enough once it is all back.
-            // SAFETY: stream and pool are live.
-            unsafe { sys::cuStreamSynchronize(self.stream) }.during("waiting for memory")?;
-            // SAFETY: as above.
-            unsafe { sys::cuMemPoolTrimTo(self.pool, 0) }.during("giving memory back")?;
+            self.trim()?;
             status = get();
         }
         status.for_bytes("allocating memory", bytes)?;
         Ok(at)
+    }
+
+    /// Waits for what is being freed, and gives what nobody has back to the GPU.
+    pub(super) fn trim(&self) -> Result<(), GpuError> {
+        // SAFETY: stream and pool are live.
+        unsafe { sys::cuStreamSynchronize(self.stream) }.during("waiting for memory")?;
+        // SAFETY: as above.
+        unsafe { sys::cuMemPoolTrimTo(self.pool, 0) }.during("giving memory back")
     }
 
     /// Gives memory back, once the stream has come to this point. An address that is not lent is none of ours.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::super::{Event, GpuError, Stream};
 use super::streams::{self, Op, Streams};
-use super::{HostProducts, HostSettings};
+use super::{HostExports, HostProducts, HostSettings};
 use crate::host::Guarded;
 use crate::view::Address;
 
@@ -18,6 +18,11 @@ pub(super) struct State {
     pub(super) allocated: HashMap<Address, Guarded>,
     /// What was allocated before a revival and is still to be given back: kept, so that no address means two things.
     pub(super) stale: HashMap<Address, Guarded>,
+    /// What network cards may be told of.
+    pub(super) exportable: HashMap<Address, Guarded>,
+    pub(super) exports: HostExports,
+    /// How often network cards' writes were settled.
+    pub(super) settled: u64,
     pub(super) used: u64,
     pub(super) host_bytes: u64,
     pub(super) pinned: HashMap<usize, Guarded>,

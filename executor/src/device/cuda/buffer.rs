@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use genie_cuda_kernels::Address;
 use genie_cuda_kernels::gpu::{Event, Gpu, GpuError, Stream};
-use genie_transport::memory::{Region, SharedBytes, Slab};
+use genie_transport::memory::{Placed, Region, SharedBytes, Slab};
 
 use super::pinned::Pinned;
 use super::pool::Pool;
+use super::reachable::Block;
 use super::staging::Sent;
-use crate::device::{Buffer, Coming, DeviceError, Memory};
+use super::sums::GpuSum;
+use crate::device::{Buffer, Coming, DeviceError, Memory, Sum};
 
 /// Bytes that go from one GPU to another at a time: a millisecond, or some.
 const PEER_PIECE: u64 = 16 << 20;
@@ -22,6 +24,8 @@ pub(super) struct GpuBuffer {
     at: Address,
     bytes: u64,
     charge: u64,
+    /// What it is a part of, if that is memory that network cards are told of.
+    block: Option<Block>,
     /// From this moment of the compute stream on the memory is this buffer's, as the last thing put into that stream left it.
     born: Event,
     /// Copies from the host that may be under way.
@@ -32,15 +36,21 @@ impl GpuBuffer {
     /// A buffer of memory that was just allocated. For [`Pool::take`], which holds the pool meanwhile.
     pub(super) fn new(pool: Arc<Pool>, at: Address, bytes: u64, charge: u64) -> Result<Self, GpuError> {
         let gpu = pool.gpu().clone();
-        let born = gpu.event().and_then(|born| gpu.record(Stream::Compute, &born).map(|()| born));
-        match born {
-            Ok(born) => Ok(Self { pool, at, bytes, charge, born, sent: Mutex::default() }),
+        match now(&*gpu) {
+            Ok(born) => Ok(Self { pool, at, bytes, charge, block: None, born, sent: Mutex::default() }),
             Err(error) => {
                 // SAFETY: it was just allocated, and nothing uses it.
                 unsafe { gpu.free(at) };
                 Err(error)
             }
         }
+    }
+
+    /// As [`Self::new`], of memory that network cards are told of.
+    pub(super) fn within(pool: Arc<Pool>, block: Block, bytes: u64, charge: u64) -> Result<Self, GpuError> {
+        // Another buffer may have had it: what was put into the stream for that comes first.
+        let born = now(&**pool.gpu())?;
+        Ok(Self { at: block.at(), pool, bytes, charge, block: Some(block), born, sent: Mutex::default() })
     }
 
     /// The address of `bytes` bytes at `offset`.
@@ -56,6 +66,13 @@ impl GpuBuffer {
         let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner).take();
         sent.map_or(Ok(()), |sent| self.pool.staging.settle(&sent))
     }
+}
+
+/// This moment of the compute stream.
+fn now(gpu: &dyn Gpu) -> Result<Event, GpuError> {
+    let now = gpu.event()?;
+    gpu.record(Stream::Compute, &now)?;
+    Ok(now)
 }
 
 /// Waits until what was put into `stream` is done.
@@ -189,8 +206,32 @@ impl Buffer for GpuBuffer {
         })
     }
 
+    fn placed(&self) -> Option<Placed> {
+        self.block.as_ref()?.placed(self.bytes)
+    }
+
+    fn is_ready(&self) -> Result<bool, DeviceError> {
+        self.pool.with(|gpu| Ok(gpu.is_past(&self.born)?))
+    }
+
+    fn note_direct(&self, written: bool) {
+        self.pool.staging.note_direct(written);
+    }
+
+    fn sum(&self, offset: u64, bytes: u64) -> Result<Box<dyn Sum>, DeviceError> {
+        let at = self.range(offset, bytes)?;
+        self.pool.with(|gpu| Ok(gpu.settle_network_writes()?))?;
+        // SAFETY: the caller keeps the buffer until the sum is known, or was dropped.
+        Ok(Box::new(unsafe { GpuSum::begin(&self.pool, at, bytes) }?))
+    }
+
     fn settle(&self) -> Result<(), DeviceError> {
-        self.pool.with(|_| Ok(self.wait()?))
+        self.pool.with(|gpu| {
+            if self.block.is_some() {
+                gpu.settle_network_writes()?;
+            }
+            Ok(self.wait()?)
+        })
     }
 
     fn device(&self) -> usize {
@@ -207,9 +248,11 @@ impl Drop for GpuBuffer {
         // A GPU that broke has stopped copying, too.
         let gpu = self.pool.gpu();
         let _ = self.wait();
-        // SAFETY: it came from this GPU; copies from the host are done, and kernels that use it are in the compute stream. From before
-        // a revival the GPU knows it, and frees nothing.
-        unsafe { gpu.free(self.at) };
+        if self.block.is_none() {
+            // SAFETY: it came from this GPU; copies from the host are done, and kernels that use it are in the compute stream. From
+            // before a revival the GPU knows it, and frees nothing.
+            unsafe { gpu.free(self.at) };
+        }
         self.pool.give_back(self.charge);
     }
 }

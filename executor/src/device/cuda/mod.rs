@@ -12,7 +12,9 @@ mod pinned;
 mod plan;
 mod pool;
 mod program;
+mod reachable;
 mod staging;
+mod sums;
 mod traced;
 mod workspace;
 
@@ -156,8 +158,8 @@ impl Device for CudaDevice {
     fn gpu(&self) -> Option<GpuInfo> {
         let uuid = &self.inner.gpu.properties().uuid;
         let pcie = self.inner.pcie.map(|b| (b.to_device as u64, b.from_device as u64));
-        let copies = self.inner.staging.copies();
-        Some(GpuInfo { uuid: uuid.clone(), utilisation: utilisation(uuid), pcie, copies })
+        let (copies, slices) = (self.inner.staging.copies(), self.inner.staging.slices());
+        Some(GpuInfo { uuid: uuid.clone(), utilisation: utilisation(uuid), pcie, copies, slices })
     }
 
     fn trace(&self, to: &Arc<Trace>) -> bool {
@@ -184,6 +186,13 @@ impl Device for CudaDevice {
             _ => Err(error),
         })?;
         Ok(Space::Device(Arc::new(taken)))
+    }
+
+    fn allocate_reachable(&self, bytes: u64) -> Result<Space, DeviceError> {
+        match self.inner.pool().take_reachable(bytes)? {
+            Some(taken) => Ok(Space::Device(Arc::new(taken))),
+            None => self.allocate(bytes),
+        }
     }
 
     fn cache(&self, spec: KvSpec) -> Result<KvCache, DeviceError> {

@@ -7,7 +7,9 @@ use genie_cuda_kernels::gpu::{Gpu, GpuError};
 use genie_transport::memory::OutOfMemory;
 
 use super::buffer::GpuBuffer;
+use super::reachable::Reachable;
 use super::staging::Staging;
+use super::sums::Sums;
 use crate::device::{Allocator, DeviceError, Memory, Space};
 
 /// What a GPU's tensors may take together, between two losses of everything on it.
@@ -15,6 +17,10 @@ use crate::device::{Allocator, DeviceError, Memory, Space};
 pub(super) struct Pool {
     gpu: Arc<dyn Gpu>,
     pub(super) staging: Arc<Staging>,
+    /// What network cards are told of.
+    reachable: Arc<Reachable>,
+    /// For checksums.
+    pub(super) sums: Sums,
     /// No other pool of the device has it.
     pub(super) life: u64,
     limit: u64,
@@ -57,7 +63,9 @@ const UNIT: u64 = 512;
 
 impl Pool {
     pub(super) fn new(gpu: Arc<dyn Gpu>, life: u64, limit: u64, loss: Arc<Loss>, staging: Arc<Staging>) -> Arc<Self> {
-        Arc::new(Self { gpu, staging, life, limit, used: AtomicU64::new(0), alive: RwLock::new(true), loss })
+        let (reachable, sums) = (Reachable::new(gpu.clone(), limit), Sums::default());
+        let (used, alive) = (AtomicU64::new(0), RwLock::new(true));
+        Arc::new(Self { gpu, staging, reachable, sums, life, limit, used, alive, loss })
     }
 
     /// Uses the GPU for what lies in this pool's memory. Not within another use: whoever ends the pool waits for all of them.
@@ -122,18 +130,45 @@ impl Pool {
 
     /// Memory that holds anything.
     pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<GpuBuffer, DeviceError> {
-        let refuse = || OutOfMemory { wanted: bytes, used: self.used(), limit: self.limit };
-        let charge = bytes.max(1).checked_next_multiple_of(UNIT).ok_or_else(refuse)?;
-        let reserve = |used: u64| used.checked_add(charge).filter(|&sum| sum <= self.limit);
-        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve).map_err(|_| refuse())?;
+        let charge = self.charge(bytes)?;
         let taken = self.with(|gpu| {
-            match gpu.allocate(charge).and_then(|at| GpuBuffer::new(self.clone(), at, bytes, charge)) {
+            let had = match gpu.allocate(charge) {
+                // What is kept for network cards may be enough.
+                Err(GpuError::OutOfMemory { .. }) if self.reachable.trim() => gpu.allocate(charge),
+                had => had,
+            };
+            match had.and_then(|at| GpuBuffer::new(self.clone(), at, bytes, charge)) {
                 // Somebody else on the machine has taken what was free.
-                Err(GpuError::OutOfMemory { .. }) => Err(refuse().into()),
+                Err(GpuError::OutOfMemory { .. }) => Err(self.refuse(bytes).into()),
                 other => Ok(other?),
             }
         });
         taken.inspect_err(|_| self.give_back(charge))
+    }
+
+    /// Memory that holds anything, and that network cards can be told of. `None`: there is none of the kind, or no more.
+    pub(super) fn take_reachable(self: &Arc<Self>, bytes: u64) -> Result<Option<GpuBuffer>, DeviceError> {
+        let charge = self.charge(bytes)?;
+        let taken = self.with(|_| {
+            let block = self.reachable.take(charge)?;
+            Ok(block.map(|block| GpuBuffer::within(self.clone(), block, bytes, charge)).transpose()?)
+        });
+        if !matches!(taken, Ok(Some(_))) {
+            self.give_back(charge);
+        }
+        taken
+    }
+
+    /// Counts so many bytes: those that they take.
+    fn charge(&self, bytes: u64) -> Result<u64, OutOfMemory> {
+        let charge = bytes.max(1).checked_next_multiple_of(UNIT).ok_or_else(|| self.refuse(bytes))?;
+        let reserve = |used: u64| used.checked_add(charge).filter(|&sum| sum <= self.limit);
+        let reserved = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve);
+        reserved.map(|_| charge).map_err(|_| self.refuse(bytes))
+    }
+
+    fn refuse(&self, wanted: u64) -> OutOfMemory {
+        OutOfMemory { wanted, used: self.used(), limit: self.limit }
     }
 
     /// Gives back what [`Self::take`] has counted.

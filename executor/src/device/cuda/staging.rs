@@ -12,7 +12,7 @@ use genie_transport::wire::limits;
 
 use super::pool::Pool;
 use super::traced::{Timed, Tracer};
-use crate::device::{Coming, Copies, DeviceError, Memory};
+use crate::device::{Coming, Copies, DeviceError, Memory, Slices};
 use crate::trace::Trace;
 
 /// The largest slabs hold any slice.
@@ -39,6 +39,10 @@ pub(super) struct Staging {
     tracer: OnceLock<Arc<Tracer>>,
     /// Slabs that were wanted while none was there.
     misses: AtomicU64,
+    /// Slices that network cards wrote to the GPU themselves, or were let read there, and those that were copied to it from here.
+    written: AtomicU64,
+    read: AtomicU64,
+    staged: AtomicU64,
     warned: AtomicBool,
     /// Copies to the GPU that may be under way, in the order of the stream.
     sent: Mutex<VecDeque<Copying>>,
@@ -129,6 +133,9 @@ impl Staging {
             slabs: addresses,
             tracer: OnceLock::new(),
             misses: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            staged: AtomicU64::new(0),
             warned: AtomicBool::new(false),
             sent: Mutex::default(),
             registered: Arc::default(),
@@ -181,6 +188,18 @@ impl Staging {
         self.misses.load(Ordering::Relaxed)
     }
 
+    /// A network card has written a slice to the GPU itself, or is let read one.
+    pub(super) fn note_direct(&self, written: bool) {
+        let counter = if written { &self.written } else { &self.read };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How slices have come to the GPU and from it.
+    pub(super) fn slices(&self) -> Slices {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Slices { written: of(&self.written), read: of(&self.read), staged: of(&self.staged) }
+    }
+
     /// Slabs that are in nobody's hands, and all.
     pub(super) fn slabs(&self) -> (usize, usize) {
         self.reap(&mut self.sent(), usize::MAX);
@@ -192,6 +211,7 @@ impl Staging {
     /// # Safety
     /// `to` is live, and nobody else uses it unordered, until `before` is settled.
     pub(super) unsafe fn send(&self, to: Address, from: Region, before: &mut Option<Sent>) -> Result<(), GpuError> {
+        self.staged.fetch_add(1, Ordering::Relaxed);
         let failed = before.as_ref().map(|sent| sent.failed.clone()).unwrap_or_default();
         let mut sent = self.sent();
         self.reap(&mut sent, IN_FLIGHT - 1);

@@ -150,6 +150,7 @@ pub(super) fn device_memory(uri: &Uri) -> Result<Option<Because<&'static str>>> 
     let found = DeviceMemory::towards(address).with_context(|| format!("asking the device that leads to {address}"))?;
     Ok(Some(match found.path {
         rdma::Path::Staged { why } => ("staged through pinned slabs", why),
+        rdma::Path::Address => ("direct, by address", format!("nvidia-peermem tells {} of it", found.facts.device)),
         _ => ("direct, by dmabuf", format!("{} registers the memory itself", found.facts.device)),
     }))
 }

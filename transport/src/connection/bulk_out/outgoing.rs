@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::source::{Source, Stage};
+use super::source::{Source, Stage, There};
 use super::{Pieces, Sending};
 use crate::wire::{SLICE_FRAME_BYTES, SliceHead};
 
@@ -94,7 +94,7 @@ impl Outgoing {
 
     /// Whether a lane can take the slice now.
     fn is_here(&self, index: u32) -> bool {
-        self.stage().is_none_or(|stage| stage.ready.contains_key(&index))
+        self.stage().is_none_or(|stage| stage.is_ready(index))
     }
 
     /// The bytes of one slice, wherever it lies.
@@ -103,10 +103,11 @@ impl Outgoing {
         match &mut self.body {
             Body::Here(pieces) => Self::cut(pieces, (self.transfer, offset, len), self.total, checked),
             Body::Elsewhere(stage) => {
-                // Nobody hands out what is not here.
-                let piece = stage.ready.remove(&index).unwrap_or_default();
-                let pieces = vec![(piece, 0..len as usize)];
-                Taken { transfer: self.transfer, offset, total: self.total, checked, pieces }
+                let there = stage.there.remove(&index);
+                // Nobody hands out what is neither here nor there.
+                let here = if there.is_some() { None } else { Some(stage.ready.remove(&index).unwrap_or_default()) };
+                let pieces = here.into_iter().map(|piece| (piece, 0..len as usize)).collect();
+                Taken { transfer: self.transfer, offset, total: self.total, checked, pieces, there }
             }
         }
     }
@@ -130,7 +131,7 @@ impl Outgoing {
             }
             start = end;
         }
-        Taken { transfer, offset, total, checked, pieces }
+        Taken { transfer, offset, total, checked, pieces, there: None }
     }
 
     fn skips(&self, index: u32) -> bool {
@@ -157,7 +158,7 @@ impl Outgoing {
         match self.stage() {
             None => self.next < self.slices || groups.next().is_some(),
             Some(stage) => {
-                self.is_here(self.next) || groups.any(|(_, slices)| stage.ready.keys().any(|i| slices.contains(i)))
+                self.is_here(self.next) || groups.any(|(_, slices)| stage.all_ready().any(|i| slices.contains(i)))
             }
         }
     }
@@ -173,7 +174,7 @@ impl Outgoing {
             None => groups.next().and_then(|(group, slices)| Some((*group, *slices.first()?))),
             // Few are ready.
             Some(stage) => groups.find_map(|(group, slices)| {
-                let index = stage.ready.keys().find(|index| slices.contains(index))?;
+                let index = stage.all_ready().find(|index| slices.contains(index))?;
                 Some((*group, *index))
             }),
         };
@@ -214,7 +215,7 @@ impl Outgoing {
                     start = end;
                 }
             }
-            // Nobody hands out what is not here.
+            // Nobody hands out what is not here; on a connection that has such lanes nothing lies there.
             Body::Elsewhere(stage) => stage.ready.remove(&index).into_iter().for_each(|piece| pieces.push(piece)),
         }
         Sending { transfer: self.transfer, offset, total: self.total, pieces, checked, head: None, sent: 0 }
@@ -232,6 +233,8 @@ pub struct Taken {
     pub total: u64,
     /// The sender's memory, each with the part of it that belongs to the slice.
     pub pieces: Vec<(Bytes, Range<usize>)>,
+    /// In place of pieces: where the slice lies in a device's memory.
+    pub there: Option<Arc<There>>,
     checked: bool,
 }
 
@@ -243,6 +246,13 @@ impl Taken {
 
     /// The head in front of it, with a checksum of the bytes where both sides want one.
     pub fn head(&self) -> [u8; SLICE_FRAME_BYTES] {
+        if let Some(there) = &self.there {
+            let len = there.places.iter().map(|place| place.len() as u32).sum();
+            return match self.checked {
+                true => SliceHead::encode_summed(self.transfer, self.offset, self.total, len, there.crc),
+                false => SliceHead::encode_unchecked(self.transfer, self.offset, self.total, len),
+            };
+        }
         if !self.checked {
             let len = self.bytes().map(|view| view.len() as u32).sum();
             return SliceHead::encode_unchecked(self.transfer, self.offset, self.total, len);

@@ -1,5 +1,6 @@
 //! Transfers whose bytes are brought to the host's memory as lanes take them.
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::ops::Range;
@@ -9,6 +10,7 @@ use bytes::Bytes;
 
 use super::outgoing::Outgoing;
 use super::{BulkOut, State};
+use crate::memory::Placed;
 
 /// Bytes that lie where no lane can send them from: a device's memory.
 pub trait Source: Debug + Send + Sync {
@@ -18,6 +20,20 @@ pub trait Source: Debug + Send + Sync {
     /// There is something to bring: [`BulkOut::wanted`] tells what. Called on the threads of lanes, without their locks, and more often
     /// than there is need to: must be cheap, and not wait.
     fn wake(self: Arc<Self>);
+
+    /// The other side's network card cannot be let at what was said to lie [there](There): from here on bytes are brought.
+    fn unreachable(&self);
+}
+
+/// A slice that lies in a device's memory, for the other side's network card to read there.
+#[derive(Debug)]
+pub struct There {
+    /// Piece by piece.
+    pub places: Vec<Placed>,
+    /// CRC32C of the bytes alone; anything where both sides do without.
+    pub crc: u32,
+    /// Keeps the memory, and the bytes as they are.
+    pub keep: Box<dyn Any + Send + Sync>,
 }
 
 /// Bytes of all of a connection's transfers that are brought before lanes have taken them. Enough for the next slices to come from the
@@ -30,6 +46,8 @@ pub(super) struct Stage {
     pub(super) source: Arc<dyn Source>,
     /// Slices that lanes may take.
     pub(super) ready: BTreeMap<u32, Bytes>,
+    /// Slices that lie elsewhere, and that lanes of devices may take.
+    pub(super) there: BTreeMap<u32, Arc<There>>,
     /// Slices that are being brought.
     coming: BTreeSet<u32>,
     /// The next slice to bring for the first time.
@@ -38,12 +56,22 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) fn new(source: Arc<dyn Source>) -> Self {
-        Self { source, ready: BTreeMap::new(), coming: BTreeSet::new(), next: 0 }
+        Self { source, ready: BTreeMap::new(), there: BTreeMap::new(), coming: BTreeSet::new(), next: 0 }
     }
 
     /// Whether a slice is here, or on its way.
     fn has(&self, index: u32) -> bool {
-        self.ready.contains_key(&index) || self.coming.contains(&index)
+        self.is_ready(index) || self.coming.contains(&index)
+    }
+
+    /// Whether a lane may take a slice.
+    pub(super) fn is_ready(&self, index: u32) -> bool {
+        self.ready.contains_key(&index) || self.there.contains_key(&index)
+    }
+
+    /// The slices that lanes may take.
+    pub(super) fn all_ready(&self) -> impl Iterator<Item = &u32> {
+        self.ready.keys().chain(self.there.keys())
     }
 
     fn is_of(&self, source: &Arc<dyn Source>) -> bool {
@@ -80,6 +108,33 @@ impl BulkOut {
         if let Some(outgoing) = state.waiting.iter_mut().find(of) {
             outgoing.brought(offset, bytes);
         }
+    }
+
+    /// A slice that was wanted can be read where it lies. For connections whose lanes are devices' alone.
+    pub fn lies_there(&self, transfer: u64, source: &Arc<dyn Source>, offset: u64, there: There) {
+        let mut state = self.lock();
+        let of = |o: &&mut Outgoing| o.transfer == transfer && o.stage().is_some_and(|stage| stage.is_of(source));
+        let Some(outgoing) = state.waiting.iter_mut().find(of) else { return };
+        let Some(index) = outgoing.index_of(offset) else { return };
+        if let Some(stage) = outgoing.stage_mut()
+            && stage.coming.remove(&index)
+        {
+            stage.there.insert(index, Arc::new(there));
+        }
+    }
+
+    /// A slice that was taken cannot be read where it lies: it goes out again, as bytes.
+    pub fn unreachable(&self, transfer: u64, offset: u64) {
+        let mut state = self.lock();
+        let Some((index, source)) = state
+            .find(transfer)
+            .and_then(|outgoing| Some((outgoing.index_of(offset)?, outgoing.stage()?.source.clone())))
+        else {
+            return;
+        };
+        source.unreachable();
+        state.send_again(transfer, std::iter::once(index), None);
+        Self::wake(state);
     }
 
     /// Bytes that were wanted cannot be brought: the transfer is forgotten. Whether there was one.
@@ -144,7 +199,7 @@ impl Outgoing {
 
     fn brought_bytes(&self) -> u64 {
         self.stage().map_or(0, |stage| {
-            let slices = stage.ready.len() + stage.coming.len();
+            let slices = stage.ready.len() + stage.there.len() + stage.coming.len();
             slices as u64 * self.range(0).1
         })
     }
@@ -162,6 +217,7 @@ mod tests {
     struct Far {
         bytes: u64,
         woken: AtomicUsize,
+        unreachable: AtomicUsize,
     }
 
     impl Source for Far {
@@ -172,10 +228,14 @@ mod tests {
         fn wake(self: Arc<Self>) {
             self.woken.fetch_add(1, Ordering::Relaxed);
         }
+
+        fn unreachable(&self) {
+            self.unreachable.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn far(bytes: u64) -> (Arc<Far>, Arc<dyn Source>) {
-        let far = Arc::new(Far { bytes, woken: AtomicUsize::new(0) });
+        let far = Arc::new(Far { bytes, woken: AtomicUsize::new(0), unreachable: AtomicUsize::new(0) });
         (far.clone(), far)
     }
 
@@ -190,6 +250,27 @@ mod tests {
             taken.bytes().flatten().enumerate().all(|(i, b)| *b == (taken.offset + i as u64) as u8)
         };
         all.inspect(|taken| assert!(good(taken))).map(|taken| taken.offset).collect()
+    }
+
+    #[test]
+    fn what_cannot_be_read_where_it_lies_is_brought() {
+        let (now, out) = (Instant::now(), BulkOut::default());
+        let (far, source) = far(9);
+        out.open_lane(1);
+        out.push(Outgoing::staged(7, source.clone(), 3));
+        assert_eq!(out.wanted(7, &source, 6), Some(0..6));
+        let there = || There { places: Vec::new(), crc: 5, keep: Box::new(()) };
+        out.lies_there(7, &source, 0, there());
+        out.lies_there(7, &source, 3, there());
+        let first = out.take(1, now).expect("it is ready");
+        assert_eq!((first.offset, first.there.as_ref().map(|there| there.crc)), (0, Some(5)));
+        out.unreachable(7, 0);
+        assert_eq!(far.unreachable.load(Ordering::Relaxed), 1);
+        assert_eq!(out.take(1, now).map(|slice| slice.offset), Some(3), "the others are as they were");
+        assert!(out.take(1, now).is_none());
+        assert_eq!(out.wanted(7, &source, 3), Some(0..3), "it is asked for again, first");
+        bring(&out, 7, &source, 0..3);
+        assert_eq!(offsets(&out, 1, now), [0]);
     }
 
     #[test]

@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use rdma_sys as sys;
 
 use super::cache::Cache;
+use super::devices::Devices;
 use super::verbs::Domain;
 
 /// A connection's protection domain, and what is registered in it.
 pub(super) struct Membership {
     pub(super) domain: Arc<Domain>,
     pub(super) cache: Cache,
+    pub(super) devices: Devices,
 }
 
 impl Membership {
@@ -22,7 +24,7 @@ impl Membership {
         super::cm::keep_devices();
         // SAFETY: devices are kept open for the life of the process.
         let domain = unsafe { Domain::new(context) }?;
-        Ok(Arc::new(Self { cache: Cache::new(domain.clone()), domain }))
+        Ok(Arc::new(Self { cache: Cache::new(domain.clone()), devices: Devices::new(domain.clone()), domain }))
     }
 }
 

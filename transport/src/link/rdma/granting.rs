@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::cache::STARVED;
@@ -16,13 +17,16 @@ use super::rights::{Right, Rights, revoke};
 use super::verbs::{Registration, access};
 use crate::connection::{BulkEvent, Framer, Outbox, Peer, Taken};
 use crate::link::{LULL, RemoteBulk, Stream};
-use crate::memory::{Landing, Slab, SliceLease, copy_counted};
+use crate::memory::{Landing, OnDevice, Slab, SliceLease, Summing, copy_counted};
 use crate::wire::{
     DecodeError, Flags, Heads, OneSided, PIECES, Pieces, SLICE_FRAME_BYTES, SliceHead, body_crc, encode_header,
 };
 
 /// Slices of each direction that are granted at a time.
 const GRANTS: usize = 32;
+
+/// After so long it is looked again whether devices have taken checksums.
+const SUMMING: Duration = Duration::from_micros(50);
 
 /// Bytes that a head's place has.
 const HEAD_PLACE: usize = 64;
@@ -47,6 +51,8 @@ pub(super) struct Granting {
     _heads: Slab,
     framer: Framer,
     out: Outbox,
+    /// Slices in a device's memory that nobody can write any more, whose checksums it takes.
+    summed: Vec<Summed>,
     open: Vec<(u64, Arc<Landing>)>,
     changes: Option<u64>,
     /// Where the search for the next slice begins: which of `open`, and which of its slices.
@@ -79,6 +85,12 @@ struct Grant {
     lease: SliceLease,
 }
 
+/// The device is done with the bytes before the lease goes.
+struct Summed {
+    sum: Box<dyn Summing>,
+    lease: SliceLease,
+}
+
 enum Read {
     Free,
     Offered(Offer),
@@ -88,7 +100,8 @@ enum Read {
 struct Offer {
     rights: Vec<Right>,
     _staged: Option<Slab>,
-    _slice: Taken,
+    /// Keeps the bytes.
+    slice: Taken,
 }
 
 impl Granting {
@@ -111,6 +124,7 @@ impl Granting {
             _heads: heads,
             framer: Framer::new(0),
             out: Outbox::default(),
+            summed: Vec::new(),
             open: Vec::new(),
             changes: None,
             next: 0,
@@ -234,11 +248,52 @@ impl Granting {
             let Some(at) = self.writes.get_mut(place) else { continue };
             if let Write::Revoking(Grant { rights, staged, lease }, head) = std::mem::replace(at, Write::Free) {
                 self.rights.ended(rights);
-                if let Some(head) = head {
+                let Some(head) = head else { continue };
+                let flips = self.lane.faults().is_some_and(Faults::flips);
+                if lease.is_on_device() {
+                    events.extend(self.land_on_device(lease, head.crc ^ u32::from(flips), peer.is_checked()));
+                } else {
                     landed += 1;
-                    let flips = self.lane.faults().is_some_and(Faults::flips);
                     events.extend(land(lease, staged, &head, flips, peer.is_checked()));
                 }
+            }
+        }
+        any
+    }
+
+    /// A slice was written into a device's memory, and nobody can write it any more.
+    fn land_on_device(&mut self, mut lease: SliceLease, crc: u32, checked: bool) -> Option<BulkEvent> {
+        lease.announce(crc);
+        match lease.written(checked) {
+            Some(sum) => {
+                self.summed.push(Summed { sum, lease });
+                None
+            }
+            None => {
+                let transfer = lease.head().transfer;
+                lease.landed().then_some(BulkEvent::Complete(transfer))
+            }
+        }
+    }
+
+    /// Slices whose checksums are known.
+    fn sums(&mut self, events: &mut Vec<BulkEvent>) -> bool {
+        let mut any = false;
+        let mut at = 0;
+        while at < self.summed.len() {
+            let Poll::Ready(crc) = self.summed[at].sum.poll() else {
+                at += 1;
+                continue;
+            };
+            any = true;
+            let Summed { sum, lease } = self.summed.swap_remove(at);
+            drop(sum);
+            let head = *lease.head();
+            // Where the device has failed there is nothing to check: whoever waits for the transfer hears of that.
+            if crc.is_some_and(|crc| !head.is_of(crc)) {
+                events.push(BulkEvent::Corrupt { transfer: head.transfer, offset: head.offset });
+            } else if lease.landed() {
+                events.push(BulkEvent::Complete(head.transfer));
             }
         }
         any
@@ -271,7 +326,7 @@ impl Granting {
         let mut idle = 0;
         while idle < self.open.len() && self.out.waiting() < 64 << 10 {
             let Some(place) = self.writes.iter().position(|w| matches!(w, Write::Free)) else { break };
-            if self.lane.endpoint().room() < 2 * PIECES {
+            if self.lane.endpoint().room() < 2 * PIECES || self.summed.len() >= GRANTS {
                 break;
             }
             self.next = (self.next + 1) % self.open.len();
@@ -304,8 +359,23 @@ impl Granting {
         Ok(any)
     }
 
-    /// `None`: there is no room to copy it through, though it must be.
+    /// `None`: there is no room for it now, where it goes or to copy it through.
     fn bind_write(&mut self, mut lease: SliceLease) -> io::Result<Option<(Grant, Pieces)>> {
+        match lease.on_device() {
+            OnDevice::Here(places) => {
+                // SAFETY: the lease is held by the grant until the rights are revoked, and with it the memory, which is its alone.
+                // Where there is no way the memory has said so: the slice takes the one below.
+                if let Ok(reached) = unsafe { self.rights.reach_device(&places, access::REMOTE_WRITE) } {
+                    lease.lies_there();
+                    // SAFETY: as above.
+                    let (rights, pieces) = unsafe { self.rights.bind(reached, access::REMOTE_WRITE) }?;
+                    return Ok(Some((Grant { rights, staged: None, lease }, pieces)));
+                }
+            }
+            OnDevice::Later => return Ok(None),
+            OnDevice::No => {}
+        }
+        let Some(mut lease) = lease.staged() else { return Ok(None) };
         let len = lease.left();
         let places: Vec<(*mut u8, usize)> = lease.places().map(|(at, len)| (at.as_ptr(), len)).collect();
         // SAFETY: the lease (or the staging slab) is held by the grant until the rights are revoked, and nobody else uses its
@@ -333,9 +403,14 @@ impl Granting {
                 break;
             }
             let Some(slice) = self.unsent.take().or_else(|| peer.bulk().take(self.number, now)) else { break };
-            let head = SliceHead::decode(&slice.head()).map_err(refuse)?;
+            let mut head = SliceHead::decode(&slice.head()).map_err(refuse)?;
             let (offer, pieces) = match self.bind_read(slice)? {
                 Ok(bound) => bound,
+                Err(slice) if slice.there.is_some() => {
+                    peer.bulk().unreachable(slice.transfer, slice.offset);
+                    any = true;
+                    continue;
+                }
                 Err(slice) => {
                     self.unsent = Some(slice);
                     self.starved = Some(now + STARVED);
@@ -345,6 +420,9 @@ impl Granting {
             if !self.outstanding() {
                 self.moved = now;
             }
+            if offer.slice.there.is_some() && self.lane.faults().is_some_and(Faults::flips) {
+                head.crc ^= 1;
+            }
             self.reads[place] = Read::Offered(offer);
             self.say(&OneSided::Readable { head, window: place as u8, pieces });
             self.pass(head.len as usize, false)?;
@@ -353,8 +431,17 @@ impl Granting {
         Ok(any)
     }
 
-    /// The slice again: there is no room to copy it through, though it must be.
+    /// The slice again: there is no room to copy it through, though it must be; or it lies where nobody can read it.
     fn bind_read(&mut self, slice: Taken) -> io::Result<Result<(Offer, Pieces), Taken>> {
+        if let Some(there) = &slice.there {
+            // SAFETY: a right to read; the offer holds the slice, whose bytes nobody writes, until the rights are revoked.
+            let Ok(reached) = (unsafe { self.rights.reach_device(&there.places, access::REMOTE_READ) }) else {
+                return Ok(Err(slice));
+            };
+            // SAFETY: as above.
+            let (rights, pieces) = unsafe { self.rights.bind(reached, access::REMOTE_READ) }?;
+            return Ok(Ok((Offer { rights, _staged: None, slice }, pieces)));
+        }
         let places: Vec<(*mut u8, usize)> = slice.bytes().map(|view| (view.as_ptr().cast_mut(), view.len())).collect();
         let flips = self.lane.faults().is_some_and(Faults::flips);
         // SAFETY: a right to read; the offer holds the bytes, which nobody writes, until the rights are revoked.
@@ -380,7 +467,7 @@ impl Granting {
         };
         // SAFETY: as above.
         let (rights, pieces) = unsafe { self.rights.bind(reached, access::REMOTE_READ) }?;
-        Ok(Ok((Offer { rights, _staged: staged, _slice: slice }, pieces)))
+        Ok(Ok((Offer { rights, _staged: staged, slice }, pieces)))
     }
 
     /// A slice has passed; for tests the lane may break by it.
@@ -423,6 +510,7 @@ impl RemoteBulk for Granting {
         let mut moved = self.hear(now)?;
         moved |= self.written(now)?;
         moved |= self.revoked(peer, events);
+        moved |= self.sums(events);
         self.recall(peer);
         self.starved = None;
         if !self.is_held() {
@@ -448,7 +536,8 @@ impl RemoteBulk for Granting {
             return Some(Instant::now() + Duration::from_millis(5));
         }
         let overdue = self.outstanding().then(|| self.moved + self.patience);
-        self.starved.into_iter().chain(overdue).min()
+        let summed = (!self.summed.is_empty()).then(|| Instant::now() + SUMMING);
+        self.starved.into_iter().chain(overdue).chain(summed).min()
     }
 }
 

@@ -173,6 +173,10 @@ impl Stream for Lane {
         EAGER
     }
 
+    fn is_one_sided(&self) -> bool {
+        true
+    }
+
     fn remote(self: Arc<Self>, lane: u32, patience: Duration, now: Instant) -> io::Result<Option<Box<dyn RemoteBulk>>> {
         Ok(Some(Box::new(Granting::new(self, lane, patience, now)?)))
     }

@@ -18,6 +18,8 @@ const LONGEST: Duration = Duration::from_secs(5);
 pub enum Path {
     /// The card reads and writes it itself: memory is registered by its dmabuf descriptor (`ibv_reg_dmabuf_mr`).
     Direct,
+    /// The same, by its address: `nvidia-peermem` tells the card of it.
+    Address,
     /// It is copied through pinned slabs of the host by the GPU's copy engine.
     Staged {
         /// Why there is no other way.
@@ -62,10 +64,16 @@ pub(super) fn membership_towards(address: SocketAddr) -> io::Result<Arc<Membersh
 /// A driver that has dmabuf looks at the descriptor, and finds that it is none; one that has not says so without looking.
 fn path(domain: &Arc<Domain>) -> Path {
     let all = access::LOCAL_WRITE | access::REMOTE_READ | access::REMOTE_WRITE;
-    let why = match domain.register_dmabuf(-1, 0, 4096, all) {
+    let why = match domain.register_dmabuf(-1, 0, 4096, 0, all) {
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Path::Direct,
         Err(error) => error.to_string(),
         Ok(_) => "it registers what is not there".to_owned(),
     };
-    Path::Staged { why: format!("{}'s driver does not register dmabuf memory ({why})", domain.facts().device) }
+    if std::path::Path::new("/sys/module/nvidia_peermem").exists() {
+        return Path::Address;
+    }
+    let device = &domain.facts().device;
+    Path::Staged {
+        why: format!("{device}'s driver does not register dmabuf memory ({why}), and nvidia-peermem is not loaded"),
+    }
 }

@@ -16,6 +16,7 @@
 mod cache;
 mod cm;
 mod connecting;
+mod devices;
 mod dial;
 mod domains;
 mod endpoint;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::endpoint::Endpoint;
 use super::lane::Lane;
 use super::verbs::{Registration, Window, access};
-use crate::memory::Slab;
+use crate::memory::{Placed, Slab};
 use crate::wire::{PIECES, Piece, Pieces};
 
 /// What a lane makes rights of.
@@ -56,6 +56,28 @@ impl Rights {
         }
         // SAFETY: this function's contract.
         let one = |&(at, len): &(*mut u8, usize)| unsafe { self.reach_one(at, len, allowed) };
+        places.iter().map(one).collect()
+    }
+
+    /// As [`Self::reach`], for memory of a device; the reason where it cannot be reached.
+    ///
+    /// # Safety
+    /// As for [`Self::reach`].
+    pub(super) unsafe fn reach_device(&self, places: &[Placed], allowed: u32) -> Result<Vec<Reached>, String> {
+        if places.len() > PIECES {
+            return Err(format!("it lies in {} pieces", places.len()));
+        }
+        let devices = &self.lane.membership().devices;
+        let one = |placed: &Placed| {
+            let registration = if self.lane.has_windows() {
+                Registered::Shared(devices.of(placed)?)
+            } else {
+                // SAFETY: this function's contract.
+                Registered::Own(unsafe { devices.part(placed, allowed) }?)
+            };
+            // An address of the device's: it is told to the network card and to the peer, and never followed here.
+            Ok(Reached { at: placed.address() as *mut u8, len: placed.len(), registration })
+        };
         places.iter().map(one).collect()
     }
 

@@ -88,16 +88,18 @@ impl Domain {
         Ok(Registration { mr, _domain: self.clone() })
     }
 
-    /// Registers a part of device memory that a dmabuf descriptor stands for.
+    /// Registers a part of device memory that a dmabuf descriptor stands for. `at`: its address in requests; as far into a page as
+    /// `offset` is.
     pub(super) fn register_dmabuf(
         self: &Arc<Self>,
         fd: RawFd,
         offset: u64,
         len: usize,
+        at: u64,
         access: u32,
     ) -> io::Result<Registration> {
         // SAFETY: no pointer is passed; the kernel holds the buffer that the descriptor names for as long as it is registered.
-        let mr = made(unsafe { sys::ibv_reg_dmabuf_mr(self.pd(), offset, len, 0, fd, access as i32) })?;
+        let mr = made(unsafe { sys::ibv_reg_dmabuf_mr(self.pd(), offset, len, at, fd, access as i32) })?;
         Ok(Registration { mr, _domain: self.clone() })
     }
 }

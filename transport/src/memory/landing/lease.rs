@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::super::copy::copy_counted;
 use super::super::slab::Slab;
-use super::{Landing, Slice};
+use super::{Landing, OnDevice, Slice, Summing};
 use crate::wire::SliceHead;
 
 /// The right to write one slice, owned by the operation that reads it from the network. Dropped early, the slice counts as
@@ -23,22 +23,61 @@ pub struct SliceLease {
     pub(super) round: u32,
     /// It landed: there is nothing to undo.
     pub(super) given_back: bool,
-    /// Where the slice lands, if it goes on from there.
-    pub(super) stage: Option<Slab>,
+    pub(super) under: Under,
+}
+
+/// The memory that a slice lands in.
+#[derive(Debug)]
+pub(super) enum Under {
+    /// The landing's, if that has any.
+    Landing,
+    /// Its own, from which it goes on.
+    Stage(Slab),
+    /// A device's: nobody here touches a byte of it.
+    Device,
 }
 
 impl SliceLease {
     /// The lease with the memory that it lands in, where it needs some of its own; `None` if there is none.
-    pub(super) fn staged(mut self) -> Option<Self> {
+    pub fn staged(mut self) -> Option<Self> {
         if let Some(sink) = &self.landing.sink {
-            self.stage = Some(sink.stage(self.head.len as usize).filter(|slab| slab.len() == self.head.len as usize)?);
+            let stage = sink.stage(self.head.len as usize).filter(|slab| slab.len() == self.head.len as usize)?;
+            self.under = Under::Stage(stage);
         }
         Some(self)
     }
 
+    /// Where the slice lies in a device's memory, for a network card that writes it there.
+    pub fn on_device(&self) -> OnDevice {
+        let sink = self.landing.sink.as_ref();
+        sink.map_or(OnDevice::No, |sink| sink.place(self.head.offset, self.head.len as usize))
+    }
+
+    /// From now on it lands where [`Self::on_device`] said.
+    pub fn lies_there(&mut self) {
+        self.under = Under::Device;
+    }
+
+    /// Whether it lands in a device's memory.
+    pub fn is_on_device(&self) -> bool {
+        matches!(self.under, Under::Device)
+    }
+
+    /// A network card has written it into a device's memory, and can write there no more: its checksum, if that is wanted. Before
+    /// [`Self::landed`].
+    pub fn written(&mut self, checked: bool) -> Option<Box<dyn Summing>> {
+        self.filled = self.head.len;
+        let sink = self.landing.sink.as_ref().filter(|_| self.is_on_device())?;
+        sink.written(self.head.offset, self.head.len as usize, checked)
+    }
+
     /// The part of `[from, to)` that lies together from its start on: pointer and length.
     fn piece(&self, from: u64, to: u64) -> Option<(NonNull<u8>, usize)> {
-        let Some(stage) = &self.stage else { return self.landing.piece(from, to) };
+        let stage = match &self.under {
+            Under::Landing => return self.landing.piece(from, to),
+            Under::Stage(stage) => stage,
+            Under::Device => return None,
+        };
         let skip = usize::try_from(from.checked_sub(self.head.offset)?).ok()?;
         let len = stage.len().checked_sub(skip)?.min(usize::try_from(to.checked_sub(from)?).ok()?);
         // SAFETY: `skip` is at most the slab's length.
@@ -152,7 +191,7 @@ impl SliceLease {
 
     /// The slice is whole. Whether it was the last one missing.
     pub fn landed(mut self) -> bool {
-        if let Some(stage) = self.stage.take() {
+        if let Under::Stage(stage) = std::mem::replace(&mut self.under, Under::Landing) {
             // Marked busy, it is nobody else's until it has landed: what the sink gets last is what counts.
             if !self.hold() {
                 return false;
