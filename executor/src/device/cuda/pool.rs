@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use genie_cuda_kernels::gpu::{Gpu, GpuError};
+use genie_cuda_kernels::gpu::{Gpu, GpuError, Stream};
 use genie_transport::memory::OutOfMemory;
 
 use super::buffer::GpuBuffer;
@@ -120,14 +120,19 @@ impl Pool {
         matches!(memory, Memory::Device(buffer, _) if buffer.device() == self.id())
     }
 
-    /// Memory that holds anything.
+    /// Memory that holds anything, for what kernels write.
     pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<GpuBuffer, DeviceError> {
+        self.take_in(Stream::Compute, bytes)
+    }
+
+    /// Memory that holds anything, for what this stream writes first.
+    pub(super) fn take_in(self: &Arc<Self>, stream: Stream, bytes: u64) -> Result<GpuBuffer, DeviceError> {
         let refuse = || OutOfMemory { wanted: bytes, used: self.used(), limit: self.limit };
         let charge = bytes.max(1).checked_next_multiple_of(UNIT).ok_or_else(refuse)?;
         let reserve = |used: u64| used.checked_add(charge).filter(|&sum| sum <= self.limit);
         self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve).map_err(|_| refuse())?;
         let taken = self.with(|gpu| {
-            match gpu.allocate(charge).and_then(|at| GpuBuffer::new(self.clone(), at, bytes, charge)) {
+            match GpuBuffer::new(gpu, self.clone(), stream, bytes, charge) {
                 // Somebody else on the machine has taken what was free.
                 Err(GpuError::OutOfMemory { .. }) => Err(refuse().into()),
                 other => Ok(other?),
