@@ -67,5 +67,7 @@ impl Drop for Trial<'_> {
         // SAFETY: it came from this GPU, and the compute stream comes after what others did with it: the download was waited for, or was
         // the last to fail.
         unsafe { self.gpu.free(self.device) };
+        // Only now it is free again for whoever asks how much there is.
+        let _ = self.wait(Stream::Compute);
     }
 }

@@ -110,12 +110,15 @@ impl HostMemory {
             range.deallocate();
         }
         for range in self.ranges.values_mut() {
-            if range.told {
+            let was_told = range.told;
+            if was_told {
                 // SAFETY: as above.
                 unsafe { range.forget() };
             }
             // SAFETY: each stays until `give_back`, which takes it out of the table.
-            if let Err(error) = unsafe { range.tell(live) } {
+            if let Err(error) = unsafe { range.tell(live) }
+                && was_told
+            {
                 tracing::warn!(%error, bytes = range.bytes, "host memory is not pinned any more: copies of it are slower");
             }
         }
@@ -131,9 +134,10 @@ impl Range {
         // SAFETY: the context is current; the rest is as the caller has it.
         let told =
             unsafe { sys::cuMemHostRegister_v2(self.at.as_ptr().cast(), self.bytes, sys::CU_MEMHOSTREGISTER_PORTABLE) };
-        told.for_bytes("pinning host memory (cuMemHostRegister)", self.bytes as u64)?;
-        self.told = true;
-        Ok(())
+        // What it knows from before, it does not let go of by itself.
+        self.told =
+            matches!(told, sys::CUresult::CUDA_SUCCESS | sys::CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
+        told.for_bytes("pinning host memory (cuMemHostRegister)", self.bytes as u64)
     }
 
     /// Whether the driver knows nothing of it any more.
