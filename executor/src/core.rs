@@ -144,8 +144,13 @@ impl Core {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Memory for a resident, after evicting what nobody holds where that is needed and enough.
+    /// Memory for a resident that comes from elsewhere, after evicting what nobody holds where that is needed and enough.
     pub(crate) fn allocate(&self, device: u16, bytes: u64) -> Result<Space, RemoteError> {
+        self.with_room(device, bytes, || self.slot(device).device.allocate_for_upload(bytes))
+    }
+
+    /// The same for one that the device computes.
+    pub(crate) fn allocate_output(&self, device: u16, bytes: u64) -> Result<Space, RemoteError> {
         self.with_room(device, bytes, || self.slot(device).device.allocate(bytes))
     }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use genie_cuda_kernels::gpu::JIT_STACK_BYTES;
 use genie_transport::connection::{Noted, Peer, Service, Settings};
 use genie_transport::wire::Request;
 
@@ -47,7 +48,7 @@ impl Executor {
         let executor = Self { core: Core::new(config), workers: Mutex::default() };
         for device in (0..devices).filter(|_| threads) {
             let core = executor.core.clone();
-            let worker = std::thread::Builder::new().name(format!("device-{device}"));
+            let worker = std::thread::Builder::new().name(format!("device-{device}")).stack_size(JIT_STACK_BYTES);
             let worker = worker.spawn(move || run_device(&core, device))?;
             executor.workers().push(worker);
         }

@@ -1,7 +1,7 @@
 //! How long threads that wait for a peer poll before they park, unless they are told.
 //!
 //! Waking a thread takes tens of microseconds. Where cores are few, polling pays for what is answered at once: a put, a look at a
-//! tensor. Where there are cores to spare it is worth a decode step, too, which takes a millisecond or two on a GPU. On either, whoever
+//! tensor. Where there are cores to spare it is worth a decode step, too, which takes up to four milliseconds on a GPU. On either, whoever
 //! usually waits for longer than the bound does not begin to; a server's lane that polls goes on up to four times the bound.
 
 use std::sync::OnceLock;
@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Cores from which on one that polls is missed by nobody.
 const MANY_CORES: usize = 8;
 /// There: longer than a decode step.
-const STEP: Duration = Duration::from_millis(2);
+const STEP: Duration = Duration::from_millis(5);
 
 /// A client, for an answer.
 pub(crate) fn client() -> Duration {

@@ -227,6 +227,13 @@ impl Gpu for HostGpu {
         &self.properties
     }
 
+    // They were compiled with this crate.
+    fn compile_ahead(&self) {}
+
+    fn uncompiled(&self) -> usize {
+        0
+    }
+
     fn memory(&self) -> Result<Memory, GpuError> {
         let state = self.state();
         state.check()?;
@@ -234,7 +241,7 @@ impl Gpu for HostGpu {
         Ok(Memory { free: total - state.used, total })
     }
 
-    fn allocate(&self, bytes: u64) -> Result<Address, GpuError> {
+    fn allocate_in(&self, stream: Stream, bytes: u64) -> Result<Address, GpuError> {
         let mut state = self.state();
         state.check()?;
         // As a driver does: what is to be freed is, before it says no.
@@ -249,7 +256,7 @@ impl Gpu for HostGpu {
         let at = memory.address();
         state.used += memory.len() as u64;
         // It is the caller's from this moment of the stream on: whoever writes it unordered loses what was written.
-        state.streams.push(Stream::Compute, Op::Fill { to: at, byte: POISON, bytes: memory.len() });
+        state.streams.push(stream, Op::Allocate(at));
         state.allocated.insert(at, memory);
         Ok(at)
     }

@@ -13,6 +13,8 @@ pub mod inventory;
 mod overlap;
 mod pcie;
 mod product;
+#[cfg(feature = "cuda")]
+mod trial;
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -29,6 +31,9 @@ pub use product::{Operands, Product, WeightLayout};
 
 use crate::kernel::Launch;
 use crate::view::Address;
+
+/// Bytes of stack that a thread needs which may be the first to use a kernel: the driver's compiler, which makes it for the GPU, recurses.
+pub const JIT_STACK_BYTES: usize = 16 << 20;
 
 /// What a GPU is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,23 +129,39 @@ pub trait Gpu: Any + Send + Sync + Debug {
     /// What it is.
     fn properties(&self) -> &Properties;
 
+    /// Begins to make all kernels ready, on threads of its own, and returns. A launch that needs one earlier waits for that one alone, or
+    /// makes it ready itself; what cannot be made ready is told to who launches it. The GPU may be dropped meanwhile.
+    fn compile_ahead(&self);
+
+    /// Modules of kernels that [`Self::compile_ahead`] has yet to make ready, or to give up.
+    fn uncompiled(&self) -> usize;
+
     /// Its memory now.
     ///
     /// # Errors
     /// [`GpuError`].
     fn memory(&self) -> Result<Memory, GpuError>;
 
-    /// Memory of the GPU, from [`Stream::Compute`]'s next turn on. It holds anything. The driver aligns it to 256; the stand-in to 16,
-    /// so that it can end where touching faults.
+    /// Memory of the GPU, from [`Stream::Compute`]'s next turn on: as [`Self::allocate_in`].
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`].
-    fn allocate(&self, bytes: u64) -> Result<Address, GpuError>;
+    fn allocate(&self, bytes: u64) -> Result<Address, GpuError> {
+        self.allocate_in(Stream::Compute, bytes)
+    }
+
+    /// Memory of the GPU, from this stream's next turn on; other streams wait for that before they use it. It holds anything. The driver
+    /// aligns it to 256; the stand-in to 16, so that it can end where touching faults.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    fn allocate_in(&self, stream: Stream, bytes: u64) -> Result<Address, GpuError>;
 
     /// Gives memory back, once [`Stream::Compute`] has come to this point.
     ///
     /// # Safety
-    /// It came from [`Self::allocate`], and what other streams do with it is done, or [`Stream::Compute`] waits for it.
+    /// It came from [`Self::allocate`] or [`Self::allocate_in`], and what other streams do with it, having it among that, is done, or
+    /// [`Stream::Compute`] waits for it.
     unsafe fn free(&self, at: Address);
 
     /// Memory of the GPU that network cards can be told of: a multiple of [`EXPORT_UNIT`] bytes that hold anything. It is there at once, in
@@ -168,10 +189,11 @@ pub trait Gpu: Any + Send + Sync + Debug {
     /// [`GpuError`].
     fn settle_network_writes(&self) -> Result<(), GpuError>;
 
-    /// Host memory that copies reach without help: zeroed, page-aligned.
+    /// Host memory that copies reach without help: zeroed, page-aligned. Where the driver refuses that for another reason than memory,
+    /// it is memory as any other, of which copies are slower, and a warning says so.
     ///
     /// # Errors
-    /// [`GpuError::OutOfMemory`] where the system has none, or locks none.
+    /// [`GpuError::OutOfMemory`] where the system has none, or pins no more.
     fn pin(&self, bytes: usize) -> Result<NonNull<u8>, GpuError>;
 
     /// Gives host memory back.

@@ -4,6 +4,7 @@ use std::ffi::c_int;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUresult};
 
+use crate::settings::Pools;
 use crate::state::{Answer, Driver, Id, give, handle, id, in_context, set_current, started};
 use crate::streams::capture;
 
@@ -15,6 +16,8 @@ pub(crate) struct Device {
     retained: u32,
     /// The fault that resetting does not help against.
     dead: Option<CUresult>,
+    /// Bytes that broken contexts took with them.
+    pub(crate) lost: u64,
 }
 
 /// A primary context.
@@ -37,15 +40,19 @@ impl Driver {
     /// Ends everything of a GPU's primary context.
     fn reset(&mut self, device: usize) {
         let Some(context) = self.devices[device].primary.take() else { return };
-        self.contexts.remove(&context);
+        let broken = self.contexts.remove(&context).is_some_and(|context| context.fault.is_some());
         self.streams.forget(context);
         self.events.retain(|_, event| event.context != context);
         self.executables.retain(|_, executable| executable.context != context);
         self.modules.retain(|_, module| module.context != context);
         self.functions.retain(|_, function| function.context != context);
         self.host.retain(|_, range| range.context != context);
-        // What waited in a stream to be freed is not held up by it any more.
-        let gone = self.settings.pools_go;
+        // What waited in a stream to be had or freed is not held up by it any more.
+        self.blocks.values_mut().filter(|block| block.device == device).for_each(|block| block.allocated = true);
+        let gone = self.settings.pools != Pools::Stay;
+        if self.settings.pools == Pools::Lost && broken {
+            self.devices[device].lost += self.reserved(device);
+        }
         self.blocks.retain(|_, block| block.device != device || !(gone || block.is_lost_with_its_context()));
         if gone {
             self.pools.retain(|_, pool| pool.device != device);

@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_int, c_uint};
 use cudarc::driver::sys::{CUdevice, CUresult, CUuuid};
 
 use crate::settings::GpuSettings;
-use crate::state::{Answer, Driver, anyhow, give, started, valid};
+use crate::state::{self, Answer, Driver, anyhow, give, started, valid};
 
 /// Bytes of shared memory that a block may have on a GPU of this compute capability.
 pub(crate) fn most_shared(capability: i32) -> i32 {
@@ -32,7 +32,11 @@ extern "C" fn init(flags: c_uint) -> CUresult {
         if driver.settings.gpus.is_empty() {
             return Err(CUresult::CUDA_ERROR_NO_DEVICE);
         }
-        driver.started = true;
+        if !std::mem::replace(&mut driver.started, true) {
+            // SAFETY: the function is there as long as the process: libraries that cudarc opens are not closed.
+            let refused = unsafe { libc::atexit(state::ended) };
+            assert_eq!(refused, 0, "there is room for one more");
+        }
         Ok(())
     })
 }

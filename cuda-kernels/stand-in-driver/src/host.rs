@@ -59,6 +59,9 @@ extern "C" fn register(at: *mut c_void, bytes: usize, flags: c_uint) -> CUresult
         capture::unsafe_call(driver)?;
         let from = at.addr();
         let to = from.checked_add(bytes).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        if let Some(refusal) = driver.settings.pinning {
+            return Err(refusal);
+        }
         // Memory that is only read would have to be registered as such, which Genie never does.
         valid(from != 0 && bytes > 0 && flags <= 7 && is_mapped(from, to))?;
         // Pages are what is locked.

@@ -18,7 +18,8 @@
 //! - The GPUs' memory is reached by kernels and copies alone: a program that touches it faults.
 //! - Work is done when it is waited for, and no earlier than that needs. Fresh memory holds NaN, also when the stream comes to where it
 //!   was allocated. An allocation ends at a page that must not be touched.
-//! - Memory of a pool is had and given back in the order of a stream; a pool's bytes count against the GPU's until it is trimmed.
+//! - Memory of a pool is had and given back in the order of a stream, and copied, filled and given back by others that come after its
+//!   allocation; a pool's bytes count against the GPU's until it is trimmed.
 //! - Of memory that is had at once (`cuMemAlloc`) whole pages can be exported to network cards; of a pool's none can. Other GPUs' copies
 //!   get to it in any case.
 //! - While a stream records, work put into it is not done. What a recording cannot hold ends it: waiting for its stream, or events from
@@ -26,6 +27,7 @@
 //!   has no full list of them; `streams/capture.rs` says which are taken for unsafe here.
 //! - Host memory is registered in whole pages once; its registration ends with the context it was made in, and not while a copy of it
 //!   is under way.
+//! - No call once the process ends.
 //! - Grids, blocks and shared memory have the limits of compute capability 7.5, 8.0 or 9.0; static shared memory is counted from the
 //!   PTX. PTX must be one of Genie's, for a compute capability that the GPU has.
 //! - After a fault every call in the context gives that fault, until the primary context is reset. What pools had then is gone, or

@@ -6,6 +6,7 @@ use std::ffi::c_void;
 use cudarc::driver::sys::{CUdeviceptr, CUmemPoolProps, CUmemoryPool, CUresult, CUstream};
 use genie_cuda_kernels::host::Guarded;
 
+use crate::MISTAKE;
 use crate::state::{Answer, Driver, Id, give, handle, id, in_context, valid};
 use crate::streams::{Op, capture};
 
@@ -39,6 +40,8 @@ pub(crate) struct Block {
     bytes: u64,
     pool: Id,
     pub(crate) device: usize,
+    /// A stream has come to where it was allocated.
+    pub(crate) allocated: bool,
     /// A stream will come to where it is freed.
     pub(crate) freeing: bool,
 }
@@ -82,10 +85,15 @@ impl Driver {
 
     /// Bytes of a GPU that no pool has.
     pub(crate) fn free_bytes(&self, device: usize) -> u64 {
-        let taken: u64 = self.pools.values().filter(|pool| pool.device == device).map(|pool| pool.reserved).sum();
+        let lost = self.devices[device].lost;
         let plain = self.blocks.values().filter(|block| block.device == device && block.pool == PLAIN);
         let plain: u64 = plain.map(|block| block.memory.len() as u64).sum();
-        self.settings.gpus[device].bytes.saturating_sub(taken + plain)
+        self.settings.gpus[device].bytes.saturating_sub(self.reserved(device) + plain + lost)
+    }
+
+    /// Bytes of a GPU that its pools have.
+    pub(crate) fn reserved(&self, device: usize) -> u64 {
+        self.pools.values().filter(|pool| pool.device == device).map(|pool| pool.reserved).sum()
     }
 
     /// Lets go of pools that were destroyed and lend nothing.
@@ -103,8 +111,26 @@ impl Driver {
     }
 
     /// Whether all of this lies in one allocation that is still there.
-    pub(crate) fn is_there(&self, at: u64, bytes: usize) -> bool {
+    fn is_there(&self, at: u64, bytes: usize) -> bool {
         self.block_at(at).is_some_and(|(base, block)| at + bytes as u64 <= base + block.bytes)
+    }
+
+    /// Whether a stream that comes to this point may touch all of this: it is there, and the stream comes after its allocation.
+    pub(crate) fn can_touch(&self, at: u64, bytes: usize) -> bool {
+        let there = self.is_there(at, bytes);
+        if there && self.block_at(at).is_some_and(|(_, block)| !block.allocated) {
+            eprintln!("{MISTAKE} memory is used in a stream that does not come after its allocation");
+            return false;
+        }
+        there
+    }
+
+    /// A stream has come to where this was allocated. It holds what nobody wrote, whatever other streams did to it before.
+    pub(crate) fn allocated(&mut self, at: u64) {
+        let Some(block) = self.blocks.get_mut(&at) else { return };
+        block.allocated = true;
+        // SAFETY: the block's memory is there, and open, as whoever does what is in streams has seen to.
+        unsafe { (at as *mut u8).write_bytes(POISON, block.bytes as usize) };
     }
 
     /// Whether memory is this GPU's, and another's copies reach it.
@@ -145,6 +171,9 @@ impl Driver {
     /// A stream has come to where this is freed.
     pub(crate) fn freed(&mut self, at: u64) {
         let Some(block) = self.blocks.remove(&at) else { return };
+        if !block.allocated {
+            eprintln!("{MISTAKE} memory is freed in a stream that does not come after its allocation");
+        }
         let used = self.used(block.pool);
         if let Some(pool) = self.pools.get_mut(&block.pool) {
             let kept = used.max(pool.threshold).checked_next_multiple_of(CHUNK).unwrap_or(u64::MAX);
@@ -167,10 +196,10 @@ impl Driver {
         // A whole number of `ALIGN`, so that it begins at a multiple, too: it ends at a page's end.
         let memory = Guarded::new(wanted as usize, POISON);
         let at = memory.address();
-        let block = Block { memory, bytes: bytes as u64, pool, device, freeing: false };
+        let block = Block { memory, bytes: bytes as u64, pool, device, allocated: false, freeing: false };
         block.protect(self.open);
         self.blocks.insert(at, block);
-        self.streams.push(stream, Op::Fill { to: at, byte: POISON, bytes });
+        self.streams.push(stream, Op::Allocate(at));
         Ok(at)
     }
 

@@ -10,7 +10,11 @@
 //! | `GENIE_STAND_IN_BROKEN` | numbers of the machine's GPUs that make no context |
 //! | `GENIE_STAND_IN_FAULT` | a file: where it is, the next kernel faults and removes it; it is empty, or has the GPU's number |
 //! | `GENIE_STAND_IN_DEAD` | `1`: resetting the context after a fault does not help, as the documentation warns |
-//! | `GENIE_STAND_IN_POOLS` | `gone`: pools and what they had go with the primary context; else they stay |
+//! | `GENIE_STAND_IN_POOLS` | `gone`: pools and what they had go with the primary context; `lost`: so they do, but their bytes do not come back; else they stay |
+//! | `GENIE_STAND_IN_WRONG` | a file: where it is, kernels compute nothing |
+//! | `GENIE_STAND_IN_HANG` | a file: where it is, no event passes |
+//! | `GENIE_STAND_IN_PINNING` | `full`: no host memory can be registered any more; `refused`: the system refuses that for another reason |
+//! | `GENIE_STAND_IN_STUB` | `1`: it is the toolkit's library, which programs are linked with and which does nothing |
 //! | `GENIE_STAND_IN_PEERS` | `0`: no GPU reaches another's memory; else all do |
 //! | `GENIE_STAND_IN_DMABUF` | `0`: no memory is exported to network cards; else all that may be is |
 //! | `GENIE_STAND_IN_ORDERED` | `0`: what network cards write is seen after a flush; else at once |
@@ -18,6 +22,8 @@
 
 use std::env;
 use std::path::PathBuf;
+
+use cudarc::driver::sys::CUresult;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -27,11 +33,25 @@ pub(crate) struct Settings {
     pub(crate) version: i32,
     pub(crate) fault: Option<PathBuf>,
     pub(crate) dead: bool,
-    pub(crate) pools_go: bool,
+    pub(crate) pools: Pools,
+    pub(crate) wrong: Option<PathBuf>,
+    pub(crate) hang: Option<PathBuf>,
+    /// What registering host memory comes to, where that is no success.
+    pub(crate) pinning: Option<CUresult>,
+    pub(crate) stub: bool,
     pub(crate) peers: bool,
     pub(crate) dmabuf: bool,
     pub(crate) ordered: bool,
     pub(crate) seed: u64,
+}
+
+/// What a reset of the primary context leaves of pools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pools {
+    Stay,
+    Go,
+    /// They go, and their bytes are nobody's.
+    Lost,
 }
 
 /// One GPU.
@@ -77,7 +97,19 @@ impl Settings {
             version: number("GENIE_STAND_IN_VERSION").map_or(13000, |version| version as i32),
             fault: env::var_os("GENIE_STAND_IN_FAULT").map(PathBuf::from),
             dead: text("GENIE_STAND_IN_DEAD").is_some_and(|value| value == "1"),
-            pools_go: text("GENIE_STAND_IN_POOLS").is_some_and(|value| value == "gone"),
+            pools: match text("GENIE_STAND_IN_POOLS").as_deref() {
+                Some("gone") => Pools::Go,
+                Some("lost") => Pools::Lost,
+                _ => Pools::Stay,
+            },
+            wrong: env::var_os("GENIE_STAND_IN_WRONG").map(PathBuf::from),
+            hang: env::var_os("GENIE_STAND_IN_HANG").map(PathBuf::from),
+            pinning: match text("GENIE_STAND_IN_PINNING").as_deref() {
+                Some("full") => Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY),
+                Some("refused") => Some(CUresult::CUDA_ERROR_OPERATING_SYSTEM),
+                _ => None,
+            },
+            stub: text("GENIE_STAND_IN_STUB").is_some_and(|value| value == "1"),
             peers: text("GENIE_STAND_IN_PEERS").is_none_or(|value| value != "0"),
             dmabuf: text("GENIE_STAND_IN_DMABUF").is_none_or(|value| value != "0"),
             ordered: text("GENIE_STAND_IN_ORDERED").is_none_or(|value| value != "0"),

@@ -2,7 +2,9 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CStr, c_char};
 use std::ptr::without_provenance_mut;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::CUresult;
@@ -42,11 +44,40 @@ pub(crate) struct Driver {
     pub(crate) open: bool,
     /// Host memory that is registered, by where it begins.
     pub(crate) host: BTreeMap<usize, HostRange>,
+    /// How often each function was called.
+    calls: HashMap<&'static str, u64>,
 }
 
 thread_local! {
     /// The context of this thread; 0: none.
     static CURRENT: Cell<Id> = const { Cell::new(0) };
+}
+
+/// The process ends.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// From the process's end on, when what libraries asked for is done, every call is a mistake.
+pub(crate) extern "C" fn ended() {
+    ENDED.store(true, Ordering::SeqCst);
+    // A thread that is within the driver comes again soon.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+}
+
+/// How often a function of the driver's was called; for tests, which find it by its name.
+///
+/// # Safety
+/// `name` is a text that ends with a zero.
+#[unsafe(export_name = "genie_stand_in_calls")]
+unsafe extern "C" fn calls(name: *const c_char) -> u64 {
+    // SAFETY: as the caller has it.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    let driver = driver().lock().unwrap_or_else(PoisonError::into_inner);
+    driver.calls.get(&*name).copied().unwrap_or(0)
+}
+
+fn driver() -> &'static Mutex<Driver> {
+    static DRIVER: OnceLock<Mutex<Driver>> = OnceLock::new();
+    DRIVER.get_or_init(|| Mutex::new(Driver::new(Settings::of_this_process())))
 }
 
 /// Makes a context this thread's.
@@ -56,10 +87,16 @@ pub(crate) fn set_current(context: Id) {
 
 /// Does something with the library's state, whether it was started or not.
 pub(crate) fn anyhow(name: &'static str, body: impl FnOnce(&mut Driver) -> Answer) -> CUresult {
-    static DRIVER: OnceLock<Mutex<Driver>> = OnceLock::new();
-    let driver = DRIVER.get_or_init(|| Mutex::new(Driver::new(Settings::of_this_process())));
-    let mut driver = driver.lock().unwrap_or_else(PoisonError::into_inner);
-    let answer = body(&mut driver);
+    let mut driver = driver().lock().unwrap_or_else(PoisonError::into_inner);
+    *driver.calls.entry(name).or_insert(0) += 1;
+    let answer = if ENDED.load(Ordering::SeqCst) {
+        eprintln!("{MISTAKE} {name}: the process is ending, and the driver is taken down");
+        Err(CUresult::CUDA_ERROR_DEINITIALIZED)
+    } else if driver.settings.stub {
+        Err(CUresult::CUDA_ERROR_STUB_LIBRARY)
+    } else {
+        body(&mut driver)
+    };
     driver.close_memory();
     match answer {
         Ok(()) => CUresult::CUDA_SUCCESS,
@@ -125,6 +162,7 @@ impl Driver {
             blocks: BTreeMap::new(),
             open: false,
             host: BTreeMap::new(),
+            calls: HashMap::new(),
         }
     }
 

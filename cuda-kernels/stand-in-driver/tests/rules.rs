@@ -195,6 +195,27 @@ fn whole_pages_that_are_no_pools_are_exported() {
 }
 
 #[test]
+fn memory_is_used_in_streams_that_come_after_its_allocation() {
+    let _alone = alone();
+    for ordered in [true, false] {
+        let gpu = Gpu::new();
+        let (event, mut other) = (gpu.event(), null_mut());
+        // SAFETY: see `Gpu::new`.
+        unsafe {
+            assert_eq!(cuStreamCreate(&mut other, 1), CUDA_SUCCESS);
+            let at = gpu.allocate(16);
+            assert_eq!(cuEventRecord(event, gpu.stream), CUDA_SUCCESS);
+            if ordered {
+                assert_eq!(cuStreamWaitEvent(other, event, 0), CUDA_SUCCESS);
+            }
+            assert_eq!(cuMemsetD8Async(at, 7, 16, other), CUDA_SUCCESS);
+            let done = if ordered { CUDA_SUCCESS } else { CUDA_ERROR_ILLEGAL_ADDRESS };
+            assert_eq!(cuStreamSynchronize(other), done);
+        }
+    }
+}
+
+#[test]
 fn what_is_put_into_a_stream_is_done_when_it_is_waited_for() {
     let _alone = alone();
     let gpu = Gpu::new();

@@ -3,6 +3,7 @@
 //! make.
 
 use std::env;
+use std::ffi::{CStr, c_char};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -23,6 +24,16 @@ const FAULT: &str = "GENIE_STAND_IN_FAULT";
 /// What cuBLASLt refuses.
 const REFUSES: &str = "GENIE_STAND_IN_PRODUCTS";
 
+/// A file that makes kernels compute nothing.
+const WRONG: &str = "GENIE_STAND_IN_WRONG";
+
+/// Pools go with the context. The GPU does not order what network cards write, and exports memory to them.
+const GONE: &[(&str, &str)] =
+    &[("GENIE_STAND_IN_POOLS", "gone"), ("GENIE_STAND_IN_ORDERED", "0"), ("GENIE_STAND_IN_DMABUF", "1")];
+/// All of that the other way about.
+const STAY: &[(&str, &str)] =
+    &[("GENIE_STAND_IN_POOLS", "stay"), ("GENIE_STAND_IN_ORDERED", "1"), ("GENIE_STAND_IN_DMABUF", "0")];
+
 /// The cuBLASLt of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Library {
@@ -35,9 +46,8 @@ enum Library {
 
 const ALL: Library = Library::Refusing("nothing");
 
-/// Runs this program over the stand-ins; a line for each product that the library did. `pools`: whether they go with a context or stay.
-/// A GPU whose pools stay orders what network cards write, and exports no memory to them; the other the other way about.
-fn over_the_stand_ins(arguments: &[&str], library: Library, pools: &str) -> Vec<String> {
+/// Runs this program over the stand-ins with these settings; a line for each product that the library did.
+fn over_the_stand_ins(arguments: &[&str], library: Library, settings: &[(&str, &str)]) -> Vec<String> {
     static RUNS: AtomicU32 = AtomicU32::new(0);
     let program = env::current_exe().expect("this program");
     // This crate's tests depend on them, so that cargo has built them.
@@ -56,21 +66,19 @@ fn over_the_stand_ins(arguments: &[&str], library: Library, pools: &str) -> Vec<
     if let Some(products) = products {
         symlink(products, folder.join("libcublasLt.so.13")).expect("a link");
     }
-    let (ordered, dmabuf) = if pools == "gone" { ("0", "1") } else { ("1", "0") };
     let run = Command::new(&program)
         .args(arguments)
         .env_remove("CUDA_VISIBLE_DEVICES")
         .env("LD_LIBRARY_PATH", &folder)
-        .env(FAULT, folder.join("fault"))
+        .envs([(FAULT, folder.join("fault")), (WRONG, folder.join("wrong"))])
         .env("GENIE_STAND_IN_PRODUCTS_DONE", folder.join("done"))
-        .envs([("GENIE_TEST_GPU", "1"), ("GENIE_STAND_IN_GPUS", "2"), ("GENIE_STAND_IN_POOLS", pools)])
-        .envs([("GENIE_STAND_IN_ORDERED", ordered), ("GENIE_STAND_IN_DMABUF", dmabuf)])
-        .env(REFUSES, refuses)
+        .envs([("GENIE_TEST_GPU", "1"), ("GENIE_STAND_IN_GPUS", "2"), (REFUSES, refuses)])
+        .envs(settings.iter().copied())
         .output()
         .expect("this program starts");
     let (said, errors) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     let well = run.status.success() && !errors.contains("mistake:") && !said.contains(" 0 passed");
-    assert!(well, "{library:?}, {pools}: {said}\n{errors}");
+    assert!(well, "{library:?}, {settings:?}: {said}\n{errors}");
     let done = fs::read_to_string(folder.join("done")).unwrap_or_default();
     fs::remove_dir_all(&folder).expect("it is ours");
     done.lines().map(str::to_owned).collect()
@@ -81,16 +89,23 @@ fn is_over_a_gpu() -> bool {
     env::var_os("GENIE_TEST_GPU").is_some()
 }
 
+/// One test, which is ignored but here, by itself.
+fn alone(name: &str, settings: &[(&str, &str)]) {
+    if !is_over_a_gpu() {
+        over_the_stand_ins(&["--exact", &format!("driver::{name}"), "--ignored"], Library::None, settings);
+    }
+}
+
 #[test]
 fn all_of_it_holds_over_the_stand_ins() {
     if is_over_a_gpu() {
         return;
     }
-    let done = over_the_stand_ins(&[], ALL, "gone");
+    let done = over_the_stand_ins(&[], ALL, GONE);
     for what in ["f32 f32 ", "f16 f16 ", "f16 f32 ", "bf16 bf16 ", "bf16 f32 ", " Gelu", " bias", " added", "x3 None"] {
         assert!(done.iter().any(|line| line.contains(what)), "the library did no product of {what}: {done:?}");
     }
-    assert!(over_the_stand_ins(&["--skip", "products"], Library::None, "stay").is_empty());
+    assert!(over_the_stand_ins(&["--skip", "products"], Library::None, STAY).is_empty());
 }
 
 #[test]
@@ -99,9 +114,9 @@ fn what_a_fault_leaves_is_used_no_more() {
         return;
     }
     let fault = ["--exact", "driver::a_fault_is_everybodys_until_the_context_is_made_anew", "--ignored"];
-    assert_eq!(over_the_stand_ins(&fault, ALL, "gone").len(), 3, "one each life");
-    assert_eq!(over_the_stand_ins(&fault, ALL, "stay").len(), 3, "one each life");
-    assert!(over_the_stand_ins(&fault, Library::None, "gone").is_empty());
+    assert_eq!(over_the_stand_ins(&fault, ALL, GONE).len(), 3, "one each life");
+    assert_eq!(over_the_stand_ins(&fault, ALL, STAY).len(), 3, "one each life");
+    assert!(over_the_stand_ins(&fault, Library::None, GONE).is_empty());
 }
 
 #[test]
@@ -111,15 +126,15 @@ fn a_library_that_lacks_or_refuses_something_does_nothing() {
     }
     let refused = ["--exact", "driver::what_there_is_no_way_for_is_not_done", "--ignored"];
     for library in [Library::None, Library::Empty] {
-        assert!(over_the_stand_ins(&refused, library, "gone").is_empty(), "{library:?}");
+        assert!(over_the_stand_ins(&refused, library, GONE).is_empty(), "{library:?}");
     }
     for what in ["start", "all", "silently", "found", "late", "unknown", "full"] {
-        assert!(over_the_stand_ins(&refused, Library::Refusing(what), "gone").is_empty(), "{what}");
+        assert!(over_the_stand_ins(&refused, Library::Refusing(what), GONE).is_empty(), "{what}");
     }
-    let bare = over_the_stand_ins(&refused, Library::Refusing("more"), "gone");
+    let bare = over_the_stand_ins(&refused, Library::Refusing("more"), GONE);
     assert!(bare.len() == 2 && bare.iter().all(|line| line == "f32 f32 48x32x16x1 None"), "{bare:?}");
     let failing = ["--exact", "driver::a_product_that_fails_is_an_error", "--ignored"];
-    over_the_stand_ins(&failing, Library::Refusing("failing"), "gone");
+    over_the_stand_ins(&failing, Library::Refusing("failing"), GONE);
 }
 
 /// Twice each: the second time it is remembered.
@@ -148,6 +163,141 @@ fn a_product_that_fails_is_an_error() {
     // The GPU goes on.
     negate(&a, &b).expect("a launch");
     finish(&*gpu, Stream::Compute);
+}
+
+#[test]
+fn host_memory_that_the_driver_does_not_pin_is_had_unless_there_is_none() {
+    let setting = |value| ("GENIE_STAND_IN_PINNING", value);
+    alone("memory_that_is_not_pinned_is_copied_as_any_other", &[setting("refused")]);
+    alone("no_more_can_be_pinned", &[setting("full")]);
+}
+
+/// A revival that leaves gigabytes with nobody would serve a GPU that refuses what it had promised.
+#[test]
+fn a_gpu_that_does_not_come_back_whole_stays_out() {
+    alone("memory_that_does_not_come_back_is_told", &[("GENIE_STAND_IN_POOLS", "lost")]);
+    alone("a_gpu_that_computes_nothing_is_not_back", GONE);
+    alone("a_gpu_that_computes_nothing_is_not_back", STAY);
+}
+
+#[test]
+fn events_are_had_again_and_nothing_waits_in_the_driver() {
+    alone("events_are_made_once", GONE);
+}
+
+/// A GPU whose driver pins nothing.
+#[test]
+#[ignore = "only where the driver's library is the stand-in, which is told to refuse"]
+fn memory_that_is_not_pinned_is_copied_as_any_other() {
+    let gpu: Arc<dyn Gpu> = Arc::new(cuda::open(0).expect("a GPU"));
+    let mut theirs = vec![0; 4096];
+    let shared = NonNull::new(theirs.as_mut_ptr()).expect("a vector's address");
+    // SAFETY: it is refused.
+    let refused = unsafe { gpu.register(shared, 4096) }.expect_err("nothing is registered").to_string();
+    assert!(refused.contains("cuMemHostRegister") && refused.contains("OPERATING_SYSTEM: OS call failed"), "{refused}");
+    let pinned = gpu.pin(1 << 16).expect("memory, though it is not pinned");
+    // SAFETY: it has that many bytes, zeroed; nothing copies but what is waited for.
+    let host = unsafe { std::slice::from_raw_parts_mut(pinned.as_ptr(), 1 << 16) };
+    assert!(pinned.as_ptr().addr().is_multiple_of(4096) && host.iter().all(|&byte| byte == 0));
+    for life in 0..2 {
+        host.copy_from_slice(&pattern(1 << 16, life));
+        let buffer = Buffer::new(&gpu, 1 << 16);
+        after(&*gpu, Stream::Upload, Stream::Compute);
+        // SAFETY: as above.
+        unsafe { gpu.copy_in(Stream::Upload, buffer.at, pinned.as_ptr(), 1 << 16) }.expect("a copy");
+        finish(&*gpu, Stream::Upload);
+        host.fill(0);
+        // SAFETY: as above.
+        unsafe { gpu.copy_out(Stream::Download, pinned.as_ptr(), buffer.at, 1 << 16) }.expect("a copy");
+        finish(&*gpu, Stream::Download);
+        assert!(host == pattern(1 << 16, life));
+        let (x, y) = (Buffer::of_floats(&gpu, &[1.0; 64]), Buffer::of_floats(&gpu, &[0.0; 64]));
+        fail(&gpu, &x, &y, None);
+        gpu.revive().expect("a new life");
+    }
+    // SAFETY: it came from there, and nobody uses it.
+    unsafe { gpu.unpin(pinned) };
+}
+
+#[test]
+#[ignore = "only where the driver's library is the stand-in, which is told to refuse"]
+fn no_more_can_be_pinned() {
+    let gpu = cuda::open(0).expect("a GPU");
+    assert_eq!(gpu.pin(5000), Err(GpuError::OutOfMemory { wanted: 5000 }));
+}
+
+#[test]
+#[ignore = "only where the driver's library is the stand-in, which is told to lose memory"]
+fn memory_that_does_not_come_back_is_told() {
+    let gpu: Arc<dyn Gpu> = Arc::new(cuda::open(0).expect("a GPU"));
+    let (x, y) = (Buffer::of_floats(&gpu, &[1.0; 64]), Buffer::of_floats(&gpu, &[0.0; 64]));
+    // Little may be missing.
+    fail(&gpu, &x, &y, None);
+    gpu.revive().expect("a new life");
+    let (x, y) = (Buffer::of_floats(&gpu, &[1.0; 64]), Buffer::of_floats(&gpu, &[0.0; 64]));
+    let large = Buffer::new(&gpu, 200 << 20);
+    fail(&gpu, &x, &y, None);
+    for _ in 0..2 {
+        let told = gpu.revive().expect_err("it is not all back").to_string();
+        assert!(told.contains("MiB were free") && told.contains("start the server anew"), "{told}");
+        assert!(gpu.memory().expect_err("it is out").is_sticky());
+    }
+    drop((x, y, large));
+}
+
+#[test]
+#[ignore = "only where the driver's library is the stand-in, which is told to compute nothing"]
+fn a_gpu_that_computes_nothing_is_not_back() {
+    let wrong = env::var_os(WRONG).expect("the stand-in's");
+    let gpu: Arc<dyn Gpu> = Arc::new(cuda::open(0).expect("a GPU"));
+    let (x, y) = (Buffer::of_floats(&gpu, &[1.0; 64]), Buffer::of_floats(&gpu, &[0.0; 64]));
+    fail(&gpu, &x, &y, None);
+    fs::write(&wrong, "").expect("room for a file");
+    let told = gpu.revive().expect_err("it computes nothing").to_string();
+    assert!(told.contains("something else than it should") && told.contains("start the server anew"), "{told}");
+    assert!(gpu.allocate(1).expect_err("it is out").is_sticky());
+    fs::remove_file(wrong).expect("it is there");
+    // One that faults again is out, too.
+    fs::write(env::var_os(FAULT).expect("the stand-in's"), "").expect("room for a file");
+    let told = gpu.revive().expect_err("its kernel faults").to_string();
+    assert!(told.contains("ILLEGAL_ADDRESS") && told.contains("start the server anew"), "{told}");
+    gpu.revive().expect("a new life");
+    drop((x, y));
+    assert_eq!(Buffer::of_floats(&gpu, &[5.0; 64]).floats(), vec![5.0; 64]);
+}
+
+/// How often the stand-in's function of this name was called.
+fn calls(name: &CStr) -> u64 {
+    // SAFETY: the stand-in is loaded, which has this function; the name ends with a zero.
+    unsafe {
+        let calls =
+            cudarc::driver::sys::culib().get::<unsafe extern "C" fn(*const c_char) -> u64>(b"genie_stand_in_calls\0");
+        calls.expect("the stand-in's")(name.as_ptr())
+    }
+}
+
+#[test]
+#[ignore = "only where the driver's library is the stand-in, which counts"]
+fn events_are_made_once() {
+    let gpu: Arc<dyn Gpu> = Arc::new(cuda::open(0).expect("a GPU"));
+    let slice = || {
+        let (began, done) = (gpu.timed_event().expect("an event"), gpu.event().expect("an event"));
+        gpu.record(Stream::Upload, &began).expect("recorded");
+        gpu.record(Stream::Upload, &done).expect("recorded");
+        gpu.synchronize(&done).expect("no fault");
+        assert_eq!(gpu.elapsed(&began, &done), Ok(None), "one of both is not timed");
+        let later = gpu.timed_event().expect("an event");
+        assert_eq!(gpu.elapsed(&began, &later), Ok(None), "it was not recorded");
+        gpu.record(Stream::Upload, &later).expect("recorded");
+        gpu.synchronize(&later).expect("no fault");
+        assert!(gpu.elapsed(&began, &later).expect("no fault").is_some());
+    };
+    slice();
+    let made = calls(c"cuEventCreate");
+    assert!(made > 0);
+    (0..200).for_each(|_| slice());
+    assert_eq!(calls(c"cuEventCreate"), made);
+    assert_eq!(calls(c"cuEventDestroy_v2"), 0);
 }
 
 /// Each life of the GPU, from a fault to the next.

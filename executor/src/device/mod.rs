@@ -49,6 +49,8 @@ pub struct GpuInfo {
     pub utilisation: Option<u32>,
     /// Bytes a second that copies from the host's pinned memory, and to it, were measured with; `None` where they were not.
     pub pcie: Option<(u64, u64)>,
+    /// Modules of kernels that are still being compiled ahead of their use.
+    pub uncompiled: usize,
     /// What copies of slices took; `None` where nobody [traces](Device::trace) them.
     pub copies: Option<Copies>,
     /// How slices have come to it and from it.
@@ -134,6 +136,9 @@ pub trait Device: Send + Sync + 'static {
         None
     }
 
+    /// Begins what the first request would wait for otherwise, and returns.
+    fn warm_up(&self) {}
+
     /// Memory for a resident. It may hold old bytes: whoever hands it to a session fills all of it first.
     ///
     /// # Errors
@@ -145,6 +150,15 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// As [`Self::allocate`].
     fn allocate_reachable(&self, bytes: u64) -> Result<Space, DeviceError> {
+        self.allocate_for_upload(bytes)
+    }
+
+    /// As [`Self::allocate`], for bytes that come from the host: where the device orders things, these need not wait for what it computes
+    /// now.
+    ///
+    /// # Errors
+    /// As [`Self::allocate`].
+    fn allocate_for_upload(&self, bytes: u64) -> Result<Space, DeviceError> {
         self.allocate(bytes)
     }
 

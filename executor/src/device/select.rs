@@ -71,10 +71,7 @@ impl Gpus for Driver {
     }
 
     fn open(&self, number: u32) -> Result<Arc<dyn Gpu>, DeviceError> {
-        let gpu = genie_cuda_kernels::gpu::cuda::open(number)?;
-        // The first request shall not wait for all that it needs.
-        gpu.compile_ahead();
-        Ok(Arc::new(gpu))
+        Ok(Arc::new(genie_cuda_kernels::gpu::cuda::open(number)?))
     }
 }
 
@@ -94,10 +91,30 @@ fn without_cuda() -> DeviceError {
     DeviceError::Gpu("this build has no CUDA: build it with feature `cuda`, or serve the CPU: --device cpu".to_owned())
 }
 
-/// What a process that has opened GPUs calls before it ends: the driver must not be taken down under threads that are in it.
-pub fn leave() {
-    #[cfg(feature = "cuda")]
-    genie_cuda_kernels::gpu::cuda::stop_compiling();
+/// What a process that has opened GPUs calls before it ends: no thread gets into the driver any more. Waits for kernels that are being
+/// compiled, some seconds at the most, and for others up to a second. `false`: one is still in the driver, which must not be taken down
+/// under it: the process flushes what it has written, and ends by [`exit_at_once`].
+#[cfg(feature = "cuda")]
+pub fn leave() -> bool {
+    genie_cuda_kernels::gpu::cuda::leave()
+}
+
+/// This build opens no GPU.
+#[cfg(not(feature = "cuda"))]
+pub fn leave() -> bool {
+    true
+}
+
+/// Ends the process with this status and nothing else: what libraries do at its end is left out.
+#[cfg(feature = "cuda")]
+pub fn exit_at_once(status: u8) -> ! {
+    genie_cuda_kernels::gpu::cuda::exit_at_once(status)
+}
+
+/// Ends the process with this status. Without CUDA nothing of its end is dangerous.
+#[cfg(not(feature = "cuda"))]
+pub fn exit_at_once(status: u8) -> ! {
+    std::process::exit(status.into())
 }
 
 /// GPUs of this machine, and how many of them CUDA shows to this process. `None` where NVIDIA's management library does not tell. It is
@@ -140,6 +157,8 @@ pub fn open(text: &str, limits: Limits) -> Result<Vec<Arc<dyn Device>>, DeviceEr
     if let Some(why) = why_cpu {
         tracing::info!("the CPU is taken: {why}");
     }
+    // Now, and not as each is opened: what compiles takes the processor and the bus from those that are measured.
+    devices.iter().for_each(|device| device.warm_up());
     Ok(devices)
 }
 

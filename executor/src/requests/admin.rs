@@ -287,6 +287,7 @@ impl Core {
             if let Some(percent) = gpu.utilisation {
                 add("utilisation_percent", u64::from(percent));
             }
+            add("uncompiled_kernel_modules", gpu.uncompiled as u64);
             if let Some((to, from)) = gpu.pcie {
                 add("pcie_to_device_bytes_per_second", to);
                 add("pcie_from_device_bytes_per_second", from);

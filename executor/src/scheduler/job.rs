@@ -159,7 +159,7 @@ impl Job {
             if keep {
                 let spec = self.binding.output_spec(output, &sizes)?;
                 let charge = self.session.account.charge(spec.bytes())?;
-                let space = core.allocate(device, spec.bytes())?;
+                let space = core.allocate_output(device, spec.bytes())?;
                 self.kept.push(KeptOutput { output, spec, space, charge });
             }
         }

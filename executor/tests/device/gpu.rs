@@ -3,11 +3,14 @@
 
 use std::sync::Arc;
 
-use genie_cuda_kernels::gpu::{Gpu, HostGpu, HostSettings};
+use genie_cuda_kernels::View;
+use genie_cuda_kernels::gpu::{Gpu, HostGpu, HostSettings, Stream};
+use genie_cuda_kernels::launch::elementwise::{Unary, unary};
 use genie_executor::device::cpu::CpuDevice;
 use genie_executor::device::cuda::CudaDevice;
-use genie_executor::device::{Device, DeviceError, Row};
+use genie_executor::device::{Device, DeviceError, Row, Space};
 use genie_graph::{DType, GraphBuilder, InputRole, Op, TensorType};
+use genie_transport::memory::Region;
 
 use crate::models::{BOTH, agree_with_the_reference, text};
 use crate::stand_in::gpu;
@@ -204,6 +207,58 @@ fn a_decode_step_has_few_kernels_and_all_but_the_first_are_right_behind_others()
     }
 }
 
+/// The kernels' stream was to have come to where memory was allocated before an upload to it could begin: a prompt of somebody else's,
+/// or many.
+#[test]
+fn an_upload_does_not_wait_for_kernels() {
+    let host = Arc::new(HostGpu::new(HostSettings { total_bytes: 1 << 28, ..HostSettings::default() }));
+    let device = CudaDevice::new(0, host.clone(), None).unwrap();
+    let others = host.allocate(4096).unwrap();
+    let view = View::new(others, DType::F32, 1024);
+    let launch = unary(Unary::Neg, view, view).unwrap().unwrap();
+    // SAFETY: it stays until the end.
+    unsafe { host.launch(Stream::Compute, &launch) }.unwrap();
+    let before = host.launches();
+    let bytes: Vec<u8> = (0..100_000).map(|i| (i * 7) as u8).collect();
+    let Space::Device(buffer) = device.allocate_for_upload(100_000).unwrap() else { panic!() };
+    buffer.write(0, &bytes[..40_000]).unwrap();
+    buffer.send(40_000, Region::from_owner(bytes[40_000..].to_vec())).unwrap();
+    buffer.settle().unwrap();
+    let mut seen = vec![0; 100_000];
+    buffer.read(0, &mut seen).unwrap();
+    assert!(seen == bytes);
+    assert_eq!(host.launches(), before, "no kernel was waited for");
+    // SAFETY: nobody uses it.
+    unsafe { host.free(others) };
+}
+
+/// What is allocated for an upload may be used first by kernels' stream all the same, and be given back with nothing done to it.
+#[test]
+fn memory_for_uploads_is_ordered_with_kernels() {
+    let host = Arc::new(HostGpu::new(HostSettings { total_bytes: 1 << 28, ..HostSettings::default() }));
+    let device = CudaDevice::new(0, host.clone(), None).unwrap();
+    let mut source = device.allocate(5000).unwrap();
+    source.write(0, &[9; 5000]).unwrap();
+    let source = source.freeze();
+    let mut seen = vec![1; 5000];
+    let mut copied = device.allocate_for_upload(5000).unwrap();
+    copied.copy(0, &source).unwrap();
+    // What was still to be done of the allocation would make it other bytes.
+    device.allocate_for_upload(1).unwrap().write(0, &[1]).unwrap();
+    copied.freeze().read(0, &mut seen).unwrap();
+    assert!(seen == [9; 5000]);
+    let mut cleared = device.allocate_for_upload(5000).unwrap();
+    cleared.clear().unwrap();
+    cleared.write(10, &[4; 10]).unwrap();
+    cleared.freeze().read(0, &mut seen).unwrap();
+    assert!(seen[..10] == [0; 10] && seen[10..20] == [4; 10] && seen[20..] == [0; 4980]);
+    drop(device.allocate_for_upload(5000).unwrap());
+    drop(source);
+    let event = host.event().unwrap();
+    host.record(Stream::Compute, &event).unwrap();
+    host.synchronize(&event).expect("what is given back unused was there before that");
+}
+
 #[test]
 fn memory_comes_back() {
     let host = Arc::new(HostGpu::new(HostSettings { total_bytes: 1 << 28, ..HostSettings::default() }));
@@ -219,7 +274,7 @@ fn memory_comes_back() {
     drop(device);
     // What is freed is so once the stream has come to it.
     let event = host.event().unwrap();
-    host.record(genie_cuda_kernels::gpu::Stream::Compute, &event).unwrap();
+    host.record(Stream::Compute, &event).unwrap();
     host.synchronize(&event).unwrap();
     assert_eq!(host.used(), 0);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use genie_cuda_kernels::gpu::{Gpu, GpuError, HostGpu, HostSettings};
+use genie_cuda_kernels::gpu::{Gpu, GpuError, HostGpu, HostSettings, Stream};
 use genie_executor::device::cpu::CpuDevice;
 use genie_executor::device::cuda::CudaDevice;
 use genie_executor::device::{Device, DeviceError};
@@ -35,6 +35,13 @@ fn server_with(total_bytes: u64, change: impl FnOnce(&mut Config)) -> (Server, H
 
 fn server(mode: Mode) -> (Server, HostGpu) {
     server_with(64 << 20, |config| config.mode = mode)
+}
+
+/// Memory is given back in the order of the kernels' stream, for which uploads do not wait.
+fn finish_kernels(gpu: &HostGpu) {
+    let event = gpu.event().unwrap();
+    gpu.record(Stream::Compute, &event).unwrap();
+    gpu.synchronize(&event).unwrap();
 }
 
 fn fault() -> GpuError {
@@ -271,6 +278,7 @@ fn evicted_weights_come_back_without_being_sent_again() {
         for (n, bytes) in weights.iter().enumerate() {
             assert!(is_present(&found(&mut client, bytes)), "round {round}, weight {n}");
             assert_eq!(client.devices()[0].1, USABLE - 2 * WEIGHT as u64);
+            finish_kernels(&gpu);
             assert_eq!(gpu.used(), 2 * WEIGHT as u64);
         }
     }

@@ -39,15 +39,15 @@ pub(crate) fn usage(error: &clap::Error, json: bool) -> ExitCode {
 }
 
 /// Says what went wrong, and gives the exit status for it.
-pub(crate) fn report(error: &anyhow::Error, say: Say) -> ExitCode {
+pub(crate) fn report(error: &anyhow::Error, say: Say) -> u8 {
     if error.is::<OutputClosed>() {
         // Whoever read the output has seen enough.
-        return ExitCode::SUCCESS;
+        return 0;
     }
     let status = status(error);
     let sentence = sentence(error);
     say::note(&if say.json { as_json(&sentence, status) } else { format!("genie: {sentence}") });
-    ExitCode::from(status)
+    status
 }
 
 /// An error for programs, in one line.

@@ -64,9 +64,14 @@ fn main() -> ExitCode {
         Command::Doctor => doctor::run(say),
         Command::Floor(args) => floor::serve(&args),
     };
-    select::leave();
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    let status = match done {
+        Ok(()) => 0,
         Err(error) => fail::report(&error, say),
+    };
+    if !select::leave() {
+        tracing::debug!("a thread still waits for a GPU: the process ends without the driver's leave");
+        say::flush();
+        select::exit_at_once(status);
     }
+    ExitCode::from(status)
 }

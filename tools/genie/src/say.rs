@@ -43,6 +43,11 @@ pub(crate) fn piece(text: &str) -> Result<()> {
     }
 }
 
+/// Writes what a library of ours has kept of standard output. Where nobody reads it, there is nobody to be told.
+pub(crate) fn flush() {
+    let _: io::Result<()> = stdout().flush();
+}
+
 /// A line on standard error. Where nobody reads that, there is nobody to be told.
 pub(crate) fn note(text: &str) {
     let _: io::Result<()> = writeln!(stderr(), "{text}");

@@ -19,7 +19,7 @@ use crate::wire::{
 pub struct ConnectOptions {
     /// Session, lanes, reconnecting.
     pub client: ClientOptions,
-    /// How long a call polls for its answer before it parks, while answers come fast: 100 us, or 2 ms where there are eight cores or
+    /// How long a call polls for its answer before it parks, while answers come fast: 100 us, or 5 ms where there are eight cores or
     /// more. Zero: not at all.
     pub spin: Duration,
     /// Bytes of shared memory that puts from ordinary memory are copied to, where the link shares memory: they are then passed,

@@ -43,7 +43,7 @@ pub struct Settings {
     pub max_lanes: u32,
     /// Where the server listens, for clients that choose a link.
     pub offers: Arc<Offers>,
-    /// How long a lane polls for the next request before it parks, while traffic is dense: 60 us, or 2 ms where there are eight cores
+    /// How long a lane polls for the next request before it parks, while traffic is dense: 60 us, or 5 ms where there are eight cores
     /// or more; over shared memory four times as long. Zero: not at all.
     pub spin: Duration,
     /// Asks connections who they are.

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{CudaGpu, Shared};
+use super::super::JIT_STACK_BYTES;
+use super::Shared;
 use crate::kernel::MODULES;
 
 /// What most programs begin with, in this order; the others follow.
@@ -29,9 +30,9 @@ static STOPPED: AtomicBool = AtomicBool::new(false);
 /// Threads that compile now.
 static COMPILING: AtomicUsize = AtomicUsize::new(0);
 
-/// Ends compiling ahead, for good: a process that is about to end calls it, as the driver must not be taken down under a thread that is
-/// in it. It waits for the modules that are being compiled, some seconds at the most.
-pub fn stop_compiling() {
+/// Ends compiling ahead, for good. It waits for the modules that are being compiled, some seconds at the most: the driver keeps them for
+/// the next start.
+pub(super) fn stop_compiling() {
     /// A module takes a second or two; a driver that stands still is not waited for.
     const PATIENCE: Duration = Duration::from_secs(5);
     STOPPED.store(true, Ordering::SeqCst);
@@ -57,37 +58,67 @@ impl Drop for Counted {
     }
 }
 
-impl CudaGpu {
-    /// Begins to compile all kernels, on threads of its own, and returns. A launch that needs one earlier waits for that one alone, or
-    /// compiles it itself; what cannot be compiled is told to who launches it. The GPU may be dropped meanwhile.
-    pub fn compile_ahead(&self) {
-        let order: Arc<[usize]> = order().into();
-        let (next, started) = (Arc::new(AtomicUsize::new(0)), Instant::now());
-        let threads = thread::available_parallelism().map_or(1, |cores| cores.get() / 2).clamp(1, MOST_THREADS);
-        for _ in 0..threads {
-            let (shared, order, next) = (Arc::downgrade(&self.shared), order.clone(), next.clone());
-            let counted = Counted::new();
-            let compile = move || {
-                let _counted = counted;
-                while !STOPPED.load(Ordering::SeqCst)
-                    && let Some(shared) = shared.upgrade()
-                {
-                    let Some(&module) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                    compile(&shared, module, started);
-                }
-            };
-            if let Err(error) = thread::Builder::new().name("genie-kernels".to_owned()).spawn(compile) {
-                tracing::debug!(%error, "no thread for compiling kernels: launches will");
+/// Kernels of a GPU that are being compiled ahead.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// Modules that are still to be tried.
+    pending: AtomicUsize,
+    /// Modules that the driver refused.
+    refused: AtomicUsize,
+}
+
+impl Ahead {
+    pub(super) fn pending(&self) -> usize {
+        self.pending.load(Ordering::Acquire)
+    }
+}
+
+/// Begins to compile all kernels: see [`Gpu::compile_ahead`].
+///
+/// [`Gpu::compile_ahead`]: super::super::Gpu::compile_ahead
+pub(super) fn compile_ahead(shared: &Arc<Shared>) {
+    let order: Arc<[usize]> = order().into();
+    let (next, started) = (Arc::new(AtomicUsize::new(0)), Instant::now());
+    if shared.ahead.pending.compare_exchange(0, order.len(), Ordering::AcqRel, Ordering::Acquire).is_err() {
+        return;
+    }
+    shared.ahead.refused.store(0, Ordering::Relaxed);
+    let threads = thread::available_parallelism().map_or(1, |cores| cores.get() / 2).clamp(1, MOST_THREADS);
+    let mut begun = 0;
+    for _ in 0..threads {
+        let (shared, order, next) = (Arc::downgrade(shared), order.clone(), next.clone());
+        let counted = Counted::new();
+        let compile = move || {
+            let _counted = counted;
+            while !STOPPED.load(Ordering::SeqCst)
+                && let Some(shared) = shared.upgrade()
+            {
+                let Some(&module) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                compile(&shared, module, started);
             }
+        };
+        let thread = thread::Builder::new().name("genie-kernels".to_owned()).stack_size(JIT_STACK_BYTES);
+        match thread.spawn(compile) {
+            Ok(_) => begun += 1,
+            Err(error) => tracing::debug!(%error, "no thread for compiling kernels: others do, or launches"),
         }
+    }
+    if begun == 0 {
+        shared.ahead.pending.store(0, Ordering::Release);
     }
 }
 
 fn compile(shared: &Shared, module: usize, started: Instant) {
-    let (name, device) = (MODULES[module].name, shared.properties.ordinal);
+    let (name, device, ahead) = (MODULES[module].name, shared.properties.ordinal, &shared.ahead);
     match shared.with(|live| live.functions.get_all(module)) {
         Ok(()) => tracing::trace!(device, module = name, after = ?started.elapsed(), "kernels are ready"),
-        Err(error) => tracing::warn!(device, module = name, %error, "kernels could not be compiled ahead"),
+        Err(error) => {
+            tracing::warn!(device, module = name, %error, "kernels could not be compiled ahead");
+            ahead.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    if ahead.pending.fetch_sub(1, Ordering::AcqRel) == 1 && ahead.refused.load(Ordering::Relaxed) == 0 {
+        tracing::info!(device, took = ?started.elapsed(), "all kernels are ready");
     }
 }
 

@@ -17,6 +17,10 @@ const OLDEST_BRANCH: u32 = 580;
 /// The oldest compute capability that there is PTX for.
 const OLDEST_CAPABILITY: u32 = 75;
 
+/// What was found where it was not the driver.
+const STUB: &str = "the libcuda.so that was found is the CUDA toolkit's stub (CUDA_ERROR_STUB_LIBRARY), which programs are only linked \
+                    with: take the toolkit's folder `stubs` out of LD_LIBRARY_PATH, so that the driver's own is found";
+
 /// A driver that is loaded and started.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Driver {
@@ -47,8 +51,14 @@ fn start() -> Result<Driver, GpuError> {
     if !unsafe { sys::is_culib_present() } {
         return Err(GpuError::NoDriver { reason: "libcuda.so.1 was not found".to_owned() });
     }
-    let said_no =
-        |code: sys::CUresult| Err(GpuError::NoDriver { reason: format!("it does not start: {}", explain(code)) });
+    let said_no = |code: sys::CUresult| {
+        let reason = match code {
+            // It is found where a path for linking is one for running, too, as the name without a version is tried first.
+            sys::CUresult::CUDA_ERROR_STUB_LIBRARY => STUB.to_owned(),
+            code => format!("it does not start: {}", explain(code)),
+        };
+        Err(GpuError::NoDriver { reason })
+    };
     let mut version = 0;
     // SAFETY: the library is there, and writes one integer. It may be asked before it is started.
     let status = unsafe { sys::cuDriverGetVersion(&mut version) };

@@ -24,6 +24,8 @@ pub(super) struct HostMemory {
     ranges: HashMap<usize, Range>,
     /// Ours, given back when the driver did not let go of it: somebody else must not get it while the driver takes it for pinned.
     held: Vec<Range>,
+    /// It was said that the driver refuses to pin memory.
+    warned: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,8 @@ struct Range {
     bytes: usize,
     /// How it was had, if it is ours.
     layout: Option<Layout>,
+    /// The driver knows of it.
+    told: bool,
 }
 
 // SAFETY: the addresses are only told to the driver and given back to the allocator, which any thread may do.
@@ -39,18 +43,29 @@ unsafe impl Send for Range {}
 
 impl HostMemory {
     /// Zeroed, page-aligned memory. It takes the driver long to pin much: the table is not locked meanwhile.
+    ///
+    /// Where the driver refuses to pin for another reason than memory, the same pages are given as they are: copies of them are legal,
+    /// only slower. The driver then stages them: a copy from the GPU is done when its call returns, and one to it has read what it
+    /// copies by then, or does so in the order of its stream. Either is within what callers count on, who wait for an event behind the
+    /// copy. No copy of host memory is ever recorded into a graph, where that would not hold.
     pub(super) fn pin(table: &Mutex<Self>, live: &Live, bytes: usize) -> Result<NonNull<u8>, GpuError> {
         let no_memory = GpuError::OutOfMemory { wanted: bytes as u64 };
         let layout = layout(bytes).ok_or_else(|| no_memory.clone())?;
         // SAFETY: the layout has at least one page.
         let at = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| no_memory.clone())?;
-        let range = Range { at, bytes: layout.size(), layout: Some(layout) };
+        let mut range = Range { at, bytes: layout.size(), layout: Some(layout), told: false };
         // SAFETY: it was just had, and stays until `give_back`.
-        if let Err(error) = unsafe { range.tell(live) } {
-            // SAFETY: the same layout, and nobody has seen it.
-            unsafe { dealloc(at.as_ptr(), layout) };
-            // Where memory cannot be locked, the system has none of the kind that was asked for.
-            return Err(if error.is_sticky() { error } else { no_memory });
+        match unsafe { range.tell(live) } {
+            Ok(()) => {}
+            Err(error @ GpuError::Refused { .. }) => {
+                if !std::mem::replace(&mut lock(table).warned, true) {
+                    tracing::warn!(%error, "the driver pins no host memory: copies to and from the GPU are slower");
+                }
+            }
+            Err(error) => {
+                range.deallocate();
+                return Err(if error.is_sticky() { error } else { no_memory });
+            }
         }
         lock(table).ranges.insert(at.as_ptr().addr(), range);
         Ok(at)
@@ -66,7 +81,7 @@ impl HostMemory {
         at: NonNull<u8>,
         bytes: usize,
     ) -> Result<(), GpuError> {
-        let range = Range { at, bytes, layout: None };
+        let mut range = Range { at, bytes, layout: None, told: false };
         // SAFETY: as the caller has it.
         unsafe { range.tell(live) }?;
         lock(table).ranges.insert(at.as_ptr().addr(), range);
@@ -80,7 +95,7 @@ impl HostMemory {
     pub(super) unsafe fn give_back(table: &Mutex<Self>, at: NonNull<u8>, current: bool) {
         let Some(range) = lock(table).ranges.remove(&at.as_ptr().addr()) else { return };
         // SAFETY: a context is current, and no copy is under way, as the caller has it.
-        if current && unsafe { range.forget() } {
+        if !range.told || (current && unsafe { range.forget() }) {
             range.deallocate();
         } else {
             lock(table).held.push(range);
@@ -94,11 +109,16 @@ impl HostMemory {
             unsafe { range.forget() };
             range.deallocate();
         }
-        for range in self.ranges.values() {
-            // SAFETY: as above.
-            unsafe { range.forget() };
+        for range in self.ranges.values_mut() {
+            let was_told = range.told;
+            if was_told {
+                // SAFETY: as above.
+                unsafe { range.forget() };
+            }
             // SAFETY: each stays until `give_back`, which takes it out of the table.
-            if let Err(error) = unsafe { range.tell(live) } {
+            if let Err(error) = unsafe { range.tell(live) }
+                && was_told
+            {
                 tracing::warn!(%error, bytes = range.bytes, "host memory is not pinned any more: copies of it are slower");
             }
         }
@@ -108,12 +128,16 @@ impl HostMemory {
 impl Range {
     /// # Safety
     /// It stays mapped until it is unregistered.
-    unsafe fn tell(&self, live: &Live) -> Result<(), GpuError> {
+    unsafe fn tell(&mut self, live: &Live) -> Result<(), GpuError> {
+        self.told = false;
         live.make_current()?;
         // SAFETY: the context is current; the rest is as the caller has it.
         let told =
             unsafe { sys::cuMemHostRegister_v2(self.at.as_ptr().cast(), self.bytes, sys::CU_MEMHOSTREGISTER_PORTABLE) };
-        told.for_bytes("pinning host memory", self.bytes as u64)
+        // What it knows from before, it does not let go of by itself.
+        self.told =
+            matches!(told, sys::CUresult::CUDA_SUCCESS | sys::CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
+        told.for_bytes("pinning host memory (cuMemHostRegister)", self.bytes as u64)
     }
 
     /// Whether the driver knows nothing of it any more.

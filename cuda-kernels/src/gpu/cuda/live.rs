@@ -12,6 +12,7 @@ use cudarc::driver::{result, sys};
 use super::super::{Event, GpuError, Properties, Stream};
 use super::exports::Exports;
 use super::functions::Functions;
+use super::leave::Inside;
 use super::peers::Peers;
 use super::pool::Pool;
 use super::products::Products;
@@ -33,6 +34,8 @@ pub(super) struct Live {
     pub(super) functions: Functions,
     pub(super) products: Mutex<Option<Products>>,
     pub(super) events: Mutex<HashMap<u64, EventHandle>>,
+    /// Events that nobody has any more, to be recorded anew: each slice of a tensor has one or two.
+    spare: Mutex<Vec<EventHandle>>,
     pub(super) graphs: Mutex<HashMap<u64, GraphHandle>>,
     /// What network cards may reach.
     pub(super) exports: Exports,
@@ -50,7 +53,13 @@ unsafe impl Sync for Live {}
 
 /// An event of the driver's.
 #[derive(Clone, Copy)]
-pub(super) struct EventHandle(pub(super) sys::CUevent);
+pub(super) struct EventHandle {
+    event: sys::CUevent,
+    timed: bool,
+}
+
+/// Events that are kept for others, at the most: more than are under way at a time.
+const SPARE_EVENTS: usize = 1024;
 
 /// An executable graph of the driver's.
 pub(super) struct GraphHandle(pub(super) sys::CUgraphExec);
@@ -86,6 +95,7 @@ impl Live {
             functions: Functions::new(properties),
             products: Mutex::new(None),
             events: Mutex::new(HashMap::new()),
+            spare: Mutex::new(Vec::new()),
             graphs: Mutex::new(HashMap::new()),
             exports: Exports::default(),
             peers: Peers::default(),
@@ -151,28 +161,43 @@ impl Live {
 
     /// The driver's event of this number, if it was ever recorded.
     pub(super) fn event(&self, id: u64) -> Option<sys::CUevent> {
-        lock(&self.events).get(&id).map(|event| event.0)
+        lock(&self.events).get(&id).map(|handle| handle.event)
     }
 
-    /// The driver's event, made if there is none.
+    /// The driver's event, had from another's or made if there is none. Whoever asks records it next: until then it may be the moment
+    /// that it was for whoever had it before.
     pub(super) fn event_or_new(&self, event: &Event) -> Result<sys::CUevent, GpuError> {
         if let Some(event) = self.event(event.id) {
             return Ok(event);
         }
-        use sys::CUevent_flags_enum as Flags;
-        let timing = if event.timed { 0 } else { Flags::CU_EVENT_DISABLE_TIMING as u32 };
-        let flags = timing | Flags::CU_EVENT_BLOCKING_SYNC as u32;
-        let mut made = null_mut();
-        // SAFETY: the context is current; an event is written.
-        unsafe { sys::cuEventCreate(&mut made, flags) }.during("making an event")?;
-        let mut events = lock(&self.events);
-        let event = *events.entry(event.id).or_insert(EventHandle(made));
-        drop(events);
-        if event.0 != made {
-            // SAFETY: another thread made one first; nobody has seen this one.
-            let _ = unsafe { sys::cuEventDestroy_v2(made) };
+        let new = match self.spare(event.timed) {
+            Some(spare) => spare,
+            None => make_event(event.timed)?,
+        };
+        let handle = *lock(&self.events).entry(event.id).or_insert(new);
+        if handle.event != new.event {
+            // Another thread had one first; nobody has seen this one.
+            self.give_up(new);
         }
-        Ok(event.0)
+        Ok(handle.event)
+    }
+
+    fn spare(&self, timed: bool) -> Option<EventHandle> {
+        let mut spare = lock(&self.spare);
+        let last = spare.iter().rposition(|handle| handle.timed == timed)?;
+        Some(spare.swap_remove(last))
+    }
+
+    /// Nobody has the event any more. What waits for it in streams waits for the moment that it was when they were told to.
+    fn give_up(&self, handle: EventHandle) {
+        let mut spare = lock(&self.spare);
+        if spare.len() < SPARE_EVENTS {
+            spare.push(handle);
+            return;
+        }
+        drop(spare);
+        // SAFETY: it is live, and nobody finds it.
+        let _ = unsafe { sys::cuEventDestroy_v2(handle.event) };
     }
 
     /// Keeps a graph until it is forgotten.
@@ -184,12 +209,13 @@ impl Live {
 
     /// Forgets an event or a graph.
     pub(super) fn forget(&self, id: u64) {
-        if let Some(event) = lock(&self.events).remove(&id) {
-            // SAFETY: it was in the table, so it is live, and now nobody finds it. What waits for it in streams goes on.
-            let _ = unsafe { sys::cuEventDestroy_v2(event.0) };
+        let event = lock(&self.events).remove(&id);
+        if let Some(event) = event {
+            self.give_up(event);
+            return;
         }
         if let Some(graph) = lock(&self.graphs).remove(&id) {
-            // SAFETY: as above; one that runs is freed when it is done.
+            // SAFETY: it was in the table, so it is live, and now nobody finds it; one that runs is freed when it is done.
             let _ = unsafe { sys::cuGraphExecDestroy(graph.0) };
         }
     }
@@ -199,6 +225,11 @@ impl Drop for Live {
     // In a context that broke, each of these says so and does nothing: releasing it is what counts. `CURRENT` of other threads keeps
     // this one's number, which no other gets.
     fn drop(&mut self) {
+        let Ok(_inside) = Inside::enter() else {
+            // The process ends, and all of it with it.
+            std::mem::forget(self.pool.take());
+            return;
+        };
         let _ = self.make_current();
         // SAFETY: nobody else has this `Live`, so nobody uses its handles, each of which is live or null. Kernels that still run keep
         // functions, memory and streams until they are done: hence the wait.
@@ -210,8 +241,9 @@ impl Drop for Live {
             for (_, graph) in lock(&self.graphs).drain() {
                 let _ = sys::cuGraphExecDestroy(graph.0);
             }
-            for (_, event) in lock(&self.events).drain() {
-                let _ = sys::cuEventDestroy_v2(event.0);
+            let events = lock(&self.events).drain().map(|(_, handle)| handle).collect::<Vec<_>>();
+            for handle in events.into_iter().chain(lock(&self.spare).drain(..)) {
+                let _ = sys::cuEventDestroy_v2(handle.event);
             }
             self.functions.unload();
             drop(self.pool.take());
@@ -223,6 +255,16 @@ impl Drop for Live {
         }
         CURRENT.set(0);
     }
+}
+
+/// Makes an event in the current context. None of them wakes a thread: those that wait look at it (see `spin` in `mod.rs`), and without
+/// that, and timing, streams wait for events the quickest.
+fn make_event(timed: bool) -> Result<EventHandle, GpuError> {
+    let flags = if timed { 0 } else { sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32 };
+    let mut event = null_mut();
+    // SAFETY: a context is current, as whoever has a `Live` to record in sees to; an event is written.
+    unsafe { sys::cuEventCreate(&mut event, flags) }.during("making an event")?;
+    Ok(EventHandle { event, timed })
 }
 
 /// An address on the GPU as the driver's libraries take it.

@@ -10,17 +10,20 @@ mod driver;
 mod exports;
 mod functions;
 mod host_memory;
+mod leave;
 mod live;
 mod peers;
 mod pool;
 mod products;
 mod recording;
+mod revival;
 mod stale;
 mod status;
 mod timing;
 
 use std::any::Any;
 use std::fmt::{self, Debug, Formatter};
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
@@ -31,12 +34,13 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 
-pub use self::ahead::stop_compiling;
+use self::ahead::Ahead;
 pub use self::driver::probe;
 use self::exports::Exports;
 use self::host_memory::HostMemory;
+use self::leave::Inside;
+pub use self::leave::{exit_at_once, leave};
 use self::live::{Live, lock, new_id};
-use self::pool::Pool;
 pub use self::products::{NoProducts, products_library};
 use self::recording::{Recording, Unrestricted};
 use self::stale::Stale;
@@ -46,17 +50,24 @@ use super::{DropEvent, Event, Gpu, GpuError, Graph, Memory, Operands, Product, P
 use crate::kernel::Launch;
 use crate::view::Address;
 
-/// How long a thread asks again and again whether an event has passed before it sleeps. Waking it takes tens of microseconds, which is
-/// as long as a small step, and some percent of a large model's.
+/// How long a thread asks again and again whether an event has passed before it sleeps in between. Waking it takes tens of
+/// microseconds, which is as long as a small step, and some percent of a large model's.
 fn spin() -> Duration {
-    /// Where there are cores to spare: longer than a decode step, shorter than a prompt.
-    const LONG: Duration = Duration::from_millis(3);
+    /// Where there are cores to spare: longer than a decode step of any model that fits on a GPU, shorter than a prompt.
+    const LONG: Duration = Duration::from_millis(10);
     const SHORT: Duration = Duration::from_micros(100);
     const MANY_CORES: usize = 8;
     static SPIN: OnceLock<Duration> = OnceLock::new();
     let cores = || thread::available_parallelism().map_or(1, usize::from);
     *SPIN.get_or_init(|| if cores() >= MANY_CORES { LONG } else { SHORT })
 }
+
+/// How long a thread sleeps between two looks at an event, after [`spin`]. A look takes a microsecond or two, so that a thread that
+/// waits costs some percent of a core, and what it waits for is seen a tenth of a millisecond late at the most, beside the milliseconds
+/// that it has taken. The driver's own wait would spin where cores are many, and wake by an interrupt where events or the context ask
+/// for that: every event would pay for it when it is recorded, those that only streams wait for, too; and how the context waits is
+/// anybody's to set, as it is the process's.
+const NAP: Duration = Duration::from_micros(50);
 
 /// The oldest compute capability whose kernels can overlap with those before them.
 const OVERLAPPING_CAPABILITY: u32 = 90;
@@ -77,15 +88,18 @@ pub fn open(ordinal: u32) -> Result<CudaGpu, GpuError> {
         return Ok(CudaGpu { shared });
     }
     let live = Live::new(device, &properties)?;
+    let free = live.pool()?.memory()?.free;
     // Kernels that overlap wait for each other only in the PTX of 9.0, which newer GPUs get, too.
     let overlaps = properties.capability >= OVERLAPPING_CAPABILITY && is_wanted();
     let shared = Arc::new(Shared {
         properties,
         device,
+        free,
         overlaps: AtomicBool::new(overlaps),
         live: RwLock::new(Ok(live)),
         stale: Mutex::default(),
         host: Mutex::default(),
+        ahead: Ahead::default(),
     });
     let gpu = CudaGpu { shared };
     if overlaps {
@@ -104,12 +118,16 @@ pub struct CudaGpu {
 struct Shared {
     properties: Properties,
     device: sys::CUdevice,
+    /// Bytes of its memory that were free when it was opened.
+    free: u64,
     /// Whether kernels that are put right behind others overlap with them.
     overlaps: AtomicBool,
     /// An error where a revival failed.
     live: RwLock<Result<Live, GpuError>>,
     stale: Mutex<Stale>,
     host: Mutex<HostMemory>,
+    /// Kernels that are compiled before they are needed.
+    ahead: Ahead,
 }
 
 impl Debug for Shared {
@@ -144,14 +162,32 @@ impl CudaGpu {
     }
 }
 
+/// A thread's use of the context, which stays while this lives.
+struct Use<'a> {
+    // Before what is counted: given back first.
+    live: RwLockReadGuard<'a, Result<Live, GpuError>>,
+    _inside: Inside,
+}
+
+impl Deref for Use<'_> {
+    type Target = Result<Live, GpuError>;
+
+    fn deref(&self) -> &Result<Live, GpuError> {
+        &self.live
+    }
+}
+
 impl Shared {
-    fn read(&self) -> RwLockReadGuard<'_, Result<Live, GpuError>> {
-        self.live.read().unwrap_or_else(PoisonError::into_inner)
+    /// # Errors
+    /// [`GpuError::Refused`] once the process is about to end: see [`leave`].
+    fn read(&self) -> Result<Use<'_>, GpuError> {
+        let _inside = Inside::enter()?;
+        Ok(Use { live: self.live.read().unwrap_or_else(PoisonError::into_inner), _inside })
     }
 
     /// Does something in the GPU's context, unless that broke. A fault is remembered: whoever comes later gets the same.
     fn with<T>(&self, body: impl FnOnce(&Live) -> Result<T, GpuError>) -> Result<T, GpuError> {
-        let live = self.read();
+        let live = self.read()?;
         let live = live.as_ref().map_err(Clone::clone)?;
         live.check()?;
         live.make_current()?;
@@ -160,7 +196,8 @@ impl Shared {
 
     /// Gives something back, also to a context that broke. What the driver says to it changes nothing.
     fn give_back(&self, body: impl FnOnce(&Live)) {
-        if let Ok(live) = &*self.read()
+        if let Ok(using) = self.read()
+            && let Ok(live) = &*using
             && live.make_current().is_ok()
         {
             body(live);
@@ -183,22 +220,30 @@ impl Gpu for CudaGpu {
         &self.shared.properties
     }
 
+    fn compile_ahead(&self) {
+        ahead::compile_ahead(&self.shared);
+    }
+
+    fn uncompiled(&self) -> usize {
+        self.shared.ahead.pending()
+    }
+
     fn memory(&self) -> Result<Memory, GpuError> {
         self.shared.with(|live| live.pool()?.memory())
     }
 
-    fn allocate(&self, bytes: u64) -> Result<Address, GpuError> {
+    fn allocate_in(&self, stream: Stream, bytes: u64) -> Result<Address, GpuError> {
         self.shared.with(|live| {
             not_recording(live)?;
             if bytes > self.shared.properties.total_bytes {
                 return Err(GpuError::OutOfMemory { wanted: bytes });
             }
-            live.pool()?.allocate(bytes)
+            live.pool()?.allocate(live.stream(stream), bytes)
         })
     }
 
     unsafe fn free(&self, at: Address) {
-        let live = self.shared.read();
+        let Ok(live) = self.shared.read() else { return };
         // Also where a revival failed: the next one that does not may lend the same address again.
         if lock(&self.shared.stale).give_back(at) {
             return;
@@ -255,7 +300,7 @@ impl Gpu for CudaGpu {
     }
 
     unsafe fn unregister(&self, at: NonNull<u8>) {
-        let live = self.shared.read();
+        let Ok(live) = self.shared.read() else { return };
         let current = live.as_ref().is_ok_and(|live| live.make_current().is_ok());
         // SAFETY: as the caller has it.
         unsafe { HostMemory::give_back(&self.shared.host, at, current) };
@@ -396,17 +441,16 @@ impl Gpu for CudaGpu {
     fn synchronize(&self, event: &Event) -> Result<(), GpuError> {
         self.shared.with(|live| {
             let Some(event) = live.event(event.id) else { return Ok(()) };
-            let started = Instant::now();
-            let spin = spin();
-            while started.elapsed() < spin {
-                if is_past(event)? {
-                    return Ok(());
+            let (started, spin) = (Instant::now(), spin());
+            while !is_past(event)? {
+                if started.elapsed() < spin {
+                    // Asking takes a lock of the driver's, which threads that put copies into streams want, too.
+                    (0..32).for_each(|_| std::hint::spin_loop());
+                } else {
+                    thread::sleep(NAP);
                 }
-                // Asking takes a lock of the driver's, which threads that put copies into streams want, too.
-                (0..32).for_each(|_| std::hint::spin_loop());
             }
-            // SAFETY: the event is live: the caller has it.
-            unsafe { sys::cuEventSynchronize(event) }.during("waiting for the GPU")
+            Ok(())
         })
     }
 
@@ -414,7 +458,7 @@ impl Gpu for CudaGpu {
         let recording = self.shared.with(Recording::begin)?;
         // Without the lock: `work` calls back into this GPU. A panic is caught so that the driver hears that nothing more comes.
         let done = catch_unwind(AssertUnwindSafe(work));
-        let live = self.shared.read();
+        let live = self.shared.read()?;
         let finished = match (&*live, &done) {
             (Ok(live), Ok(Ok(()))) => recording.finish(live).map(|graph| live.keep(graph)),
             (Ok(live), _) => {
@@ -447,26 +491,8 @@ impl Gpu for CudaGpu {
     }
 
     fn revive(&self) -> Result<(), GpuError> {
-        let mut slot = self.shared.live.write().unwrap_or_else(PoisonError::into_inner);
-        let nothing = GpuError::Fault { during: "reviving the GPU", reason: "it was not finished".to_owned() };
-        let before = std::mem::replace(&mut *slot, Err(nothing));
-        let lent = before.iter().flat_map(|live| {
-            let of_pool = live.pool().map(Pool::lent).unwrap_or_default();
-            of_pool.into_iter().chain(live.exports.lent())
-        });
-        lock(&self.shared.stale).add(lent);
-        drop(before);
-        // This process's primary context on the GPU, not the GPU: other processes notice nothing. A library of this process that
-        // holds the context would otherwise keep the broken one.
-        // SAFETY: the device is the driver's own, and nothing of the context is in use: `Live` is gone, and the lock is held.
-        let reset = unsafe { sys::cuDevicePrimaryCtxReset_v2(self.shared.device) };
-        let again = reset.during("resetting the GPU's context").and_then(|()| {
-            let live = Live::new(self.shared.device, &self.shared.properties)?;
-            lock(&self.shared.host).revive(&live);
-            Ok(live)
-        });
-        *slot = again.map_err(|error| GpuError::Fault { during: "reviving the GPU", reason: error.to_string() });
-        slot.as_ref().map(|_| ()).map_err(Clone::clone)
+        self.shared.revive()?;
+        revival::tried(self)
     }
 }
 

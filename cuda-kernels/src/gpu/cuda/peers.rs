@@ -89,13 +89,13 @@ fn both<T>(
         return Err(refused("it is the same"));
     }
     // Always in the order of their numbers: two who copy in opposite ways, and two revivals, never wait for each other in a circle.
-    let first = (to.properties.ordinal < from.properties.ordinal).then(|| to.read());
+    let first = (to.properties.ordinal < from.properties.ordinal).then(|| to.read()).transpose()?;
     from.with(|ours| {
         let second;
         let theirs = match &first {
             Some(held) => held,
             None => {
-                second = to.read();
+                second = to.read()?;
                 &second
             }
         };

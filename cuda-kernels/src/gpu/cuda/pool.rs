@@ -15,10 +15,15 @@ use super::live::lock;
 use super::status::During;
 use crate::view::Address;
 
-/// Memory in the order of one stream.
+/// Memory that is had in the order of any stream, and given back in the order of one.
+///
+/// What was given back is lent again to another stream when that comes after it: by an event that it waited for, because it is done,
+/// or, where there is no other memory, by a wait that the driver puts in. So whoever has memory in a stream need order nothing there
+/// against those who had it before.
 pub(super) struct Pool {
     device: sys::CUdevice,
     pool: sys::CUmemoryPool,
+    /// Where memory is given back.
     stream: sys::CUstream,
     lent: Mutex<HashSet<Address>>,
     /// What is had until the pool goes: our own, of which there is always some, and what could not be freed.
@@ -43,7 +48,8 @@ unsafe impl Send for Left {}
 static LEFT: Mutex<Vec<Left>> = Mutex::new(Vec::new());
 
 impl Pool {
-    /// A pool of a GPU whose context is current, in the order of a stream that outlives it. What broken contexts left is freed first.
+    /// A pool of a GPU whose context is current; memory is given back in the order of a stream that outlives it. What broken contexts left
+    /// is freed first.
     pub(super) fn new(device: sys::CUdevice, stream: sys::CUstream) -> Result<Self, GpuError> {
         use sys::CUmemPool_attribute_enum as Attribute;
 
@@ -89,25 +95,25 @@ impl Pool {
         unsafe { sys::cuMemPoolSetAccess(self.pool, &wanted, 1) }.during("opening memory to another GPU")
     }
 
-    /// Memory that is lent, from the stream's next turn on.
-    pub(super) fn allocate(&self, bytes: u64) -> Result<Address, GpuError> {
-        let at = self.get(bytes)?;
+    /// Memory that is lent, from the next turn on of a stream of the same context.
+    pub(super) fn allocate(&self, stream: sys::CUstream, bytes: u64) -> Result<Address, GpuError> {
+        let at = self.get(stream, bytes)?;
         lock(&self.lent).insert(at);
         Ok(at)
     }
 
     /// Memory until the pool goes.
     pub(super) fn keep(&self, bytes: u64) -> Result<Address, GpuError> {
-        let at = self.get(bytes)?;
+        let at = self.get(self.stream, bytes)?;
         lock(&self.kept).push(at);
         Ok(at)
     }
 
-    fn get(&self, bytes: u64) -> Result<Address, GpuError> {
+    fn get(&self, stream: sys::CUstream, bytes: u64) -> Result<Address, GpuError> {
         let Ok(wanted) = usize::try_from(bytes.max(1)) else { return Err(GpuError::OutOfMemory { wanted: bytes }) };
         let mut at = 0;
         // SAFETY: pool and stream are live; an address is written.
-        let mut get = || unsafe { sys::cuMemAllocFromPoolAsync(&mut at, wanted, self.pool, self.stream) };
+        let mut get = || unsafe { sys::cuMemAllocFromPoolAsync(&mut at, wanted, self.pool, stream) };
         let mut status = get();
         if status == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             // What is being freed, and what the pool has in pieces, may be enough once it is all back.

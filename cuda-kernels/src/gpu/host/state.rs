@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::super::{Event, GpuError, Stream};
 use super::streams::{self, Op, Streams};
-use super::{HostExports, HostProducts, HostSettings};
+use super::{HostExports, HostProducts, HostSettings, POISON};
 use crate::host::Guarded;
 use crate::view::Address;
 
@@ -122,6 +122,12 @@ impl State {
                 self.multiplied += 1;
                 // SAFETY: as for a launch.
                 unsafe { streams::multiply(&both.0, &both.1) }
+            }
+            Op::Allocate(at) => {
+                let freed = || GpuError::Fault { during: "allocating", reason: "it was freed before that".to_owned() };
+                let memory = self.allocated.get(&at).ok_or_else(freed)?;
+                // SAFETY: the memory is there, and nobody's before this moment.
+                unsafe { (at as *mut u8).write_bytes(POISON, memory.len()) };
             }
             Op::Free(at) => {
                 if let Some(memory) = self.allocated.remove(&at) {

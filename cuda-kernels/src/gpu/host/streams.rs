@@ -16,6 +16,7 @@ pub(super) enum Op {
     Fill { to: Address, byte: u8, bytes: usize },
     Launch(Box<Launch>),
     Multiply(Box<(Product, Operands)>),
+    Allocate(Address),
     Free(Address),
     Record(u64),
     Wait(u64),

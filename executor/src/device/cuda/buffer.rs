@@ -1,6 +1,7 @@
 //! A tensor's bytes in a GPU's memory.
 
 use std::any::Any;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use genie_cuda_kernels::Address;
@@ -18,6 +19,12 @@ use crate::device::{Buffer, Coming, DeviceError, Memory, Sum};
 const PEER_PIECE: u64 = 16 << 20;
 
 /// See the module. Given back, its memory is free once the GPU has done what was put into its compute stream until then.
+///
+/// Its memory comes to be in the order of one stream, its home, at the moment `born`. That is the upload stream for what the network
+/// fills: there it has to wait for no kernel, and the driver hands out none that a kernel still uses. Whatever another stream is to do
+/// with it first waits for `born` ([`Self::order`]); kernels that use what was uploaded need not, as whoever starts them has seen on
+/// the host, behind `born`, that the upload is done. It is given back in the order of the compute stream, which comes after `born`,
+/// too.
 #[derive(Debug)]
 pub(super) struct GpuBuffer {
     pool: Arc<Pool>,
@@ -26,31 +33,59 @@ pub(super) struct GpuBuffer {
     charge: u64,
     /// What it is a part of, if that is memory that network cards are told of.
     block: Option<Block>,
-    /// From this moment of the compute stream on the memory is this buffer's, as the last thing put into that stream left it.
+    /// From this moment of a stream on the memory is this buffer's, as the last thing put into that stream left it.
     born: Event,
+    /// The streams, as bits, in which everything from now on comes after `born`.
+    after: AtomicU8,
     /// Copies from the host that may be under way.
     sent: Mutex<Option<Sent>>,
 }
 
 impl GpuBuffer {
-    /// A buffer of memory that was just allocated. For [`Pool::take`], which holds the pool meanwhile.
-    pub(super) fn new(pool: Arc<Pool>, at: Address, bytes: u64, charge: u64) -> Result<Self, GpuError> {
-        let gpu = pool.gpu().clone();
-        match now(&*gpu) {
-            Ok(born) => Ok(Self { pool, at, bytes, charge, block: None, born, sent: Mutex::default() }),
-            Err(error) => {
-                // SAFETY: it was just allocated, and nothing uses it.
+    /// A buffer at home in a stream. For [`Pool::take_in`], which holds the pool meanwhile.
+    pub(super) fn new(gpu: &dyn Gpu, pool: Arc<Pool>, home: Stream, bytes: u64, charge: u64) -> Result<Self, GpuError> {
+        let born = gpu.event()?;
+        let at = gpu.allocate_in(home, charge)?;
+        if let Err(error) = gpu.record(home, &born) {
+            // From elsewhere the compute stream has nothing to wait for, so that it could free too early: the GPU keeps that to its end.
+            if home == Stream::Compute {
+                // SAFETY: it was just allocated in that stream, and nothing uses it.
                 unsafe { gpu.free(at) };
-                Err(error)
             }
+            return Err(error);
         }
+        let after = AtomicU8::new(bit(home));
+        Ok(Self { pool, at, bytes, charge, block: None, born, after, sent: Mutex::default() })
     }
 
-    /// As [`Self::new`], of memory that network cards are told of.
-    pub(super) fn within(pool: Arc<Pool>, block: Block, bytes: u64, charge: u64) -> Result<Self, GpuError> {
+    /// A buffer of memory that network cards are told of, at home in the compute stream.
+    pub(super) fn within(
+        gpu: &dyn Gpu,
+        pool: Arc<Pool>,
+        block: Block,
+        bytes: u64,
+        charge: u64,
+    ) -> Result<Self, GpuError> {
         // Another buffer may have had it: what was put into the stream for that comes first.
-        let born = now(&**pool.gpu())?;
-        Ok(Self { at: block.at(), pool, bytes, charge, block: Some(block), born, sent: Mutex::default() })
+        let (at, born) = (block.at(), gpu.event()?);
+        gpu.record(Stream::Compute, &born)?;
+        let after = AtomicU8::new(bit(Stream::Compute));
+        Ok(Self { pool, at, bytes, charge, block: Some(block), born, after, sent: Mutex::default() })
+    }
+
+    /// Makes what is put into a stream from now on come after the memory is this buffer's.
+    fn order(&self, gpu: &dyn Gpu, stream: Stream) -> Result<(), GpuError> {
+        if self.after.load(Ordering::Acquire) & bit(stream) == 0 {
+            gpu.wait(stream, &self.born)?;
+            // Only now: who sees the bit comes after the wait.
+            self.after.fetch_or(bit(stream), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// As [`Self::order`], for kernels that write it.
+    pub(super) fn order_kernels(&self, gpu: &dyn Gpu) -> Result<(), GpuError> {
+        self.order(gpu, Stream::Compute)
     }
 
     /// The address of `bytes` bytes at `offset`.
@@ -68,11 +103,8 @@ impl GpuBuffer {
     }
 }
 
-/// This moment of the compute stream.
-fn now(gpu: &dyn Gpu) -> Result<Event, GpuError> {
-    let now = gpu.event()?;
-    gpu.record(Stream::Compute, &now)?;
-    Ok(now)
+fn bit(stream: Stream) -> u8 {
+    1 << stream as u8
 }
 
 /// Waits until what was put into `stream` is done.
@@ -94,7 +126,7 @@ impl Buffer for GpuBuffer {
     fn write(&self, offset: u64, from: &[u8]) -> Result<(), DeviceError> {
         let to = self.range(offset, from.len() as u64)?;
         self.pool.with(|gpu| {
-            gpu.wait(Stream::Upload, &self.born)?;
+            self.order(gpu, Stream::Upload)?;
             // SAFETY: both are live: this waits until the copy is done.
             unsafe { gpu.copy_in(Stream::Upload, to, from.as_ptr(), from.len()) }?;
             Ok(finish(gpu, Stream::Upload)?)
@@ -109,6 +141,7 @@ impl Buffer for GpuBuffer {
     unsafe fn read_to(&self, offset: u64, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
         let from = self.range(offset, bytes as u64)?;
         self.pool.with(|gpu| {
+            self.order(gpu, Stream::Download)?;
             // SAFETY: both are live, `to` as the caller has it: this waits until the copy is done.
             unsafe { gpu.copy_out(Stream::Download, to, from, bytes) }?;
             Ok(finish(gpu, Stream::Download)?)
@@ -122,6 +155,7 @@ impl Buffer for GpuBuffer {
             return Err(DeviceError::Internal("a copy from beyond a buffer, or from another device's".to_owned()));
         }
         self.pool.with(|gpu| {
+            self.order(gpu, Stream::Compute)?;
             // SAFETY: both are live: this waits until the copy is done.
             unsafe { gpu.copy(Stream::Compute, to, from.address() + from_offset, bytes) }?;
             Ok(finish(gpu, Stream::Compute)?)
@@ -156,26 +190,20 @@ impl Buffer for GpuBuffer {
 
     fn to_pinned(&self) -> Result<Region, DeviceError> {
         let len = usize::try_from(self.bytes).unwrap_or(usize::MAX);
-        match Pinned::new(&self.pool, len) {
-            Ok(mut pinned) => {
-                self.read(0, pinned.bytes_mut())?;
-                Ok(Region::from_owner(pinned))
-            }
-            Err(lost @ DeviceError::Lost { .. }) => Err(lost),
-            // No more memory can be locked: copies of any other are slower.
-            Err(_) => {
-                let mut slab = Slab::try_zeroed(len).ok_or(DeviceError::NoHostMemory { wanted: self.bytes })?;
-                self.read(0, &mut slab)?;
-                Ok(slab.freeze())
-            }
-        }
+        let mut pinned = Pinned::new(&self.pool, len)?;
+        self.read(0, pinned.bytes_mut())?;
+        Ok(Region::from_owner(pinned))
     }
 
     fn clear(&self) -> Result<(), DeviceError> {
         self.pool.with(|gpu| {
+            self.order(gpu, Stream::Compute)?;
             // SAFETY: the buffer is given back to the compute stream, after this.
             unsafe { gpu.fill(Stream::Compute, self.at, 0, self.bytes) }?;
-            Ok(gpu.record(Stream::Compute, &self.born)?)
+            gpu.record(Stream::Compute, &self.born)?;
+            // It is another moment now, and nobody else has the buffer.
+            self.after.store(bit(Stream::Compute), Ordering::Release);
+            Ok(())
         })
     }
 
@@ -192,13 +220,20 @@ impl Buffer for GpuBuffer {
         if !parts.iter().all(own) {
             return Err(DeviceError::Internal("another device's memory was to be fetched".to_owned()));
         }
+        let buffers = || {
+            parts.iter().filter_map(|part| match part {
+                Memory::Device(buffer, _) => (&**buffer as &dyn Any).downcast_ref::<Self>(),
+                Memory::Host(_) => None,
+            })
+        };
+        self.pool.with(|gpu| Ok(buffers().try_for_each(|buffer| buffer.order(gpu, Stream::Download))?))?;
         self.pool.with(|_| Ok(Box::new(self.pool.staging.fetch(&self.pool, parts, to)?) as Box<dyn Coming>))
     }
 
     fn send(&self, offset: u64, from: Region) -> Result<(), DeviceError> {
         let to = self.range(offset, from.len() as u64)?;
         self.pool.with(|gpu| {
-            gpu.wait(Stream::Upload, &self.born)?;
+            self.order(gpu, Stream::Upload)?;
             // Held, so that what is kept is the last of two that are sent at once.
             let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
             // SAFETY: the buffer is live until the copy is done: its drop waits for it.
@@ -248,9 +283,11 @@ impl Drop for GpuBuffer {
         // A GPU that broke has stopped copying, too.
         let gpu = self.pool.gpu();
         let _ = self.wait();
+        // Nothing was sent to it, perhaps, so that nobody has waited. A GPU that broke frees in no order.
+        let _ = self.order(&**gpu, Stream::Compute);
         if self.block.is_none() {
-            // SAFETY: it came from this GPU; copies from the host are done, and kernels that use it are in the compute stream. From
-            // before a revival the GPU knows it, and frees nothing.
+            // SAFETY: it came from this GPU; copies from the host are done, kernels that use it are in the compute stream, and that comes
+            // after the allocation. From before a revival the GPU knows it, and frees nothing.
             unsafe { gpu.free(self.at) };
         }
         self.pool.give_back(self.charge);

@@ -20,7 +20,7 @@ mod workspace;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use genie_cuda_kernels::gpu::{Bandwidth, Gpu, GpuError, measure_pcie};
+use genie_cuda_kernels::gpu::{Bandwidth, Gpu, GpuError, Stream, measure_pcie};
 use genie_graph::VerifiedGraph;
 
 use self::pool::{Loss, Pool};
@@ -139,6 +139,22 @@ fn staging_bytes(pcie: Option<Bandwidth>) -> u64 {
     ((rate * AWAY) as u64).clamp(LEAST, MOST).next_multiple_of(SLAB_BYTES as u64)
 }
 
+impl CudaDevice {
+    fn allocate_in(&self, stream: Stream, bytes: u64) -> Result<Space, DeviceError> {
+        let pool = self.inner.pool();
+        let taken = pool.take_in(stream, bytes);
+        let taken = taken.or_else(|error| match (&error, self.inner.workspace.try_lock()) {
+            // Nobody runs: what the last run worked in can go.
+            (DeviceError::OutOfMemory(_), Ok(mut space)) => {
+                space.release();
+                pool.take_in(stream, bytes)
+            }
+            _ => Err(error),
+        })?;
+        Ok(Space::Device(Arc::new(taken)))
+    }
+}
+
 impl Device for CudaDevice {
     fn info(&self) -> DeviceInfo {
         let Inner { index, gpu, .. } = &*self.inner;
@@ -159,7 +175,12 @@ impl Device for CudaDevice {
         let uuid = &self.inner.gpu.properties().uuid;
         let pcie = self.inner.pcie.map(|b| (b.to_device as u64, b.from_device as u64));
         let (copies, slices) = (self.inner.staging.copies(), self.inner.staging.slices());
-        Some(GpuInfo { uuid: uuid.clone(), utilisation: utilisation(uuid), pcie, copies, slices })
+        let uncompiled = self.inner.gpu.uncompiled();
+        Some(GpuInfo { uuid: uuid.clone(), utilisation: utilisation(uuid), pcie, uncompiled, copies, slices })
+    }
+
+    fn warm_up(&self) {
+        self.inner.gpu.compile_ahead();
     }
 
     fn trace(&self, to: &Arc<Trace>) -> bool {
@@ -175,23 +196,17 @@ impl Device for CudaDevice {
     }
 
     fn allocate(&self, bytes: u64) -> Result<Space, DeviceError> {
-        let pool = self.inner.pool();
-        let taken = pool.take(bytes);
-        let taken = taken.or_else(|error| match (&error, self.inner.workspace.try_lock()) {
-            // Nobody runs: what the last run worked in can go.
-            (DeviceError::OutOfMemory(_), Ok(mut space)) => {
-                space.release();
-                pool.take(bytes)
-            }
-            _ => Err(error),
-        })?;
-        Ok(Space::Device(Arc::new(taken)))
+        self.allocate_in(Stream::Compute, bytes)
+    }
+
+    fn allocate_for_upload(&self, bytes: u64) -> Result<Space, DeviceError> {
+        self.allocate_in(Stream::Upload, bytes)
     }
 
     fn allocate_reachable(&self, bytes: u64) -> Result<Space, DeviceError> {
         match self.inner.pool().take_reachable(bytes)? {
             Some(taken) => Ok(Space::Device(Arc::new(taken))),
-            None => self.allocate(bytes),
+            None => self.allocate_for_upload(bytes),
         }
     }
 

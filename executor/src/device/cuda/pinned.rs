@@ -2,18 +2,30 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use genie_cuda_kernels::gpu::Gpu;
+use genie_cuda_kernels::gpu::{Gpu, GpuError};
+use genie_transport::memory::Slab;
 
 use super::pool::Pool;
 use crate::device::DeviceError;
 
-/// Host memory that copies reach without help.
+/// Host memory that copies reach without help, or any other where no more can be pinned: copies of that are slower.
 #[derive(Debug)]
 pub(super) struct Pinned {
-    gpu: Arc<dyn Gpu>,
     pub(super) at: NonNull<u8>,
     len: usize,
+    owner: Owner,
+}
+
+/// Whose the memory is.
+#[derive(Debug)]
+enum Owner {
+    Gpu(Arc<dyn Gpu>),
+    /// Held, and not touched but through the address: copies are under way between its host's looks at it.
+    System {
+        _slab: Slab,
+    },
 }
 
 // SAFETY: it owns its memory alone.
@@ -25,8 +37,28 @@ unsafe impl Sync for Pinned {}
 impl Pinned {
     /// So many bytes, zeroed.
     pub(super) fn new(pool: &Pool, len: usize) -> Result<Self, DeviceError> {
-        let at = pool.with(|gpu| Ok(gpu.pin(len)?))?;
-        Ok(Self { gpu: pool.gpu().clone(), at, len })
+        let pinned = pool.with(|gpu| match gpu.pin(len) {
+            Err(GpuError::OutOfMemory { .. }) => Ok(None),
+            other => Ok(Some(other?)),
+        })?;
+        match pinned {
+            Some(at) => Ok(Self { at, len, owner: Owner::Gpu(pool.gpu().clone()) }),
+            None => Self::unpinned(len),
+        }
+    }
+
+    fn unpinned(len: usize) -> Result<Self, DeviceError> {
+        static WARNED: AtomicBool = AtomicBool::new(false);
+        let none = || DeviceError::NoHostMemory { wanted: len as u64 };
+        let mut slab = Slab::try_zeroed(len).ok_or_else(none)?;
+        let at = NonNull::new(slab.as_mut_ptr()).ok_or_else(none)?;
+        if !WARNED.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                bytes = len,
+                "no more host memory can be pinned: some copies to and from the GPU are slower"
+            );
+        }
+        Ok(Self { at, len, owner: Owner::System { _slab: slab } })
     }
 
     /// Makes it at least so large. It holds anything.
@@ -41,7 +73,7 @@ impl Pinned {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: `pin` gave so many bytes, zeroed; copies into them are waited for before anybody looks.
+        // SAFETY: its owner gave so many bytes, zeroed; copies into them are waited for before anybody looks.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 
@@ -59,7 +91,9 @@ impl AsRef<[u8]> for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: it came from `pin`, and every run waits for its copies.
-        unsafe { self.gpu.unpin(self.at) };
+        if let Owner::Gpu(gpu) = &self.owner {
+            // SAFETY: it came from `pin`, and every run waits for its copies.
+            unsafe { gpu.unpin(self.at) };
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use genie_cuda_kernels::gpu::{Gpu, GpuError};
+use genie_cuda_kernels::gpu::{Gpu, GpuError, Stream};
 use genie_transport::memory::OutOfMemory;
 
 use super::buffer::GpuBuffer;
@@ -128,16 +128,22 @@ impl Pool {
         matches!(memory, Memory::Device(buffer, _) if buffer.device() == self.id())
     }
 
-    /// Memory that holds anything.
+    /// Memory that holds anything, for what kernels write.
     pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<GpuBuffer, DeviceError> {
+        self.take_in(Stream::Compute, bytes)
+    }
+
+    /// Memory that holds anything, for what this stream writes first.
+    pub(super) fn take_in(self: &Arc<Self>, stream: Stream, bytes: u64) -> Result<GpuBuffer, DeviceError> {
         let charge = self.charge(bytes)?;
         let taken = self.with(|gpu| {
-            let had = match gpu.allocate(charge) {
+            let take = || GpuBuffer::new(gpu, self.clone(), stream, bytes, charge);
+            let had = match take() {
                 // What is kept for network cards may be enough.
-                Err(GpuError::OutOfMemory { .. }) if self.reachable.trim() => gpu.allocate(charge),
+                Err(GpuError::OutOfMemory { .. }) if self.reachable.trim() => take(),
                 had => had,
             };
-            match had.and_then(|at| GpuBuffer::new(self.clone(), at, bytes, charge)) {
+            match had {
                 // Somebody else on the machine has taken what was free.
                 Err(GpuError::OutOfMemory { .. }) => Err(self.refuse(bytes).into()),
                 other => Ok(other?),
@@ -149,9 +155,9 @@ impl Pool {
     /// Memory that holds anything, and that network cards can be told of. `None`: there is none of the kind, or no more.
     pub(super) fn take_reachable(self: &Arc<Self>, bytes: u64) -> Result<Option<GpuBuffer>, DeviceError> {
         let charge = self.charge(bytes)?;
-        let taken = self.with(|_| {
+        let taken = self.with(|gpu| {
             let block = self.reachable.take(charge)?;
-            Ok(block.map(|block| GpuBuffer::within(self.clone(), block, bytes, charge)).transpose()?)
+            Ok(block.map(|block| GpuBuffer::within(gpu, self.clone(), block, bytes, charge)).transpose()?)
         });
         if !matches!(taken, Ok(Some(_))) {
             self.give_back(charge);

@@ -112,7 +112,13 @@ impl Staging {
                 Ok(at) => blocks.push(Arc::new(Pinned { gpu: gpu.clone(), at })),
                 Err(error) => {
                     let pinned = blocks.len();
-                    tracing::warn!(pinned, wanted, %error, "less memory is pinned than wanted: raise `ulimit -l`");
+                    // NVIDIA's driver locks pages by itself: as far as is known no limit of the process's (`ulimit -l`) stops it.
+                    tracing::warn!(
+                        pinned,
+                        wanted,
+                        %error,
+                        "less memory is pinned than wanted: the host or its container is short of memory; --staging asks for less"
+                    );
                     break;
                 }
             }

@@ -1,5 +1,6 @@
 //! What runs on a GPU work in, and how what they are given gets there.
 
+use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -146,6 +147,9 @@ impl Workspace {
                 for kept in row.kept.iter().filter(|kept| kept.output == output) {
                     match &*kept.space {
                         Space::Device(buffer) if buffer.device() == pool.id() => {
+                            if let Some(buffer) = (&**buffer as &dyn Any).downcast_ref::<GpuBuffer>() {
+                                pool.with(|gpu| Ok(buffer.order_kernels(gpu)?))?;
+                            }
                             let to = buffer.address();
                             self.kept.push(Stays { v, part: part.clone(), to });
                         }

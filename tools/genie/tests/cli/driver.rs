@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use genie_models::remote::{RemoteModel, RemoteOptions, Sampling};
 use genie_models::{HashCache, Model, OpenOptions};
@@ -183,7 +184,68 @@ fn a_gpu_that_no_reset_helps_is_out_and_the_server_goes_on() {
     drop(client);
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));
-    machine.logged();
+    assert!(machine.logged().contains("start the server anew"));
+}
+
+/// Every request that brought a byte to the GPU failed where the driver pinned nothing.
+#[test]
+fn a_driver_that_pins_nothing_serves_the_same() {
+    let model = tiny();
+    let expected = said(&mut remote(&Server::start().uri, &model), |_| ());
+    for (pinning, warning) in
+        [("refused", "the driver pins no host memory"), ("full", "no more host memory can be pinned")]
+    {
+        let machine = Machine::new(&[("GENIE_STAND_IN_PINNING", pinning)]);
+        let server = machine.serve("tcp://127.0.0.1:0", "cuda", "cuda:0");
+        assert_eq!(said(&mut remote(&server.uri, &model), |_| ()), expected, "{pinning}");
+        assert_eq!(machine.logged().matches(warning).count(), 1, "{}", machine.logged());
+    }
+}
+
+/// The driver was taken down under the thread that waited for the GPU.
+#[test]
+fn a_gpu_that_hangs_does_not_keep_the_server_nor_crash_its_end() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let hang = folder.path().join("hang");
+    let mut machine = Machine::new(&[]);
+    machine.variables.push(("GENIE_STAND_IN_HANG", hang.to_str().expect("a name").to_owned().leak()));
+    let server = machine.serve("tcp://127.0.0.1:0", "cuda", "cuda:0");
+    let mut client = remote(&server.uri, &tiny());
+    let mut context = client.context(GREEDY).expect("a context");
+    File::create(&hang).expect("there is room");
+    // It is never answered, and tries to come back for as long as the test lasts.
+    std::thread::spawn(move || client.prefill(&mut context, &[3, 14, 15]).map(drop));
+    // The step is there, and hangs.
+    std::thread::sleep(Duration::from_millis(500));
+    server.signal("-TERM");
+    std::thread::sleep(Duration::from_millis(500));
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0), "{}", machine.logged());
+    assert!(machine.logged().contains("stopping at once"));
+}
+
+#[test]
+fn kernels_are_compiled_once_the_gpus_are_open() {
+    let machine = Machine::new(&[("GENIE_STAND_IN_GPUS", "2")]);
+    let server = machine.serve("tcp://127.0.0.1:0", "cuda", "cuda:0, cuda:1");
+    let until = Instant::now() + Duration::from_secs(60);
+    while machine.logged().matches("all kernels are ready").count() < 2 {
+        assert!(Instant::now() < until, "{}", machine.logged());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut session = blocking::Session::connect(&server.uri.parse().expect("an address"), ConnectOptions::default())
+        .expect("a session");
+    let counters = session.stats().expect("counters");
+    for device in ["cuda:0", "cuda:1"] {
+        let name = format!("genie_device_uncompiled_kernel_modules{{device=\"{device}\"}}");
+        assert!(counters.iter().any(|(known, value)| *known == name && *value == 0), "{counters:?}");
+    }
+}
+
+#[test]
+fn the_toolkits_stub_is_told_from_the_driver() {
+    let refusal = Machine::new(&[("GENIE_STAND_IN_STUB", "1")]).refusal("cuda");
+    assert!(refusal.contains("STUB_LIBRARY") && refusal.contains("LD_LIBRARY_PATH"), "{refusal}");
 }
 
 #[test]
