@@ -22,18 +22,25 @@ const BYTES: usize = (1 << 20) + 5;
 
 struct Scene {
     server: Live,
+    /// What is said once a process may be said in any of these tests.
+    log: Log,
     gpu: HostGpu,
     faults: Arc<Faults>,
 }
 
 impl Scene {
     fn new(exports: HostExports) -> Self {
+        let log = Log::of_this_process();
         let gpu = HostGpu::new(HostSettings { total_bytes: 64 << 20, seed: 1, ..HostSettings::default() });
         gpu.set_exports(exports);
         let device = CudaDevice::with_staging(0, Arc::new(gpu.clone()), None, 16 << 20).expect("a device");
         let faults = Arc::<Faults>::default();
         let server = serve(Config::new(vec![Arc::new(device)], 7), faults.clone());
-        Self { server, gpu, faults }
+        Self { server, log, gpu, faults }
+    }
+
+    fn is_told(&self, is: impl Fn(&String) -> bool) -> bool {
+        self.log.lines().iter().any(|(_, line)| is(line))
     }
 
     fn connect(&self) -> blocking::Session {
@@ -74,6 +81,8 @@ fn a_put_goes_straight_into_the_gpus_memory_and_a_get_comes_straight_from_it() {
         assert_eq!(copied_bytes() - before, 0);
         let [written, read, staged] = slices(&mut session);
         assert!(written > 0 && read == written && staged == 0, "{exports:?}: {written}, {read} straight, {staged} not");
+        let is = |line: &String| line.contains("reaches GPU memory itself") && line.contains("no dmabuf: ");
+        assert!(scene.is_told(is), "the way is not told: {:?}", scene.log.lines());
         // Another connection has a domain of its own, and its tensors lie beside these.
         let (mut other, others) = (scene.connect(), noise(2));
         let theirs = other.put(&spec(), others.clone(), PutOptions::default()).expect("a put");
@@ -85,7 +94,6 @@ fn a_put_goes_straight_into_the_gpus_memory_and_a_get_comes_straight_from_it() {
 
 #[test]
 fn where_the_network_card_does_not_reach_the_gpu_slabs_do_and_the_reason_is_told() {
-    let log = Log::of_this_process();
     for (exports, why) in [(HostExports::None, "it was told to refuse"), (HostExports::Address, "it was told to fail")]
     {
         let scene = Scene::new(exports);
@@ -100,7 +108,7 @@ fn where_the_network_card_does_not_reach_the_gpu_slabs_do_and_the_reason_is_told
         assert_eq!(read, 0, "{exports:?}");
         let is =
             |line: &String| line.contains(" WARN ") && line.contains("through slabs of the host") && line.contains(why);
-        assert!(log.lines().iter().any(|(_, line)| is(line)), "{why} is not told: {:?}", log.lines());
+        assert!(scene.is_told(is), "{why} is not told: {:?}", scene.log.lines());
     }
 }
 
