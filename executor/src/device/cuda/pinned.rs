@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use genie_cuda_kernels::gpu::Gpu;
 
@@ -13,6 +14,8 @@ use crate::device::DeviceError;
 pub(super) struct Pinned {
     gpu: Arc<dyn Gpu>,
     pub(super) at: NonNull<u8>,
+    /// No other has it: an address can be had again.
+    pub(super) id: u64,
     len: usize,
 }
 
@@ -25,8 +28,9 @@ unsafe impl Sync for Pinned {}
 impl Pinned {
     /// So many bytes, zeroed.
     pub(super) fn new(pool: &Pool, len: usize) -> Result<Self, DeviceError> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         let at = pool.with(|gpu| Ok(gpu.pin(len)?))?;
-        Ok(Self { gpu: pool.gpu().clone(), at, len })
+        Ok(Self { gpu: pool.gpu().clone(), at, id: NEXT.fetch_add(1, Ordering::Relaxed), len })
     }
 
     /// Makes it at least so large. It holds anything.
