@@ -190,4 +190,9 @@ pub trait Loaded: Send + Sync {
         meanwhile();
         self.run(weights, rows)
     }
+
+    /// Bytes of the device's memory that it keeps between runs, as far as they are counted; `None`: it keeps nothing there.
+    fn kept_bytes(&self) -> Option<u64> {
+        None
+    }
 }

@@ -104,6 +104,9 @@ fn attempt(core: &Arc<Core>, batch: &mut [Job], rows: &mut Rows, said: &mut Vec<
             continue;
         }
         let device = batch.first().map_or(0, |job| job.binding.program.device);
+        if core.programs.give_back(device) {
+            continue;
+        }
         if std::mem::replace(&mut evicted, true) || !core.make_room(device, short.wanted) {
             return Err(DeviceError::OutOfMemory(short));
         }

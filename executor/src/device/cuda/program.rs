@@ -198,6 +198,20 @@ impl Loaded for Program {
         space.sizes = sizes;
         done
     }
+
+    fn kept_bytes(&self) -> Option<u64> {
+        let plans = lock(&self.plans);
+        if plans.life != self.device.pool().life {
+            return None;
+        }
+        // What graphs take the driver knows alone.
+        let of = |ready: &Ready| {
+            let graphs = lock(&ready.captured).iter().any(|captured| captured.graph.is_some());
+            let constants = ready.constants.as_ref().map(Buffer::bytes);
+            constants.or_else(|| graphs.then_some(0))
+        };
+        plans.list.kept().filter_map(of).reduce(|a, b| a.saturating_add(b))
+    }
 }
 
 /// Brings what a run is given, runs, and fetches what is wanted; `meanwhile` is called when the GPU has it all.
