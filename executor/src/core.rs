@@ -1,29 +1,25 @@
 //! What all of the server's parts share.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
 use genie_transport::memory::Pool;
-use genie_transport::wire::{ContentHash, ErrorCode, RemoteError};
+use genie_transport::wire::{ErrorCode, RemoteError};
 
 use crate::config::{Config, Mode};
 use crate::device::{Device, DeviceError, Space};
 use crate::error::fail;
 use crate::evicted::Evicted;
+use crate::known::KnownPrograms;
 use crate::names::Names;
 use crate::outage::Outage;
-use crate::programs::Program;
 use crate::registry::Registry;
 use crate::replies::Replies;
 use crate::scheduler::{Job, Queue, Scratch, Task, shutting_down, step};
 use crate::sets::Sets;
 use crate::stats::{Stats, add};
 use crate::weights::WeightStore;
-
-/// Programs that stay although no session has them.
-const RECENT_PROGRAMS: usize = 32;
 
 /// Ticks in which owners are judged after a change.
 const JUDGED: u32 = 3;
@@ -35,12 +31,10 @@ pub(crate) struct Core {
     pub(crate) names: Names,
     pub(crate) evicted: Evicted,
     pub(crate) sets: Sets,
+    pub(crate) programs: KnownPrograms,
     pub(crate) stats: Stats,
     pub(crate) replies: Arc<Replies>,
     devices: Vec<Slot>,
-    programs: Mutex<HashMap<(u16, ContentHash), Weak<Program>>>,
-    /// Programs that stay when the last session that has them ends: whoever comes next need not send their graphs.
-    recent: Mutex<VecDeque<Arc<Program>>>,
     numbers: AtomicU64,
     /// As of which of the guard's changes owners were judged, and how often they are judged still: a request that was under way may
     /// open one more session for somebody who is gone.
@@ -78,11 +72,10 @@ impl Core {
             names: Names::new(config.names_quota),
             evicted: Evicted::new(config.evicted_bytes),
             sets: Sets::new(config.sets_bytes),
+            programs: KnownPrograms::new(config.max_programs),
             stats: Stats::default(),
             replies: Replies::new(config.replies_bytes, config.max_sessions),
             devices: config.devices.iter().map(slot).collect(),
-            programs: Mutex::default(),
-            recent: Mutex::default(),
             numbers: AtomicU64::new(1),
             judged: Mutex::default(),
             closing: AtomicBool::new(false),
@@ -178,8 +171,8 @@ impl Core {
         }
     }
 
-    /// Evicts until `wanted` bytes are free, and something at least; nothing at all where it would not be enough. Whether
-    /// there is more room than before. Only who needs room waits for the copies that this makes.
+    /// Lets go of what idle programs keep, then evicts until `wanted` bytes are free, and something at least; nothing at all where it
+    /// would not be enough. Whether there is more room than before. Only who needs room waits for the copies that this makes.
     pub(crate) fn make_room(&self, device: u16, wanted: u64) -> bool {
         let Slot { device: hardware, weights, evicting, .. } = self.slot(device);
         let Some(wanted) = Pool::charge(wanted) else { return false };
@@ -196,10 +189,11 @@ impl Core {
             }
         };
         let evictable = weights.evictable_bytes().saturating_add(self.names.evictable_bytes(device));
+        let evictable = evictable.saturating_add(self.programs.idle_bytes(device));
         if hardware.info().free_bytes.saturating_add(evictable) < wanted {
             return false;
         }
-        let mut evicted = false;
+        let mut evicted = self.programs.give_back(device);
         while !evicted || hardware.info().free_bytes < wanted {
             let Some(bytes) = self.evict_weight(device).or_else(|| self.names.evict(device)) else { break };
             evicted = true;
@@ -207,55 +201,6 @@ impl Core {
             add(&self.stats.evicted_bytes, bytes);
         }
         evicted
-    }
-
-    /// The program with this graph on this device, if a session has it or had it lately.
-    pub(crate) fn program(&self, device: u16, hash: &ContentHash) -> Option<Arc<Program>> {
-        self.programs().get(&(device, *hash)).and_then(Weak::upgrade)
-    }
-
-    /// Lets other sessions find a program; gives the one that is found, should another have been first.
-    pub(crate) fn share_program(&self, program: Arc<Program>) -> Result<Arc<Program>, RemoteError> {
-        let mut programs = self.programs();
-        let key = (program.device, program.hash());
-        if let Some(first) = programs.get(&key).and_then(Weak::upgrade) {
-            return Ok(first);
-        }
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if programs.len() >= self.config.max_programs {
-            recent.clear();
-        }
-        programs.retain(|_, program| program.strong_count() > 0);
-        if programs.len() >= self.config.max_programs {
-            let limit = self.config.max_programs;
-            return Err(fail(ErrorCode::Busy, format!("the server holds {limit} programs, its limit: free some")));
-        }
-        programs.insert(key, Arc::downgrade(&program));
-        recent.push_back(program.clone());
-        if recent.len() > RECENT_PROGRAMS {
-            recent.pop_front();
-        }
-        Ok(program)
-    }
-
-    /// Lets go of a device's programs: their plans are lost.
-    pub(crate) fn forget_programs(&self, device: u16) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = std::mem::take(&mut *recent);
-        let (gone, kept): (Vec<_>, _) = all.into_iter().partition(|program| program.device == device);
-        *recent = kept.into();
-        drop(recent);
-        self.programs().retain(|(of, _), _| *of != device);
-        drop(gone);
-    }
-
-    /// How many programs there are.
-    pub(crate) fn program_count(&self) -> u64 {
-        self.programs().values().filter(|program| program.strong_count() > 0).count() as u64
-    }
-
-    fn programs(&self) -> MutexGuard<'_, HashMap<(u16, ContentHash), Weak<Program>>> {
-        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does work that takes long, off the caller's thread where there are threads.
@@ -316,6 +261,7 @@ impl Core {
             self.end_session(&session);
         }
         self.end_unwelcome();
+        self.programs.tick(now);
         self.retry_devices(now);
         for slot in &self.devices {
             slot.weights.forget_partial(|upload| upload.is_older_than(self.config.default_lease, now));

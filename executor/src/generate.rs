@@ -10,7 +10,7 @@ use crate::buffers::{Buffers, inline_bytes};
 use crate::core::Core;
 use crate::error::fail;
 use crate::programs::{Binding, Source, bad};
-use crate::scheduler::{Job, piece};
+use crate::scheduler::{Job, Said, piece};
 use crate::session::Session;
 
 /// Tokens that one generate may make: its record must fit one reply.
@@ -46,12 +46,12 @@ pub(crate) struct Generation {
 
 /// What comes after a run.
 pub(crate) enum Onward {
-    /// Another run.
-    Again,
+    /// Another run, and the token that this one made, which is still to be sent.
+    Again(Option<Said>),
     /// Nothing: the last token was sent.
     Ended,
-    /// Nothing, because of this.
-    Failed(RemoteError),
+    /// Nothing, because of this; the token is sent first.
+    Failed(Option<Said>, RemoteError),
 }
 
 impl Generation {
@@ -109,14 +109,14 @@ impl Generation {
         })
     }
 
-    /// A run has ended well: sends what it gave, and readies the job for the next.
+    /// A run has ended well: readies the job for the next, or sends the last token.
     pub(crate) fn advance(&mut self, core: &Arc<Core>, job: &mut Job) -> Onward {
         let prefilled = self.decode.is_some();
         if prefilled {
             self.fed += usize::try_from(job.sizes.sequence).unwrap_or(usize::MAX);
             if let Some(rest) = self.prompt.get(self.fed..).filter(|rest| !rest.is_empty()) {
                 let next = rest.get(..piece(core, &job.binding.program)).unwrap_or(rest);
-                return self.again(core, job, next);
+                return self.again(core, job, next, None);
             }
         }
         let device = job.binding.program.device;
@@ -125,7 +125,7 @@ impl Generation {
             return Onward::Ended;
         }
         let Some(token) = job.buffers.token(self.sampled[usize::from(!prefilled)]) else {
-            return Onward::Failed(fail(ErrorCode::DeviceFailed, "the program gave no token"));
+            return Onward::Failed(None, fail(ErrorCode::DeviceFailed, "the program gave no token"));
         };
         self.made += 1;
         core.stats.token();
@@ -134,26 +134,27 @@ impl Generation {
         } else {
             (self.made == self.max_new).then_some(Finish::Length)
         };
-        job.session.generated(job.id, device, job.length(), Some(token), finish);
         if finish.is_some() {
+            job.session.generated(job.id, device, job.length(), Some(token), finish);
             return Onward::Ended;
         }
+        let said = Said { session: job.session.clone(), id: job.id, device, position: job.length(), token };
         if let Some((binding, buffers)) = self.decode.take() {
             turn_to(job, binding, buffers);
             job.wanted = 1 << self.sampled[1];
         }
-        self.again(core, job, &[token])
+        self.again(core, job, &[token], Some(said))
     }
 
-    fn again(&self, core: &Arc<Core>, job: &mut Job, tokens: &[[u8; 4]]) -> Onward {
+    fn again(&self, core: &Arc<Core>, job: &mut Job, tokens: &[[u8; 4]], said: Option<Said>) -> Onward {
         if let Some(at) = job.binding.program.tokens {
             job.buffers.set_tokens(at, tokens);
         }
         job.position = None;
         job.sizes = Sizes { sequence: tokens.len() as u64, ..job.sizes };
         match job.prepare(core) {
-            Ok(()) => Onward::Again,
-            Err(error) => Onward::Failed(error),
+            Ok(()) => Onward::Again(said),
+            Err(error) => Onward::Failed(said, error),
         }
     }
 }

@@ -21,6 +21,7 @@ mod executor;
 mod generate;
 mod handles;
 mod hashing;
+mod known;
 mod names;
 mod outage;
 mod outflow;

@@ -128,7 +128,7 @@ impl Core {
     fn forget_all_on(&self, device: u16) {
         self.weights(device).clear();
         self.names.forget(device);
-        self.forget_programs(device);
+        self.programs.forget(device);
     }
 
     /// Tries to make the device usable again, elsewhere: it may take seconds.

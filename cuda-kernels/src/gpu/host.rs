@@ -105,6 +105,7 @@ impl HostGpu {
             planted: None,
             broken: None,
             dead: 0,
+            calls: 0,
             copies_in: 0,
             launches: 0,
             behind: 0,
@@ -172,6 +173,12 @@ impl HostGpu {
         self.state().copies_in
     }
 
+    /// Calls that would be the driver's: of all that is put into streams or recordings, and what is made, given back and waited for.
+    /// Asking again and again whether something is done is one.
+    pub fn calls(&self) -> u64 {
+        self.state().calls
+    }
+
     /// Kernels that ran, replays of graphs included.
     pub fn launches(&self) -> u64 {
         self.state().launches
@@ -192,12 +199,19 @@ impl HostGpu {
         self.state().replays
     }
 
+    /// The state, for a call that would be the driver's.
+    fn call(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        state.calls += 1;
+        state
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn put(&self, stream: Stream, op: Op) -> Result<(), GpuError> {
-        let mut state = self.state();
+        let mut state = self.call();
         state.check()?;
         state.put(stream, op);
         Ok(())
@@ -212,6 +226,7 @@ impl DropEvent for Owner {
     fn drop_event(&self, id: u64) {
         // A graph may still wait in the stream: what it does was promised to stay possible until it is done.
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.calls += 1;
         if state.streams.replays(id) {
             return;
         }
@@ -242,7 +257,7 @@ impl Gpu for HostGpu {
     }
 
     fn allocate_in(&self, stream: Stream, bytes: u64) -> Result<Address, GpuError> {
-        let mut state = self.state();
+        let mut state = self.call();
         state.check()?;
         // As a driver does: what is to be freed is, before it says no.
         while state.used.saturating_add(bytes) > state.settings.total_bytes && !state.streams.is_empty(Stream::Compute)
@@ -262,7 +277,7 @@ impl Gpu for HostGpu {
     }
 
     unsafe fn free(&self, at: Address) {
-        let mut state = self.state();
+        let mut state = self.call();
         if state.stale.remove(&at).is_some() {
             return;
         }
@@ -385,7 +400,7 @@ impl Gpu for HostGpu {
     }
 
     unsafe fn launch_behind(&self, stream: Stream, launch: &Launch) -> Result<(), GpuError> {
-        let mut state = self.state();
+        let mut state = self.call();
         state.check()?;
         state.behind += 1;
         let before = if state.hasty { state.take_last(stream) } else { None };
@@ -411,7 +426,7 @@ impl Gpu for HostGpu {
     }
 
     fn event(&self) -> Result<Event, GpuError> {
-        let mut state = self.state();
+        let mut state = self.call();
         state.check()?;
         Ok(Event { id: state.id(), timed: false, gpu: Box::new(Owner(self.state.clone())) })
     }
@@ -430,7 +445,7 @@ impl Gpu for HostGpu {
     }
 
     fn record(&self, stream: Stream, event: &Event) -> Result<(), GpuError> {
-        let mut state = self.state();
+        let mut state = self.call();
         state.check()?;
         let moment = state.id();
         if let Some(before) = state.moments.insert(event.id, moment) {
@@ -444,7 +459,7 @@ impl Gpu for HostGpu {
     }
 
     fn wait(&self, stream: Stream, event: &Event) -> Result<(), GpuError> {
-        let mut state = self.state();
+        let mut state = self.call();
         state.check()?;
         if state.holds(event).is_some()
             && let Some(&moment) = state.moments.get(&event.id)
@@ -465,7 +480,7 @@ impl Gpu for HostGpu {
     }
 
     fn synchronize(&self, event: &Event) -> Result<(), GpuError> {
-        let mut state = self.state();
+        let mut state = self.call();
         state.check()?;
         let moment = state.moments.get(&event.id).copied();
         moment.map_or(Ok(()), |moment| state.reach(moment))

@@ -210,4 +210,24 @@ pub trait Loaded: Send + Sync {
     /// # Errors
     /// [`DeviceError`]; whatever a row asked, other rows' memory is unharmed. Where one row is to blame, the error names it.
     fn run(&self, weights: &[Memory], rows: &mut [Row<'_>]) -> Result<(), DeviceError>;
+
+    /// As [`Self::run`], and calls `meanwhile` where this thread has nothing to do but wait: once the device has the work, or before
+    /// where the work is this thread's. After an error it may not have been called; where rows run one after another it is for each.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    fn run_with(
+        &self,
+        weights: &[Memory],
+        rows: &mut [Row<'_>],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(), DeviceError> {
+        meanwhile();
+        self.run(weights, rows)
+    }
+
+    /// Bytes of the device's memory that it keeps between runs, as far as they are counted; `None`: it keeps nothing there.
+    fn kept_bytes(&self) -> Option<u64> {
+        None
+    }
 }

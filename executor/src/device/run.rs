@@ -257,6 +257,13 @@ impl<K: PartialEq, P> Plans<K, P> {
     }
 }
 
+impl<K, P> Plans<K, P> {
+    /// Those that are kept.
+    pub(super) fn kept(&self) -> impl Iterator<Item = &P> {
+        self.list.iter().map(|(_, plan)| &**plan)
+    }
+}
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic under the lock leaves lists that are cleared or replaced before they are used.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -244,7 +244,7 @@ impl Core {
             ("genie_weights", weights),
             ("genie_weight_bytes", weight_bytes),
             ("genie_named_bytes", self.names.used()),
-            ("genie_programs", self.program_count()),
+            ("genie_programs", self.programs.count() as u64),
             ("genie_requests_total", read(&stats.requests)),
             ("genie_uploads_total", read(&stats.uploads)),
             ("genie_uploads_adopted_total", read(&stats.uploads_adopted)),

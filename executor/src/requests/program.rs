@@ -50,7 +50,7 @@ impl Core {
     pub(super) fn define_known(&self, from: &From<'_>, device: u16, hash: &ContentHash) -> Outcome {
         self.device(device)?;
         self.may_define(from)?;
-        let Some(program) = self.program(device, hash) else {
+        let Some(program) = self.programs.find(device, hash) else {
             return Err(fail(ErrorCode::NoSuchName, format!("no graph here hashes to {hash:?}..: send it whole")));
         };
         let charge = Arc::new(from.session.account.charge(program.graph.encode().len() as u64)?);
@@ -80,12 +80,12 @@ impl Core {
         let graph = genie_graph::decode(graph).map_err(|e| bad_graph(&e))?;
         let graph = genie_graph::verify(graph).map_err(|e| bad_graph(&e))?;
         let hash = ContentHash(graph.hash().0);
-        if let Some(program) = self.program(device, &hash) {
+        if let Some(program) = self.programs.find(device, &hash) {
             return Ok(program);
         }
         let graph = Arc::new(graph);
         let loaded = self.device(device)?.load(graph.clone())?;
-        self.share_program(Program::new(graph, loaded, device)?)
+        self.programs.share(Program::new(graph, loaded, device)?)
     }
 
     pub(super) fn bind(

@@ -7,7 +7,7 @@ use std::time::Instant;
 use genie_transport::wire::{Effect, ErrorCode, RemoteError};
 
 use super::Job;
-use super::job::pass_on;
+use super::job::{Said, pass_on};
 use crate::buffers::Buffers;
 use crate::core::Core;
 use crate::device::{DeviceError, Kept, KvCache, Row};
@@ -22,16 +22,21 @@ pub(super) struct Rows {
     kept: Vec<Vec<Kept<'static>>>,
 }
 
-/// Runs the jobs as one batch and sees to what becomes of each; `batch` is empty afterwards.
-pub(super) fn execute(core: &Arc<Core>, batch: &mut Vec<Job>, rows: &mut Rows) {
-    drop_cancelled(core, batch);
+/// Runs the jobs as one batch and sees to what becomes of each; `batch` is empty afterwards. What earlier runs left in `said` is sent
+/// while the device works; what this one leaves there the caller sends, by the next run or before it waits for anything.
+pub(super) fn execute(core: &Arc<Core>, batch: &mut Vec<Job>, rows: &mut Rows, said: &mut Vec<Said>) {
+    drop_cancelled(core, batch, said);
     if batch.is_empty() {
         return;
     }
     for job in batch.iter_mut() {
         job.binding.take_residents(&mut job.buffers);
     }
-    while let Err(error) = attempt(core, batch, rows) {
+    loop {
+        let done = attempt(core, batch, rows, said);
+        // Before anything that ends a request: its tokens come first.
+        Said::all(said);
+        let Err(error) = done else { break };
         // Nobody is to blame for a device that is lost.
         let lost = matches!(error, DeviceError::Lost { .. });
         if batch.len() == 1 || lost {
@@ -43,14 +48,14 @@ pub(super) fn execute(core: &Arc<Core>, batch: &mut Vec<Job>, rows: &mut Rows) {
         // One of them is to blame, and no cache has grown. It runs again alone, so that the others are unharmed: they as a batch,
         // where the error says which it is, and else alone, too.
         match error.row().filter(|&row| row < batch.len()) {
-            Some(row) => execute(core, &mut vec![batch.remove(row)], rows),
+            Some(row) => execute(core, &mut vec![batch.remove(row)], rows, said),
             None => {
-                return std::mem::take(batch).into_iter().for_each(|job| execute(core, &mut vec![job], rows));
+                return std::mem::take(batch).into_iter().for_each(|job| execute(core, &mut vec![job], rows, said));
             }
         }
     }
     core.stats.ran(batch.len());
-    batch.drain(..).for_each(|job| finish(core, job, |job| job.ran(core)));
+    batch.drain(..).for_each(|job| finish(core, job, |job| job.ran(core, said)));
 }
 
 /// Ends jobs whose batch came to a halt by a bug of the server's own.
@@ -73,10 +78,11 @@ fn bug() -> RemoteError {
     error
 }
 
-fn drop_cancelled(core: &Arc<Core>, batch: &mut Vec<Job>) {
+fn drop_cancelled(core: &Arc<Core>, batch: &mut Vec<Job>, said: &mut Vec<Said>) {
     let mut at = 0;
     while let Some(job) = batch.get(at) {
         if job.session.is_cancelled(job.id) {
+            Said::all(said);
             let error = fail(ErrorCode::Cancelled, "the request was cancelled");
             finish(core, batch.remove(at), |job| job.fail(core, error));
         } else {
@@ -87,10 +93,10 @@ fn drop_cancelled(core: &Arc<Core>, batch: &mut Vec<Job>) {
 
 /// Runs them; where the device's memory is short, again with no more of a prompt than beside others, and once more after something was
 /// evicted.
-fn attempt(core: &Arc<Core>, batch: &mut [Job], rows: &mut Rows) -> Result<(), DeviceError> {
+fn attempt(core: &Arc<Core>, batch: &mut [Job], rows: &mut Rows, said: &mut Vec<Said>) -> Result<(), DeviceError> {
     let mut evicted = false;
     loop {
-        let short = match run(batch, rows) {
+        let short = match run(batch, rows, said) {
             Err(DeviceError::OutOfMemory(short)) => short,
             other => return other,
         };
@@ -98,13 +104,16 @@ fn attempt(core: &Arc<Core>, batch: &mut [Job], rows: &mut Rows) -> Result<(), D
             continue;
         }
         let device = batch.first().map_or(0, |job| job.binding.program.device);
+        if core.programs.give_back(device) {
+            continue;
+        }
         if std::mem::replace(&mut evicted, true) || !core.make_room(device, short.wanted) {
             return Err(DeviceError::OutOfMemory(short));
         }
     }
 }
 
-fn run(batch: &mut [Job], spare: &mut Rows) -> Result<(), DeviceError> {
+fn run(batch: &mut [Job], spare: &mut Rows, said: &mut Vec<Said>) -> Result<(), DeviceError> {
     let Some(first) = batch.first() else { return Ok(()) };
     let (program, weights) = (first.binding.program.clone(), first.binding.weights.clone());
     let tokens = first.sizes.sequence;
@@ -121,8 +130,9 @@ fn run(batch: &mut [Job], spare: &mut Rows) -> Result<(), DeviceError> {
     let started = Instant::now();
     // A kernel's bug must not take the server with it. What the run wrote is given up with the error; caches that it held are
     // only ever grown at its end.
-    let result = catch_unwind(AssertUnwindSafe(|| program.loaded.run(&weights.memory, &mut rows)))
-        .unwrap_or_else(|_| Err(DeviceError::Internal("the run panicked".to_owned())));
+    let result =
+        catch_unwind(AssertUnwindSafe(|| program.loaded.run_with(&weights.memory, &mut rows, &mut || Said::all(said))))
+            .unwrap_or_else(|_| Err(DeviceError::Internal("the run panicked".to_owned())));
     if result.is_ok() {
         program.pace.note(tokens, started.elapsed());
     }

@@ -51,6 +51,28 @@ pub(crate) struct KeptOutput {
     charge: Charge,
 }
 
+/// A token that a step of a generate has made, and that is still to be sent. It waits until the device has the next run, so that nobody's
+/// next step waits for the sending.
+pub(crate) struct Said {
+    pub(crate) session: Arc<Session>,
+    pub(crate) id: u64,
+    pub(crate) device: u16,
+    /// The length of the cache then.
+    pub(crate) position: u32,
+    pub(crate) token: [u8; 4],
+}
+
+impl Said {
+    fn send(self) {
+        self.session.generated(self.id, self.device, self.position, Some(self.token), None);
+    }
+
+    /// Sends them all.
+    pub(super) fn all(list: &mut Vec<Self>) {
+        list.drain(..).for_each(Self::send);
+    }
+}
+
 impl KeptOutput {
     /// What the device is given of it.
     pub(crate) fn for_device(&mut self) -> Kept<'_> {
@@ -106,13 +128,18 @@ impl Job {
     /// # Errors
     /// As for [`Self::proceed`].
     fn enqueue(self, core: &Arc<Core>) -> Result<(), Arc<Binding>> {
+        self.try_enqueue(core).map_err(|(job, error)| job.end(error))
+    }
+
+    /// As [`Self::enqueue`]; gives the job back where that did not work, with why.
+    fn try_enqueue(self, core: &Arc<Core>) -> Result<(), (Box<Self>, RemoteError)> {
         if self.session.is_cancelled(self.id) {
-            return Err(self.end(fail(ErrorCode::Cancelled, "the request was cancelled")));
+            return Err((Box::new(self), fail(ErrorCode::Cancelled, "the request was cancelled")));
         }
         let queue = core.queue(self.binding.program.device);
         match queue.push(self) {
             None => Ok(()),
-            Some(job) => Err(job.end(shutting_down())),
+            Some(job) => Err((Box::new(job), shutting_down())),
         }
     }
 
@@ -206,21 +233,29 @@ impl Job {
         self.buffers.kvs.first().map_or(0, |kv| u32::try_from(kv.len()).unwrap_or(u32::MAX))
     }
 
-    /// The device has run it.
-    pub(crate) fn ran(mut self, core: &Arc<Core>) {
+    /// The device has run it. A token after which it goes on is left in `said`.
+    pub(crate) fn ran(mut self, core: &Arc<Core>, said: &mut Vec<Said>) {
         self.buffers.let_go();
         self.changed |= !self.buffers.kvs.is_empty();
         if let Some(mut generation) = self.generation.take() {
             match generation.advance(core, &mut self) {
-                Onward::Again => {
+                Onward::Again(token) => {
                     self.generation = Some(generation);
-                    if let Err(ended) = self.enqueue(core) {
-                        pass_on(core, &ended);
+                    match self.try_enqueue(core) {
+                        Ok(()) => said.extend(token),
+                        Err((job, error)) => {
+                            // Before what ends the request.
+                            token.into_iter().for_each(Said::send);
+                            pass_on(core, &job.end(error));
+                        }
                     }
                     return;
                 }
                 Onward::Ended => {}
-                Onward::Failed(error) => self.answer_failed(error),
+                Onward::Failed(token, error) => {
+                    token.into_iter().for_each(Said::send);
+                    self.answer_failed(error);
+                }
             }
         } else {
             self.answer_ran();

@@ -9,7 +9,7 @@ mod pieces;
 mod queue;
 mod worker;
 
-pub(crate) use job::{Job, shutting_down};
+pub(crate) use job::{Job, Said, shutting_down};
 pub(crate) use pieces::{Pace, piece};
 pub(crate) use queue::{Class, Queue, Share, Task};
 pub(crate) use worker::{Scratch, run_device, step};

@@ -34,6 +34,8 @@ pub(crate) type Task = Box<dyn FnOnce(&Arc<Core>) + Send>;
 pub(crate) struct Queue {
     state: Mutex<State>,
     ready: Condvar,
+    /// Counts what comes, for who polls without the lock.
+    news: AtomicU64,
 }
 
 #[derive(Default)]
@@ -46,6 +48,8 @@ struct State {
     bulk_passed: u32,
     /// When the last decode step was served.
     decoded: Option<Instant>,
+    /// Threads that are to be woken.
+    parked: u32,
     /// Nothing is accepted any more.
     closed: bool,
 }
@@ -130,8 +134,7 @@ impl Queue {
             Class::Decode => state.decode.push(job),
             Class::Prefill => state.prefill.push(job),
         }
-        drop(state);
-        self.ready.notify_one();
+        self.tell(state);
         None
     }
 
@@ -142,8 +145,7 @@ impl Queue {
             return Err(task);
         }
         state.bulk.push_back(task);
-        drop(state);
-        self.ready.notify_one();
+        self.tell(state);
         Ok(())
     }
 
@@ -153,15 +155,51 @@ impl Queue {
         state.take(batch, most)
     }
 
-    /// As [`Self::take`], but waits until there is something.
-    pub(crate) fn wait(&self, batch: &mut Vec<Job>, most: usize) -> Next {
+    /// As [`Self::take`], but waits until there is something: polls for so long, then parks.
+    pub(crate) fn wait(&self, batch: &mut Vec<Job>, most: usize, poll: Duration) -> Next {
+        let mut until = (poll > Duration::ZERO).then(|| Instant::now() + poll);
         let mut state = self.lock();
         loop {
             match state.take(batch, most) {
                 Next::Idle if state.closed => return Next::Closed,
-                Next::Idle => state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Next::Idle => {}
                 next => return next,
             }
+            state = match until.take() {
+                Some(until) => self.poll(state, until),
+                None => self.park(state, None),
+            };
+        }
+    }
+
+    /// Polls for news until then.
+    fn poll<'a>(&'a self, state: MutexGuard<'a, State>, until: Instant) -> MutexGuard<'a, State> {
+        let known = self.news.load(Ordering::Acquire);
+        drop(state);
+        while self.news.load(Ordering::Acquire) == known && Instant::now() < until {
+            (0..16).for_each(|_| std::hint::spin_loop());
+        }
+        self.lock()
+    }
+
+    /// Sleeps until something comes, or for so long.
+    fn park<'a>(&'a self, mut state: MutexGuard<'a, State>, time: Option<Duration>) -> MutexGuard<'a, State> {
+        state.parked += 1;
+        let mut state = match time {
+            Some(time) => self.ready.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0,
+            None => self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
+        };
+        state.parked -= 1;
+        state
+    }
+
+    /// Something has come: whoever polls sees it; to wake somebody is a call of the system, made where somebody sleeps.
+    fn tell(&self, state: MutexGuard<'_, State>) {
+        self.news.fetch_add(1, Ordering::Release);
+        let asleep = state.parked > 0;
+        drop(state);
+        if asleep {
+            self.ready.notify_one();
         }
     }
 
@@ -174,7 +212,7 @@ impl Queue {
             if batch.len() >= most || left == Duration::ZERO || state.closed {
                 return;
             }
-            state = self.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.park(state, Some(left));
         }
     }
 
@@ -202,6 +240,7 @@ impl Queue {
         let State { decode, prefill, bulk, .. } = &mut *state;
         let jobs = decode.jobs.drain(..).chain(prefill.jobs.drain(..)).map(|(_, job)| job).collect();
         let tasks = bulk.drain(..).collect();
+        self.news.fetch_add(1, Ordering::Release);
         drop(state);
         self.ready.notify_all();
         (jobs, tasks)
@@ -264,5 +303,51 @@ impl State {
                 None => at += 1,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// What a thread that waits gets, once `then` was done.
+    fn waiting(poll: Duration, then: impl FnOnce(&Queue)) -> Next {
+        let queue = Queue::default();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| queue.wait(&mut Vec::new(), 1, poll));
+            then(&queue);
+            waiter.join().unwrap()
+        })
+    }
+
+    fn parked(queue: &Queue) -> bool {
+        queue.lock().parked > 0
+    }
+
+    #[test]
+    fn who_polls_and_who_parks_hear_of_work_and_of_the_end() {
+        for poll in [Duration::ZERO, LONG] {
+            let come = |queue: &Queue| {
+                while poll == Duration::ZERO && !parked(queue) {
+                    std::thread::yield_now();
+                }
+                assert!(queue.push_task(Box::new(|_| ())).is_ok());
+            };
+            assert!(matches!(waiting(poll, come), Next::Task(_)));
+            assert!(matches!(waiting(poll, |queue| drop(queue.close())), Next::Closed));
+        }
+    }
+
+    #[test]
+    fn who_polls_in_vain_parks() {
+        let then = |queue: &Queue| {
+            while !parked(queue) {
+                std::thread::yield_now();
+            }
+            queue.close();
+        };
+        assert!(matches!(waiting(Duration::from_micros(200), then), Next::Closed));
     }
 }

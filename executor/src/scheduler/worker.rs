@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::batch::{Rows, execute, give_up};
+use super::job::Said;
 use super::queue::Next;
 use super::{Class, Job};
 use crate::core::Core;
@@ -14,30 +15,49 @@ const LINGER: Duration = Duration::from_micros(500);
 /// ... and no more than this part of what the last batch took.
 const LINGER_SHARE: u32 = 8;
 
+/// How long a device's thread asks for more after a decode step before it sleeps, where there are cores to spare: clients that ask for
+/// one step at a time answer within that, and waking the thread takes tens of microseconds.
+const POLL: Duration = Duration::from_micros(200);
+/// Cores from which on one that polls is missed by nobody.
+const MANY_CORES: usize = 8;
+
 /// Serves one device until its queue is closed.
 pub(crate) fn run_device(core: &Arc<Core>, device: u16) {
-    let Scratch { mut batch, mut rows } = Scratch::default();
+    let Scratch { mut batch, mut rows, mut said } = Scratch::default();
     let mut company = Company::default();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut decoded = false;
     loop {
-        let mut work = || match core.queue(device).wait(&mut batch, core.config.max_batch) {
-            Next::Batch => {
-                let decodes = batch.first().is_some_and(|job| job.class() == Class::Decode);
-                if decodes {
-                    company.gather(core, device, &mut batch);
-                }
-                let started = Instant::now();
-                execute(core, &mut batch, &mut rows);
-                if decodes {
-                    company.took = started.elapsed();
-                }
-                true
+        let queue = core.queue(device);
+        let mut work = || {
+            let mut next = queue.take(&mut batch, core.config.max_batch);
+            if matches!(next, Next::Idle) {
+                // Tokens wait for the next run's launch, and for nothing else.
+                Said::all(&mut said);
+                let poll = if decoded && cores >= MANY_CORES { POLL } else { Duration::ZERO };
+                next = queue.wait(&mut batch, core.config.max_batch, poll);
             }
-            Next::Task(task) => {
-                task(core);
-                true
+            decoded = false;
+            match next {
+                Next::Batch => {
+                    decoded = batch.first().is_some_and(|job| job.class() == Class::Decode);
+                    if decoded {
+                        company.gather(core, device, &mut batch, &mut said);
+                    }
+                    let started = Instant::now();
+                    execute(core, &mut batch, &mut rows, &mut said);
+                    if decoded {
+                        company.took = started.elapsed();
+                    }
+                }
+                Next::Task(task) => {
+                    Said::all(&mut said);
+                    task(core);
+                }
+                Next::Idle => {}
+                Next::Closed => return false,
             }
-            Next::Idle => true,
-            Next::Closed => false,
+            true
         };
         // Without its thread a device would be silent for good, and every request to it with it.
         let done = catch_unwind(AssertUnwindSafe(&mut work));
@@ -47,6 +67,7 @@ pub(crate) fn run_device(core: &Arc<Core>, device: u16) {
             Ok(false) => return,
             Err(_) => {
                 tracing::error!(device, "a device's thread ended by a bug: its batch fails, and it goes on");
+                Said::all(&mut said);
                 give_up(core, &mut batch);
             }
         }
@@ -56,11 +77,14 @@ pub(crate) fn run_device(core: &Arc<Core>, device: u16) {
 /// Does one thing that waits for the device: runs one batch, or one piece of bulk work. Whether there was any.
 pub(crate) fn step(core: &Arc<Core>, device: u16) -> bool {
     let mut scratch = std::mem::take(&mut *core.scratch(device));
-    let Scratch { batch, rows } = &mut scratch;
+    let Scratch { batch, rows, said } = &mut scratch;
     let next = core.queue(device).take(batch, core.config.max_batch);
     let any = !matches!(next, Next::Idle | Next::Closed);
     match next {
-        Next::Batch => execute(core, batch, rows),
+        Next::Batch => {
+            execute(core, batch, rows, said);
+            Said::all(said);
+        }
         Next::Task(task) => task(core),
         Next::Idle | Next::Closed => {}
     }
@@ -74,6 +98,8 @@ pub(crate) fn step(core: &Arc<Core>, device: u16) -> bool {
 pub(crate) struct Scratch {
     batch: Vec<Job>,
     rows: Rows,
+    /// Tokens that are still to be sent.
+    said: Vec<Said>,
 }
 
 /// Who decoded lately.
@@ -95,12 +121,13 @@ struct Company {
 const HURRY: u32 = 64;
 
 impl Company {
-    fn gather(&mut self, core: &Core, device: u16, batch: &mut Vec<Job>) {
+    fn gather(&mut self, core: &Core, device: u16, batch: &mut Vec<Job>, said: &mut Vec<Said>) {
         let newcomers = self.before.iter().filter(|number| !self.last.contains(number)).count();
         let expected = (self.last.len() + newcomers).min(core.config.max_batch);
         if self.hurry > 0 {
             self.hurry -= 1;
         } else if batch.len() < expected {
+            Said::all(said);
             let had = batch.len();
             let linger = LINGER.min(self.took / LINGER_SHARE);
             core.queue(device).gather(batch, expected, Instant::now() + linger);

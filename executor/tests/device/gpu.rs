@@ -180,6 +180,63 @@ fn a_step_that_was_seen_before_is_one_graph() {
     assert_eq!(host.replays(), 4, "two runs as they are, then captured");
 }
 
+/// A GPU that is this CPU, with a model on it.
+fn counted(model: Model) -> (Arc<HostGpu>, Runner) {
+    let host = Arc::new(HostGpu::new(HostSettings { total_bytes: 1 << 30, ..HostSettings::default() }));
+    (host.clone(), Runner::new(CudaDevice::new(0, host, None).unwrap(), model))
+}
+
+/// The copies, and the fill of the words that faults are left in, were calls of their own: nine in all, with an event made for each step.
+#[test]
+fn a_step_that_was_seen_before_is_three_calls_of_the_driver() {
+    for make in BOTH {
+        for rows in [1, 5] {
+            let (host, runner) = counted(make(&TINY));
+            let mut sessions: Vec<Session> = (0..rows).map(|_| runner.session()).collect();
+            for step in 0..8 {
+                sessions.iter_mut().for_each(|session| session.feed(&[step]));
+                let before = host.calls();
+                runner.step(&mut sessions.iter_mut().collect::<Vec<_>>(), 1).unwrap();
+                let calls = host.calls() - before;
+                assert!(step < 3 || calls == 3, "{calls} calls, not the graph, an event and the wait for it");
+            }
+        }
+    }
+}
+
+/// A plan had one graph, for what was wanted last.
+#[test]
+fn steps_of_which_other_outputs_are_wanted_have_graphs_of_their_own() {
+    let (host, runner) = counted(llama(&TINY));
+    let plain = load(llama(&TINY));
+    let (mut session, mut other) = (runner.session(), plain.session());
+    for step in 0..12 {
+        let wanted = if step % 2 == 0 { 1 } else { u64::MAX };
+        for (runner, session, wanted) in [(&runner, &mut session, wanted), (&plain, &mut other, u64::MAX)] {
+            session.feed(&[step]);
+            runner.step(&mut [session], wanted).unwrap();
+        }
+        assert_eq!(session.token(), other.token(), "step {step}");
+        assert!(wanted == 1 || session.outputs == other.outputs, "step {step}");
+    }
+    assert_eq!(host.replays(), 12 - 4);
+}
+
+#[test]
+fn the_thread_is_free_between_a_launch_and_its_end() {
+    let (host, runner) = counted(llama(&TINY));
+    let mut session = runner.session();
+    for step in 0..6 {
+        session.feed(&[step]);
+        let before = (host.calls(), host.launches());
+        let mut seen = before;
+        let mut look = || seen = (host.calls(), host.launches());
+        runner.program.run_with(&runner.weights, &mut [session.row(1)], &mut look).unwrap();
+        assert!(seen.0 > before.0, "step {step}: it was put into the stream");
+        assert!(host.launches() > seen.1, "step {step}: it was not done yet");
+    }
+}
+
 /// Kernels of a decode step that is not captured yet, and how many of them are right behind another.
 fn kernels_of_a_step(model: Model) -> [u64; 2] {
     let host = Arc::new(HostGpu::new(HostSettings { total_bytes: 1 << 30, ..HostSettings::default() }));

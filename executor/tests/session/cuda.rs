@@ -365,3 +365,48 @@ fn a_gpu_that_fails_while_it_evicts_keeps_nothing_of_it() {
     let handle = server.client().put_weight(&third);
     assert_eq!((handle.index, gpu.used()), (0, WEIGHT as u64));
 }
+
+#[test]
+fn whoever_comes_next_finds_a_model_planned_and_captured() {
+    let (server, gpu) = server(Mode::Inline);
+    let mut first = server.client();
+    let model = first.model(Phase::Decode);
+    let told = decode(&mut first, &model, 6);
+    assert_eq!(gpu.replays(), 4, "two runs as they are, then captured");
+    first.call(Request::Close).unwrap();
+    assert_eq!(server.counter("genie_programs"), 1);
+    let mut next = server.client();
+    let model = next.model(Phase::Decode);
+    assert_eq!(decode(&mut next, &model, 6), told);
+    assert_eq!(gpu.replays(), 4 + 6, "nothing is captured again");
+}
+
+#[test]
+fn idle_programs_give_their_memory_back_before_a_weight_goes() {
+    let (server, _gpu) = server_with(1 << 20, |config| {
+        (config.mode, config.default_quota, config.max_quota) = (Mode::Inline, 16 << 20, 16 << 20);
+    });
+    let mut first = server.client();
+    let model = first.model(Phase::Decode);
+    let told = decode(&mut first, &model, 6);
+    first.call(Request::Close).unwrap();
+    let mut client = server.client();
+    let mut held = Vec::new();
+    let full = loop {
+        let bytes = noise(60 << 10, held.len() as u64 + 10);
+        match client.call(put_request(weight(ContentHash::of(&bytes)), &bytes)) {
+            Ok(Told::Tensor(handle, ..)) => held.push(handle),
+            Err(error) => break error,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(full.code, ErrorCode::OutOfMemory);
+    // All that could go would not have been enough.
+    assert_eq!((server.counter("genie_programs"), server.counter("genie_evictions_total")), (1, 0));
+    client.call(Request::Free(held.remove(0))).unwrap();
+    client.put_weight(&noise(60 << 10, 5));
+    assert_eq!((server.counter("genie_programs"), server.counter("genie_evictions_total")), (0, 1));
+    held.drain(..).for_each(|handle| drop(client.call(Request::Free(handle))));
+    let model = client.model(Phase::Decode);
+    assert_eq!(decode(&mut client, &model, 6), told, "planned again");
+}

@@ -1,5 +1,7 @@
 //! Define, bind, run.
 
+use std::time::Duration;
+
 use genie_graph::{DType, GraphBuilder, InputRole, Op, Phase, TensorType};
 use genie_transport::wire::{Arguments, BindEntry, ContentHash, ErrorCode, Request, TensorSpec, write_argument};
 
@@ -232,4 +234,55 @@ fn only_so_many_programs() {
     assert_eq!(client.fails(Request::Define { device: 0, graph: &graph }), ErrorCode::Busy);
     client.call(Request::Free(program)).unwrap();
     client.define(&graph);
+}
+
+/// Another graph for every number.
+fn numbered(n: u64) -> Vec<u8> {
+    let mut b = GraphBuilder::new("numbered");
+    let x = b.input("x", InputRole::Argument, TensorType::new(DType::F32, [(n + 1).into()])).unwrap();
+    let y = b.push(Op::Relu, &[x]).unwrap();
+    b.output("y", y);
+    b.finish().unwrap().encode()
+}
+
+#[test]
+fn of_idle_programs_those_that_were_asked_for_last_stay() {
+    let server = Server::with(1, 1 << 20, |config| config.max_programs = 3);
+    let mut client = server.client();
+    let mut define = |n| match client.call(Request::Define { device: 0, graph: &numbered(n) }) {
+        Ok(Told::Program(program, hash)) => {
+            client.call(Request::Free(program)).unwrap();
+            hash
+        }
+        other => panic!("{other:?}"),
+    };
+    let [a, b, _] = [define(0), define(1), define(2)];
+    assert_eq!(define(0), a);
+    define(3);
+    assert_eq!(server.counter("genie_programs"), 3);
+    let mut client = server.client();
+    assert_eq!(client.fails(Request::DefineKnown { device: 0, hash: b }), ErrorCode::NoSuchName);
+    assert!(client.call(Request::DefineKnown { device: 0, hash: a }).is_ok());
+}
+
+#[test]
+fn a_program_that_is_idle_for_long_goes_and_one_that_somebody_has_stays() {
+    let mut server = Server::inline();
+    let [idle, kept] = [numbered(0), numbered(1)];
+    {
+        let mut client = server.client();
+        let program = client.define(&idle);
+        client.call(Request::Free(program)).unwrap();
+        client.define(&kept);
+        client.break_off();
+    }
+    // The session outlives its connection for a moment: one program is somebody's still.
+    server.pass(Duration::from_millis(100));
+    assert_eq!(server.counter("genie_programs"), 2);
+    server.pass(Duration::from_secs(14 * 60));
+    assert_eq!(server.counter("genie_programs"), 2);
+    server.pass(Duration::from_secs(2 * 60));
+    assert_eq!(server.counter("genie_programs"), 1, "idle for a quarter of an hour");
+    server.pass(Duration::from_secs(16 * 60));
+    assert_eq!(server.counter("genie_programs"), 0);
 }

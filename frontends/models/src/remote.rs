@@ -336,7 +336,8 @@ impl RemoteModel {
     }
 
     /// Runs a prompt, and makes up to `max_new` tokens on the server, which `each` sees as they come; it ends the generate by
-    /// returning `false`. The last token is not in the context: begin the next prompt with it.
+    /// returning `false`. The last token is not in the context: begin the next prompt with it. A prompt of one token behind others runs
+    /// as [`Self::step`] runs it, with its bits, and beside other sessions' steps.
     ///
     /// # Errors
     /// [`RemoteModelError`]; if `each` saw tokens, then the prompt and all of them but the last are in the context, else it is
@@ -354,7 +355,8 @@ impl RemoteModel {
         }
         // The last token is not run.
         self.check_room(context, prompt.len() as u64 + u64::from(max_new.saturating_sub(1)))?;
-        let mut run = Running { made: 0, last: None, ended: false };
+        let as_step = prompt.len() == 1 && !context.is_empty();
+        let mut run = Running { as_step, made: 0, last: None, ended: false };
         let finish = self.again(|this| {
             if let Some(last) = run.last {
                 // Lost with the word that it was over: everything had come.
@@ -370,6 +372,7 @@ impl RemoteModel {
             let rest = run.last.map(|token| [token]);
             let (first, tokens) = match &rest {
                 Some(token) => (live.decode, &token[..]),
+                None if as_step => (live.decode, prompt),
                 None => (live.prefill, prompt),
             };
             let options = GenerateOptions {
@@ -402,7 +405,7 @@ impl RemoteModel {
             }
         })?;
         if run.last.is_none() {
-            context.add(Part::Prompt(prompt.to_vec()));
+            context.add(run.prompt(prompt));
         }
         Ok(finish)
     }
@@ -439,6 +442,8 @@ impl std::fmt::Debug for RemoteModel {
 
 /// A generate in progress, across lost sessions.
 struct Running {
+    /// The prompt is one token, and runs through the decode program.
+    as_step: bool,
     made: u32,
     last: Option<i32>,
     /// `each` wants no more.
@@ -453,10 +458,18 @@ impl Running {
         }
         context.add(match self.last.replace(token) {
             Some(before) => Part::Token(before),
-            None => Part::Prompt(prompt.to_vec()),
+            None => self.prompt(prompt),
         });
         self.made += 1;
         self.ended = !each(token);
+    }
+
+    /// The prompt in the way in which it was run.
+    fn prompt(&self, prompt: &[i32]) -> Part {
+        match prompt {
+            [token] if self.as_step => Part::Token(*token),
+            _ => Part::Prompt(prompt.to_vec()),
+        }
     }
 }
 
@@ -538,6 +551,18 @@ mod tests {
         let said = RemoteOptions { activations: Some(DType::F16), kv_dtype: Some(DType::F32), ..options() };
         assert_eq!(types(&said, &narrow, true), (DType::F16, DType::F32));
         assert!(!said.depends_on_device(&narrow));
+    }
+
+    #[test]
+    fn a_prompt_that_runs_as_a_step_is_remembered_as_one() {
+        for (as_step, prompt) in [(true, vec![7]), (false, vec![7]), (false, vec![7, 8])] {
+            let mut context =
+                Context { life: 0, live: None, sampling: Sampling::default(), history: Vec::new(), length: 0 };
+            let mut run = Running { as_step, made: 0, last: None, ended: false };
+            run.see(&mut context, &prompt, 9, &mut |_| true);
+            assert_eq!((context.tokens(), run.last), (prompt, Some(9)));
+            assert_eq!(matches!(context.history[..], [Part::Token(7)]), as_step);
+        }
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub(super) struct State {
     pub(super) broken: Option<GpuError>,
     /// Revivals that are still to fail.
     pub(super) dead: u32,
+    pub(super) calls: u64,
     pub(super) copies_in: u64,
     pub(super) launches: u64,
     pub(super) behind: u64,

@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use genie_cuda_kernels::gpu::{Gpu, GpuError};
 use genie_transport::memory::Slab;
@@ -14,6 +14,8 @@ use crate::device::DeviceError;
 #[derive(Debug)]
 pub(super) struct Pinned {
     pub(super) at: NonNull<u8>,
+    /// No other has it: an address can be had again.
+    pub(super) id: u64,
     len: usize,
     owner: Owner,
 }
@@ -42,7 +44,7 @@ impl Pinned {
             other => Ok(Some(other?)),
         })?;
         match pinned {
-            Some(at) => Ok(Self { at, len, owner: Owner::Gpu(pool.gpu().clone()) }),
+            Some(at) => Ok(Self { at, id: new_id(), len, owner: Owner::Gpu(pool.gpu().clone()) }),
             None => Self::unpinned(len),
         }
     }
@@ -58,7 +60,7 @@ impl Pinned {
                 "no more host memory can be pinned: some copies to and from the GPU are slower"
             );
         }
-        Ok(Self { at, len, owner: Owner::System { _slab: slab } })
+        Ok(Self { at, id: new_id(), len, owner: Owner::System { _slab: slab } })
     }
 
     /// Makes it at least so large. It holds anything.
@@ -81,6 +83,11 @@ impl Pinned {
         // SAFETY: as above, and copies out of them are waited for, too.
         unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
     }
+}
+
+fn new_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl AsRef<[u8]> for Pinned {

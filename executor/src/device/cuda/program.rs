@@ -11,15 +11,15 @@ use super::buffer::GpuBuffer;
 use super::lower::{FaultSite, Lowered, Machine, lower};
 use super::plan::{At, Place, Step, V, Work};
 use super::pool::Pool;
-use super::workspace::{Workspace, address};
+use super::workspace::{Copies, Workspace, address};
 use crate::device::run::{self, Batch, Contract, lock};
 use crate::device::{Buffer, DeviceError, Loaded, Memory, Row, Space};
 
 /// Blocks of a cache that a table has room for at the least: more are the next power of two, so that a plan, and its graph, serves
 /// a cache for as long as it has been.
 const LEAST_BLOCKS: u64 = 8;
-/// What a word holds in which no step left a fault.
-const NO_FAULT: u8 = 0xFF;
+/// Graphs that a plan has at the most: for other weights, or other outputs that are wanted, it is another one.
+const GRAPHS: usize = 4;
 
 /// A program planned for a GPU.
 pub(super) struct Program {
@@ -46,27 +46,27 @@ struct Key {
 struct Ready {
     lowered: Lowered,
     constants: Option<GpuBuffer>,
-    captured: Mutex<Captured>,
+    /// Least recently used first.
+    captured: Mutex<Vec<Captured>>,
 }
 
-/// A plan's work as one thing.
-#[derive(Default)]
+/// A plan's work as one thing, with the copies between host and GPU where they are the same from run to run: one call of the driver does
+/// all of a step.
 struct Captured {
     /// Runs without one: a plan that runs once is not worth it.
     runs: u32,
-    /// For what it was made: whether all of it still lies where it did.
     base: Base,
     graph: Option<Graph>,
 }
 
-/// Where everything lies that a plan's work was made for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a plan's work was made for: it can be done again as long as all of that is the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Base {
-    arena: Address,
-    head: Address,
-    faults: Address,
-    counters: Address,
+    /// Arena, head and counters, which all plans share.
+    space: [Address; 3],
     weights: Vec<Address>,
+    /// None: the run's copies are not part of it.
+    copies: Option<Copies>,
 }
 
 impl Program {
@@ -81,7 +81,13 @@ impl Program {
     }
 
     /// The plan for these sizes: the one kept, or a new one.
-    fn plan(&self, pool: &Arc<Pool>, sizes: Sizes, blocks: u64) -> Result<Arc<Ready>, DeviceError> {
+    fn plan(
+        &self,
+        pool: &Arc<Pool>,
+        sizes: Sizes,
+        blocks: u64,
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Arc<Ready>, DeviceError> {
         let max_blocks = u32::try_from(blocks.max(LEAST_BLOCKS).next_power_of_two()).unwrap_or(u32::MAX);
         let max_blocks = if self.contract.inputs.caches() == 0 { 1 } else { max_blocks };
         let mut plans = lock(&self.plans);
@@ -89,6 +95,8 @@ impl Program {
             *plans = Plans { life: pool.life, ..Plans::default() };
         }
         let make = || -> Result<Ready, DeviceError> {
+            // This takes long, and the device has nothing to do meanwhile.
+            meanwhile();
             let properties = self.device.gpu.properties();
             let (sms, shared) = (properties.multiprocessors, properties.shared_bytes);
             let lowered = lower(&self.contract.graph, &sizes, Machine { sms, shared, max_blocks })?;
@@ -107,11 +115,12 @@ impl Program {
         weights: &[Memory],
         rows: &mut [Row<'_>],
         batch: &Batch<'_>,
+        meanwhile: &mut dyn FnMut(),
     ) -> Result<(), DeviceError> {
         let caches = || rows.iter().flat_map(|row| &row.caches);
         let tokens = batch.sizes.sequence;
         let blocks = caches().map(|cache| cache.spec().blocks(cache.len() + tokens)).max().unwrap_or(0);
-        let ready = self.plan(pool, batch.sizes, blocks as u64)?;
+        let ready = self.plan(pool, batch.sizes, blocks as u64, meanwhile)?;
         space.make_room(pool, &ready.lowered, rows, batch)?;
         space.fill(&ready.lowered, rows, batch)?;
         // Nothing of an earlier life gets to the GPU: within this use, the pool and what it lent are there.
@@ -119,7 +128,7 @@ impl Program {
         if weights.iter().any(|weight| !pool.has(weight)) || rows.iter().any(gone) {
             return Err(DeviceError::Lost { reason: "a weight or a cache is from before it failed".to_owned() });
         }
-        pool.with(|gpu| go(gpu, space, &ready, weights))?;
+        pool.with(|gpu| go(gpu, space, &ready, weights, meanwhile))?;
         self.check_faults(space, &ready.lowered, weights, |batch_row| batch.row_of(batch_row))?;
         let here = |space: &Space| matches!(space, Space::Device(buffer) if buffer.device() == pool.id());
         self.contract.hand_out(
@@ -162,6 +171,15 @@ impl Program {
 
 impl Loaded for Program {
     fn run(&self, weights: &[Memory], rows: &mut [Row<'_>]) -> Result<(), DeviceError> {
+        self.run_with(weights, rows, &mut || ())
+    }
+
+    fn run_with(
+        &self,
+        weights: &[Memory],
+        rows: &mut [Row<'_>],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(), DeviceError> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -175,73 +193,113 @@ impl Loaded for Program {
             if weights.iter().any(|weight| weight.host().is_some()) {
                 return Err(DeviceError::Internal("a weight lies in the host's memory, not the GPU's".to_owned()));
             }
-            self.contract.run(rows, &sizes, |rows, batch| self.run_batch(&pool, space, weights, rows, batch))
+            self.contract.run(rows, &sizes, |rows, batch| self.run_batch(&pool, space, weights, rows, batch, meanwhile))
         });
         space.sizes = sizes;
         done
     }
+
+    fn kept_bytes(&self) -> Option<u64> {
+        let plans = lock(&self.plans);
+        if plans.life != self.device.pool().life {
+            return None;
+        }
+        // What graphs take the driver knows alone.
+        let of = |ready: &Ready| {
+            let graphs = lock(&ready.captured).iter().any(|captured| captured.graph.is_some());
+            let constants = ready.constants.as_ref().map(Buffer::bytes);
+            constants.or_else(|| graphs.then_some(0))
+        };
+        plans.list.kept().filter_map(of).reduce(|a, b| a.saturating_add(b))
+    }
 }
 
-/// Brings what a run is given, runs, and fetches what is wanted.
-fn go(gpu: &dyn Gpu, space: &Workspace, ready: &Ready, weights: &[Memory]) -> Result<(), DeviceError> {
+/// Brings what a run is given, runs, and fetches what is wanted; `meanwhile` is called when the GPU has it all.
+fn go(
+    gpu: &dyn Gpu,
+    space: &mut Workspace,
+    ready: &Ready,
+    weights: &[Memory],
+    meanwhile: &mut dyn FnMut(),
+) -> Result<(), DeviceError> {
     let lowered = &ready.lowered;
     let base = Base {
-        arena: address(&space.arena),
-        head: address(&space.head),
-        faults: address(&space.faults),
-        counters: address(&space.counters),
+        space: [&space.arena, &space.head, &space.counters].map(address),
         weights: weights.iter().map(Memory::address).collect(),
+        copies: space.copies(),
     };
+    let [arena, head, counters] = base.space;
     let at = At {
         values: &lowered.values,
-        arena: base.arena,
-        head: base.head,
-        faults: base.faults,
+        arena,
+        head,
+        faults: head + lowered.faults_at as u64,
         constants: ready.constants.as_ref().map_or(0, Buffer::address),
         weights: &base.weights,
-        counters: base.counters,
+        counters,
         sms: gpu.properties().multiprocessors,
     };
-    // SAFETY: this run holds the workspace, and its rows the residents, until it has waited for its end.
-    unsafe { space.bring(gpu, lowered) }?;
-    let fault_bytes = 8 * lowered.faults.len();
-    if fault_bytes > 0 {
-        // SAFETY: as above.
-        unsafe { gpu.fill(Stream::Compute, base.faults, NO_FAULT, fault_bytes as u64) }?;
+    let apart = base.copies.is_none();
+    if apart {
+        // SAFETY: this run holds the workspace, and its rows the residents, until it has waited for its end.
+        unsafe { space.bring(gpu, lowered) }?;
     }
-    work(gpu, ready, &base, &at)?;
-    // SAFETY: as above; the rows hold what they keep for themselves alone.
-    unsafe { space.take(gpu, &at) }?;
-    if let Some(output) = space.output.as_ref().filter(|_| fault_bytes > 0) {
-        // SAFETY: as above; in what is fetched they come first.
-        unsafe { gpu.copy_out(Stream::Compute, output.at.as_ptr(), base.faults, fault_bytes) }?;
+    work(gpu, space, ready, &base, &at)?;
+    if apart {
+        // SAFETY: as above; the rows hold what they keep for themselves alone.
+        unsafe { space.take(gpu, &at) }?;
     }
-    let done = gpu.event()?;
-    gpu.record(Stream::Compute, &done)?;
-    Ok(gpu.synchronize(&done)?)
+    let done = space.done(gpu)?;
+    gpu.record(Stream::Compute, done)?;
+    meanwhile();
+    Ok(gpu.synchronize(done)?)
 }
 
-/// Puts the plan's work into the compute stream: as it was captured, if it was, and still is the same.
-fn work(gpu: &dyn Gpu, ready: &Ready, base: &Base, at: &At<'_>) -> Result<(), DeviceError> {
+/// Puts the plan's work into the compute stream, with the run's copies where they are part of it: as it was captured, if it was, and still
+/// is the same.
+fn work(gpu: &dyn Gpu, space: &Workspace, ready: &Ready, base: &Base, at: &At<'_>) -> Result<(), DeviceError> {
     /// Runs of one plan before it is captured.
     const UNCAPTURED: u32 = 2;
-    let mut captured = lock(&ready.captured);
-    if captured.base != *base {
-        *captured = Captured { base: base.clone(), ..Captured::default() };
-    }
+    let with_copies = base.copies.is_some();
+    let put_all = |steps: &[Work]| {
+        // SAFETY: this run holds the workspace, the caches and the weights until it has waited for its end, and so does whoever replays
+        // it: addresses are those of the workspace, the caches' tables, the pinned memory and the weights.
+        unsafe {
+            if with_copies {
+                space.bring(gpu, &ready.lowered)?;
+            }
+            put(gpu, steps)?;
+            if with_copies { space.take(gpu, at) } else { Ok(()) }
+        }
+    };
+    let mut list = lock(&ready.captured);
+    let captured = find(&mut list, base)?;
     if captured.graph.is_none() && captured.runs >= UNCAPTURED {
         let steps = make(&ready.lowered.steps, at)?;
-        // SAFETY: addresses are those of the workspace, the caches' tables and the weights: whoever replays it holds them.
-        let graph = gpu.capture(&mut || unsafe { put(gpu, &steps) })?;
-        captured.graph = Some(graph);
+        captured.graph = Some(gpu.capture(&mut || put_all(&steps))?);
     }
     captured.runs = captured.runs.saturating_add(1);
     match &captured.graph {
         // SAFETY: everything lies where it did, and this run holds it.
         Some(graph) => Ok(unsafe { gpu.replay(graph) }?),
-        // SAFETY: this run holds the workspace, the caches and the weights until it has waited for its end.
-        None => unsafe { enqueue(gpu, &ready.lowered.steps, at) },
+        None => Ok(put_all(&make(&ready.lowered.steps, at)?)?),
     }
+}
+
+/// What was captured for this, or is to be, as the last of the list.
+fn find<'l>(list: &'l mut Vec<Captured>, base: &Base) -> Result<&'l mut Captured, DeviceError> {
+    match list.iter().position(|captured| captured.base == *base) {
+        Some(at) => list[at..].rotate_left(1),
+        None => {
+            // What was made for a workspace that is gone is of no use.
+            list.retain(|captured| captured.base.space == base.space);
+            if list.len() >= GRAPHS {
+                list.remove(0);
+            }
+            list.push(Captured { runs: 0, base: base.clone(), graph: None });
+        }
+    }
+    list.last_mut().ok_or_else(|| DeviceError::Internal("a graph was lost".to_owned()))
 }
 
 /// A plan's constants, made.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use genie_cuda_kernels::Address;
-use genie_cuda_kernels::gpu::{Gpu, GpuError, Stream};
+use genie_cuda_kernels::gpu::{Event, Gpu, GpuError, Stream};
 use genie_graph::Sizes;
 
 use super::buffer::GpuBuffer;
@@ -17,25 +17,31 @@ use crate::device::inputs::Argument;
 use crate::device::run::{Batch, wants};
 use crate::device::{Buffer, DeviceError, Row, Space};
 
+/// What a word holds in which no step left a fault.
+const NO_FAULT: u8 = 0xFF;
+
 /// See the module. It is kept between runs.
 #[derive(Default)]
 pub(super) struct Workspace {
     pub(super) arena: Option<GpuBuffer>,
     pub(super) head: Option<GpuBuffer>,
-    pub(super) faults: Option<GpuBuffer>,
     /// Words that are 0 between runs, and what lies behind them.
     pub(super) counters: Option<GpuBuffer>,
     /// What a run brings from the host, and what it gives to it.
     input: Option<Pinned>,
     pub(super) output: Option<Pinned>,
+    /// The end of a run.
+    done: Option<Event>,
     pub(super) sizes: Vec<Sizes>,
     blocks: Vec<*mut u8>,
     /// Arguments that are on the GPU, in the order of the head.
     resident: Vec<Resident>,
     /// Outputs that stay on it.
     kept: Vec<Stays>,
-    /// Outputs that come to the host, behind the words of faults.
+    /// Outputs that come to the host.
     fetched: Vec<Fetched>,
+    /// Bytes that come in one copy, from the words of faults on; what comes apart lies behind them in the pinned memory.
+    together: usize,
 }
 
 // SAFETY: the pointers are only so many numbers: the host never follows them.
@@ -57,12 +63,24 @@ struct Stays {
 }
 
 /// An output that is fetched.
-struct Fetched {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fetched {
     output: usize,
     v: V,
     /// Of the pinned memory that it comes to.
     offset: usize,
     bytes: usize,
+    /// By a copy of its own.
+    apart: bool,
+}
+
+/// The copies between host and GPU of a run of which nothing else is copied: with a plan, they are known from run to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Copies {
+    /// The pinned memory, by its numbers; 0: none.
+    pinned: [u64; 2],
+    together: usize,
+    fetched: Vec<Fetched>,
 }
 
 impl Workspace {
@@ -87,15 +105,14 @@ impl Workspace {
         self.find_kept(pool, lowered, rows, batch)?;
         grow(&mut self.arena, pool, lowered.arena_bytes)?;
         grow(&mut self.head, pool, lowered.head_bytes)?;
-        grow(&mut self.faults, pool, 8 * lowered.faults.len())?;
         if grow(&mut self.counters, pool, lowered.counter_bytes)?
             && let Some(counters) = &self.counters
         {
             counters.clear()?;
         }
-        let fault_bytes = 8 * lowered.faults.len();
-        let fetched = self.fetched.last().map_or(fault_bytes, |last| last.offset.saturating_add(last.bytes));
-        let brought = lowered.head_bytes - self.resident_before(lowered.head_bytes);
+        let ends = self.fetched.iter().map(|fetched| fetched.offset.saturating_add(fetched.bytes));
+        let fetched = ends.max().unwrap_or(0).max(self.together);
+        let brought = lowered.brought_bytes - self.resident_before(lowered.brought_bytes);
         Pinned::grow(&mut self.input, pool, brought)?;
         Pinned::grow(&mut self.output, pool, fetched)
     }
@@ -138,7 +155,8 @@ impl Workspace {
     ) -> Result<(), DeviceError> {
         self.kept.clear();
         self.fetched.clear();
-        let mut offset = (8 * lowered.faults.len()).next_multiple_of(16);
+        self.together = 8 * lowered.faults.len();
+        let mut behind = (lowered.head_bytes - lowered.faults_at).next_multiple_of(16);
         for (output, &v) in lowered.outputs.iter().enumerate() {
             let bytes = lowered.values[v.0].bytes();
             let mut comes = false;
@@ -161,9 +179,17 @@ impl Workspace {
                     }
                 }
             }
-            if comes {
-                self.fetched.push(Fetched { output, v, offset, bytes });
-                offset = offset.saturating_add(bytes.next_multiple_of(16));
+            if !comes {
+                continue;
+            }
+            let offset = match lowered.values[v.0].place {
+                Place::Head(at) => at.checked_sub(lowered.faults_at),
+                _ => None,
+            };
+            self.fetched.push(Fetched { output, v, offset: offset.unwrap_or(behind), bytes, apart: offset.is_none() });
+            match offset {
+                Some(offset) => self.together = self.together.max(offset + bytes),
+                None => behind = behind.saturating_add(bytes.next_multiple_of(16)),
             }
         }
         Ok(())
@@ -226,7 +252,24 @@ impl Workspace {
             }
         }
         self.blocks = blocks;
+        let faults = lowered.faults_at - self.resident_before(lowered.faults_at);
+        input.get_mut(faults..faults + 8 * lowered.faults.len()).ok_or_else(no_place)?.fill(NO_FAULT);
         Ok(())
+    }
+
+    /// The run's copies, if nothing of what it is given or gives stays on the GPU.
+    pub(super) fn copies(&self) -> Option<Copies> {
+        let pinned = [&self.input, &self.output].map(|pinned| pinned.as_ref().map_or(0, |pinned| pinned.id));
+        let apart = !self.resident.is_empty() || !self.kept.is_empty();
+        (!apart).then(|| Copies { pinned, together: self.together, fetched: self.fetched.clone() })
+    }
+
+    /// The event that a run ends with, made once.
+    pub(super) fn done(&mut self, gpu: &dyn Gpu) -> Result<&Event, GpuError> {
+        match &mut self.done {
+            Some(done) => Ok(done),
+            none => Ok(none.insert(gpu.event()?)),
+        }
     }
 
     /// Where bytes of a value of the head are in what comes from the host.
@@ -256,7 +299,7 @@ impl Workspace {
         let head = address(&self.head);
         let mut from = self.input.as_ref().map_or(std::ptr::null(), |input| input.at.as_ptr().cast_const());
         let mut at = 0;
-        let end = lowered.head_bytes..lowered.head_bytes;
+        let end = lowered.brought_bytes..lowered.brought_bytes;
         for part in self.resident.iter().map(|resident| &resident.head).chain([&end]) {
             let bytes = part.start - at;
             if bytes > 0 {
@@ -281,6 +324,11 @@ impl Workspace {
     /// # Safety
     /// As [`Self::bring`]; and the memory of what stays is live, and nobody else uses it.
     pub(super) unsafe fn take(&self, gpu: &dyn Gpu, at: &At<'_>) -> Result<(), GpuError> {
+        let output = self.output.as_ref().map(|output| output.at.as_ptr());
+        if let Some(to) = output.filter(|_| self.together > 0) {
+            // SAFETY: `make_room` made room for it in both; as the caller has it.
+            unsafe { gpu.copy_out(Stream::Compute, to, at.faults, self.together) }?;
+        }
         for Stays { v, part, to } in &self.kept {
             let from = at.view(*v).at + part.start as u64;
             if !part.is_empty() {
@@ -289,11 +337,11 @@ impl Workspace {
                 unsafe { gpu.copy(Stream::Compute, *to, from, part.len() as u64) }?;
             }
         }
-        let Some(output) = &self.output else { return Ok(()) };
-        for fetched in &self.fetched {
+        let Some(output) = output else { return Ok(()) };
+        for fetched in self.fetched.iter().filter(|fetched| fetched.apart) {
             // SAFETY: `make_room` made room for it; the value lives to the plan's end.
             unsafe {
-                let to = output.at.as_ptr().add(fetched.offset);
+                let to = output.add(fetched.offset);
                 gpu.copy_out(Stream::Compute, to, at.view(fetched.v).at, fetched.bytes)
             }?;
         }

@@ -56,7 +56,13 @@ pub(super) struct Lowered {
     pub(super) steps: Vec<Step>,
     pub(super) values: Vec<Value>,
     pub(super) arena_bytes: usize,
+    /// The head has what a run brings from the host: arguments, and last the words of faults, so that one copy resets them. Behind them
+    /// are small outputs, so that one copy fetches both.
     pub(super) head_bytes: usize,
+    /// Where the words of faults are in it.
+    pub(super) faults_at: usize,
+    /// Where what a run brings ends.
+    pub(super) brought_bytes: usize,
     /// Made once, when the plan is.
     pub(super) constants: Vec<Step>,
     pub(super) constant_bytes: usize,
@@ -68,6 +74,9 @@ pub(super) struct Lowered {
     /// Bytes that attention and products need of the words that are 0 between runs, and behind them.
     pub(super) counter_bytes: usize,
 }
+
+/// Bytes of outputs that lie in the head.
+const SMALL_OUTPUTS: usize = 4 << 10;
 
 /// Lowers a graph.
 ///
@@ -108,12 +117,17 @@ pub(super) fn lower(graph: &VerifiedGraph, sizes: &Sizes, machine: Machine) -> R
     // What a fault names is looked up after the run.
     let ids = faults.iter().filter_map(|site| site.ids.map(|(ids, _)| ids));
     let stay: Vec<V> = outputs.iter().copied().chain(ids).collect();
+    let faults_at = lowering.head_bytes;
+    let brought_bytes = faults_at.checked_add(8 * faults.len()).ok_or_else(|| overflow.clone())?;
+    let head_bytes = small_outputs(&mut values, &outputs, brought_bytes).ok_or_else(|| overflow.clone())?;
     let arena_bytes = place(&steps, &mut values, &stay).ok_or(overflow)?;
     Ok(Lowered {
         steps,
         values,
         arena_bytes,
-        head_bytes: lowering.head_bytes,
+        head_bytes,
+        faults_at,
+        brought_bytes,
         constants: lowering.constants,
         constant_bytes: lowering.constant_bytes,
         arguments: lowering.arguments,
@@ -123,6 +137,21 @@ pub(super) fn lower(graph: &VerifiedGraph, sizes: &Sizes, machine: Machine) -> R
         outputs,
         counter_bytes: lowering.counter_bytes,
     })
+}
+
+/// Gives small outputs places in the head, from here on; where they end.
+fn small_outputs(values: &mut [Value], outputs: &[V], from: usize) -> Option<usize> {
+    let mut end = from.checked_next_multiple_of(HEAD_ALIGN)?;
+    let most = end.checked_add(SMALL_OUTPUTS)?;
+    for v in outputs {
+        let value = &mut values[v.0];
+        let bytes = value.bytes();
+        if matches!(value.place, Place::Arena(_)) && bytes > 0 && bytes <= most - end {
+            value.place = Place::Head(end);
+            end = (end + bytes).next_multiple_of(HEAD_ALIGN).min(most);
+        }
+    }
+    Some(end)
 }
 
 /// What a node has come to.

@@ -37,8 +37,8 @@ pub(super) struct Decode {
     pub(super) streamed: f64,
     /// That by a local step, turn by turn.
     pub(super) streamed_ratio: f64,
-    /// How many of the first streamed tokens are those of the steps: the prompt's last token runs through another program there, whose
-    /// sums may be rounded in another way.
+    /// How many of the first streamed tokens are those of the steps in this process. All of them go through the same program: fewer than
+    /// all are a fault.
     pub(super) streamed_alike: usize,
     /// Up and down, of the largest step.
     pub(super) bytes: (u64, u64),
