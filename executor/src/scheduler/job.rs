@@ -93,7 +93,7 @@ impl Job {
                 }
             }
         }
-        let checked = self.check_position().and_then(|()| self.prepare(core));
+        let checked = self.take_token().and_then(|()| self.check_position()).and_then(|()| self.prepare(core));
         match checked {
             Ok(()) => self.enqueue(core),
             Err(error) => Err(self.end(error)),
@@ -114,6 +114,20 @@ impl Job {
             None => Ok(()),
             Some(job) => Err(job.end(shutting_down())),
         }
+    }
+
+    /// Takes the token that an earlier run gave, where it was asked to. That run has ended: each is in turn.
+    fn take_token(&mut self) -> Result<(), RemoteError> {
+        let Self { binding, buffers, .. } = self;
+        buffers.take_awaited(|request| binding.caches.first()?.token_of(request))
+    }
+
+    /// Leaves the token that it gave to the next run.
+    fn leave_token(&self) {
+        let Some(cache) = self.binding.caches.first() else { return };
+        let wanted = |output: &usize| *output < u32::BITS as usize && self.wanted >> *output & 1 == 1;
+        let sampled = self.binding.program.sampled.filter(wanted);
+        cache.gave(self.id, sampled.and_then(|output| self.buffers.token(output)));
     }
 
     fn check_position(&self) -> Result<(), RemoteError> {
@@ -223,6 +237,7 @@ impl Job {
                 Onward::Failed(error) => self.answer_failed(error),
             }
         } else {
+            self.leave_token();
             self.answer_ran();
         }
         pass_on(core, &self.give_back());
