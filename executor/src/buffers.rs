@@ -24,6 +24,8 @@ pub(crate) struct Buffers {
     contents: Vec<Arc<Content>>,
     /// Whether an argument came with this run.
     given: Vec<bool>,
+    /// The request whose token this run takes, and the argument that it is.
+    awaited: Option<(u64, usize)>,
     /// In the graph's order.
     pub(crate) outputs: Vec<HostTensor>,
     /// The caches while the run has them, in the program's order.
@@ -50,6 +52,7 @@ impl Binding {
             residents: Vec::new(),
             contents: Vec::new(),
             given: vec![false; count],
+            awaited: None,
             outputs: Vec::new(),
             kvs: Vec::with_capacity(self.caches.len()),
         })
@@ -74,9 +77,15 @@ impl Binding {
         later: Option<usize>,
     ) -> Result<(), RemoteError> {
         buffers.given.fill(false);
+        buffers.awaited = None;
         for argument in arguments.iter() {
-            let Argument::Inline { index, dtype, dims, data } = argument else {
-                return Err(bad("an argument is a handle: bind residents instead".to_owned()));
+            let (index, dtype, dims, data, request) = match argument {
+                Argument::Inline { index, dtype, dims, data } => (index, dtype, dims, data, None),
+                // Whatever it will be, it has this type.
+                Argument::TokenOf { index, dims, request } => (index, DType::I32, dims, &[0; 4][..], Some(request)),
+                Argument::Resident { .. } => {
+                    return Err(bad("an argument is a handle: bind residents instead".to_owned()));
+                }
             };
             let at = self.program.argument_at(u32::from(index))?;
             let name = || self.program.argument(at).map_or("", |d| &d.name);
@@ -88,6 +97,15 @@ impl Binding {
             }
             if !matches!(self.sources.get(at), Some(Source::Run)) {
                 return Err(bad(format!("input `{}` was bound: it does not come with a run", name())));
+            }
+            if let Some(request) = request {
+                if self.program.tokens != Some(at) || self.caches.is_empty() {
+                    return Err(bad(format!(
+                        "input `{}` cannot take another run's token: it takes no tokens, or the program has no KV cache",
+                        name()
+                    )));
+                }
+                buffers.awaited = Some((request, at));
             }
             *given = true;
             fill(place, dtype, dims.as_slice(), data);
@@ -173,6 +191,21 @@ impl Buffers {
         self.contents.clear();
     }
 
+    /// Puts the token that this run takes from an earlier one in its place, if it takes one; `given` has the token of a request.
+    pub(crate) fn take_awaited(&mut self, given: impl FnOnce(u64) -> Option<[u8; 4]>) -> Result<(), RemoteError> {
+        let Some((request, at)) = self.awaited.take() else { return Ok(()) };
+        let Some(token) = given(request) else {
+            return Err(bad(format!(
+                "the KV cache has no token of request {request}: it failed, was cancelled, wanted none, or was not the last run there"
+            )));
+        };
+        if let Some(place) = self.arguments.get_mut(at) {
+            place.data.clear();
+            place.data.extend_from_slice(&token);
+        }
+        Ok(())
+    }
+
     /// Sets the tokens that a run takes: `i32 [1, n]`.
     pub(crate) fn set_tokens(&mut self, at: usize, tokens: &[[u8; 4]]) {
         if let Some(place) = self.arguments.get_mut(at) {
@@ -199,6 +232,7 @@ impl Buffers {
 pub(crate) fn inline_bytes(arguments: Arguments<'_>) -> u64 {
     let bytes = |argument| match argument {
         Argument::Inline { data, .. } => data.len() as u64,
+        Argument::TokenOf { .. } => 4,
         Argument::Resident { .. } => 0,
     };
     arguments.iter().map(bytes).sum()

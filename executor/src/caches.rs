@@ -27,6 +27,8 @@ pub(crate) struct Cache {
 struct Held {
     kv: Option<KvCache>,
     charge: Charge,
+    /// The token that the last run gave, with its request.
+    token: Option<(u64, [u8; 4])>,
 }
 
 #[derive(Default)]
@@ -51,7 +53,7 @@ pub(crate) type Quick = Box<dyn FnOnce(&Arc<Core>, &Arc<Cache>) + Send>;
 impl Cache {
     pub(crate) fn new(number: u64, device: u16, kv: KvCache, charge: Charge) -> Arc<Self> {
         let spec = kv.spec();
-        let held = Mutex::new(Held { kv: Some(kv), charge });
+        let held = Mutex::new(Held { kv: Some(kv), charge, token: None });
         Arc::new(Self { number, device, spec, held, line: Mutex::default() })
     }
 
@@ -127,7 +129,7 @@ impl Cache {
         work: impl FnOnce(&mut KvCache, &mut Charge) -> Result<T, RemoteError>,
     ) -> Result<T, RemoteError> {
         let mut held = self.held();
-        let Held { kv, charge } = &mut *held;
+        let Held { kv, charge, .. } = &mut *held;
         let kv = kv.as_mut().ok_or_else(|| fail(ErrorCode::Internal, "the cache is in use by a run"))?;
         work(kv, charge)
     }
@@ -140,6 +142,16 @@ impl Cache {
     /// Gives it back after the run. The run has charged what it grew by.
     pub(crate) fn put_back(&self, kv: KvCache) {
         self.held().kv = Some(kv);
+    }
+
+    /// Takes note of the token that a run gave, for the next that names its request.
+    pub(crate) fn gave(&self, request: u64, token: Option<[u8; 4]>) {
+        self.held().token = token.map(|token| (request, token));
+    }
+
+    /// The token that this request gave, if that was the last run.
+    pub(crate) fn token_of(&self, request: u64) -> Option<[u8; 4]> {
+        self.held().token.filter(|(of, _)| *of == request).map(|(_, token)| token)
     }
 
     /// Charges what it would take to append `tokens` to it. The session pays for every block that a cache has, shared with a

@@ -336,6 +336,7 @@ fn inline(argument: &Argument<'_>) -> Result<(u16, HostTensor), RemoteError> {
             Ok((*index, tensor))
         }
         Argument::Resident { .. } => Err(bad("an argument is a handle: bind residents instead".to_owned())),
+        Argument::TokenOf { .. } => Err(bad("another run's token is fixed for none: give it with the run".to_owned())),
     }
 }
 

@@ -12,7 +12,7 @@ use genie_executor::{Config, Executor, Mode};
 use genie_graph::{Annotation, DType, Dim, GraphBuilder, InputRole, Op, Phase, Symbol, TensorType, VerifiedGraph};
 use genie_transport::connection::{Peer, Recorder, Service};
 use genie_transport::memory::Pool;
-use genie_transport::wire::{Arguments, BindEntry, Handle, Reply, Request, write_argument};
+use genie_transport::wire::{Arguments, BindEntry, Handle, Reply, Request, write_argument, write_token_of};
 
 struct Counting;
 
@@ -57,18 +57,7 @@ fn an_echo_allocates_nothing() {
 #[test]
 fn a_decode_step_allocates_nothing() {
     let (executor, peer, recorder) = server(Mode::Inline);
-    let ask = |id, request: Request<'_>| {
-        recorder.take();
-        executor.request(&peer, id, request, Instant::now());
-        let frame = recorder.take().pop().unwrap();
-        handle(&Reply::decode(&frame.header, &frame.meta, &frame.payload).unwrap())
-    };
-    ask(1, Request::Open { quota: 0, lease_ms: 0 });
-    let graph = graph().encode();
-    let program = ask(2, Request::Define { device: 0, graph: &graph });
-    let cache = ask(3, Request::CacheCreate { program, input: 0, reserve: 10_000 });
-    let bound = vec![BindEntry { input: 0, handle: cache }];
-    let binding = ask(4, Request::Bind { program, bound, weights: Vec::new(), arguments: Arguments::EMPTY });
+    let binding = bound(&executor, &peer, &recorder);
     let mut bytes = Vec::new();
     write_argument(&mut bytes, 1, DType::I32, &[1, 1], &[3, 0, 0, 0]).unwrap();
     let arguments = Arguments::new(1, &bytes).unwrap();
@@ -86,6 +75,60 @@ fn a_decode_step_allocates_nothing() {
     assert_eq!(counted, 0, "in {n} steps");
     let frames = recorder.take();
     assert!(frames.len() as u64 >= n);
+}
+
+#[test]
+fn a_decode_step_on_a_token_that_is_yet_to_come_allocates_nothing() {
+    let (executor, peer, recorder) = server(Mode::Stepped);
+    let binding = bound(&executor, &peer, &recorder);
+    let first = {
+        let mut bytes = Vec::new();
+        write_argument(&mut bytes, 1, DType::I32, &[1, 1], &[3, 0, 0, 0]).unwrap();
+        bytes
+    };
+    let ahead = (5..1610).map(|before| {
+        let mut bytes = Vec::new();
+        write_token_of(&mut bytes, 1, before);
+        bytes
+    });
+    let all: Vec<Vec<u8>> = std::iter::once(first).chain(ahead).collect();
+    let ask = |id: u64| {
+        let arguments = Arguments::new(1, &all[id as usize - 5]).unwrap();
+        let run = Request::Run { binding, position: Some(id as u32 - 5), wanted: 1, keep: 0, arguments };
+        executor.request(&peer, id, run, Instant::now());
+    };
+    ask(5);
+    // Each is asked for before the one whose token it takes has run.
+    let run = |id| {
+        ask(id);
+        assert!(executor.step());
+    };
+    (6..600).for_each(run);
+    // As above.
+    executor.request(&peer, 1, Request::Echo(&vec![0; 2 << 20]), Instant::now());
+    (600..610).for_each(run);
+    let counted = allocations(|| (610..1610).for_each(run));
+    assert_eq!(counted, 0, "in 1000 steps");
+    let last = recorder.take().pop().unwrap();
+    let told = Reply::decode(&last.header, &last.meta, &last.payload).unwrap();
+    assert!(last.header.id == 1608 && matches!(told, Reply::Ran { position: 1604, .. }), "{told:?}");
+}
+
+/// The program, bound to a cache with room, over requests 1 to 4.
+fn bound(executor: &Executor, peer: &Arc<Peer>, recorder: &Recorder) -> Handle {
+    let ask = |id, request: Request<'_>| {
+        recorder.take();
+        executor.request(peer, id, request, Instant::now());
+        while executor.step() {}
+        let frame = recorder.take().pop().unwrap();
+        handle(&Reply::decode(&frame.header, &frame.meta, &frame.payload).unwrap())
+    };
+    ask(1, Request::Open { quota: 0, lease_ms: 0 });
+    let graph = graph().encode();
+    let program = ask(2, Request::Define { device: 0, graph: &graph });
+    let cache = ask(3, Request::CacheCreate { program, input: 0, reserve: 10_000 });
+    let bound = vec![BindEntry { input: 0, handle: cache }];
+    ask(4, Request::Bind { program, bound, weights: Vec::new(), arguments: Arguments::EMPTY })
 }
 
 fn server(mode: Mode) -> (Executor, Arc<Peer>, Recorder) {

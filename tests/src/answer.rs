@@ -61,7 +61,7 @@ pub fn own(reply: Reply<'_>) -> Outcome {
         Reply::Ran { position, outputs, .. } => {
             let data = |argument: Argument<'_>| match argument {
                 Argument::Inline { data, .. } => data.to_vec(),
-                Argument::Resident { .. } => Vec::new(),
+                Argument::Resident { .. } | Argument::TokenOf { .. } => Vec::new(),
             };
             Told::Ran { position, outputs: outputs.iter().map(data).collect() }
         }

@@ -4,7 +4,7 @@ use genie_graph::{
     Annotation, DType, Dim, GraphBuilder, InputRole, LinearLayout, Op, Phase, Symbol, TensorType, VerifiedGraph,
     VerifyError,
 };
-use genie_transport::wire::write_argument;
+use genie_transport::wire::{write_argument, write_token_of};
 
 /// Tokens that the tiny model knows.
 pub const VOCABULARY: u64 = 16;
@@ -81,6 +81,13 @@ impl Tiny {
         let data: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
         let written = write_argument(&mut out, self.tokens, DType::I32, &[1, tokens.len() as u64], &data);
         debug_assert!(written.is_ok());
+        out
+    }
+
+    /// The token that another run gives, as the one argument of a run.
+    pub fn token_of(&self, request: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        write_token_of(&mut out, self.tokens, request);
         out
     }
 }

@@ -8,11 +8,11 @@ use genie_cuda_kernels::gpu::{GpuError, HostGpu, HostSettings};
 use genie_executor::Config;
 use genie_executor::device::cuda::CudaDevice;
 use genie_graph::{DType, RopeStyle};
-use genie_models::remote::{RemoteModel, RemoteModelError, RemoteOptions, Sampling};
+use genie_models::remote::{RemoteModel, RemoteModelError, RemoteOptions, Sampling, StepsOptions};
 use genie_models::{HashCache, LlamaConfig, Model, synthetic};
 use genie_tests::serve::Live;
 use genie_transport::client::{ClientError, ConnectOptions, blocking};
-use genie_transport::wire::ErrorCode;
+use genie_transport::wire::{ErrorCode, Finish};
 
 const SAMPLING: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 5 };
 const PROMPT: [i32; 5] = [3, 14, 15, 92, 65];
@@ -91,6 +91,32 @@ fn what_a_failed_gpu_lost_is_built_again_and_the_text_goes_on_the_same() {
         assert_eq!(tokens, whole);
         assert_eq!(remote.lives(), times);
         assert_eq!(remote.uploaded().sent, sent, "all of it was lost");
+    }
+}
+
+#[test]
+fn steps_with_requests_ahead_go_on_after_a_gpu_failed_under_them() {
+    let (live, gpu) = server();
+    let mut remote = remote(&live).unwrap();
+    let mut say = |fail_at: usize| {
+        let mut context = remote.context(SAMPLING).unwrap();
+        let first = remote.prefill(&mut context, &PROMPT).unwrap();
+        let (mut tokens, options) = (vec![first], StepsOptions { max_new: 20, ahead: 3, ..StepsOptions::default() });
+        let finish = remote.steps(&mut context, first, &options, |token| {
+            tokens.push(token);
+            if tokens.len() == fail_at {
+                gpu.fail(fault());
+            }
+            true
+        });
+        assert_eq!((finish.unwrap(), context.len()), (Finish::Length, 25));
+        tokens.push(remote.step(&mut context, tokens[tokens.len() - 1]).unwrap());
+        (tokens, remote.lives())
+    };
+    let (whole, lives) = say(0);
+    assert_eq!((whole.len(), lives), (22, 1));
+    for (fail_at, lives) in [(2, 2), (12, 3)] {
+        assert_eq!(say(fail_at), (whole.clone(), lives));
     }
 }
 

@@ -115,7 +115,7 @@ impl Job {
                 }
             }
         }
-        let checked = self.check_position().and_then(|()| self.prepare(core));
+        let checked = self.take_token().and_then(|()| self.check_position()).and_then(|()| self.prepare(core));
         match checked {
             Ok(()) => self.enqueue(core),
             Err(error) => Err(self.end(error)),
@@ -141,6 +141,20 @@ impl Job {
             None => Ok(()),
             Some(job) => Err((Box::new(job), shutting_down())),
         }
+    }
+
+    /// Takes the token that an earlier run gave, where it was asked to. That run has ended: each is in turn.
+    fn take_token(&mut self) -> Result<(), RemoteError> {
+        let Self { binding, buffers, .. } = self;
+        buffers.take_awaited(|request| binding.caches.first()?.token_of(request))
+    }
+
+    /// Leaves the token that it gave to the next run.
+    fn leave_token(&self) {
+        let Some(cache) = self.binding.caches.first() else { return };
+        let wanted = |output: &usize| *output < u32::BITS as usize && self.wanted >> *output & 1 == 1;
+        let sampled = self.binding.program.sampled.filter(wanted);
+        cache.gave(self.id, sampled.and_then(|output| self.buffers.token(output)));
     }
 
     fn check_position(&self) -> Result<(), RemoteError> {
@@ -258,6 +272,7 @@ impl Job {
                 }
             }
         } else {
+            self.leave_token();
             self.answer_ran();
         }
         pass_on(core, &self.give_back());

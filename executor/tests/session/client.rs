@@ -10,7 +10,7 @@ use genie_transport::connection::{BulkEvent, BulkIn, Peer, Recorder, Service, Wa
 use genie_transport::wire::{
     Argument, Arguments, BindEntry, ContentHash, DeviceEntry, ErrorCode, Finish, Flags, Handle, Kind, Offered,
     OpenedSession, PutBody, PutRequest, PutTarget, RemoteError, Reply, Request, ResidencyCode, SliceHead, TensorSpec,
-    write_argument,
+    write_argument, write_token_of,
 };
 
 use crate::fake::{Control, Fake};
@@ -307,6 +307,13 @@ impl<'a> Client<'a> {
         self.ask(Request::Run { binding: model.binding, position, wanted: 1, keep: 0, arguments })
     }
 
+    /// Asks for a run of the model on the token that an earlier run gives.
+    pub(crate) fn ask_run_on(&mut self, model: &Model, earlier: u64, position: Option<u32>) -> u64 {
+        let bytes = model.token_of(earlier);
+        let arguments = Arguments::new(1, &bytes).unwrap();
+        self.ask(Request::Run { binding: model.binding, position, wanted: 1, keep: 0, arguments })
+    }
+
     /// The token and the cache's length after a run.
     #[track_caller]
     pub(crate) fn run(&mut self, model: &Model, tokens: &[i32]) -> (i32, u32) {
@@ -338,6 +345,15 @@ impl Model {
         let data: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
         let mut bytes = Vec::new();
         write_argument(&mut bytes, self.lm.tokens, DType::I32, &[1, tokens.len() as u64], &data).unwrap();
+        bytes
+    }
+}
+
+impl Model {
+    /// The token that a request gives, as a run's arguments.
+    pub(crate) fn token_of(&self, request: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write_token_of(&mut bytes, self.lm.tokens, request);
         bytes
     }
 }
@@ -426,6 +442,7 @@ fn own(reply: Reply<'_>) -> Answer {
             let own = |argument| match argument {
                 Argument::Inline { index, data, .. } => Out::Inline(index, data.to_vec()),
                 Argument::Resident { index, handle, .. } => Out::Resident(index, handle),
+                Argument::TokenOf { .. } => panic!("no output is another request's"),
             };
             Told::Ran { device, position, outputs: outputs.iter().map(own).collect() }
         }

@@ -2,6 +2,7 @@
 //! residents, uploads, programs, caches, scheduling, and what happens to bad requests. Everything is deterministic: one thread, a
 //! clock that the tests turn.
 
+mod ahead;
 mod batching;
 mod caches;
 mod client;

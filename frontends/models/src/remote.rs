@@ -7,6 +7,7 @@
 
 mod plan;
 mod rebuild;
+mod steps;
 mod upload;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::{GraphOptions, HashCache, Model, ModelError};
 use rebuild::is_loss;
 
 pub use plan::{Plan, Sampling, SamplingValues};
+pub use steps::StepsOptions;
 pub use upload::{Uploaded, weight_spec};
 
 /// Why a remote model did not do what it was asked.

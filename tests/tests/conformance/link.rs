@@ -81,6 +81,10 @@ pub(crate) trait Client {
     /// Makes so many tokens with the tiny model, but cancels after the first `wanted`: how many came, and how it ended.
     fn generate(&mut self, max_new: u32, wanted: usize) -> (usize, Result<(), ClientError>);
 
+    /// So many greedy steps of the tiny model from token 1 on, each on the token of the one before: that many beside the one
+    /// that is waited for are under way.
+    fn steps(&mut self, count: u32, ahead: usize) -> Result<Vec<i32>, ClientError>;
+
     fn put(&mut self, spec: &TensorSpec, data: Bytes) -> Result<Tensor, ClientError> {
         let ticket = self.start_put(spec, data);
         self.finish_put(ticket)

@@ -15,9 +15,9 @@ macro_rules! conforms {
     ($name:ident, $link:ty) => {
         mod $name {
             conforms!(@ $link: every_size_comes_back, ranges, pipelined_requests, small_requests_do_not_wait_behind_bulk,
-                a_generate_can_be_cancelled, an_upload_goes_on_where_it_was_cut, a_download_that_is_cut_is_whole,
-                a_session_is_taken_up_by_its_token, two_clients, corruption_is_not_seen, bulk_is_not_copied,
-                refusals_are_told, weights_are_known_by_one_hash);
+                a_generate_can_be_cancelled, steps_are_asked_for_ahead, an_upload_goes_on_where_it_was_cut,
+                a_download_that_is_cut_is_whole, a_session_is_taken_up_by_its_token, two_clients, corruption_is_not_seen,
+                bulk_is_not_copied, refusals_are_told, weights_are_known_by_one_hash);
         }
     };
     (@ $link:ty: $($test:ident),+) => {
@@ -108,7 +108,8 @@ conforms!(from_tcps_to_urings, crate::tcp::Sockets<true, false, true>);
 /// cut at any moment.
 mod over_shm_by_reference {
     conforms!(@ crate::shm::ByReference: every_size_comes_back, ranges, pipelined_requests, a_generate_can_be_cancelled,
-        a_session_is_taken_up_by_its_token, two_clients, refusals_are_told, weights_are_known_by_one_hash);
+        steps_are_asked_for_ahead, a_session_is_taken_up_by_its_token, two_clients, refusals_are_told,
+        weights_are_known_by_one_hash);
 
     #[test]
     fn what_is_passed_while_it_is_cut_is_whole() {

@@ -1,6 +1,7 @@
 //! The simulated link.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -298,22 +299,7 @@ impl Client for SimClient {
     }
 
     fn generate(&mut self, max_new: u32, wanted: usize) -> (usize, Result<(), ClientError>) {
-        let model = tiny().expect("the model is valid");
-        let spec = TensorSpec::new(DType::F32, &[VOCABULARY, WIDTH]).expect("the table's shape");
-        let table = self.put(&spec, Tiny::table_bytes().into()).expect("the table");
-        let graph = model.graph.encode();
-        let Ok(Told::Program(program, _)) = self.ask(&Request::Define { device: 0, graph: &graph }) else {
-            panic!("no program")
-        };
-        let create = Request::CacheCreate { program, input: model.cache, reserve: 0 };
-        let cache = tensor(self.ask(&create)).expect("a cache");
-        let bound = vec![BindEntry { input: model.cache, handle: cache.handle }];
-        let weights = HandleSpan::of([table.handle]);
-        let (count, fixed) = model.greedy();
-        let arguments = Arguments::new(count, &fixed).expect("the fixed inputs");
-        let Ok(Told::Bound(binding)) = self.ask(&Request::Bind { program, bound, weights, arguments }) else {
-            panic!("no binding")
-        };
+        let (_, binding) = self.bound();
         let prompt = [1_i32, 2, 3].map(i32::to_le_bytes);
         let generate = Request::Generate {
             prefill: binding,
@@ -344,5 +330,54 @@ impl Client for SimClient {
         };
         self.world.sim.borrow_mut().client(self.id).end(request);
         (came, end)
+    }
+
+    fn steps(&mut self, count: u32, ahead: usize) -> Result<Vec<i32>, ClientError> {
+        let (model, binding) = self.bound();
+        let (mut asked, mut tokens) = (VecDeque::<RequestId>::new(), vec![1]);
+        for position in 0..count {
+            let bytes = match asked.back() {
+                Some(before) => model.token_of(before.0),
+                None => model.run_arguments(&tokens[tokens.len() - 1..]),
+            };
+            let arguments = Arguments::new(1, &bytes)?;
+            let run = Request::Run { binding, position: Some(position), wanted: 1, keep: 0, arguments };
+            asked.push_back(self.world.sim.borrow_mut().start(self.id, &run, None));
+            let over = if position + 1 == count { asked.len() } else { asked.len().saturating_sub(ahead) };
+            for request in asked.drain(..over) {
+                let ran = self.next(request);
+                self.world.sim.borrow_mut().client(self.id).end(request);
+                match ran? {
+                    Told::Ran { outputs, .. } => {
+                        tokens.push(i32::from_le_bytes(outputs[0][..].try_into().expect("a token")));
+                    }
+                    told => return other(&told),
+                }
+            }
+        }
+        Ok(tokens.split_off(1))
+    }
+}
+
+impl SimClient {
+    /// The tiny model, bound to a new cache.
+    fn bound(&mut self) -> (Tiny, Handle) {
+        let model = tiny().expect("the model is valid");
+        let spec = TensorSpec::new(DType::F32, &[VOCABULARY, WIDTH]).expect("the table's shape");
+        let table = self.put(&spec, Tiny::table_bytes().into()).expect("the table");
+        let graph = model.graph.encode();
+        let Ok(Told::Program(program, _)) = self.ask(&Request::Define { device: 0, graph: &graph }) else {
+            panic!("no program")
+        };
+        let create = Request::CacheCreate { program, input: model.cache, reserve: 0 };
+        let cache = tensor(self.ask(&create)).expect("a cache");
+        let bound = vec![BindEntry { input: model.cache, handle: cache.handle }];
+        let weights = HandleSpan::of([table.handle]);
+        let (count, fixed) = model.greedy();
+        let arguments = Arguments::new(count, &fixed).expect("the fixed inputs");
+        let Ok(Told::Bound(binding)) = self.ask(&Request::Bind { program, bound, weights, arguments }) else {
+            panic!("no binding")
+        };
+        (model, binding)
     }
 }

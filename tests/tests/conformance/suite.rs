@@ -121,6 +121,17 @@ pub(crate) fn a_generate_can_be_cancelled<L: Link>() {
     assert_eq!(client.echo(b"on").expect("an echo"), b"on");
 }
 
+pub(crate) fn steps_are_asked_for_ahead<L: Link>() {
+    let _among = among_others();
+    let link = L::start();
+    let mut client = link.connect(None);
+    let one_by_one = client.steps(40, 0).expect("40 steps");
+    assert_eq!(one_by_one.len(), 40);
+    for ahead in [1, 5, 39] {
+        assert_eq!(client.steps(40, ahead).expect("40 steps"), one_by_one, "{ahead} ahead");
+    }
+}
+
 pub(crate) fn an_upload_goes_on_where_it_was_cut<L: Link>() {
     let _among = among_others();
     let link = L::start();

@@ -1,5 +1,6 @@
 //! Sockets, with and without io_uring and TLS, over the loopback, with a relay between that can cut, hold back and corrupt.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use genie_tests::here;
 use genie_tests::proxy::{LaneFault, Proxy};
 use genie_tests::serve::{Live, config};
 use genie_transport::client::{
-    BindInputs, ClientError, ConnectOptions, GenerateOptions, Input, PutOptions, Tensor, blocking,
+    BindInputs, Binding, ClientError, ConnectOptions, GenerateOptions, Input, PutOptions, RunOptions, Tensor, blocking,
 };
 use genie_transport::link::Access;
 use genie_transport::link::tls::{TlsClient, TlsServer};
@@ -183,18 +184,7 @@ impl Client for blocking::Session {
     }
 
     fn generate(&mut self, max_new: u32, wanted: usize) -> (usize, Result<(), ClientError>) {
-        let model = tiny().expect("the model is valid");
-        let spec = TensorSpec::new(DType::F32, &[VOCABULARY, WIDTH]).expect("the table's shape");
-        let table = self.put(&spec, Tiny::table_bytes().into(), PutOptions::default()).expect("the table");
-        let program = self.define(0, &model.graph.encode()).expect("the program");
-        let cache = self.create_cache(&program, model.cache, 0).expect("a cache");
-        let real: Vec<u8> = [0_f32, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
-        let fixed = vec![
-            Input { index: model.real, dtype: DType::F32, dims: &[1, 2], data: &real },
-            Input { index: model.int, dtype: DType::I64, dims: &[1, 2], data: &[0; 16] },
-        ];
-        let (weights, residents) = (vec![(model.table, table.handle)], vec![(model.cache, cache.0)]);
-        let binding = self.bind(&program, &BindInputs { weights, residents, fixed }).expect("a binding");
+        let (_, binding) = bound(self);
         let options = GenerateOptions { max_new, ..GenerateOptions::default() };
         let mut came = 0;
         let end = self.generate(binding, binding, &[1, 2, 3], &options, |generated| {
@@ -203,4 +193,43 @@ impl Client for blocking::Session {
         });
         (came, end.map(|_| ()))
     }
+
+    fn steps(&mut self, count: u32, ahead: usize) -> Result<Vec<i32>, ClientError> {
+        let (model, binding) = bound(self);
+        let (mut asked, mut tokens) = (VecDeque::new(), vec![1_i32]);
+        for position in 0..count {
+            let options = RunOptions { position: Some(position), ..RunOptions::default() };
+            let next = match asked.back() {
+                Some(before) => self.start_run_on(before, binding, model.tokens, options)?,
+                None => {
+                    let data = tokens[tokens.len() - 1].to_le_bytes();
+                    let input = Input { index: model.tokens, dtype: DType::I32, dims: &[1, 1], data: &data };
+                    self.start_run(binding, &[input], options)?
+                }
+            };
+            asked.push_back(next);
+            let over = if position + 1 == count { asked.len() } else { asked.len().saturating_sub(ahead) };
+            for step in asked.drain(..over) {
+                tokens.push(self.finish_step(step)?);
+            }
+        }
+        Ok(tokens.split_off(1))
+    }
+}
+
+/// The tiny model, bound to a new cache.
+fn bound(session: &mut blocking::Session) -> (Tiny, Binding) {
+    let model = tiny().expect("the model is valid");
+    let spec = TensorSpec::new(DType::F32, &[VOCABULARY, WIDTH]).expect("the table's shape");
+    let table = session.put(&spec, Tiny::table_bytes().into(), PutOptions::default()).expect("the table");
+    let program = session.define(0, &model.graph.encode()).expect("the program");
+    let cache = session.create_cache(&program, model.cache, 0).expect("a cache");
+    let real: Vec<u8> = [0_f32, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let fixed = vec![
+        Input { index: model.real, dtype: DType::F32, dims: &[1, 2], data: &real },
+        Input { index: model.int, dtype: DType::I64, dims: &[1, 2], data: &[0; 16] },
+    ];
+    let (weights, residents) = (vec![(model.table, table.handle)], vec![(model.cache, cache.0)]);
+    let binding = session.bind(&program, &BindInputs { weights, residents, fixed }).expect("a binding");
+    (model, binding)
 }

@@ -34,7 +34,7 @@ fn seeds() {
     }
     let seeds = number("GENIE_SEEDS").unwrap_or(SEEDS);
     let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
-    let met: [AtomicU64; 20] = Default::default();
+    let met: [AtomicU64; 21] = Default::default();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..cores {

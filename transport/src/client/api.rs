@@ -375,6 +375,8 @@ pub(super) fn outputs(reply: &Reply<'_>) -> Result<Outputs, ClientError> {
                 let tensor = Tensor { handle, device: *device, spec: TensorSpec::new(dtype, dims.as_slice())? };
                 Value::Resident { index, tensor }
             }
+            // No output is what another run gives.
+            Argument::TokenOf { .. } => return Err(unexpected(reply)),
         });
     }
     Ok(Outputs { device: *device, position: *position, values })

@@ -4,7 +4,7 @@ use genie_graph::DType;
 use zerocopy::IntoBytes;
 
 use super::error::DecodeError;
-use super::layout::{self, ArgumentField, HandleField};
+use super::layout::{self, ArgumentField, HandleField, TokenOfField};
 use super::types::{Handle, dtype_of};
 use super::{TensorSpec, limits};
 
@@ -22,7 +22,7 @@ impl Dims {
     }
 }
 
-/// An inline tensor, or the handle of an output that stayed on the server.
+/// An inline tensor, the handle of an output that stayed on the server, or a token that another run gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Argument<'a> {
     /// Elements, little-endian, row-major; exactly as many bytes as type and dimensions say.
@@ -46,6 +46,15 @@ pub enum Argument<'a> {
         dims: Dims,
         /// The resident.
         handle: Handle,
+    },
+    /// One `i32`: the token that an earlier run in the same KV cache gives, answered or not.
+    TokenOf {
+        /// Which input of the graph.
+        index: u16,
+        /// Dimensions: all 1.
+        dims: Dims,
+        /// The id of that run's request; not 0.
+        request: u64,
     },
 }
 
@@ -136,6 +145,16 @@ fn take(bytes: &[u8]) -> Result<(Argument<'_>, &[u8]), DecodeError> {
             let (handle, rest) = layout::take::<HandleField>(rest)?;
             Ok((Argument::Resident { index, dtype, dims, handle: Handle::from_field(handle) }, rest))
         }
+        2 => {
+            if dtype != DType::I32 || bytes != dtype.bytes() {
+                return Err(DecodeError::Range("the token of another request is one i32"));
+            }
+            let (field, rest) = layout::take::<TokenOfField>(rest)?;
+            match field.request.get() {
+                0 => Err(DecodeError::Range("the token of a request without an id")),
+                request => Ok((Argument::TokenOf { index, dims, request }, rest)),
+            }
+        }
         other => Err(DecodeError::Enum { what: "argument form", value: u32::from(other) }),
     }
 }
@@ -173,6 +192,12 @@ pub fn write_argument(
 pub fn write_resident(out: &mut Vec<u8>, index: u16, spec: &TensorSpec, handle: Handle) {
     write_field(out, index, spec.dtype(), spec.dims(), 1);
     out.extend_from_slice(handle.to_field().as_bytes());
+}
+
+/// Appends the token that the run with this request id gives: an `i32 [1, 1]`.
+pub fn write_token_of(out: &mut Vec<u8>, index: u16, request: u64) {
+    write_field(out, index, DType::I32, &[1, 1], 2);
+    out.extend_from_slice(TokenOfField { request: request.into() }.as_bytes());
 }
 
 fn write_field(out: &mut Vec<u8>, index: u16, dtype: DType, dims: &[u64], form: u8) {

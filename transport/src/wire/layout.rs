@@ -116,8 +116,11 @@ wire_structs! {
     struct BindField = 12 { index: U32, generation: U32, input: U32 }
     /// Runs a binding; arguments in the payload.
     struct Run = 32 { binding: HandleField, position: U32, wanted: U32, keep: U32, arguments: U32 }
-    /// One inline tensor: 4-byte dimensions and the elements follow (form 1: a handle instead of elements).
+    /// One inline tensor: 4-byte dimensions and the elements follow (form 1: a handle instead of elements; form 2: a
+    /// `TokenOfField`).
     struct ArgumentField = 8 { index: U16, dtype: u8, rank: u8, form: u8, zero: [u8; 3] }
+    /// An earlier request, whose token an argument is.
+    struct TokenOfField = 8 { request: U64 }
     /// The result of a run; outputs in the payload.
     struct Ran = 16 { device: U16, zero: U16, position: U32, outputs: U32, zero2: U32 }
     /// Runs step after step; payload: prompt tokens, stop tokens (4 bytes each), arguments.

@@ -23,7 +23,7 @@ mod slice;
 mod tests;
 mod types;
 
-pub use argument::{Argument, Arguments, Dims, write_argument, write_resident};
+pub use argument::{Argument, Arguments, Dims, write_argument, write_resident, write_token_of};
 pub use control::{Caps, Control, LaneHello, Mac, Proof, Welcome, token_name};
 pub use error::{DecodeError, Effect, ErrorCode, RemoteError};
 pub use header::{Flags, HEADER_BYTES, Header, Kind, body_crc, decode_header, encode_header};

@@ -274,9 +274,16 @@ fn work(gpu: &dyn Gpu, space: &Workspace, ready: &Ready, base: &Base, at: &At<'_
     };
     let mut list = lock(&ready.captured);
     let captured = find(&mut list, base)?;
-    if captured.graph.is_none() && captured.runs >= UNCAPTURED {
+    if captured.graph.is_none() && captured.runs == UNCAPTURED {
         let steps = make(&ready.lowered.steps, at)?;
-        captured.graph = Some(gpu.capture(&mut || put_all(&steps))?);
+        match gpu.capture(&mut || put_all(&steps)) {
+            Ok(graph) => captured.graph = Some(graph),
+            // Copies of memory that is not pinned, for one: each run puts its steps into the stream by itself then.
+            Err(error @ GpuError::Refused { .. }) => {
+                tracing::warn!(%error, "a program's steps are not captured: each run takes longer");
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     captured.runs = captured.runs.saturating_add(1);
     match &captured.graph {

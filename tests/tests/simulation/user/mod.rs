@@ -21,6 +21,8 @@ pub(crate) struct User {
     pub(crate) id: ClientId,
     todo: u32,
     most: usize,
+    /// Whether it asks for runs on tokens that are yet to come.
+    ahead: bool,
     lost: u64,
     /// The session's connection, as far as the user has noticed: whether there is one, and whether there was.
     ready: bool,
@@ -54,6 +56,7 @@ struct Flight {
     tokens: Vec<i32>,
 }
 
+/// `on` of a run: on the token of another that was not answered.
 #[derive(Clone, Debug)]
 enum What {
     Table,
@@ -70,7 +73,7 @@ enum What {
     Lookup { name: usize },
     CreateCache,
     Bind { cache: u64 },
-    Run { cache: u64 },
+    Run { cache: u64, on: bool },
     Generate { cache: u64, prompt: u32, new: u32 },
     Fork { cache: u64 },
     Truncate { cache: u64, length: u32 },
@@ -78,11 +81,12 @@ enum What {
 }
 
 impl User {
-    pub(crate) fn new(id: ClientId, todo: u32, most: usize) -> Self {
+    pub(crate) fn new(id: ClientId, todo: u32, most: usize, ahead: bool) -> Self {
         Self {
             id,
             todo,
             most,
+            ahead,
             lost: 0,
             ready: false,
             was_ready: false,

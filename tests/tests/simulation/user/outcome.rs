@@ -112,7 +112,8 @@ impl User {
                 cache.binding = Some(handle);
                 cache.exclusive = false;
             }
-            (What::Run { cache }, Told::Ran { position, outputs }) => {
+            (What::Run { cache, on }, Told::Ran { position, outputs }) => {
+                shared.asked.ahead += u64::from(*on);
                 let cache = self.cache(*cache)?;
                 let most = cache.most + cache.begun;
                 if position <= cache.least || position > most {
@@ -168,6 +169,10 @@ impl User {
                         What::Lookup { name } => !shared.names[name].is_set(flight.began),
                         _ => false,
                     },
+                    // The run whose token it takes was cancelled, came corrupted, or was answered while another came between.
+                    ErrorCode::BadArgument => {
+                        matches!(flight.what, What::Run { on: true, .. }) && e.effect == Effect::None
+                    }
                     ErrorCode::StalePosition => false,
                     _ => false,
                 };
@@ -185,7 +190,7 @@ impl User {
             _ if gone => {}
             What::Write { tensor, tag } if nothing => self.tensor(*tensor)?.value.void(*tag),
             What::Free { tensor } if nothing => self.tensor(*tensor)?.freed = false,
-            What::Run { cache } => {
+            What::Run { cache, .. } => {
                 let cache = self.cache(*cache)?;
                 if nothing { cache.begun -= 1 } else { cache.unknown += 1 }
             }

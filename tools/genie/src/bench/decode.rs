@@ -49,6 +49,10 @@ pub(crate) struct DecodeArgs {
     /// Turns of both.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     turns: u32,
+    /// Requests under way beside the one whose reply is waited for, where steps do not wait for each reply: as many more as steps fit
+    /// into a round trip.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    ahead: u32,
     /// Sessions that decode at the same time; 0 or 1: leave that out.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(..=256))]
     sessions: u32,
@@ -75,6 +79,8 @@ struct Outcome {
     model_bytes: u64,
     prompt_tokens: u32,
     new_tokens: u32,
+    /// Requests under way beside the one whose reply is waited for, in what is called ahead.
+    ahead: u32,
     local_prefill_ms: f64,
     remote_prefill_ms: f64,
     prefill_ratio: f64,
@@ -94,6 +100,9 @@ struct Steps {
     local_decode_ms: f64,
     remote_decode_ms: f64,
     decode_ratio: f64,
+    /// A token of steps that do not wait for each reply, and that by a step in this process.
+    ahead_decode_ms: f64,
+    ahead_ratio: f64,
     /// A token that the server makes by itself and streams, and that by a step in this process.
     streamed_decode_ms: f64,
     streamed_ratio: f64,
@@ -109,8 +118,12 @@ struct FarSteps {
     /// As it was measured.
     round_trip_us: f64,
     local_decode_ms: f64,
+    /// Waiting for each reply.
     remote_decode_ms: f64,
     decode_ratio: f64,
+    /// With requests ahead, as in [`Steps`].
+    ahead_decode_ms: f64,
+    ahead_ratio: f64,
 }
 
 /// A client that finds the weights there.
@@ -155,6 +168,7 @@ pub(crate) fn run(args: &DecodeArgs, say: Say) -> Result<()> {
         model_bytes: model.weight_bytes(),
         prompt_tokens: args.prompt_tokens,
         new_tokens: args.new_tokens,
+        ahead: args.ahead,
         local_prefill_ms: ms(pair.local_prefill),
         remote_prefill_ms: ms(pair.remote_prefill),
         prefill_ratio: rounded(pair.remote_prefill / pair.local_prefill),
@@ -162,6 +176,8 @@ pub(crate) fn run(args: &DecodeArgs, say: Say) -> Result<()> {
             local_decode_ms: ms(d.local),
             remote_decode_ms: ms(d.remote),
             decode_ratio: rounded(d.remote / d.local),
+            ahead_decode_ms: ms(d.ahead),
+            ahead_ratio: rounded(d.ahead_ratio),
             streamed_decode_ms: ms(d.streamed),
             streamed_ratio: rounded(d.streamed_ratio),
             streamed_alike: d.streamed_alike,
@@ -173,6 +189,8 @@ pub(crate) fn run(args: &DecodeArgs, say: Say) -> Result<()> {
             local_decode_ms: ms(f.local),
             remote_decode_ms: ms(f.remote),
             decode_ratio: rounded(f.remote / f.local),
+            ahead_decode_ms: ms(f.ahead),
+            ahead_ratio: rounded(f.ahead_ratio),
         }),
         second_client,
         several,
@@ -200,13 +218,26 @@ fn text(o: &Outcome) -> String {
             "decode   in process {:.2} ms a token, remote {:.2} ms: {:.3} times; streamed {:.2} ms: {:.3} times",
             d.local_decode_ms, d.remote_decode_ms, d.decode_ratio, d.streamed_decode_ms, d.streamed_ratio
         ));
+        lines.push(format!(
+            "ahead    with {} ahead of the reply {:.2} ms a token: {:.3} times",
+            requests(o.ahead),
+            d.ahead_decode_ms,
+            d.ahead_ratio
+        ));
         lines
             .push(format!("a step   {} bytes up, {} bytes down, headers included", d.step_bytes_up, d.step_bytes_down));
     }
     if let Some(f) = &o.far {
         lines.push(format!(
-            "far      at a round trip of {:.1} us in process {:.2} ms a token, remote {:.2} ms: {:.3} times",
-            f.round_trip_us, f.local_decode_ms, f.remote_decode_ms, f.decode_ratio
+            "far      at a round trip of {:.1} us in process {:.2} ms a token; remote, waiting for each reply {:.2} ms: {:.3} times; \
+             with {} ahead {:.2} ms: {:.3} times",
+            f.round_trip_us,
+            f.local_decode_ms,
+            f.remote_decode_ms,
+            f.decode_ratio,
+            requests(o.ahead),
+            f.ahead_decode_ms,
+            f.ahead_ratio
         ));
     }
     if let Some(s) = &o.second_client {
@@ -229,6 +260,10 @@ fn text(o: &Outcome) -> String {
         lines.push(format!("avg_sm   a kernel ran on the GPU for {percent:.0} % of all that"));
     }
     lines.join("\n")
+}
+
+fn requests(count: u32) -> String {
+    if count == 1 { "a request".to_owned() } else { format!("{count} requests") }
 }
 
 /// The prompt as a second client is told it; nothing for a model without a tokenizer.
@@ -268,7 +303,7 @@ impl Bench<'_> {
         let graphs = self.options.graphs(self.model, Phase::Prefill, false);
         let local = LocalModel::new(self.model, &self.args.serve_device, graphs)?;
         let (steps, turns) = (self.args.new_tokens, self.args.turns);
-        let task = Task { local: &local, prompt: self.prompt, steps, turns };
+        let task = Task { local: &local, prompt: self.prompt, steps, turns, ahead: self.args.ahead };
         resident(self.session()?, self.model, &self.options, |remote| {
             let pair = task.pair(remote)?;
             let far = self.args.round_trip.filter(|_| steps > 0).map(|us| self.far(&task, Duration::from_micros(us)));

@@ -154,6 +154,8 @@ fn decode_is_measured_in_process_and_remote() {
         "3",
         "--round-trip",
         "20000",
+        "--ahead",
+        "9",
         "--json",
     ]));
     for bytes in ["step_bytes_up", "step_bytes_down"] {
@@ -165,6 +167,11 @@ fn decode_is_measured_in_process_and_remote() {
     let far = &told["far"];
     assert!(far["round_trip_us"].as_f64().unwrap() > 15_000.0, "{told}");
     assert!(far["remote_decode_ms"].as_f64().unwrap() > 15.0, "a step waits for its round trip: {told}");
+    assert_eq!(told["ahead"], 9);
+    assert!(told["ahead_decode_ms"].as_f64().unwrap() > 0.0 && told["ahead_ratio"].as_f64().unwrap() > 0.0, "{told}");
+    // All ten are under way at once: together they wait for one.
+    let (each, ahead) = (far["remote_decode_ms"].as_f64().unwrap(), far["ahead_decode_ms"].as_f64().unwrap());
+    assert!(ahead < each && far["ahead_ratio"].as_f64().unwrap() > 0.0, "{told}");
     assert!(told["second_client"].is_null(), "a text needs a tokenizer");
     // As long as the model sees: not one more token has room.
     let most = model::POSITIONS.to_string();

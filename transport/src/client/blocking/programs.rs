@@ -5,7 +5,7 @@ use super::super::{
     BindInputs, Binding, Cache, ClientError, GenerateOptions, Generated, Input, Outputs, Program, RunOptions,
 };
 use super::{Pending, Session};
-use crate::wire::{Arguments, ContentHash, Finish, Request};
+use crate::wire::{Arguments, ContentHash, Finish, Request, write_token_of};
 
 impl Session {
     /// Registers an encoded graph.
@@ -109,7 +109,43 @@ impl Session {
     /// [`ClientError`]; on a server error no cache has grown.
     pub fn step(&mut self, binding: Binding, inputs: &[Input<'_>], options: RunOptions) -> Result<i32, ClientError> {
         let pending = self.start_run(binding, inputs, options)?;
+        self.finish_step(pending)
+    }
+
+    /// Waits for a run that [`Self::start_run`] or [`Self::start_run_on`] began, for the one i32 that its first wanted output is.
+    /// Allocates nothing.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error no cache has grown.
+    pub fn finish_step(&mut self, pending: Pending) -> Result<i32, ClientError> {
         self.finish(pending.id, api::token)
+    }
+
+    /// Begins to run a binding on the token that an earlier run in the same cache gives: input `tokens`, `i32 [1, 1]`. That run needs
+    /// not be answered; its token must be among its wanted outputs, and no other run in the cache may come between the two.
+    /// Where it fails or is cancelled, this run fails with [`crate::wire::ErrorCode::BadArgument`] and changes nothing.
+    ///
+    /// # Errors
+    /// None that the server does not say later.
+    pub fn start_run_on(
+        &mut self,
+        earlier: &Pending,
+        binding: Binding,
+        tokens: u16,
+        options: RunOptions,
+    ) -> Result<Pending, ClientError> {
+        let mut encoded = std::mem::take(&mut self.scratch);
+        encoded.clear();
+        write_token_of(&mut encoded, tokens, earlier.id.0);
+        let pending = api::run_request(binding, options, 1, &encoded).map(|request| self.start(&request, None));
+        self.scratch = encoded;
+        pending
+    }
+
+    /// Asks the server to stop a request; its `finish_` call still waits for the answer, which is what the request did before that was
+    /// noticed, or [`crate::wire::ErrorCode::Cancelled`].
+    pub fn cancel(&mut self, pending: &Pending) {
+        self.engine.client().cancel(pending.id);
     }
 
     /// Begins to run a binding.

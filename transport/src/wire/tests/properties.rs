@@ -54,12 +54,14 @@ fn spec() -> impl Strategy<Value = TensorSpec> {
 }
 
 fn arguments() -> impl Strategy<Value = (u32, Vec<u8>)> {
-    vec((any::<u16>(), dtype(), vec(1..4_u64, 0..4), any::<bool>(), handle()), 0..5).prop_map(|tensors| {
+    vec((any::<u16>(), dtype(), vec(1..4_u64, 0..4), 0..3, handle()), 0..5).prop_map(|tensors| {
         let mut out = Vec::new();
-        for (index, dtype, dims, inline, handle) in &tensors {
-            if *inline {
+        for (index, dtype, dims, form, handle) in &tensors {
+            if *form == 0 {
                 let data = vec![*index as u8; (dtype.bytes() * dims.iter().product::<u64>()) as usize];
                 write_argument(&mut out, *index, *dtype, dims, &data).unwrap();
+            } else if *form == 2 {
+                write_token_of(&mut out, *index, handle.epoch.max(1));
             } else {
                 write_resident(&mut out, *index, &TensorSpec::new(*dtype, dims).unwrap(), *handle);
             }

@@ -191,6 +191,32 @@ fn ranges_and_counts_are_refused_for_the_right_reason() {
     assert_eq!(generate(u32::MAX, 64), DecodeError::Truncated);
 }
 
+#[test]
+fn tokens_of_other_requests_are_refused_for_the_right_reason() {
+    let bad = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = Vec::new();
+        write_token_of(&mut bytes, 3, 7);
+        change(&mut bytes);
+        Arguments::new(1, &bytes).unwrap_err()
+    };
+    let one = "the token of another request is one i32";
+    assert_eq!(bad(&|a| a[2] = DType::I64.code()), DecodeError::Range(one));
+    assert_eq!(bad(&|a| a[2] = DType::F32.code()), DecodeError::Range(one));
+    assert_eq!(bad(&|a| set(a, 8, &[2, 0, 0, 0])), DecodeError::Range(one));
+    assert_eq!(bad(&|a| set(a, 12, &[0, 0, 0, 0x40])), DecodeError::Range(one));
+    assert_eq!(bad(&|a| set(a, 16, &[0; 8])), DecodeError::Range("the token of a request without an id"));
+    assert_eq!(bad(&|a| a.truncate(23)), DecodeError::Truncated);
+    assert_eq!(bad(&|a| a.push(0)), DecodeError::Trailing(1));
+    let mut bytes = Vec::new();
+    write_token_of(&mut bytes, 3, u64::MAX);
+    let Some(Argument::TokenOf { index: 3, dims, request: u64::MAX }) =
+        Arguments::new(1, &bytes).unwrap().iter().next()
+    else {
+        panic!("it is another argument")
+    };
+    assert_eq!(dims.as_slice(), [1, 1]);
+}
+
 fn bad_argument(change: impl FnOnce(&mut Vec<u8>)) -> DecodeError {
     let mut bytes = Vec::new();
     write_argument(&mut bytes, 3, DType::F32, &[2], &[0; 8]).unwrap();
@@ -202,7 +228,7 @@ fn bad_argument(change: impl FnOnce(&mut Vec<u8>)) -> DecodeError {
 fn inline_tensors_are_refused_for_the_right_reason() {
     assert_eq!(bad_argument(|a| a[2] = 99), DecodeError::Enum { what: "dtype", value: 99 });
     assert_eq!(bad_argument(|a| a[3] = 9), DecodeError::Rank(9));
-    assert_eq!(bad_argument(|a| a[4] = 2), DecodeError::Enum { what: "argument form", value: 2 });
+    assert_eq!(bad_argument(|a| a[4] = 3), DecodeError::Enum { what: "argument form", value: 3 });
     assert_eq!(bad_argument(|a| a[5] = 1), DecodeError::Reserved("argument"));
     assert_eq!(bad_argument(|a| set(a, 8, &[0; 4])), DecodeError::Dimension(0));
     assert_eq!(bad_argument(|a| set(a, 8, &[0xff; 4])), DecodeError::Dimension(-1));

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use genie_models::remote::{RemoteModel, Sampling};
+use genie_models::remote::{RemoteModel, Sampling, StepsOptions};
 use genie_transport::client::blocking::Session;
 
 use super::super::median;
@@ -19,6 +19,8 @@ pub(super) struct Task<'a> {
     /// Decode steps; 0: only the prompt is run.
     pub(super) steps: u32,
     pub(super) turns: u32,
+    /// Requests that are under way beside the one whose reply is waited for, where steps do not wait for each reply.
+    pub(super) ahead: u32,
 }
 
 /// Local and remote, in seconds.
@@ -33,6 +35,9 @@ pub(super) struct Pair {
 pub(super) struct Decode {
     pub(super) local: f64,
     pub(super) remote: f64,
+    /// A token of steps with requests ahead, all of a turn, and that by a local step, turn by turn.
+    pub(super) ahead: f64,
+    pub(super) ahead_ratio: f64,
     /// A token of those that the server streams.
     pub(super) streamed: f64,
     /// That by a local step, turn by turn.
@@ -50,6 +55,16 @@ pub(super) struct Far {
     pub(super) round_trip: f64,
     pub(super) local: f64,
     pub(super) remote: f64,
+    /// As in [`Decode`].
+    pub(super) ahead: f64,
+    pub(super) ahead_ratio: f64,
+}
+
+/// Steps with requests ahead, of some turns.
+#[derive(Default)]
+struct Ahead {
+    seconds: Vec<f64>,
+    ratios: Vec<f64>,
 }
 
 /// One turn of one side.
@@ -67,17 +82,19 @@ impl Task<'_> {
         let (mut local_prefills, mut remote_prefills) = (Vec::new(), Vec::new());
         let (mut local_steps, mut remote_steps) = (Vec::new(), Vec::new());
         let (mut streamed, mut ratios, mut alike) = (Vec::new(), Vec::new(), self.steps as usize);
-        let mut bytes = (0, 0);
-        let mut progress = self.progress("decode", 3);
+        let (mut bytes, mut ahead) = ((0, 0), Ahead::default());
+        let mut progress = self.progress("decode", 4);
         // Not counted: the first turn plans programs and touches memory for the first time.
         for turn in 0..=self.turns {
             let ours = self.here(&mut progress)?;
             let theirs = self.there(remote, &mut progress)?;
             agree(&ours.tokens, &theirs.tokens)?;
+            let further = self.ahead(remote, &ours, &mut progress)?;
             let stream = if self.steps > 0 { Some(self.streamed(remote, &mut progress)?) } else { None };
             if turn == 0 {
                 continue;
             }
+            ahead.add(further, &ours);
             local_prefills.push(ours.prefill);
             remote_prefills.push(theirs.prefill);
             bytes = (bytes.0.max(theirs.bytes.0), bytes.1.max(theirs.bytes.1));
@@ -94,6 +111,8 @@ impl Task<'_> {
         let decode = Decode {
             local: median(&local_steps),
             remote: median(&remote_steps),
+            ahead: median(&ahead.seconds),
+            ahead_ratio: median(&ahead.ratios),
             streamed: median(&streamed),
             streamed_ratio: median(&ratios),
             streamed_alike: alike,
@@ -117,21 +136,30 @@ impl Task<'_> {
             relay.hold(Duration::from_secs_f64(hold));
         }
         let (mut local_steps, mut remote_steps, mut trips) = (Vec::new(), Vec::new(), Vec::new());
-        let mut progress = self.progress("decode from further away", 2);
+        let mut ahead = Ahead::default();
+        let mut progress = self.progress("decode from further away", 3);
         for turn in 0..=self.turns {
             let ours = self.here(&mut progress)?;
-            let (theirs, trip) = relay.quickly(|| {
+            let (theirs, further, trip) = relay.quickly(|| {
                 let theirs = self.there(remote, &mut progress)?;
-                Ok::<_, anyhow::Error>((theirs, trip(remote.session())?))
+                let further = self.ahead(remote, &ours, &mut progress)?;
+                Ok::<_, anyhow::Error>((theirs, further, trip(remote.session())?))
             })?;
             agree(&ours.tokens, &theirs.tokens)?;
             if turn > 0 {
+                ahead.add(further, &ours);
                 local_steps.extend(ours.steps);
                 remote_steps.extend(theirs.steps);
                 trips.push(trip);
             }
         }
-        Ok(Far { round_trip: median(&trips), local: median(&local_steps), remote: median(&remote_steps) })
+        Ok(Far {
+            round_trip: median(&trips),
+            local: median(&local_steps),
+            remote: median(&remote_steps),
+            ahead: median(&ahead.seconds),
+            ahead_ratio: median(&ahead.ratios),
+        })
     }
 
     fn progress(&self, what: &'static str, sides: u64) -> Progress {
@@ -170,6 +198,28 @@ impl Task<'_> {
         Ok(Turn { prefill, steps, tokens, bytes })
     }
 
+    /// Seconds a token of steps with requests ahead, the first among them; their tokens must be those of `ours`. Nothing where there are
+    /// no steps.
+    fn ahead(&self, remote: &mut RemoteModel, ours: &Turn, progress: &mut Progress) -> Result<Option<f64>> {
+        if self.steps == 0 {
+            return Ok(None);
+        }
+        let mut context = remote.context(Sampling::default())?;
+        let first = remote.prefill(&mut context, self.prompt)?;
+        let (mut tokens, options) =
+            (vec![first], StepsOptions { max_new: self.steps, ahead: self.ahead, ..StepsOptions::default() });
+        let (_, seconds) = timed(|| {
+            remote.steps(&mut context, first, &options, |token| {
+                tokens.push(token);
+                progress.step();
+                true
+            })
+        })?;
+        remote.forget(context)?;
+        agree(&ours.tokens, &tokens)?;
+        Ok(Some(seconds / f64::from(self.steps)))
+    }
+
     /// Seconds a token of those that the server makes by itself and streams, from the first on; and the tokens.
     fn streamed(&self, remote: &mut RemoteModel, progress: &mut Progress) -> Result<(f64, Vec<i32>)> {
         let mut context = remote.context(Sampling::default())?;
@@ -186,6 +236,14 @@ impl Task<'_> {
             [begun, .., ended] => Ok(((*ended - *begun).as_secs_f64() / (times.len() - 1) as f64, tokens)),
             _ => bail!("the server streamed {} tokens, not {}", times.len(), self.steps),
         }
+    }
+}
+
+impl Ahead {
+    fn add(&mut self, seconds: Option<f64>, ours: &Turn) {
+        let Some(seconds) = seconds else { return };
+        self.seconds.push(seconds);
+        self.ratios.push(seconds * ours.steps.len() as f64 / ours.steps.iter().sum::<f64>());
     }
 }
 
