@@ -166,7 +166,15 @@ impl User {
         }
     }
 
+    /// A run; and perhaps others behind it.
     fn run(&mut self, sim: &mut Sim<Executor>, shared: &mut Shared, number: u64, binding: Handle) {
+        self.run_once(sim, shared, number, binding);
+        while self.ahead && sim.rng().chance(600_000) {
+            self.run_once(sim, shared, number, binding);
+        }
+    }
+
+    fn run_once(&mut self, sim: &mut Sim<Executor>, shared: &mut Shared, number: u64, binding: Handle) {
         let Some(cache) = self.caches.iter_mut().find(|c| c.number == number) else { return };
         if cache.begun == cache.ended() {
             cache.settle();
