@@ -40,7 +40,7 @@ impl Drop for Foreign {
 impl Driver {
     /// Runs a kernel of another library, unless it is to fault, or touches memory that is gone.
     pub(crate) fn run_foreign(&self, context: Id, kernel: &Foreign) -> Answer {
-        let there = |range: &Range| self.is_there(range.at, range.bytes as usize);
+        let there = |range: &Range| self.can_touch(range.at, range.bytes as usize);
         if self.is_to_fault(context) || !kernel.ranges.iter().all(there) {
             return Err(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
         }

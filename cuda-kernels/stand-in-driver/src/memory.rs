@@ -162,7 +162,7 @@ impl Driver {
         }
         let memory = Guarded::new(wanted as usize, POISON);
         let at = memory.address();
-        let block = Block { memory, bytes: bytes as u64, pool: PLAIN, device, freeing: false };
+        let block = Block { memory, bytes: bytes as u64, pool: PLAIN, device, allocated: true, freeing: false };
         block.protect(self.open);
         self.blocks.insert(at, block);
         Ok(at)

@@ -265,11 +265,12 @@ impl Gpu for CudaGpu {
     }
 
     unsafe fn free_exportable(&self, at: Address) {
-        let live = self.shared.read();
+        // A process that is about to end takes it along.
+        let Ok(using) = self.shared.read() else { return };
         if lock(&self.shared.stale).give_back(at) {
             return;
         }
-        if let Ok(live) = &*live
+        if let Ok(live) = &*using
             && live.make_current().is_ok()
         {
             // SAFETY: as the caller has it.

@@ -203,7 +203,7 @@ const FUNCTIONS: [&str; 14] = [
 ];
 
 /// Why a library does no products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoProducts {
     /// The system has none.
