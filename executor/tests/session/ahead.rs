@@ -169,7 +169,7 @@ fn a_token_goes_nowhere_but_to_the_tokens_of_a_run() {
         BindEntry { input: model.lm.table, handle: model.table },
         BindEntry { input: model.lm.cache, handle: model.cache },
     ];
-    let bind = Request::Bind { program: model.program, bound, arguments: one };
+    let bind = Request::Bind { program: model.program, bound, weights: Vec::new(), arguments: one };
     assert_eq!(client.fails(bind), ErrorCode::BadArgument);
     let generate = Request::Generate {
         prefill: model.binding,

@@ -190,7 +190,7 @@ fn a_gpu_that_no_reset_helps_is_out_and_the_server_goes_on() {
 /// Every request that brought a byte to the GPU failed where the driver pinned nothing.
 #[test]
 fn a_driver_that_pins_nothing_serves_the_same() {
-    let model = tiny();
+    let model = tiny(OpenOptions::default());
     let expected = said(&mut remote(&Server::start().uri, &model), |_| ());
     for (pinning, warning) in
         [("refused", "the driver pins no host memory"), ("full", "no more host memory can be pinned")]
@@ -210,7 +210,7 @@ fn a_gpu_that_hangs_does_not_keep_the_server_nor_crash_its_end() {
     let mut machine = Machine::new(&[]);
     machine.variables.push(("GENIE_STAND_IN_HANG", hang.to_str().expect("a name").to_owned().leak()));
     let server = machine.serve("tcp://127.0.0.1:0", "cuda", "cuda:0");
-    let mut client = remote(&server.uri, &tiny());
+    let mut client = remote(&server.uri, &tiny(OpenOptions::default()));
     let mut context = client.context(GREEDY).expect("a context");
     File::create(&hang).expect("there is room");
     // It is never answered, and tries to come back for as long as the test lasts.
