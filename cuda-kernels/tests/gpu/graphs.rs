@@ -41,6 +41,37 @@ fn what_is_recorded_is_done_when_it_is_replayed_with_what_is_there_then() {
 }
 
 #[test]
+fn copies_to_and_from_the_host_are_recorded_and_find_what_is_there_then() {
+    type Floats = [f32; 64];
+    const BYTES: usize = size_of::<Floats>();
+    for gpu in gpus() {
+        let x = Buffer::of_floats(&gpu, &[0.0; 64]);
+        let pinned = gpu.pin(2 * BYTES).expect("memory");
+        // SAFETY: it is within what was just pinned.
+        let (from, to) = unsafe { (pinned.as_ptr(), pinned.as_ptr().add(BYTES)) };
+        let graph = gpu.capture(&mut || {
+            // SAFETY: buffer and pinned memory outlive the graph's last replay.
+            unsafe { gpu.copy_in(Stream::Compute, x.at, from, BYTES) }?;
+            negate(&x, &x)?;
+            // SAFETY: as above.
+            unsafe { gpu.copy_out(Stream::Compute, to, x.at, BYTES) }
+        });
+        let graph = graph.expect("a graph");
+        for value in [1.0_f32, 5.0, -3.0] {
+            // SAFETY: pages are aligned to more, and no copy is under way.
+            unsafe { from.cast::<Floats>().write([value; 64]) };
+            replay(&x, &graph);
+            finish(&*gpu, Stream::Compute);
+            // SAFETY: as above.
+            assert_eq!(unsafe { to.cast::<Floats>().read() }, [-value; 64]);
+        }
+        drop(graph);
+        // SAFETY: nothing uses it any more.
+        unsafe { gpu.unpin(pinned) };
+    }
+}
+
+#[test]
 fn other_threads_go_on_while_one_records() {
     for gpu in gpus() {
         let (x, y) = (Buffer::of_floats(&gpu, &[2.0; 64]), Buffer::of_floats(&gpu, &[0.0; 64]));

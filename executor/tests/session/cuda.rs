@@ -397,7 +397,8 @@ fn idle_programs_give_their_memory_back_before_a_weight_goes() {
     assert_eq!((server.counter("genie_programs"), server.counter("genie_evictions_total")), (1, 0));
     client.call(Request::Free(held.remove(0))).unwrap();
     client.put_weight(&noise(60 << 10, 5));
-    assert_eq!((server.counter("genie_programs"), server.counter("genie_evictions_total")), (0, 1));
+    assert_eq!(server.counter("genie_programs"), 0);
+    assert!(server.counter("genie_evictions_total") > 0, "its few bytes were not enough");
     held.drain(..).for_each(|handle| drop(client.call(Request::Free(handle))));
     let model = client.model(Phase::Decode);
     assert_eq!(decode(&mut client, &model, 6), told, "planned again");

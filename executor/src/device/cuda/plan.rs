@@ -17,7 +17,7 @@ pub(super) struct V(pub(super) usize);
 pub(super) enum Place {
     /// At this offset of the arena.
     Arena(usize),
-    /// At this offset of the head: what a run brings, and small outputs.
+    /// At this offset of the head: what a run brings, and tokens that it gives.
     Head(usize),
     /// The word of this number of those that steps leave faults in.
     Fault(usize),

@@ -57,7 +57,7 @@ pub(super) struct Lowered {
     pub(super) values: Vec<Value>,
     pub(super) arena_bytes: usize,
     /// The head has what a run brings from the host: arguments, and last the words of faults, so that one copy resets them. Behind them
-    /// are small outputs, so that one copy fetches both.
+    /// is the token that was sampled, so that one copy fetches both.
     pub(super) head_bytes: usize,
     /// Where the words of faults are in it.
     pub(super) faults_at: usize,
@@ -75,7 +75,7 @@ pub(super) struct Lowered {
     pub(super) counter_bytes: usize,
 }
 
-/// Bytes of outputs that lie in the head.
+/// Bytes of outputs that lie in the head, at the most.
 const SMALL_OUTPUTS: usize = 4 << 10;
 
 /// Lowers a graph.
@@ -139,14 +139,16 @@ pub(super) fn lower(graph: &VerifiedGraph, sizes: &Sizes, machine: Machine) -> R
     })
 }
 
-/// Gives small outputs places in the head, from here on; where they end.
+/// Gives small outputs of whole numbers places in the head, from here on; where they end. Products' results stay where they are: the
+/// library goes by how they are aligned.
 fn small_outputs(values: &mut [Value], outputs: &[V], from: usize) -> Option<usize> {
     let mut end = from.checked_next_multiple_of(HEAD_ALIGN)?;
     let most = end.checked_add(SMALL_OUTPUTS)?;
     for v in outputs {
         let value = &mut values[v.0];
         let bytes = value.bytes();
-        if matches!(value.place, Place::Arena(_)) && bytes > 0 && bytes <= most - end {
+        let whole = matches!(value.dtype, DType::I32 | DType::I64) && matches!(value.place, Place::Arena(_));
+        if whole && bytes > 0 && bytes <= most - end {
             value.place = Place::Head(end);
             end = (end + bytes).next_multiple_of(HEAD_ALIGN).min(most);
         }
