@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use genie_graph::{DType, RopeStyle};
-use genie_models::remote::{RemoteModel, RemoteOptions, Sampling, Uploaded};
+use genie_models::remote::{RemoteModel, RemoteOptions, Sampling, StepsOptions, Uploaded};
 use genie_models::{HashCache, LlamaConfig, Model, synthetic};
 use genie_tests::raw::control;
 use genie_tests::serve::{Live, config};
@@ -155,6 +155,33 @@ fn where_no_sets_are_known_weights_are_offered_and_bound_one_by_one() {
     let third = visit(&model, &server.uri, &turns);
     assert_eq!(third.tokens, first.tokens);
     assert_eq!(counter(&server, "genie_weight_sets_found_total"), 1);
+}
+
+/// As of a server that is older.
+#[test]
+fn where_no_tokens_of_requests_are_known_each_step_waits_for_its_token() {
+    let (server, model) = (Live::start(config(1)), llama());
+    let walk = |without| {
+        let (uri, turns) = relay(server.address(), without, Duration::from_millis(50));
+        let session = blocking::Session::connect(&uri, ConnectOptions::default()).unwrap();
+        let options = RemoteOptions { hashes: HashCache::none(), ..RemoteOptions::default() };
+        let mut remote = RemoteModel::establish(session, model.clone(), &options, |_| ()).unwrap();
+        let mut context = remote.context(SAMPLING).unwrap();
+        let first = remote.prefill(&mut context, &[1, 2, 3]).unwrap();
+        let (before, mut tokens) = (turns.load(Ordering::Relaxed), Vec::new());
+        let steps = StepsOptions { max_new: 8, ahead: 7, ..StepsOptions::default() };
+        let keep = |token| {
+            tokens.push(token);
+            true
+        };
+        remote.steps(&mut context, first, &steps, keep).unwrap();
+        (tokens, turns.load(Ordering::Relaxed) - before)
+    };
+    let (ahead, turns) = walk(Caps(0));
+    assert!(turns < 8, "{turns} turns: all are asked for at once");
+    let (one_by_one, turns) = walk(Caps::AHEAD);
+    assert!(turns >= 8, "{turns} turns: one for each");
+    assert_eq!(ahead, one_by_one);
 }
 
 /// More than one request can offer, over either kind of session.

@@ -173,19 +173,26 @@ class Models:
         more += ["--utilisation", self.page.with_suffix(f".{step}.sm.csv")]
         found = self.bench(shape, uri, until, PROMPT_TOKENS, NEW_TOKENS, *more)
         far, several = found["far"], found["several"]
-        # Where the relay's round trip is shorter than it should be, a step has to pay for the rest as well.
-        far_ms = far["remote_decode_ms"] + max(0, ROUND_TRIP_US - far["round_trip_us"]) / 1e3
+        # Where the relay's round trip is shorter than it should be, a step that waits for it has to pay for the rest as well.
+        waited_ms = far["remote_decode_ms"] + max(0, ROUND_TRIP_US - far["round_trip_us"]) / 1e3
         here = f"in process {found['local_decode_ms']:.3f} ms"
         note = f"{step}: {shape.name}: the first {found['streamed_alike']} of {NEW_TOKENS} streamed tokens are those asked for one by one"
         rows = [
             Row(step, f"{shape.name}: streamed", f"{found['streamed_decode_ms']:.3f} ms a token", here, found["streamed_ratio"], STREAMED, notes=[note]),
             Row(
                 step,
-                f"{shape.name}: one request a token, round trip of {far['round_trip_us']:.0f} us",
-                f"{far_ms:.3f} ms a token",
+                f"{shape.name}: one request a token, {found['ahead']} ahead, round trip of {far['round_trip_us']:.0f} us",
+                f"{far['ahead_decode_ms']:.3f} ms a token",
                 f"in process {far['local_decode_ms']:.3f} ms",
-                far_ms / far["local_decode_ms"],
+                far["ahead_ratio"],
                 FAR,
+            ),
+            Row(
+                step,
+                f"{shape.name}: one request a token, each waits, round trip of {far['round_trip_us']:.0f} us",
+                f"{waited_ms:.3f} ms a token",
+                f"in process {far['local_decode_ms']:.3f} ms",
+                waited_ms / far["local_decode_ms"],
             ),
             Row(
                 step,

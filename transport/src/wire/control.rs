@@ -24,8 +24,10 @@ impl Caps {
     pub const UNCHECKED: Self = Self(16);
     /// Weights may be offered as a set, and bound as spans of handles.
     pub const SETS: Self = Self(32);
+    /// Runs may name the token that an earlier request gives.
+    pub const AHEAD: Self = Self(64);
     /// Everything this version has, and does without being asked.
-    pub const OURS: Self = Self(0b10_1111);
+    pub const OURS: Self = Self(0b110_1111);
 
     /// Whether all bits of `other` are set.
     pub const fn has(self, other: Self) -> bool {

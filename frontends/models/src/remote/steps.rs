@@ -80,13 +80,14 @@ impl RemoteModel {
     ) -> Result<Finish, RemoteModelError> {
         // Whether the oldest one under way named another's token; and whether one that did had to be given up, with all behind it.
         let (mut named, mut broken) = (false, false);
+        let depth = if self.session.can_run_ahead() { options.ahead } else { 0 };
         loop {
             if stepping.ended {
                 return Ok(Finish::Stop);
             }
             broken &= !asked.is_empty();
             let left = options.max_new - stepping.made;
-            let wanted = if broken { 0 } else { options.ahead.saturating_add(1).min(left) };
+            let wanted = if broken { 0 } else { depth.saturating_add(1).min(left) };
             for ahead in asked.len() as u32..wanted {
                 let options = at(context.length + ahead);
                 let pending = match asked.back() {

@@ -5,7 +5,7 @@ use super::super::{
     BindInputs, Binding, Cache, ClientError, GenerateOptions, Generated, Input, Outputs, Program, RunOptions,
 };
 use super::{Pending, Session};
-use crate::wire::{Arguments, ContentHash, Finish, Request, write_token_of};
+use crate::wire::{Arguments, Caps, ContentHash, Finish, Request, write_token_of};
 
 impl Session {
     /// Registers an encoded graph.
@@ -121,9 +121,15 @@ impl Session {
         self.finish(pending.id, api::token)
     }
 
+    /// Whether the server knows [`Self::start_run_on`]: older ones do not.
+    pub fn can_run_ahead(&mut self) -> bool {
+        self.engine.client().welcome().is_some_and(|welcome| welcome.caps.has(Caps::AHEAD))
+    }
+
     /// Begins to run a binding on the token that an earlier run in the same cache gives: input `tokens`, `i32 [1, 1]`. That run needs
     /// not be answered; its token must be among its wanted outputs, and no other run in the cache may come between the two.
-    /// Where it fails or is cancelled, this run fails with [`crate::wire::ErrorCode::BadArgument`] and changes nothing.
+    /// Where it fails or is cancelled, this run fails with [`crate::wire::ErrorCode::BadArgument`] and changes nothing. For a server
+    /// of which [`Self::can_run_ahead`] holds.
     ///
     /// # Errors
     /// None that the server does not say later.
