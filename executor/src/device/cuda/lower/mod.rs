@@ -213,6 +213,8 @@ impl Lowering<'_> {
             Op::Rope { theta, head_dim, style } => self.rope(*theta, u64::from(*head_dim), *style),
             Op::Softmax { axis } => self.softmax(*axis),
             Op::Attention { .. } => self.attention(),
+            // Products behind it take the norm before it along.
+            Op::Reshape { .. } if self.is_taken_along(self.rows_of(id)) => Some(()),
             Op::Reshape { .. } => {
                 let x = self.operand(0)?;
                 self.set(Made::Value(x))
