@@ -148,7 +148,7 @@ mod tests {
         // The rows that the first turn's blocks read, from element 768 on.
         let head = later(OUT_IN, 50_257, 1600, 4 * MIB).expect("there is more");
         assert_eq!((head.offset, head.pitch), (2 * 768, 3200));
-        assert!(u64::from(head.rows) * u64::from(head.bytes) > 3 * MIB && head.bytes % 128 == 0);
+        assert!(u64::from(head.rows) * u64::from(head.bytes) > 3 * MIB && head.bytes.is_multiple_of(128));
         // GPT-J: two halves of each row, of which other blocks read one.
         let halves = later(OUT_IN, 4096, 16_384, 4 * MIB).expect("there is more");
         assert_eq!((halves.pitch, halves.rows), (16_384, 8192));

@@ -110,10 +110,8 @@ impl Lowering<'_> {
 
     /// What a node only gives other dimensions, the last of which stays.
     fn reshaped(&self, id: NodeId) -> Option<NodeId> {
-        let before = match (self.op(id), &self.graph.nodes[id.0 as usize].inputs[..]) {
-            (Op::Reshape { .. }, &[before]) => before,
-            _ => return None,
-        };
+        let node = &self.graph.nodes[id.0 as usize];
+        let (Op::Reshape { .. }, &[before]) = (&node.op, &node.inputs[..]) else { return None };
         let width = |id: NodeId| self.dims(id)?.last().copied();
         (width(before)? == width(id)?).then_some(before)
     }
