@@ -61,6 +61,19 @@ __device__ __forceinline__ void prefetch(const void *from, u32 bytes, i64 index,
 }
 #endif
 
+// Asks for `bytes` bytes to be brought to the second-level cache, all at once. Address and number are multiples of 16. Nothing waits
+// for them, and GPUs older than compute capability 9.0 do nothing.
+__device__ __forceinline__ void prefetch_bulk(const void *from, u32 bytes) {
+#ifdef GENIE_HOST
+    // Nothing, but what is not there faults.
+    const auto touch = [&](u32 at) { (void)*reinterpret_cast<const volatile u64 *>(static_cast<const u8 *>(from) + at); };
+    for (u32 at = 0; at < bytes; at += 4096) touch(at);
+    touch(bytes - 8);
+#elif __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)), "r"(bytes));
+#endif
+}
+
 // Four matrices of 8 x 8 elements of 2 bytes: lane 8 * m + r gives the address of row r of matrix m (16 bytes, aligned to 16). Lane l
 // gets elements 2 * (l % 4) and the next of row l / 4 of each.
 __device__ __forceinline__ void ldmatrix_x4(u32 (&to)[4], const void *row) {

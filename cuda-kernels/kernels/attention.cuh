@@ -46,6 +46,9 @@ struct AttentionParams {
     u32 interleaved;
 };
 
+// Lengths and tables are read past the L1 cache, which may hold those of an earlier run: a kernel may look at them before it waits for
+// the one before it (`attention_decode.cuh`).
+
 // What a row of the batch has: `before` keys from earlier steps, `total` with this step's. A row of negative length is not in use.
 struct Span {
     i32 before, total;
@@ -53,7 +56,7 @@ struct Span {
 
 __device__ __forceinline__ Span span_of(const AttentionParams &p, int row) {
     if (p.blocks == nullptr) return Span{0, p.tokens};
-    const i32 before = p.lens[row];
+    const i32 before = __ldcg(p.lens + row);
     if (before < 0) return Span{0, 0};
     // No key lies outside the table, whatever the length says.
     return Span{before, i32(min(i64(before) + p.tokens, i64(p.max_blocks) * CACHE_BLOCK))};
@@ -73,7 +76,7 @@ template <typename T> struct Rows {
 
 // The address of a row's block, or 0 past its table or without a cache.
 __device__ __forceinline__ u64 block_address(const AttentionParams &p, int row, i32 block) {
-    return p.blocks != nullptr && block < p.max_blocks ? p.blocks[i64(row) * p.max_blocks + block] : 0;
+    return p.blocks != nullptr && block < p.max_blocks ? __ldcg(p.blocks + i64(row) * p.max_blocks + block) : 0;
 }
 
 // Keys (`values` false) or values from `key` on, of which the cache's block at `block` holds all that are wanted.

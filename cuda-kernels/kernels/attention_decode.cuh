@@ -4,6 +4,10 @@
 // or several tokens are asked for at once, cost a matrix unit little: a fifth of what the loads take on an H200. Each of the four
 // warps has 16 of the 64 keys of a block and copies of its own under way, so that no warp waits for another before the end; with
 // three blocks of threads on a multiprocessor, some 190 KB are on their way at a time, where bandwidth times latency needs 30.
+//
+// Where it appends the step's keys and values itself, it begins to load before the kernel before it has ended (`genie.cuh`): lengths,
+// tables, and the tokens that the cache held when the run began. No kernel of a run writes these: what is appended lies behind a row's
+// length, in a block that no other row has. Queries and the new keys wait.
 #pragma once
 
 #include "attention_fresh.cuh"
@@ -29,7 +33,15 @@ template <typename T, int DIM> __device__ __forceinline__ void append_fresh(cons
     }
 }
 
-template <typename T, int DIM> __device__ __forceinline__ void attention_decode(const AttentionParams &p) {
+// Parameters of kernels that wait by themselves where they append.
+struct DecodeParams : AttentionParams {};
+
+// Without new keys a kernel of this run has appended them, and what the cache holds is waited for.
+__device__ __forceinline__ void begin(const DecodeParams &p) {
+    if (!appends(p)) wait_for_previous();
+}
+
+template <typename T, int DIM> __device__ __forceinline__ void attention_decode(const DecodeParams &p) {
     constexpr int ROWS = 16, WARPS = 4, KEYS = CACHE_BLOCK / WARPS, STRIDE = TILE_STRIDE<DIM>, SLOT = KEYS * STRIDE;
     typedef WarpTile<T, DIM, 1, KEYS> Tile;
     DYNAMIC_SHARED(memory);
@@ -69,6 +81,7 @@ template <typename T, int DIM> __device__ __forceinline__ void attention_decode(
             filled = filled + 1 == p.slots ? 0 : filled + 1;
         };
         for (i32 step = 0; step < ahead; step++) fill(step);
+        wait_for_previous();
         for (int i = threadIdx.x; i < ROWS * DIM / 8; i += WARPS * WARP) {
             const int row = i / (DIM / 8), d = i % (DIM / 8) * 8;
             Pack<T, 8> pack = {};
@@ -170,6 +183,8 @@ template <typename T, int DIM> __device__ __forceinline__ void attention_decode(
         finish_chunk<ROWS, DIM>(p, chunk, row_maxima, row_totals, found, power_of_2, value, store_y);
         __syncthreads();
     }
+    // Blocks without work, too: that this kernel has ended says that those before it have.
+    wait_for_previous();
 }
 
 // Threads a block and blocks a multiprocessor: without the latter the compiler spills a register or two where it need not.
@@ -178,8 +193,8 @@ template <typename T, int DIM> __device__ __forceinline__ void attention_decode(
 #define TWO_BLOCKS 128, 2
 
 #define ATTENTION_DECODE(T, name)                                                                                                \
-    KERNEL(FOUR_BLOCKS, attention_decode_##name##_32, AttentionParams) { attention_decode<T, 32>(p); }                           \
-    KERNEL(THREE_BLOCKS, attention_decode_##name##_64, AttentionParams) { attention_decode<T, 64>(p); }                          \
-    KERNEL(THREE_BLOCKS, attention_decode_##name##_96, AttentionParams) { attention_decode<T, 96>(p); }                          \
-    KERNEL(THREE_BLOCKS, attention_decode_##name##_128, AttentionParams) { attention_decode<T, 128>(p); }                        \
-    KERNEL(TWO_BLOCKS, attention_decode_##name##_256, AttentionParams) { attention_decode<T, 256>(p); }
+    KERNEL(FOUR_BLOCKS, attention_decode_##name##_32, DecodeParams) { attention_decode<T, 32>(p); }                              \
+    KERNEL(THREE_BLOCKS, attention_decode_##name##_64, DecodeParams) { attention_decode<T, 64>(p); }                             \
+    KERNEL(THREE_BLOCKS, attention_decode_##name##_96, DecodeParams) { attention_decode<T, 96>(p); }                             \
+    KERNEL(THREE_BLOCKS, attention_decode_##name##_128, DecodeParams) { attention_decode<T, 128>(p); }                           \
+    KERNEL(TWO_BLOCKS, attention_decode_##name##_256, DecodeParams) { attention_decode<T, 256>(p); }

@@ -4,7 +4,8 @@
 // multiprocessors, more under load), each warp copies its part to shared memory by `cp.async`, `stages` - 1 steps ahead: 48 KiB a
 // block for types of 16 bits, with two blocks a multiprocessor, or 112 KiB where there are fewer blocks than multiprocessors. A lane reads only what its own copies brought (quantised weights:
 // what its warp's did), so the copies need no barrier; they begin before x is looked at, and go on while a tile's sums are put
-// together. x lies in shared memory; for matrix units a byte of it is read for four of the weight's, or fewer.
+// together. x lies in shared memory; for matrix units a byte of it is read for four of the weight's, or fewer. When a block's last copies
+// are under way it may ask for a part of a later product's weight, which then comes from the second-level cache.
 //
 // Blocks (x, y) go over tiles x, x + gridDim.x, ... of the result's columns and take the part y of `chunk` elements of the sums;
 // the warps of a block take every eighth step of it. Their sums are added in the order of the warps. Where there are several
@@ -238,6 +239,20 @@ template <typename P> __device__ __forceinline__ void prefetch_bias(const Matvec
     if (p.gate_bias) prefetch(p.gate_bias, bytes, column, count, threadIdx.x, THREADS);
 }
 
+// Bytes that are asked for at once.
+constexpr u32 AHEAD_PIECE = 16 << 10;
+
+// Asks for this block's share of what a later product reads, so that memory has something to do until that one's blocks come. Blocks
+// take pieces in turn.
+CALLED void prefetch_ahead(const MatvecParams &p) {
+    if (threadIdx.x != 0) return;
+    const u32 of_row = (p.ahead_bytes + AHEAD_PIECE - 1) / AHEAD_PIECE;
+    for (u32 piece = blockIdx.y * gridDim.x + blockIdx.x; piece < p.ahead_rows * of_row; piece += gridDim.x * gridDim.y) {
+        const u32 begin = piece % of_row * AHEAD_PIECE;
+        prefetch_bulk(p.ahead + i64(piece / of_row) * p.ahead_pitch + begin, min(p.ahead_bytes - begin, AHEAD_PIECE));
+    }
+}
+
 // Weights that no kernel writes are on their way while the kernel before this one still runs: `matvec` waits for that later.
 __device__ __forceinline__ void begin(const MatvecParams &p) {
     if (!(p.aligned & CONSTANT_WEIGHT)) wait_for_previous();
@@ -277,7 +292,11 @@ template <typename P> __device__ __forceinline__ void matvec(const MatvecParams 
         cp_async_commit();
         copies.next(p);
         k_ahead += apart;
-        if (ahead.next(parts, steps, tiles)) begin_copies();
+        if (ahead.next(parts, steps, tiles)) {
+            begin_copies();
+            // The block's own copies are all under way. It comes here again, with tiles that are further off.
+            if (!ahead.more && ahead.part == 0 && ahead.tile < tiles + gridDim.x && p.ahead_rows > 0) prefetch_ahead(p);
+        }
         free = free + 1 == p.stages ? 0 : free + 1;
     };
 #pragma unroll 1

@@ -29,6 +29,11 @@ struct MatvecParams {
     u32 weight_type;
     // `as_type` is what x's elements are rounded to before they are multiplied.
     u32 as_type, y_type;
+    // Of a later product's weight, what is to be in the second-level cache when its turn comes: `ahead_rows` rows of `ahead_bytes` bytes
+    // each, `ahead_pitch` bytes apart. All are multiples of 16; without rows there is none.
+    const u8 *ahead;
+    i64 ahead_pitch;
+    u32 ahead_rows, ahead_bytes;
 };
 
 // Eight elements as they are stored: 16 bytes of each 16-bit type, 32 of f32.

@@ -284,7 +284,8 @@ pub trait Gpu: Any + Send + Sync + Debug {
 
     /// As [`Self::launch`], of a kernel that the caller puts right behind another kernel of this crate's: where the GPU can, its blocks
     /// come while that one still runs, and wait there for its results. What they do before they wait touches nothing but weights that
-    /// were said to be constant ([`crate::launch::weight::Weight::constant`]).
+    /// were said to be constant ([`crate::launch::weight::Weight::constant`]) or are asked for ahead ([`crate::launch::ahead::Ahead`]), and
+    /// what a cache held before the new token of an attention ([`crate::launch::attention::New`]), with its lengths and tables.
     ///
     /// # Safety
     /// As [`Self::launch`]; and what the caller put into the stream last is a kernel, by `launch` or this, so that what comes before

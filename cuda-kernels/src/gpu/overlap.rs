@@ -85,6 +85,7 @@ impl<'a> Chain<'a> {
                 gate: None,
                 prologue: norm,
                 epilogue: Epilogue::default(),
+                ahead: None,
                 rows: 1,
                 n: width,
                 k: width,

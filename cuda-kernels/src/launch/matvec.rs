@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use genie_graph::{DType, LinearLayout, QuantFormat};
 
+use super::ahead::{Ahead, Part};
 use super::epilogue::{Epilogue, EpilogueParams, Prologue, address, type_code};
 use super::weight::Weight;
 use super::workspace::{self, MOST_SPLITS, Machine, RESIDENT};
@@ -28,6 +29,8 @@ pub struct Matvec {
     pub prologue: Prologue,
     /// What is done to the sums.
     pub epilogue: Epilogue,
+    /// What is asked for meanwhile.
+    pub ahead: Option<Ahead>,
     /// 1 to [`MOST_ROWS`].
     pub rows: u64,
     /// Columns of y.
@@ -51,7 +54,7 @@ pub const MOST_ROWS: u64 = 2 * ROWS;
 const ROWS: u64 = 8;
 
 const THREADS: u32 = 256;
-const WARPS: u64 = THREADS as u64 / 32;
+pub(super) const WARPS: u64 = THREADS as u64 / 32;
 /// Elements of a sum that are worth a block.
 const LEAST_CHUNK: u64 = 256;
 /// Twin of `HEAD_BYTES` in `matvec.cuh`.
@@ -93,14 +96,18 @@ struct MatvecParams {
     weight_type: u32,
     as_type: u32,
     y_type: u32,
+    ahead: Address,
+    ahead_pitch: u64,
+    ahead_rows: u32,
+    ahead_bytes: u32,
 }
 
 /// A kernel and its tile: twins of the constants of its policy.
 #[derive(Clone, Copy)]
-struct Policy {
+pub(super) struct Policy {
     kernel: &'static Kernel,
-    tile: u64,
-    step: u64,
+    pub(super) tile: u64,
+    pub(super) step: u64,
     stage: u64,
     /// Sums of a tile.
     sums: u64,
@@ -113,12 +120,12 @@ struct Policy {
 
 /// How a product is cut up. It depends on everything but the rows: a row's sums are the same with any others beside it.
 #[derive(Clone, Copy)]
-struct Plan {
-    policy: Policy,
+pub(super) struct Plan {
+    pub(super) policy: Policy,
     tiles: u64,
-    chunk: u64,
-    splits: u64,
-    stages: u64,
+    pub(super) chunk: u64,
+    pub(super) splits: u64,
+    pub(super) stages: u64,
 }
 
 const CHECK: Check = Check("matvec");
@@ -190,8 +197,7 @@ impl Matvec {
             k,
             rows: rows.min(ROWS) as u32,
             chunk: plan.chunk as u32,
-            // 64 elements of 2 bytes go through all banks.
-            x_stride: (plan.chunk.next_multiple_of(64) + plan.policy.pad) as u32,
+            x_stride: plan.x_stride() as u32,
             stages: plan.stages as u32,
             x_type: type_code(x.dtype),
             norm: norm.norm,
@@ -201,6 +207,10 @@ impl Matvec {
             weight_type: weight.code(),
             as_type: type_code(self.x_as),
             y_type: type_code(y.dtype),
+            ahead: 0,
+            ahead_pitch: 0,
+            ahead_rows: 0,
+            ahead_bytes: 0,
         };
         let rest = (rows > ROWS).then(|| MatvecParams {
             x: x.at + ROWS * k * x.dtype.bytes(),
@@ -209,8 +219,25 @@ impl Matvec {
             rows: (rows - ROWS) as u32,
             ..params
         });
+        let (first, rest) = match rest {
+            Some(rest) => (params, Some(self.asking(rest)?)),
+            None => (self.asking(params)?, None),
+        };
         let launch = |params: MatvecParams| plan.launch(machine, &params);
-        Ok([Some(launch(params)?), rest.map(launch).transpose()?])
+        Ok([Some(launch(first)?), rest.map(launch).transpose()?])
+    }
+
+    /// The same with what is asked for meanwhile.
+    fn asking(&self, params: MatvecParams) -> Result<MatvecParams, LaunchError> {
+        let Some(asked) = self.ahead else { return Ok(params) };
+        let Some(ahead) = asked.address(CHECK)? else { return Ok(params) };
+        let Part { pitch: ahead_pitch, rows: ahead_rows, bytes: ahead_bytes, .. } = asked.part;
+        Ok(MatvecParams { ahead, ahead_pitch, ahead_rows, ahead_bytes, ..params })
+    }
+
+    /// Bytes of shared memory of the first launch's blocks.
+    pub(super) fn shared(&self, plan: &Plan) -> u64 {
+        plan.shared(self.rows.min(ROWS))
     }
 
     /// The type of the biases, which is `of_bias` where the epilogue has one.
@@ -272,7 +299,7 @@ impl Matvec {
         Ok(Policy { kernel, ..policy })
     }
 
-    fn plan(&self, machine: Machine) -> Result<Plan, LaunchError> {
+    pub(super) fn plan(&self, machine: Machine) -> Result<Plan, LaunchError> {
         machine.check(CHECK)?;
         let policy = self.policy()?;
         let shared = u64::from(machine.shared);
@@ -324,21 +351,34 @@ impl Plan {
         workspace::bytes(CHECK, self.tiles, self.splits, floats)
     }
 
-    fn launch(&self, machine: Machine, params: &MatvecParams) -> Result<Launch, LaunchError> {
+    /// Elements from a row of x in shared memory to the next: 64 of 2 bytes go through all banks.
+    fn x_stride(&self) -> u64 {
+        self.chunk.next_multiple_of(64) + self.policy.pad
+    }
+
+    /// Bytes of shared memory of a block with so many rows.
+    fn shared(&self, rows: u64) -> u64 {
         let policy = self.policy;
-        let rows = u64::from(params.rows) * u64::from(params.x_stride) * policy.x_bytes;
-        let shared = WARPS * self.stages * policy.stage
+        WARPS * self.stages * policy.stage
             + HEAD_BYTES
-            + rows
-            + self.chunk / QuantFormat::BLOCK * policy.block_bytes;
-        // Whole turns: each block takes as many tiles as the others, or one less.
+            + rows * self.x_stride() * policy.x_bytes
+            + self.chunk / QuantFormat::BLOCK * policy.block_bytes
+    }
+
+    /// Blocks side by side. Whole turns: each takes as many tiles as the others, or one less.
+    pub(super) fn columns(&self, machine: Machine, shared: u64) -> u64 {
         let two = RESIDENT * (shared + RESERVED) <= u64::from(machine.shared) + RESERVED;
         let blocks = u64::from(machine.sms) * if two { RESIDENT } else { 1 };
         let turns = self.tiles.div_ceil((blocks / self.splits).max(1));
-        let columns = self.tiles.div_ceil(turns);
+        self.tiles.div_ceil(turns.max(1))
+    }
+
+    fn launch(&self, machine: Machine, params: &MatvecParams) -> Result<Launch, LaunchError> {
+        let shared = self.shared(params.rows.into());
+        let columns = self.columns(machine, shared);
         CHECK.size("n", params.n, columns < 1 << 31, "no more tiles than a grid has blocks")?;
         let grid = [columns as u32, self.splits as u32, 1];
-        Ok(Launch::new(policy.kernel, grid, [THREADS, 1, 1], shared as u32, params))
+        Ok(Launch::new(self.policy.kernel, grid, [THREADS, 1, 1], shared as u32, params))
     }
 }
 
@@ -374,7 +414,8 @@ mod tests {
         let weight = Weight::plain(view(n * k), layout);
         let (x, y) = (view(rows * k), view(rows * n));
         let (prologue, epilogue) = (Prologue::None, Epilogue::default());
-        let matvec = Matvec { x, x_as: DType::BF16, y, weight, gate: None, prologue, epilogue, rows, n, k };
+        let ahead = None;
+        let matvec = Matvec { x, x_as: DType::BF16, y, weight, gate: None, prologue, epilogue, ahead, rows, n, k };
         let workspace = View::new(1 << 20, DType::U8, matvec.workspace_bytes(machine).expect("a product"));
         let launches = matvec.launches(workspace, machine).expect("a product");
         (matvec.plan(machine).expect("a product"), launches[0].expect("rows"))

@@ -1,5 +1,6 @@
 //! Launches of each kernel family, with shapes, types and alignment checked. A launch that would touch no element is `None`.
 
+pub mod ahead;
 pub mod argmax;
 pub mod attention;
 pub mod batch_norm;

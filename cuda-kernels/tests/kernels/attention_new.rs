@@ -187,6 +187,18 @@ fn on_matrix_units_with_and_without_rotation() {
     Step { gpu: Gpu { sms: 1, ..H200 }, lens: vec![700, 3, 130], ..step }.check();
 }
 
+/// However many blocks share the chunks: fewer than there are groups of queries, and as many as there may be chunks.
+#[test]
+fn grids_of_any_size_give_the_same_bits() {
+    for (dtype, heads) in [(BF16, (4, 3, 64)), (F32, (1, 4, 64))] {
+        let step = Step { max_blocks: Some(16), ..Step::new(heads, &[700, 3, 64, -1, 130], dtype, dtype) };
+        let inputs = step.inputs();
+        let of = |sms| Step { gpu: Gpu { sms, ..H200 }, ..step.clone() }.run(&inputs, true);
+        let one = of(1);
+        assert!(one != step.memory() && [2, 5, 13, 50, 132].into_iter().all(|sms| of(sms) == one), "{step:?}");
+    }
+}
+
 #[test]
 fn in_f32_from_any_type_to_any() {
     let ropes = [None, Some((RopeStyle::Half, true)), Some((RopeStyle::Interleaved, false))];

@@ -1,6 +1,7 @@
 //! Products of a few rows.
 
 use genie_cuda_kernels::View;
+use genie_cuda_kernels::launch::ahead::{Ahead, Part};
 use genie_cuda_kernels::launch::epilogue::{Activation, Epilogue, Prologue};
 use genie_cuda_kernels::launch::matvec::{Gate, MOST_ROWS, Matvec};
 use genie_cuda_kernels::launch::weight::Weight;
@@ -26,7 +27,7 @@ const SUM_ERROR: f64 = 1e-6;
 fn case(x: View, y: View, weight: Weight, rows: usize, n: usize, k: usize) -> Matvec {
     let (prologue, epilogue) = (Prologue::None, Epilogue::default());
     let (rows, n, k) = (rows as u64, n as u64, k as u64);
-    Matvec { x, x_as: x.dtype, y, weight, gate: None, prologue, epilogue, rows, n, k }
+    Matvec { x, x_as: x.dtype, y, weight, gate: None, prologue, epilogue, ahead: None, rows, n, k }
 }
 
 fn compute(matvec: &Matvec, machine: Machine, y: &mut Tensor) -> Vec<f64> {
@@ -78,6 +79,33 @@ fn several_tiles_a_block_and_little_shared_memory() {
         check_plain(DType::BF16, &stored, 1, 328, 1200, OLD);
         let stored = TestWeight::plain(DType::F32, layout, 24, 1200, 4);
         check_plain(DType::F32, &stored, 8, 24, 1200, OLD);
+    }
+}
+
+/// Whoever asks for a later weight touches nothing behind it, and computes the same: with few and with many blocks, of nine rows in
+/// their second launch.
+#[test]
+fn what_is_asked_for_ahead_changes_no_bit() {
+    let (n, k, other) = (328, 400, 6 * 4096);
+    let later = Tensor::random(DType::BF16, other, 1.0, 7);
+    // Up to the weight's very end; pieces of one request and of several.
+    let parts = [
+        Part { offset: 96, pitch: 6144, rows: 8, bytes: 6048 },
+        Part { offset: 16, pitch: 0, rows: 1, bytes: 2 * other as u32 - 16 },
+    ];
+    for layout in LAYOUTS {
+        let stored = TestWeight::plain(DType::BF16, layout, n, k, 4);
+        for (rows, machine) in [(1, SMALL), (3, LARGE), (9, LARGE)] {
+            let x = Tensor::random(DType::BF16, rows * k, 1.0, 5);
+            let of = |ahead: Option<Ahead>| {
+                let mut y = Tensor::poisoned(DType::BF16, rows * n);
+                compute(&Matvec { ahead, ..case(x.view(), y.view(), stored.weight, rows, n, k) }, machine, &mut y)
+            };
+            let alone = of(None);
+            for part in parts {
+                assert!(of(Some(Ahead { weight: later.view(), part })) == alone, "{layout:?}, {rows} rows, {part:?}");
+            }
+        }
     }
 }
 
@@ -319,6 +347,9 @@ fn what_cannot_be_launched_is_refused() {
     assert!(refused(Matvec { weight: Weight { view, ..blocks.weight }, ..good }).contains("not aligned to 16 bytes"));
     let long = TestWeight::plain(DType::F16, LinearLayout::OutIn, 8, 2048, 34);
     let x = Tensor::poisoned(DType::F16, 2048);
+    let part = Part { offset: 0, pitch: 0, rows: 1, bytes: 1 << 20 };
+    let ahead = Some(Ahead { weight: good.weight.view, part });
+    assert!(refused(Matvec { ahead, ..good }).contains("within the weight"));
     let parts = Matvec { x: x.view(), weight: long.weight, k: 2048, ..good };
     assert!(parts.launches(none.view(), LARGE).expect_err("no workspace").to_string().contains("workspace_bytes"));
 }

@@ -9,7 +9,7 @@ use genie_cuda_kernels::launch::elementwise::{Unary, unary};
 use genie_executor::device::cpu::CpuDevice;
 use genie_executor::device::cuda::CudaDevice;
 use genie_executor::device::{Device, DeviceError, Row, Space};
-use genie_graph::{DType, GraphBuilder, InputRole, Op, TensorType};
+use genie_graph::{DType, GraphBuilder, InputRole, LinearLayout, Op, TensorType};
 use genie_transport::memory::Region;
 
 use crate::models::{BOTH, agree_with_the_reference, text};
@@ -314,6 +314,37 @@ fn memory_for_uploads_is_ordered_with_kernels() {
     let event = host.event().unwrap();
     host.record(Stream::Compute, &event).unwrap();
     host.synchronize(&event).expect("what is given back unused was there before that");
+}
+
+/// As at the end of a model: the norm's rows get other dimensions on their way to the logits. Where these are not as wide, or somebody
+/// else reads them, the norm is a kernel of its own.
+#[test]
+fn a_norm_behind_which_rows_are_reshaped_is_done_by_the_product() {
+    let kernels = |dims: [u64; 2], read_twice: bool| {
+        let mut builder = GraphBuilder::new("end");
+        let ty = |dims: &[u64]| TensorType::new(DType::F32, dims.iter().map(|&dim| dim.into()));
+        let x = builder.input("x", InputRole::Argument, ty(&[2, 1, 64])).unwrap();
+        let [scale, shift] = ["scale", "shift"].map(|name| builder.input(name, InputRole::Weight, ty(&[64])).unwrap());
+        let table = builder.input("table", InputRole::Weight, ty(&[8, dims[1]])).unwrap();
+        let normed = builder.push(Op::LayerNorm { eps: 1e-5 }, &[x, scale, shift]).unwrap();
+        let rows = builder.push(Op::Reshape { dims: dims.map(Into::into).to_vec() }, &[normed]).unwrap();
+        let y = builder.push(Op::Linear { layout: LinearLayout::OutIn }, &[rows, table]).unwrap();
+        builder.output("y", y);
+        if read_twice {
+            builder.output("rows", rows);
+        }
+        let host = Arc::new(HostGpu::new(HostSettings { total_bytes: 1 << 28, ..HostSettings::default() }));
+        let device = CudaDevice::new(0, host.clone(), None).unwrap();
+        let program = device.load(Arc::new(builder.finish().unwrap())).unwrap();
+        let weights = [64, 64, 8 * dims[1]].map(|elements| place(&device, &vec![0; 4 * elements as usize]));
+        let arguments = [tensor(&[2, 1, 64], &[1.0; 128])];
+        let mut outputs = Vec::new();
+        program.run(&weights, &mut [Row::new(&arguments, &mut outputs, u64::MAX)]).unwrap();
+        host.launches()
+    };
+    assert_eq!(kernels([2, 64], false), 1);
+    assert_eq!(kernels([4, 32], false), 2);
+    assert_eq!(kernels([2, 64], true), 2);
 }
 
 #[test]

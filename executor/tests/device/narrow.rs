@@ -162,21 +162,26 @@ fn conversions_are_right_wherever_they_end_up() {
         let layout = [LinearLayout::OutIn, LinearLayout::InOut][case.source.below(2)];
         let w = if layout == LinearLayout::OutIn { [n, k] } else { [k, n] }.map(Dim::from);
         let [norm, bias, activation, factor, residual, shared] = [3, 3, 3, 3, 2, 4].map(|n| case.source.below(n));
+        let reshaped = case.source.below(2) == 0;
         let vector = [DType::F32, DType::F16][bias % 2];
         case.argument(DType::F32, &[rows.into(), k.into()]);
         case.weight(DType::F32, &[k.into()]).weight(DType::F32, &[k.into()]);
         case.weight(DType::F16, &w).weight(vector, &[n.into()]).weight(DType::F16, &w);
         case.argument(DType::F16, &[rows.into(), n.into()]).argument(DType::F32, &[rows.into(), n.into()]);
-        let what = format!("{rows} x {k} x {n}, {layout:?}: {norm} {bias} {activation} {factor} {residual} {shared}");
+        let what = format!(
+            "{rows} x {k} x {n}, {layout:?}: {norm} {bias} {activation} {factor} {residual} {shared} {reshaped}"
+        );
         case.check_graph(&what, 150.0, |b, ids| {
             let &[x, scale, shift, weight, vector, gate, other, added] = ids else { panic!("eight inputs") };
             let mut push = |op: Op, inputs: &[NodeId]| b.push(op, inputs).unwrap();
+            let x = if reshaped { push(Op::Reshape { dims: vec![rows.into(), 1.into(), k.into()] }, &[x]) } else { x };
             let x = match norm {
                 0 => x,
                 1 => push(Op::RmsNorm { eps: 1e-5 }, &[x, scale]),
                 _ => push(Op::LayerNorm { eps: 1e-3 }, &[x, scale, shift]),
             };
             let x = push(Op::Cast { to: DType::F16 }, &[x]);
+            let x = if reshaped { push(Op::Reshape { dims: vec![rows.into(), k.into()] }, &[x]) } else { x };
             let linear = |weight| match bias {
                 0 => (Op::Linear { layout }, vec![x, weight]),
                 _ => (Op::Linear { layout }, vec![x, weight, vector]),

@@ -10,8 +10,9 @@ use super::Shared;
 use crate::kernel::MODULES;
 
 /// What most programs begin with, in this order; the others follow.
-const FIRST: [&str; 9] = [
+const FIRST: [&str; 10] = [
     "gather",
+    "binary",
     "norm",
     "matvec",
     "attention_prefill_bf16",

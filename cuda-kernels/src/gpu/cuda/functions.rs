@@ -38,7 +38,7 @@ unsafe impl Send for Module {}
 /// What the names of sources begin with whose kernels decode steps are made of. They all ask for as much shared memory as a
 /// multiprocessor has, whatever they take of it: how much of its bytes are L1 cache changes only when no block is on it, so that
 /// kernels which differ in it could not follow each other without a gap.
-const OF_DECODE_STEPS: [&str; 2] = ["matvec", "attention"];
+const OF_DECODE_STEPS: [&str; 6] = ["matvec", "attention", "gather", "binary", "norm", "sample"];
 
 /// Bytes of the compiler's messages that are kept.
 const LOG_BYTES: usize = 8 << 10;

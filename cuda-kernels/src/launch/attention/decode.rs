@@ -22,6 +22,9 @@ pub struct Scratch {
 }
 
 /// The key and the value of a step of one token a row, not yet in the cache: they go there on the way.
+///
+/// With them, the lengths, the tables and what the cache holds before each row's length are nobody's result: no kernel that may still run
+/// when the launch begins writes there. They may be read before such kernels have ended (see [`crate::gpu::Gpu::launch_behind`]).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct New {
     /// `[batch, 1, kv_heads * head_dim]`, of q's type.
@@ -102,8 +105,11 @@ pub fn decode(
     let groups = attention.queries().div_ceil(block.rows);
     let chunks = u64::from(batch) * u64::from(params.splits) * u64::from(heads.kv_heads) * u64::from(groups);
     check.size("tokens", tokens.into(), chunks < 1 << 31, "few: there are 2^31 chunks of work, or more")?;
-    let resident = (gpu.shared / (block.shared + RESERVED)).clamp(1, block.most_resident);
-    let grid = chunks.min(u64::from(gpu.sms.max(1)) * u64::from(resident)) as u32;
+    // A table has room for many more chunks than most rows have. The kernel behind this one can begin to load while it runs where a
+    // multiprocessor has shared memory left: idle blocks take none of the other half, and of what is sure to have work, each has a block.
+    let resident = (gpu.shared / 2 / (block.shared + RESERVED)).clamp(1, block.most_resident);
+    let sure = u64::from(batch) * u64::from(heads.kv_heads) * u64::from(groups);
+    let grid = chunks.min(sure.max(u64::from(gpu.sms.max(1)) * u64::from(resident))) as u32;
     Ok(Some(Launch::new(block.kernel, [grid, 1, 1], [THREADS, 1, 1], block.shared, &params)))
 }
 

@@ -18,6 +18,7 @@ mod sums;
 mod traced;
 mod workspace;
 
+use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use genie_cuda_kernels::gpu::{Bandwidth, Gpu, GpuError, Stream, measure_pcie};
@@ -46,6 +47,8 @@ struct Inner {
     staging: Arc<Staging>,
     /// If it was measured.
     pcie: Option<Bandwidth>,
+    /// Whether products ask for weights of later ones.
+    prefetches: bool,
     /// Held by whoever runs, or revives the GPU.
     workspace: Mutex<Workspace>,
 }
@@ -55,6 +58,15 @@ impl Inner {
     fn pool(&self) -> Arc<Pool> {
         self.pool.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Says 0 where products shall not ask for weights of later ones.
+const PREFETCH: &str = "GENIE_CUDA_PREFETCH";
+
+/// Whether they do on a GPU of this compute capability, where the environment says `said`: older ones lack the instruction.
+fn prefetches(capability: u32, said: Option<&OsStr>) -> bool {
+    const OLDEST: u32 = 90;
+    capability >= OLDEST && said.is_none_or(|said| said != "0")
 }
 
 /// What of a GPU's free memory is left to the driver, and to libraries that take some of their own.
@@ -118,7 +130,8 @@ impl CudaDevice {
         let staging = Arc::new(Staging::new(gpu.clone(), staging_bytes));
         let pool = RwLock::new(Pool::new(gpu.clone(), 0, limit, loss.clone(), staging.clone()));
         let workspace = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { index, gpu, pool, loss, staging, pcie, workspace }) })
+        let prefetches = prefetches(gpu.properties().capability, std::env::var_os(PREFETCH).as_deref());
+        Ok(Self { inner: Arc::new(Inner { index, gpu, pool, loss, staging, pcie, prefetches, workspace }) })
     }
 
     /// Slabs of pinned host memory that nobody has now, and all of them.
@@ -261,6 +274,13 @@ impl From<GpuError> for DeviceError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_are_asked_for_where_the_gpu_can_and_nobody_says_no() {
+        let on = |capability, said: Option<&str>| prefetches(capability, said.map(OsStr::new));
+        assert_eq!([on(90, None), on(100, Some("1")), on(120, Some(""))], [true; 3]);
+        assert_eq!([on(80, None), on(90, Some("0")), on(75, Some("1"))], [false; 3]);
+    }
 
     #[test]
     fn pinned_memory_follows_what_pcie_moves() {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use genie_cuda_kernels::gpu::{Operands, Product};
+use genie_cuda_kernels::launch::ahead::Part;
 use genie_cuda_kernels::{Address, Launch, LaunchError, View};
 use genie_graph::DType;
 
@@ -74,7 +75,9 @@ type Make = Box<dyn Fn(&At<'_>) -> Result<Vec<Work>, LaunchError> + Send + Sync>
 /// One step.
 pub(super) struct Step {
     touches: Vec<V>,
-    pub(super) make: Make,
+    /// What of a weight its product asks for meanwhile, which one behind it reads.
+    pub(super) ahead: Option<(V, Part)>,
+    make: Make,
 }
 
 impl Step {
@@ -83,7 +86,15 @@ impl Step {
         touches: impl IntoIterator<Item = V>,
         make: impl Fn(&At<'_>) -> Result<Vec<Work>, LaunchError> + Send + Sync + 'static,
     ) -> Self {
-        Self { touches: touches.into_iter().collect(), make: Box::new(make) }
+        Self { touches: touches.into_iter().collect(), ahead: None, make: Box::new(make) }
+    }
+
+    /// Its work, with everything where `at` says.
+    ///
+    /// # Errors
+    /// [`LaunchError`]: a mistake of whoever lowered it.
+    pub(super) fn work(&self, at: &At<'_>) -> Result<Vec<Work>, LaunchError> {
+        (self.make)(&At { ahead: self.ahead, ..*at })
     }
 }
 
@@ -99,6 +110,8 @@ pub(super) struct At<'a> {
     pub(super) counters: Address,
     /// Multiprocessors.
     pub(super) sms: u32,
+    /// What the step asks for meanwhile ([`Step::ahead`]).
+    pub(super) ahead: Option<(V, Part)>,
 }
 
 impl At<'_> {

@@ -99,7 +99,8 @@ impl Program {
             meanwhile();
             let properties = self.device.gpu.properties();
             let (sms, shared) = (properties.multiprocessors, properties.shared_bytes);
-            let lowered = lower(&self.contract.graph, &sizes, Machine { sms, shared, max_blocks })?;
+            let prefetches = self.device.prefetches;
+            let lowered = lower(&self.contract.graph, &sizes, Machine { sms, shared, max_blocks, prefetches })?;
             let constants = constants(pool, &lowered, sms)?;
             Ok(Ready { lowered, constants, captured: Mutex::default() })
         };
@@ -238,6 +239,7 @@ fn go(
         weights: &base.weights,
         counters,
         sms: gpu.properties().multiprocessors,
+        ahead: None,
     };
     let apart = base.copies.is_none();
     if apart {
@@ -324,6 +326,7 @@ fn constants(pool: &Arc<Pool>, lowered: &Lowered, sms: u32) -> Result<Option<Gpu
         weights: &[],
         counters: 0,
         sms,
+        ahead: None,
     };
     // SAFETY: constants are made of nothing but themselves, in the buffer that was just taken.
     pool.with(|gpu| unsafe { enqueue(gpu, &lowered.constants, &at) })?;
@@ -366,7 +369,7 @@ fn index_of(
 fn make(steps: &[Step], at: &At<'_>) -> Result<Vec<Work>, DeviceError> {
     let mut all = Vec::with_capacity(steps.len());
     for step in steps {
-        let work = (step.make)(at).map_err(|error| DeviceError::Internal(format!("a launch was refused: {error}")))?;
+        let work = step.work(at).map_err(|error| DeviceError::Internal(format!("a launch was refused: {error}")))?;
         all.extend(work);
     }
     Ok(all)

@@ -4,6 +4,7 @@
 //! parts of the last dimension are read where they lie, where a kernel can. A linear layer takes along what is done to its sums
 //! (`fuse`), and in a decode step the norm before it.
 
+mod ahead;
 mod attend;
 mod fuse;
 mod image;
@@ -30,6 +31,8 @@ pub(super) struct Machine {
     pub(super) shared: u32,
     /// Blocks of a KV cache that a row's table has room for.
     pub(super) max_blocks: u32,
+    /// Whether products ask for weights of later ones.
+    pub(super) prefetches: bool,
 }
 
 /// A node that can fault at run time: an index out of range, a division by zero. The word of its number says which element is the
@@ -93,6 +96,7 @@ pub(super) fn lower(graph: &VerifiedGraph, sizes: &Sizes, machine: Machine) -> R
         values: Vec::new(),
         of_node: vec![None; graph.nodes.len()],
         steps: Vec::new(),
+        asks: None,
         frequencies: HashMap::new(),
         head_bytes: 0,
         constants: Vec::new(),
@@ -179,6 +183,8 @@ struct Lowering<'g> {
     values: Vec<Value>,
     of_node: Vec<Option<Made>>,
     steps: Vec<Step>,
+    /// The step that asks for what the next large product reads.
+    asks: Option<usize>,
     /// Tables of inverse frequencies, by theta and head size.
     frequencies: HashMap<(u32, u64), V>,
     head_bytes: usize,
@@ -244,6 +250,8 @@ impl Lowering<'_> {
             Op::Rope { theta, head_dim, style } => self.rope(*theta, u64::from(*head_dim), *style),
             Op::Softmax { axis } => self.softmax(*axis),
             Op::Attention { .. } => self.attention(),
+            // Products behind it take the norm before it along.
+            Op::Reshape { .. } if self.is_taken_along(self.rows_of(id)) => Some(()),
             Op::Reshape { .. } => {
                 let x = self.operand(0)?;
                 self.set(Made::Value(x))

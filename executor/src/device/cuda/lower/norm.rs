@@ -77,10 +77,11 @@ impl Lowering<'_> {
     pub(super) fn normed(&mut self, id: NodeId) -> Option<Rows> {
         let graph = self.graph;
         let rounded = graph.nodes[id.0 as usize].ty.dtype;
-        if self.of_node[id.0 as usize].is_some() || !self.is_taken_along(id) {
+        let normed = self.rows_of(id);
+        if self.of_node[id.0 as usize].is_some() || !self.is_taken_along(normed) {
             return Some(Rows { x: self.value_of(id)?, norm: Norm::None, rounded });
         }
-        let node = &graph.nodes[self.norm_of(id)?.0 as usize];
+        let node = &graph.nodes[self.norm_of(normed)?.0 as usize];
         let (x, weight) = (self.value_of(*node.inputs.first()?)?, self.value_of(*node.inputs.get(1)?)?);
         let norm = match node.op {
             Op::RmsNorm { eps } => Norm::Rms { eps, weight },
@@ -102,8 +103,21 @@ impl Lowering<'_> {
         }
     }
 
-    /// Whether this is a norm, perhaps converted, that every product which reads it does itself.
-    fn is_taken_along(&self, id: NodeId) -> bool {
+    /// The node whose rows these are: what is before a reshape that leaves them as wide as they were.
+    pub(super) fn rows_of(&self, id: NodeId) -> NodeId {
+        self.reshaped(id).unwrap_or(id)
+    }
+
+    /// What a node only gives other dimensions, the last of which stays.
+    fn reshaped(&self, id: NodeId) -> Option<NodeId> {
+        let node = &self.graph.nodes[id.0 as usize];
+        let (Op::Reshape { .. }, &[before]) = (&node.op, &node.inputs[..]) else { return None };
+        let width = |id: NodeId| self.dims(id)?.last().copied();
+        (width(before)? == width(id)?).then_some(before)
+    }
+
+    /// Whether this is a norm, perhaps converted, that every product which reads it, maybe through a reshape, does itself.
+    pub(super) fn is_taken_along(&self, id: NodeId) -> bool {
         let Some(norm) = self.norm_of(id) else { return false };
         let node = &self.graph.nodes[norm.0 as usize];
         let few = self.dims(id).and_then(|dims| rows_and_width(&dims)).is_some_and(|(rows, _)| rows <= MOST_ROWS);
@@ -117,10 +131,16 @@ impl Lowering<'_> {
         };
         few && is_taken
             && self.fusions.all_readers(id, |reader| {
-                let reader = &self.graph.nodes[reader.0 as usize];
-                matches!(reader.op, Op::Linear { .. })
-                    && reader.inputs.iter().position(|&input| input == id) == Some(0)
-                    && reader.inputs.iter().filter(|&&input| input == id).count() == 1
+                let through = || self.fusions.all_readers(reader, |last| self.multiplies(last, reader));
+                self.multiplies(reader, id) || self.reshaped(reader) == Some(id) && through()
             })
+    }
+
+    /// Whether a node is a product of these rows, and reads them as nothing else.
+    fn multiplies(&self, reader: NodeId, rows: NodeId) -> bool {
+        let reader = &self.graph.nodes[reader.0 as usize];
+        matches!(reader.op, Op::Linear { .. })
+            && reader.inputs.iter().position(|&input| input == rows) == Some(0)
+            && reader.inputs.iter().filter(|&&input| input == rows).count() == 1
     }
 }

@@ -1,6 +1,7 @@
 //! Products of matrices.
 
 use genie_cuda_kernels::gpu::{Operands, Product, WeightLayout};
+use genie_cuda_kernels::launch::ahead::Ahead;
 use genie_cuda_kernels::launch::cast;
 use genie_cuda_kernels::launch::elementwise::{self, bias_activation, gated};
 use genie_cuda_kernels::launch::epilogue::{Activation, Epilogue};
@@ -217,6 +218,7 @@ impl Lowering<'_> {
             gate: gate.map(|(weight, bias)| Gate { weight: weight.at(at), bias: bias.map(|bias| at.view(bias)) }),
             prologue: norm.at(at),
             epilogue: after.at(at),
+            ahead: at.ahead.map(|(v, part)| Ahead { weight: at.view(v), part }),
             rows,
             n,
             k,
@@ -224,6 +226,7 @@ impl Lowering<'_> {
         let y = self.result()?;
         let bytes = self.nowhere(|at| make(at, at.view(y)).workspace_bytes(machine)).ok()?;
         self.counters(0, bytes)?;
+        self.ask_for(weight.v, |at, most| make(at, at.view(y)).later(machine, most))?;
         let gated = gate.iter().flat_map(|(weight, bias)| [Some(weight.v), *bias]).flatten();
         let reads: Vec<V> = [x, weight.v].into_iter().chain(norm.reads()).chain(gated).chain(after.reads()).collect();
         self.step(reads, y, move |at, y| {
@@ -313,7 +316,7 @@ impl Lowering<'_> {
     }
 
     /// Asks about a step before anything has a place: sizes alone decide, and any addresses will do.
-    fn nowhere<T>(&self, ask: impl FnOnce(&At<'_>) -> T) -> T {
+    pub(super) fn nowhere<T>(&self, ask: impl FnOnce(&At<'_>) -> T) -> T {
         let weights = vec![0; self.weights];
         let at = At {
             values: &self.values,
@@ -324,6 +327,7 @@ impl Lowering<'_> {
             weights: &weights,
             counters: 0,
             sms: self.machine.sms,
+            ahead: None,
         };
         ask(&at)
     }
