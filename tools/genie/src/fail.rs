@@ -106,10 +106,8 @@ mod tests {
     #[test]
     fn only_the_reader_of_the_output_may_leave() {
         let socket = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        let loud = report(&socket.into(), Say { json: false });
-        assert_eq!(format!("{loud:?}"), format!("{:?}", ExitCode::from(1)));
-        let quiet = report(&anyhow::Error::new(OutputClosed).context("a"), Say { json: false });
-        assert_eq!(format!("{quiet:?}"), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(report(&socket.into(), Say { json: false }), 1);
+        assert_eq!(report(&anyhow::Error::new(OutputClosed).context("a"), Say { json: false }), 0);
     }
 
     #[test]
