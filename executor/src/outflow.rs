@@ -17,6 +17,9 @@ use crate::device::{Buffer, Coming, DeviceError, Memory, Sum};
 /// Copies of one transfer that are under way at a time: one is waited for while the next goes on.
 const UNDER_WAY: usize = 2;
 
+/// Checksums of slices that a device takes at a time: each has memory of its own, and a place in front of others' uploads.
+const SUMS: usize = 32;
+
 /// Bytes of a device that a connection asked for.
 pub(crate) struct Outflow {
     core: Weak<Core>,
@@ -32,7 +35,7 @@ pub(crate) struct Outflow {
     /// Whose memory is used.
     device: Arc<dyn Buffer>,
     /// What the session pays for it until it is sent.
-    _paid: Arc<dyn Any + Send + Sync>,
+    paid: Arc<dyn Any + Send + Sync>,
     /// How often it was woken since it last found nothing to do; the first wakes it.
     woken: AtomicUsize,
 }
@@ -52,7 +55,7 @@ impl Outflow {
         let bytes = parts.iter().map(Memory::len).sum();
         let direct = AtomicBool::new(peer.is_one_sided() && parts.iter().all(|part| placed(part).is_some()));
         let (core, peer, woken) = (Arc::downgrade(core), Arc::downgrade(peer), AtomicUsize::new(0));
-        Some(Arc::new(Self { core, peer, id, parts, bytes, slice_bytes, direct, device, _paid: paid, woken }))
+        Some(Arc::new(Self { core, peer, id, parts, bytes, slice_bytes, direct, device, paid, woken }))
     }
 
     /// Whether the device gives anything at all: whoever asks hears of it if not, before slices are promised.
@@ -94,28 +97,37 @@ impl Outflow {
     fn show(&self, peer: &Peer, source: &Arc<dyn Source>, run: Range<u64>) -> Result<(), DeviceError> {
         // Where nobody takes checksums, nothing else says that the bytes are lost.
         self.device.is_ready()?;
-        let mut shown = Vec::new();
-        for offset in run.clone().step_by(self.slice_bytes.max(1) as usize) {
+        let slices = run.clone().step_by(self.slice_bytes.max(1) as usize).map(|offset| {
             let parts = cut(&self.parts, offset, u64::from(self.slice_bytes).min(run.end - offset));
             let places: Option<Vec<_>> = parts.iter().map(placed).collect();
-            let Some(places) = places.filter(|places| places.len() <= PIECES) else {
-                // On another way all of it is wanted again: what was begun here is waited for as it is dropped.
-                self.direct.store(false, Ordering::Release);
-                return self.bring_now(peer, source, run);
-            };
-            // All begin before the first is waited for.
-            let sums = if peer.is_checked() { sums(&parts)? } else { Vec::new() };
-            shown.push((offset, places, sums, parts));
-        }
-        for (offset, places, sums, parts) in shown {
-            let mut crc = None;
-            for (mut sum, part) in sums.into_iter().zip(&parts) {
-                let next = sum.wait()?;
-                crc = Some(crc.map_or(next, |before| crc32c_of_both(before, next, part.len())));
+            Some((offset, places.filter(|places| places.len() <= PIECES)?, parts))
+        });
+        let Some(slices) = slices.collect::<Option<Vec<_>>>() else {
+            // On another way all of it is wanted again.
+            self.direct.store(false, Ordering::Release);
+            return self.bring_now(peer, source, run);
+        };
+        let mut slices = slices.into_iter();
+        while !slices.as_slice().is_empty() {
+            let (mut begun, mut shown) = (0, Vec::new());
+            while begun < SUMS
+                && let Some((offset, places, parts)) = slices.next()
+            {
+                let sums = if peer.is_checked() { sums(&parts)? } else { Vec::new() };
+                begun += sums.len();
+                shown.push((offset, places, sums, parts));
             }
-            self.device.note_direct(false);
-            let there = There { places, crc: crc.unwrap_or_default(), keep: Box::new(parts) };
-            peer.lies_there(self.id, source, offset, there);
+            for (offset, places, sums, parts) in shown {
+                let mut crc = None;
+                for (mut sum, part) in sums.into_iter().zip(&parts) {
+                    let next = sum.wait()?;
+                    crc = Some(crc.map_or(next, |before| crc32c_of_both(before, next, part.len())));
+                }
+                self.device.note_direct(false);
+                // The session pays for as long as the client may read.
+                let keep = Box::new((parts, self.paid.clone()));
+                peer.lies_there(self.id, source, offset, There { places, crc: crc.unwrap_or_default(), keep });
+            }
         }
         Ok(())
     }

@@ -179,7 +179,10 @@ impl Matvec {
         if begins && (row * weight.view.dtype.bytes()) % 16 == 0 {
             aligned |= ALIGNED_WEIGHT;
         }
-        if weight.constant && self.gate.is_none_or(|gate| gate.weight.constant) {
+        // Rows that are not aligned are read through the L1 cache, of which nobody says that it forgets an earlier run's weights before a
+        // kernel has waited: there another one may have lain.
+        let past_l1 = aligned & ALIGNED_WEIGHT != 0 || weight.format.is_some();
+        if past_l1 && weight.constant && self.gate.is_none_or(|gate| gate.weight.constant) {
             aligned |= CONSTANT_WEIGHT;
         }
         let params = MatvecParams {

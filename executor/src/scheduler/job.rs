@@ -155,6 +155,8 @@ impl Job {
         let wanted = |output: &usize| *output < u32::BITS as usize && self.wanted >> *output & 1 == 1;
         let sampled = self.binding.program.sampled.filter(wanted);
         cache.gave(self.id, sampled.and_then(|output| self.buffers.token(output)));
+        // Of the others this is the last run, too.
+        self.binding.caches.iter().skip(1).for_each(|other| other.gave(self.id, None));
     }
 
     fn check_position(&self) -> Result<(), RemoteError> {

@@ -335,8 +335,11 @@ mod tests {
                 }
                 assert!(queue.push_task(Box::new(|_| ())).is_ok());
             };
+            let began = Instant::now();
             assert!(matches!(waiting(poll, come), Next::Task(_)));
             assert!(matches!(waiting(poll, |queue| drop(queue.close())), Next::Closed));
+            // Who is not told looks again at the end of its poll.
+            assert!(began.elapsed() < LONG / 2);
         }
     }
 

@@ -91,7 +91,8 @@ pub struct Input<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct BindInputs<'a> {
     /// All weights of the program, by node id, in whatever order: where their handles are consecutive in the order of the nodes, as
-    /// those of an offer are as a rule, they take a few bytes together. Empty: they are among `residents`.
+    /// those of an offer are as a rule, they take a few bytes together. Empty: they are among `residents`. To a server that takes spans
+    /// the ids say no more than their order.
     pub weights: Vec<(u32, Handle)>,
     /// Inputs that are residents or caches, by node id.
     pub residents: Vec<(u32, Handle)>,
@@ -254,9 +255,11 @@ pub(super) fn bind_entries(
         return Err(RemoteError::new(ErrorCode::EpochGone, message).into());
     }
     let entry = |&(input, handle): &(u32, Handle)| BindEntry { input, handle };
-    if spans && inputs.weights.len() <= limits::BOUND {
-        let mut weights = inputs.weights.clone();
-        weights.sort_unstable_by_key(|(input, _)| *input);
+    let mut weights = inputs.weights.clone();
+    weights.sort_unstable_by_key(|(input, _)| *input);
+    // Spans say nothing of nodes: one that is named twice goes as it is, for the server to refuse.
+    let once = weights.windows(2).all(|two| two[0].0 != two[1].0);
+    if spans && once && weights.len() <= limits::BOUND {
         let weights = HandleSpan::of(weights.into_iter().map(|(_, handle)| handle));
         return Ok((inputs.residents.iter().map(entry).collect(), weights));
     }

@@ -60,13 +60,9 @@ impl Exports {
             return refused("the GPU neither orders what network cards write nor can be told to");
         }
         let mut at = 0;
+        // What the pool keeps is left to it: to trim it is to wait for all kernels, on a connection's thread.
         // SAFETY: the context is current; an address is written.
-        let mut have = || unsafe { sys::cuMemAlloc_v2(&mut at, wanted) };
-        let mut status = have();
-        if status == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            live.pool()?.trim()?;
-            status = have();
-        }
+        let status = unsafe { sys::cuMemAlloc_v2(&mut at, wanted) };
         status.for_bytes("allocating memory for network cards", bytes)?;
         lock(&self.lent).insert(at);
         Ok(at)

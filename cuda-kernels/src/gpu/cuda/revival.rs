@@ -79,6 +79,7 @@ pub(super) fn tried(gpu: &CudaGpu) -> Result<(), GpuError> {
         Ok(Err(_panic)) => "trying it panicked".to_owned(),
     };
     let error = fault(format!("after its context was reset, it does not do what it is told: {wrong}; {ANEW}"));
+    let _inside = Inside::enter()?;
     let mut slot = gpu.shared.live.write().unwrap_or_else(PoisonError::into_inner);
     if let Ok(live) = &*slot {
         // What it lent meanwhile is of no use any more, and comes back to a GPU that knows nothing of it.

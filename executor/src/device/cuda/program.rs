@@ -1,5 +1,6 @@
 //! A program on a GPU: finds or makes the plan for what a run is given, runs it, hands out the results.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex};
 
 use genie_cuda_kernels::gpu::{Gpu, GpuError, Graph, Stream};
@@ -67,6 +68,17 @@ struct Base {
     weights: Vec<Address>,
     /// None: the run's copies are not part of it.
     copies: Option<Copies>,
+}
+
+impl Base {
+    /// Whether both were made for the same workspace.
+    fn has_memory_of(&self, other: &Self) -> bool {
+        let pinned = match (&self.copies, &other.copies) {
+            (Some(copies), Some(others)) => copies.have_pinned_of(others),
+            _ => true,
+        };
+        self.space == other.space && pinned
+    }
 }
 
 impl Program {
@@ -242,19 +254,29 @@ fn go(
         ahead: None,
     };
     let apart = base.copies.is_none();
-    if apart {
-        // SAFETY: this run holds the workspace, and its rows the residents, until it has waited for its end.
-        unsafe { space.bring(gpu, lowered) }?;
-    }
-    work(gpu, space, ready, &base, &at)?;
-    if apart {
-        // SAFETY: as above; the rows hold what they keep for themselves alone.
-        unsafe { space.take(gpu, &at) }?;
-    }
+    let put = || {
+        if apart {
+            // SAFETY: this run holds the workspace, and its rows the residents, until it has waited for its end.
+            unsafe { space.bring(gpu, lowered) }?;
+        }
+        work(gpu, space, ready, &base, &at)?;
+        if apart {
+            // SAFETY: as above; the rows hold what they keep for themselves alone.
+            unsafe { space.take(gpu, &at) }?;
+        }
+        Ok(())
+    };
+    let put: Result<(), DeviceError> = put();
     let done = space.done(gpu)?;
     gpu.record(Stream::Compute, done)?;
-    meanwhile();
-    Ok(gpu.synchronize(done)?)
+    // Whatever becomes of these, the next run uses the same memory: what is in the stream is waited for.
+    let called = put.is_ok().then(|| catch_unwind(AssertUnwindSafe(&mut *meanwhile)));
+    let ended = gpu.synchronize(done);
+    if let Some(Err(panic)) = called {
+        resume_unwind(panic);
+    }
+    put?;
+    Ok(ended?)
 }
 
 /// Puts the plan's work into the compute stream, with the run's copies where they are part of it: as it was captured, if it was, and still
@@ -280,8 +302,9 @@ fn work(gpu: &dyn Gpu, space: &Workspace, ready: &Ready, base: &Base, at: &At<'_
         let steps = make(&ready.lowered.steps, at)?;
         match gpu.capture(&mut || put_all(&steps)) {
             Ok(graph) => captured.graph = Some(graph),
-            // Copies of memory that is not pinned, for one: each run puts its steps into the stream by itself then.
-            Err(error @ GpuError::Refused { .. }) => {
+            // Copies of memory that is not pinned, for one, or no more memory for graphs: each run puts its steps into the stream by
+            // itself then.
+            Err(error @ (GpuError::Refused { .. } | GpuError::OutOfMemory { .. })) => {
                 tracing::warn!(%error, "a program's steps are not captured: each run takes longer");
             }
             Err(error) => return Err(error.into()),
@@ -301,7 +324,7 @@ fn find<'l>(list: &'l mut Vec<Captured>, base: &Base) -> Result<&'l mut Captured
         Some(at) => list[at..].rotate_left(1),
         None => {
             // What was made for a workspace that is gone is of no use.
-            list.retain(|captured| captured.base.space == base.space);
+            list.retain(|captured| captured.base.has_memory_of(base));
             if list.len() >= GRAPHS {
                 list.remove(0);
             }

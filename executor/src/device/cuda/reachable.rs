@@ -14,6 +14,9 @@ use genie_transport::memory::{Exported, Placed};
 /// Bytes of a stretch, unless a tensor is larger, or the GPU's memory is small.
 const STRETCH: u64 = 64 << 20;
 
+/// The least that is worth a part of a stretch: one that stays keeps all of it.
+const LEAST: u64 = 64 << 10;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Reachable {
@@ -74,8 +77,11 @@ impl Reachable {
         Arc::new(Self { gpu, stretch, state: Mutex::default() })
     }
 
-    /// Memory for so many bytes. `None`: the GPU has none of the kind, or no more.
+    /// Memory for so many bytes. `None`: the GPU has none of the kind, or no more, or they are few.
     pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<Option<Block>, GpuError> {
+        if bytes < LEAST {
+            return Ok(None);
+        }
         let mut state = self.lock();
         if let Some(block) = state.stretches.iter().find_map(|stretch| self.part(stretch, bytes)) {
             return Ok(Some(block));
@@ -261,6 +267,7 @@ mod tests {
         let block = reachable.take(1 << 20).unwrap().unwrap();
         assert_eq!(gpu.exportable(), 2 << 20);
         assert!(reachable.take(20 << 20).unwrap().is_none());
+        assert!(reachable.take(LEAST - 512).unwrap().is_none(), "not worth it");
         drop(block);
         // SAFETY: nobody uses it.
         unsafe { Gpu::free(&gpu, taken) };

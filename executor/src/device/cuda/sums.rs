@@ -16,6 +16,9 @@ use crate::device::{DeviceError, Sum};
 /// Remainders of the largest slice.
 const MOST: usize = remainders_of(limits::SLICE_BYTES as u64) as usize;
 
+/// Places for results that are kept while nobody uses them.
+const SPARE: usize = 256;
+
 /// Where results come to lie, kept for the next.
 #[derive(Debug, Default)]
 pub(super) struct Sums(Mutex<Vec<Slot>>);
@@ -127,7 +130,10 @@ impl Drop for GpuSum {
         let wait = || gpu.record(Stream::Upload, &self.done).and_then(|()| gpu.synchronize(&self.done));
         // A GPU that broke has stopped writing, and its slot goes.
         if self.known || wait().is_ok() {
-            self.pool.sums.0.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+            let mut spare = self.pool.sums.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if spare.len() < SPARE {
+                spare.push(slot);
+            }
         }
     }
 }
@@ -148,6 +154,11 @@ mod tests {
     const BYTES: [u64; 2] = [100_001, 70_000];
 
     fn scene() -> (HostGpu, Arc<Staged>, Arc<Landing>, Vec<u8>) {
+        let (gpu, _, staged, landing, bytes) = whole_scene();
+        (gpu, staged, landing, bytes)
+    }
+
+    fn whole_scene() -> (HostGpu, CudaDevice, Arc<Staged>, Arc<Landing>, Vec<u8>) {
         let gpu = HostGpu::new(HostSettings { total_bytes: 64 << 20, ..HostSettings::default() });
         let device = CudaDevice::with_staging(0, Arc::new(gpu.clone()), None, 4 << 20).unwrap();
         let buffer = |bytes| match device.allocate_reachable(bytes).unwrap() {
@@ -158,7 +169,7 @@ mod tests {
         let total = BYTES.iter().sum::<u64>();
         let landing = Landing::staged(total, SLICE, staged.clone());
         let bytes = (0..total).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
-        (gpu, staged, landing, bytes)
+        (gpu, device, staged, landing, bytes)
     }
 
     /// As a network card does: the slice's bytes, where it lies.
@@ -214,11 +225,17 @@ mod tests {
 
     #[test]
     fn a_checksum_that_nobody_waits_for_gives_its_place_back() {
-        let (_gpu, staged, landing, bytes) = scene();
-        let mut lease = landing.claim_missing(7, 0).unwrap();
-        write(&mut lease, &bytes);
-        drop(lease.written(true));
-        drop(lease);
+        let (_gpu, device, staged, landing, bytes) = whole_scene();
+        let spare = || device.inner.pool().sums.0.lock().unwrap().len();
+        for _ in 0..3 {
+            let mut lease = landing.claim_missing(7, 0).unwrap();
+            write(&mut lease, &bytes);
+            let sum = lease.written(true);
+            assert_eq!(spare(), 0);
+            drop(sum);
+            drop(lease);
+            assert_eq!(spare(), 1);
+        }
         assert_eq!(landing.missing(9), [0, u64::from(SLICE), 2 * u64::from(SLICE)]);
         drop((landing, staged));
     }

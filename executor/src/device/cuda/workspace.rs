@@ -74,6 +74,13 @@ pub(super) struct Fetched {
     apart: bool,
 }
 
+impl Copies {
+    /// Whether both pass through the same pinned memory.
+    pub(super) fn have_pinned_of(&self, other: &Self) -> bool {
+        self.pinned == other.pinned
+    }
+}
+
 /// The copies between host and GPU of a run of which nothing else is copied: with a plan, they are known from run to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Copies {

@@ -69,7 +69,25 @@ impl Session {
                 Asked::Singly(pending) => self.finish(pending.id, api::offered),
             })
             .collect();
-        Ok(heard.into_iter().collect::<Result<Vec<_>, _>>()?.concat())
+        if heard.iter().all(Result::is_ok) {
+            return Ok(heard.into_iter().flatten().flatten().collect());
+        }
+        // What some parts brought nobody will know of.
+        let mut error = None;
+        for part in heard {
+            match part {
+                Ok(offered) => {
+                    for one in offered {
+                        // What the error will be is known; the session may be gone, and these with it.
+                        if let Offered::Present(handle) = one {
+                            let _ = self.free(handle);
+                        }
+                    }
+                }
+                Err(other) => drop(error.get_or_insert(other)),
+            }
+        }
+        error.map_or_else(|| Ok(Vec::new()), Err)
     }
 
     fn hear_set(&mut self, device: u16, part: Part) -> Result<Asked, ClientError> {

@@ -258,7 +258,6 @@ fn lookup<'a>(meta: &[u8], payload: &'a [u8]) -> Result<Request<'a>, DecodeError
 fn offer<'a>(meta: &[u8], payload: &[u8]) -> Result<Request<'a>, DecodeError> {
     let raw = layout::whole::<layout::Offer>(meta)?;
     layout::zero(&raw.zero, "offer")?;
-    layout::zero(&raw.zero, "offer")?;
     let count = counted("offered contents", raw.count.get(), limits::OFFERED)?;
     let mut rest = payload;
     // 40 bytes is the least that an entry takes: the capacity is bounded by what was sent.
