@@ -47,7 +47,7 @@ impl HostMemory {
     /// Where the driver refuses to pin for another reason than memory, the same pages are given as they are: copies of them are legal,
     /// only slower. The driver then stages them: a copy from the GPU is done when its call returns, and one to it has read what it
     /// copies by then, or does so in the order of its stream. Either is within what callers count on, who wait for an event behind the
-    /// copy. No copy of host memory is ever recorded into a graph, where that would not hold.
+    /// copy. Where a graph takes no copy of such memory, recording it is refused, and whoever records does without a graph.
     pub(super) fn pin(table: &Mutex<Self>, live: &Live, bytes: usize) -> Result<NonNull<u8>, GpuError> {
         let no_memory = GpuError::OutOfMemory { wanted: bytes as u64 };
         let layout = layout(bytes).ok_or_else(|| no_memory.clone())?;
