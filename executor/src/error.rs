@@ -39,7 +39,7 @@ impl From<DeviceError> for RemoteError {
         }
         let code = match error {
             DeviceError::OutOfMemory(_) | DeviceError::NoHostMemory { .. } => ErrorCode::OutOfMemory,
-            DeviceError::Unsupported { .. } => ErrorCode::UnsupportedOp,
+            DeviceError::Unsupported { .. } | DeviceError::NoKernel { .. } => ErrorCode::UnsupportedOp,
             DeviceError::IndexOutOfRange { .. } => ErrorCode::OutOfRange,
             DeviceError::Gpu(_)
             | DeviceError::NoGpu { .. }

@@ -5,6 +5,7 @@
 //! moves none, lookups read only the rows they return, attention reads the cache's tokens. Numbers saturate.
 
 use crate::graph::{Graph, Node};
+use crate::kinds::ScatterKind;
 use crate::op::{LinearLayout, Op, QuantFormat};
 use crate::size::Sizes;
 use crate::types::{Cost, TensorType};
@@ -73,6 +74,22 @@ pub(crate) fn node_cost(graph: &Graph, node: &Node, sizes: &Sizes) -> Cost {
         Op::Slice { .. } => Cost { flops: 0, bytes: written.saturating_mul(2) },
         Op::Reduce { .. } | Op::ArgMax { .. } => per_input(1),
         Op::Sample => per_input(5),
+        Op::Unary { .. } | Op::Binary { .. } | Op::Compare { .. } | Op::Cumulative { .. } => per_element(1),
+        Op::Where | Op::Broadcast { .. } | Op::Flip { .. } | Op::Pad { .. } => per_element(0),
+        Op::ArgSort { axis, .. } => {
+            // A comparison for each halving of the row.
+            let dims = input(0).map_or(&[][..], |x| &x.shape.0);
+            let axis = usize::try_from(if *axis < 0 { i64::from(*axis) + dims.len() as i64 } else { (*axis).into() });
+            let row = axis.ok().and_then(|axis| dims.get(axis)).map_or(1, |&d| sizes.dim(d));
+            per_element(u64::from(u64::BITS - row.saturating_sub(1).leading_zeros()))
+        }
+        Op::TakeAlong { .. } => Cost { flops: 0, bytes: read(1).saturating_add(written.saturating_mul(2)) },
+        Op::ScatterAlong { kind, .. } => Cost {
+            flops: if *kind == ScatterKind::Set { 0 } else { input(2).map_or(0, |ty| elements(ty, sizes)) },
+            bytes: read_all().saturating_add(written),
+        },
+        Op::ArgReduce { .. } => per_input(1),
+        Op::Random { .. } => per_element(2),
     }
 }
 
@@ -120,6 +137,7 @@ mod tests {
     use crate::builder::GraphBuilder;
     use crate::example::model;
     use crate::graph::NodeId;
+    use crate::kinds::{CompareKind, RandomKind};
     use crate::op::{InputRole, PoolKind};
     use crate::types::{DType, Shape};
 
@@ -151,14 +169,6 @@ mod tests {
     #[test]
     fn images_and_blocks_cost_what_their_windows_and_bytes_do() {
         let ty = |dtype, dims: &[u64]| TensorType { dtype, shape: Shape::fixed(dims) };
-        let cost = |op: Op, inputs: &[TensorType]| {
-            let mut g = GraphBuilder::new("one");
-            let ids = inputs.iter().enumerate().map(|(i, ty)| g.input(&i.to_string(), InputRole::Argument, ty.clone()));
-            let ids: Vec<_> = ids.collect::<Result<_, _>>().unwrap();
-            let y = g.push(op, &ids).unwrap();
-            g.output("y", y);
-            g.finish().unwrap().cost(y, &SIZES)
-        };
         let (x, w, c) = (ty(DType::F32, &[2, 4, 5, 5]), ty(DType::F16, &[6, 2, 3, 3]), |n: u64| ty(DType::F32, &[n]));
         let conv = Op::Conv2d { stride: [1; 2], padding: [0; 4], dilation: [1; 2], groups: 2 };
         // 2 images of 6 channels of 3 by 3; each output sums 2 * 3 * 3 products and adds a bias.
@@ -173,6 +183,36 @@ mod tests {
         assert_eq!(cost(dequantize, &[ty(DType::U8, &[3, 36])]), Cost { flops: 192 * 2, bytes: 108 + 384 });
         let scatter = [ty(DType::F32, &[7, 2]), ty(DType::I64, &[3]), ty(DType::F32, &[3, 2])];
         assert_eq!(cost(Op::Scatter, &scatter), Cost { flops: 0, bytes: 56 + 24 + 24 + 56 });
+    }
+
+    #[test]
+    fn orders_and_lookups_cost_what_they_touch() {
+        let ty = |dtype, dims: &[u64]| TensorType { dtype, shape: Shape::fixed(dims) };
+        let (x, ids) = (ty(DType::F32, &[4, 100]), ty(DType::I64, &[4, 3]));
+        // 100 elements are halved 7 times.
+        let sorted = cost(Op::ArgSort { axis: -1, descending: true }, &[x.clone()]);
+        assert_eq!(sorted, Cost { flops: 400 * 7, bytes: 400 * 4 + 400 * 8 });
+        let taken = cost(Op::TakeAlong { axis: 1 }, &[x.clone(), ids.clone()]);
+        assert_eq!(taken, Cost { flops: 0, bytes: 12 * 8 + 2 * 12 * 4 });
+        let updates = ty(DType::F32, &[4, 3]);
+        for (kind, flops) in [(ScatterKind::Set, 0), (ScatterKind::Add, 12)] {
+            let scattered = cost(Op::ScatterAlong { axis: 1, kind }, &[x.clone(), ids.clone(), updates.clone()]);
+            assert_eq!(scattered, Cost { flops, bytes: 2 * 400 * 4 + 12 * (8 + 4) });
+        }
+        let compared = cost(Op::Compare { kind: CompareKind::Lt }, &[x.clone(), ty(DType::F32, &[100])]);
+        assert_eq!(compared, Cost { flops: 400, bytes: 400 * 4 + 100 * 4 + 400 });
+        let random = Op::Random { kind: RandomKind::Bits, dtype: DType::I64, dims: vec![10.into()] };
+        assert_eq!(cost(random, &[ty(DType::I64, &[2])]), Cost { flops: 20, bytes: 16 + 80 });
+    }
+
+    /// The cost of a graph of one op.
+    fn cost(op: Op, inputs: &[TensorType]) -> Cost {
+        let mut g = GraphBuilder::new("one");
+        let ids = inputs.iter().enumerate().map(|(i, ty)| g.input(&i.to_string(), InputRole::Argument, ty.clone()));
+        let ids: Vec<_> = ids.collect::<Result<_, _>>().unwrap();
+        let y = g.push(op, &ids).unwrap();
+        g.output("y", y);
+        g.finish().unwrap().cost(y, &SIZES)
     }
 
     #[test]

@@ -50,12 +50,14 @@ fn attributes(op: &Op, f: &mut Formatter<'_>) -> Result {
         Op::RmsNorm { eps } | Op::LayerNorm { eps } | Op::BatchNorm { eps } => write!(f, " eps={eps:e}"),
         Op::Rope { theta, head_dim, style } => write!(f, " theta={theta} head_dim={head_dim} style={style:?}"),
         Op::Gelu { tanh } => write!(f, " tanh={tanh}"),
-        Op::Softmax { axis } | Op::Concat { axis } | Op::ArgMax { axis } => write!(f, " axis={axis}"),
+        Op::Softmax { axis } | Op::Concat { axis } | Op::ArgMax { axis } | Op::TakeAlong { axis } => {
+            write!(f, " axis={axis}")
+        }
         Op::Attention { layer, heads, kv_heads, head_dim, scale, causal } => write!(
             f,
             " layer={layer} heads={heads} kv_heads={kv_heads} head_dim={head_dim} scale={scale} causal={causal}"
         ),
-        Op::Reshape { dims } => {
+        Op::Reshape { dims } | Op::Broadcast { dims } => {
             f.write_str(" dims=")?;
             list(dims, f)
         }
@@ -84,6 +86,22 @@ fn attributes(op: &Op, f: &mut Formatter<'_>) -> Result {
             f,
             " kind={kind:?} kernel={kernel:?} stride={stride:?} padding={padding:?} count_padding={count_padding}"
         ),
+        Op::Unary { kind } => write!(f, " kind={kind:?}"),
+        Op::Binary { kind } => write!(f, " kind={kind:?}"),
+        Op::Compare { kind } => write!(f, " kind={kind:?}"),
+        Op::Cumulative { kind, axis } => write!(f, " kind={kind:?} axis={axis}"),
+        Op::ArgSort { axis, descending } => write!(f, " axis={axis} descending={descending}"),
+        Op::ScatterAlong { axis, kind } => write!(f, " axis={axis} kind={kind:?}"),
+        Op::ArgReduce { kind, axis, keep_dims } => write!(f, " kind={kind:?} axis={axis} keep_dims={keep_dims}"),
+        Op::Random { kind, dtype, dims } => {
+            write!(f, " kind={kind:?} dtype={dtype} dims=")?;
+            list(dims, f)
+        }
+        Op::Flip { axes } => {
+            f.write_str(" axes=")?;
+            list(axes, f)
+        }
+        Op::Pad { before, after, value } => write!(f, " before={before:?} after={after:?} value={value}"),
         Op::Zeros
         | Op::Ones
         | Op::MatMul
@@ -102,7 +120,8 @@ fn attributes(op: &Op, f: &mut Formatter<'_>) -> Result {
         | Op::Sqrt
         | Op::Sample
         | Op::Gather
-        | Op::Scatter => Ok(()),
+        | Op::Scatter
+        | Op::Where => Ok(()),
     }
 }
 
@@ -192,7 +211,7 @@ names! {
 #[cfg(test)]
 mod tests {
     use crate::example::{B, model, n};
-    use crate::{DType, GraphBuilder, InputRole, Op, QuantFormat, TensorType};
+    use crate::{CumulativeKind, DType, GraphBuilder, InputRole, Op, QuantFormat, TensorType, UnaryKind};
 
     #[test]
     fn a_dump_reads_well() {
@@ -223,6 +242,28 @@ mod tests {
         for line in [
             "  %1 = dequantize(%0) format=Q4_0 to=f32: f32 [batch, 1, 4, 32]",
             "  %3 = conv2d(%1, %2) stride=[2, 1] padding=[0, 1, 0, 1] dilation=[1, 1] groups=1: f32 [batch, 2, 1, 32]",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn kinds_and_axes_are_shown() {
+        let mut g = GraphBuilder::new("g");
+        let x = g.input("x", InputRole::Argument, TensorType::new(DType::F32, [B, n(4)])).unwrap();
+        let y = g.push(Op::Unary { kind: UnaryKind::Sin }, &[x]).unwrap();
+        let y = g.push(Op::Cumulative { kind: CumulativeKind::Max, axis: -1 }, &[y]).unwrap();
+        let y = g.push(Op::Pad { before: vec![0, 1], after: vec![0, 2], value: 0.5 }, &[y]).unwrap();
+        let y = g.push(Op::Broadcast { dims: vec![n(2), B, n(7)] }, &[y]).unwrap();
+        let y = g.push(Op::ArgSort { axis: 0, descending: true }, &[y]).unwrap();
+        g.output("y", y);
+        let text = g.finish().unwrap().dump();
+        for line in [
+            "  %1 = unary(%0) kind=Sin: f32 [batch, 4]",
+            "  %2 = cumulative(%1) kind=Max axis=-1: f32 [batch, 4]",
+            "  %3 = pad(%2) before=[0, 1] after=[0, 2] value=0.5: f32 [batch, 7]",
+            "  %4 = broadcast(%3) dims=[2, batch, 7]: f32 [2, batch, 7]",
+            "  %5 = argsort(%4) axis=0 descending=true: i64 [2, batch, 7]",
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
         }

@@ -1,5 +1,6 @@
 //! The op set.
 
+use crate::kinds::{ArgReduceKind, BinaryKind, CompareKind, CumulativeKind, RandomKind, ScatterKind, UnaryKind};
 use crate::types::{DType, Dim};
 
 /// What an input is for; the server fills some by itself and batches rows by others.
@@ -260,7 +261,8 @@ pub enum Op {
         /// The axis.
         axis: i32,
     },
-    /// Reduction over `axes` (all if empty), of any type but bool (mean: floats). Integer sums and products wrap.
+    /// Reduction over `axes` (all if empty), of any type but bool, of which there are only the maximum (any) and the minimum (all);
+    /// mean: floats. Integer sums and products wrap.
     Reduce {
         /// What is computed.
         kind: ReduceKind,
@@ -335,6 +337,91 @@ pub enum Op {
     /// x `[V, ..]`, ids `[n]` i32/i64, updates `[n, ..]` of x's type -> x with row `ids[i]` replaced by row i of updates; of
     /// equal ids the last counts. An id outside 0..V is a run-time error.
     Scatter,
+    /// A function of each element: [`UnaryKind`] says which, and of which types.
+    Unary {
+        /// Which function.
+        kind: UnaryKind,
+    },
+    /// A function of two elements of one type, with NumPy broadcasting as [`Op::Add`]: [`BinaryKind`] says which, and of which types.
+    Binary {
+        /// Which function.
+        kind: BinaryKind,
+    },
+    /// Elements of one type compared, with NumPy broadcasting -> bool. Any type.
+    Compare {
+        /// How.
+        kind: CompareKind,
+    },
+    /// condition bool, a and b of one type, any -> a where the condition is true, else b. All three broadcast as NumPy has it.
+    Where,
+    /// x repeated to `dims` by NumPy's rules: from the right, dimensions are those of x, or x has 1, or none.
+    Broadcast {
+        /// The new dimensions.
+        dims: Vec<Dim>,
+    },
+    /// What comes of all elements up to each along `axis`, of any type but bool. Floats are carried in f32 or wider.
+    Cumulative {
+        /// What is carried.
+        kind: CumulativeKind,
+        /// The axis.
+        axis: i32,
+    },
+    /// The indices that put each row along `axis` in order -> i64 of x's shape. Any type. Equals stay in their order; NaN is above
+    /// everything, false below true.
+    ArgSort {
+        /// The axis.
+        axis: i32,
+        /// The largest first.
+        descending: bool,
+    },
+    /// x, ids i32/i64 of x's rank, elsewhere than along `axis` not larger (a symbol: the same) -> of ids' shape: the element of x at
+    /// each id's own index, but along `axis` at the id. An id outside the axis is a run-time error, negative ones among them.
+    TakeAlong {
+        /// The axis.
+        axis: i32,
+    },
+    /// x, ids as for [`Op::TakeAlong`], updates of ids' shape and x's type -> x, with each update applied to the element at its own
+    /// index, but along `axis` at its id. An id outside the axis is a run-time error.
+    ScatterAlong {
+        /// The axis.
+        axis: i32,
+        /// What an update does.
+        kind: ScatterKind,
+    },
+    /// Index of the largest or smallest element along `axis` -> i64. Any type. Unlike for [`Op::ArgMax`], NaN is found before all
+    /// else.
+    ArgReduce {
+        /// Which element.
+        kind: ArgReduceKind,
+        /// The axis.
+        axis: i32,
+        /// Whether the axis stays as 1.
+        keep_dims: bool,
+    },
+    /// i64 `[2]` (key, first block; their bits are taken as unsigned) -> `dtype` `dims`: the words of Philox4x32-10 with that key from
+    /// that block on, as [`crate::random`] has it. With first block 0 that is what [`Op::Rand`] and [`Op::Randn`] of this seed make.
+    Random {
+        /// What is made of the words.
+        kind: RandomKind,
+        /// Element type of the result.
+        dtype: DType,
+        /// Shape of the result.
+        dims: Vec<Dim>,
+    },
+    /// Elements in the opposite order along `axes` (all if empty).
+    Flip {
+        /// Along which axes.
+        axes: Vec<i32>,
+    },
+    /// x with elements of `value` around it. Each list has a number a dimension; where either is not 0, the dimension is fixed.
+    Pad {
+        /// How many before.
+        before: Vec<u32>,
+        /// How many after.
+        after: Vec<u32>,
+        /// What they are; must be one of the type's numbers, as for [`Op::Full`].
+        value: f64,
+    },
 }
 
 impl Op {
@@ -390,6 +477,19 @@ impl Op {
             Self::BatchNorm { .. } => "batch_norm",
             Self::Pool { .. } => "pool",
             Self::Scatter => "scatter",
+            Self::Unary { .. } => "unary",
+            Self::Binary { .. } => "binary",
+            Self::Compare { .. } => "compare",
+            Self::Where => "where",
+            Self::Broadcast { .. } => "broadcast",
+            Self::Cumulative { .. } => "cumulative",
+            Self::ArgSort { .. } => "argsort",
+            Self::TakeAlong { .. } => "take_along",
+            Self::ScatterAlong { .. } => "scatter_along",
+            Self::ArgReduce { .. } => "arg_reduce",
+            Self::Random { .. } => "random",
+            Self::Flip { .. } => "flip",
+            Self::Pad { .. } => "pad",
         }
     }
 

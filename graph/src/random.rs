@@ -38,27 +38,51 @@ pub fn normal(words: [u32; 2]) -> [f32; 2] {
 /// Elements `first..` of the tensor that [`crate::Op::Rand`] makes: element i is word i % 4 of block i / 4, by
 /// [`uniform_f32`].
 pub fn fill_uniform(seed: u64, first: u64, out: &mut [f32]) {
-    fill(first, out, |block| philox(seed, u128::from(block)).map(uniform_f32));
+    fill_uniform_from(seed, 0, first, out);
 }
 
 /// Elements `first..` of the tensor that [`crate::Op::Randn`] makes: words 0 and 1 of block i / 4 give elements 0 and 1
 /// of each four, words 2 and 3 the other two, by [`normal`].
 pub fn fill_normal(seed: u64, first: u64, out: &mut [f32]) {
+    fill_normal_from(seed, 0, first, out);
+}
+
+/// As [`fill_uniform`], of the stream that begins with block `start`: elements `first..` of [`crate::Op::Random`].
+pub fn fill_uniform_from(key: u64, start: u64, first: u64, out: &mut [f32]) {
+    fill(first, out, |block| philox(key, counter(start, block)).map(uniform_f32));
+}
+
+/// As [`fill_normal`], of the stream that begins with block `start`: elements `first..` of [`crate::Op::Random`].
+pub fn fill_normal_from(key: u64, start: u64, first: u64, out: &mut [f32]) {
     fill(first, out, |block| {
-        let [a, b, c, d] = philox(seed, u128::from(block));
+        let [a, b, c, d] = philox(key, counter(start, block));
         let ([a, b], [c, d]) = (normal([a, b]), normal([c, d]));
         [a, b, c, d]
     });
 }
 
-fn fill(first: u64, out: &mut [f32], block: impl Fn(u64) -> [f32; 4]) {
-    let lead = ((4 - first % 4) % 4).min(out.len() as u64) as usize;
+/// Elements `first..` of whole numbers in 0..2^63, of the stream that begins with block `start`: words 0 and 1 of block i / 2 give
+/// element 0 of each two, words 2 and 3 the other, the first of them the lower half, less the highest bit.
+pub fn fill_bits_from(key: u64, start: u64, first: u64, out: &mut [i64]) {
+    fill(first, out, |block| {
+        let [a, b, c, d] = philox(key, counter(start, block)).map(u64::from);
+        [(a | b << 32) & (u64::MAX >> 1), (c | d << 32) & (u64::MAX >> 1)].map(|bits| bits as i64)
+    });
+}
+
+fn counter(start: u64, block: u64) -> u128 {
+    u128::from(start) + u128::from(block)
+}
+
+/// Elements `first..` of a tensor that is made of blocks of N.
+fn fill<T: Copy, const N: usize>(first: u64, out: &mut [T], block: impl Fn(u64) -> [T; N]) {
+    let skip = (first % N as u64) as usize;
+    let lead = ((N - skip) % N).min(out.len());
     let (head, body) = out.split_at_mut(lead);
     if !head.is_empty() {
-        let skip = (first % 4) as usize;
-        head.copy_from_slice(&block(first / 4)[skip..skip + lead]);
+        head.copy_from_slice(&block(first / N as u64)[skip..skip + lead]);
     }
-    for (i, chunk) in (first.div_ceil(4)..).zip(body.chunks_mut(4)) {
+    for (i, chunk) in (first.div_ceil(N as u64)..).zip(body.chunks_mut(N)) {
         chunk.copy_from_slice(&block(i)[..chunk.len()]);
     }
 }
@@ -100,6 +124,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A stream that begins later is the same one, some blocks on; the last blocks are no special case.
+    #[test]
+    fn a_later_start_is_further_along() {
+        for fill in [fill_uniform_from, fill_normal_from] {
+            let (mut whole, mut later) = ([0.0; 40], [0.0; 24]);
+            fill(7, 0, 0, &mut whole);
+            fill(7, 4, 0, &mut later);
+            assert_eq!(whole[16..], later);
+        }
+        let (mut whole, mut later, mut part) = ([0; 40], [0; 32], [0; 7]);
+        fill_bits_from(7, u64::MAX - 1, 0, &mut whole);
+        fill_bits_from(7, u64::MAX - 1 + 1, 0, &mut later[..8]);
+        fill_bits_from(7, u64::MAX - 1, 5, &mut part);
+        assert_eq!((&whole[2..10], &whole[5..12]), (&later[..8], &part[..]));
+        assert!(whole.iter().all(|&v| v >= 0) && whole.iter().any(|&v| v > i64::MAX / 2));
+        let [a, b, ..] = philox(7, u128::from(u64::MAX) + 3);
+        assert_eq!(whole[8], ((u64::from(a) | u64::from(b) << 32) & i64::MAX as u64) as i64);
     }
 
     #[test]

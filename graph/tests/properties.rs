@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use genie_graph::{
-    Annotation, DType, Dim, GraphBuilder, InputRole, LinearLayout, Modality, NodeId, Op, Phase, PoolKind, QuantFormat,
-    ReduceKind, RopeStyle, Shape, Sizes, Symbol, TensorType, VerifiedGraph, VerifyError, decode, encode, infer, verify,
+    Annotation, ArgReduceKind, BinaryKind, CompareKind, CumulativeKind, DType, Dim, GraphBuilder, InputRole,
+    LinearLayout, Modality, NodeId, Op, Phase, PoolKind, QuantFormat, RandomKind, ReduceKind, RopeStyle, ScatterKind,
+    Shape, Sizes, Symbol, TensorType, UnaryKind, VerifiedGraph, VerifyError, decode, encode, infer, verify,
 };
 use proptest::prelude::*;
 
@@ -55,7 +56,7 @@ fn build(steps: &[Step]) -> VerifiedGraph {
             // The cache is for attention only.
             let read: Vec<NodeId> = (0..3).map(pick).filter(|&i| i != nodes[6]).collect();
             let (x, gain, image) = (nodes[0], nodes[3], nodes[10]);
-            let tries: [&[NodeId]; 11] = [
+            let tries: [&[NodeId]; 14] = [
                 &read,
                 &read[..read.len() / 2],
                 &[x, nodes[1]],
@@ -67,6 +68,9 @@ fn build(steps: &[Step]) -> VerifiedGraph {
                 &[image, gain, gain, gain, gain],
                 &[nodes[12]],
                 &[nodes[2], nodes[13], nodes[14]],
+                &[nodes[9], nodes[9], nodes[9]],
+                &[nodes[15]],
+                &[nodes[13], nodes[13], nodes[13]],
             ];
             tries.into_iter().find_map(|inputs| g.push(op.clone(), inputs).ok())
         };
@@ -100,6 +104,7 @@ fn inputs(g: &mut GraphBuilder) -> Vec<NodeId> {
         ("blocks", InputRole::Weight, TensorType::new(DType::U8, [n(8), n(34 * 18 * 20)])),
         ("ids", InputRole::Argument, TensorType::new(DType::I64, [n(3)])),
         ("rows", InputRole::Argument, f32s(&[n(3), n(8)])),
+        ("key", InputRole::Argument, TensorType::new(DType::I64, [n(2)])),
     ]
     .into_iter()
     .map(|(name, role, ty)| g.input(name, role, ty).expect("the inputs are valid"))
@@ -173,7 +178,32 @@ fn ops([a, b, c, d]: [u32; 4], ty: &TensorType) -> Vec<Op> {
             count_padding: b % 2 == 0,
         },
         Op::Scatter,
+        Op::Unary { kind: one_of(UnaryKind::ALL, a) },
+        Op::Binary { kind: one_of(BinaryKind::ALL, a) },
+        Op::Compare { kind: one_of(CompareKind::ALL, a) },
+        Op::Where,
+        Op::Broadcast { dims: [&[n(2), n(1)][..c as usize % 3], &ty.shape.0].concat() },
+        Op::Cumulative { kind: one_of(CumulativeKind::ALL, b), axis },
+        Op::ArgSort { axis, descending: c % 2 == 0 },
+        Op::TakeAlong { axis },
+        Op::ScatterAlong { axis, kind: one_of(ScatterKind::ALL, b) },
+        Op::ArgReduce { kind: one_of(ArgReduceKind::ALL, b), axis, keep_dims: c % 2 == 0 },
+        Op::Random {
+            kind: one_of(RandomKind::ALL, c),
+            dtype: if c % 3 == 2 { DType::I64 } else { DType::BF16 },
+            dims: ty.shape.0.clone(),
+        },
+        Op::Flip { axes: vec![axis] },
+        Op::Pad {
+            before: vec![0; ty.shape.rank()],
+            after: ty.shape.0.iter().map(|d| if matches!(d, Dim::Fixed(_)) { c % 4 } else { 0 }).collect(),
+            value: f64::from(a % 2),
+        },
     ]
+}
+
+fn one_of<T: Copy>(all: &[T], word: u32) -> T {
+    all[word as usize % all.len()]
 }
 
 /// Whatever it is given, a decoder and a verifier must return, and what they accept must be consistent.
@@ -305,6 +335,10 @@ proptest! {
                 count_padding: true,
             },
             Op::BatchNorm { eps: f32::from_bits(y) },
+            Op::Broadcast { dims: vec![Dim::Fixed(step), B, Dim::Fixed(x.into())] },
+            Op::Random { kind: RandomKind::Bits, dtype: DType::I64, dims: vec![Dim::Fixed(step); x as usize % 10] },
+            Op::Flip { axes: vec![x as i32, y as i32 % 9] },
+            Op::Pad { before: vec![x, y % 3, 0], after: vec![y, 0, x], value: f64::from_bits(step) },
         ]);
         let inputs: Vec<&TensorType> = types.iter().collect();
         if let Ok(ty) = infer(&ops[kind % ops.len()], &inputs) {
@@ -343,6 +377,6 @@ fn the_generator_reaches_every_op() {
         .map(Op::name)
         .chain(["input"])
         .collect();
-    assert_eq!(all.len(), 43);
+    assert_eq!(all.len(), 56);
     assert_eq!(seen, all, "missing: {:?}", all.difference(&seen).collect::<Vec<_>>());
 }

@@ -17,6 +17,14 @@ pub enum DeviceError {
         /// The op's name.
         op: String,
     },
+    /// Another device has the op, this one lacks it so far.
+    #[error("{device} has no kernel for `{op}` yet: run this graph on a cpu device")]
+    NoKernel {
+        /// The device's name.
+        device: String,
+        /// The op's name.
+        op: &'static str,
+    },
     /// A number of things that does not agree with the program.
     #[error("row {row}: {got} {what} given, but the program takes {expected}")]
     Count {
@@ -120,7 +128,7 @@ pub enum DeviceError {
         bound: u64,
     },
     /// An integer was divided by zero.
-    #[error("row {row}: node {} (`div`) divides an integer by zero", node.0)]
+    #[error("row {row}: node {} divides an integer by zero", node.0)]
     DivisionByZero {
         /// Which row.
         row: usize,

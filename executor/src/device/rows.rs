@@ -27,14 +27,25 @@ fn keeps_rows_apart(graph: &VerifiedGraph, node: &Node) -> bool {
     };
     match &node.op {
         Op::Input { .. } | Op::Zeros | Op::Ones | Op::Full { .. } => true,
-        Op::Arange { .. } | Op::Rand { .. } | Op::Randn { .. } => node.ty.shape.0.first() != Some(&BATCH),
+        Op::Arange { .. } | Op::Rand { .. } | Op::Randn { .. } | Op::Random { .. } => {
+            node.ty.shape.0.first() != Some(&BATCH)
+        }
         // Tables are common to all rows.
         Op::Embedding { .. } | Op::Gather => !batched(0),
         // Any row of the table may come from any batch row; and a table by the batch is indexed along it.
         Op::Scatter => !batched(0) && !batched(1),
         // A second operand of rank 2 is common to all rows; without leading dimensions rows are columns of b.
         Op::MatMul => !batched(1) || (batched(0) && operand(1).is_some_and(|ty| ty.shape.rank() > 2)),
-        Op::Softmax { axis } | Op::ArgMax { axis } | Op::Slice { axis, .. } => !(batched(0) && first_axis(*axis)),
+        Op::Softmax { axis }
+        | Op::ArgMax { axis }
+        | Op::ArgReduce { axis, .. }
+        | Op::Slice { axis, .. }
+        | Op::Cumulative { axis, .. }
+        | Op::ArgSort { axis, .. }
+        | Op::TakeAlong { axis } => !(batched(0) && first_axis(*axis)),
+        // A table without the batch takes updates from any batch row.
+        Op::ScatterAlong { axis, .. } => !((batched(0) || batched(1)) && first_axis(*axis)),
+        Op::Flip { axes } => !(batched(0) && (axes.is_empty() || axes.iter().any(|&a| first_axis(a)))),
         Op::Concat { axis } => !((0..node.inputs.len()).any(batched) && first_axis(*axis)),
         Op::Reduce { axes, .. } => !(batched(0) && (axes.is_empty() || axes.iter().any(|&a| first_axis(a)))),
         Op::Transpose { perm } => !batched(0) || perm.first() == Some(&0),

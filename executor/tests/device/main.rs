@@ -1,6 +1,7 @@
 //! The CPU device, and the CUDA device over a GPU on the CPU (`GENIE_TEST_GPU=1`: over a real one): every op against a reference,
 //! caches, batches, errors.
 
+mod along;
 mod cache;
 mod case;
 #[cfg(target_os = "linux")]
@@ -11,6 +12,7 @@ mod images;
 mod models;
 mod narrow;
 mod ops;
+mod pointwise;
 mod quantized;
 mod reference;
 mod refusals;

@@ -290,6 +290,15 @@ fn reductions() {
         let axis = case.source.below(2 * rank) as i32 - rank as i32;
         case.argument(dtype, &dims).check(Op::ArgMax { axis });
     }
+    for seed in 0..20 {
+        for kind in [ReduceKind::Max, ReduceKind::Min] {
+            let mut case = Case::new(seed);
+            let rank = case.source.below(4);
+            let dims = case.source.dims(rank);
+            let axes = (0..rank as i32).filter(|_| case.source.below(2) == 0).collect();
+            case.argument(DType::Bool, &dims).check(Op::Reduce { kind, axes, keep_dims: seed % 2 == 0 });
+        }
+    }
     let odd = vec![f64::NAN, 1.0, 7.0, 7.0, f64::NAN, f64::NAN, f64::NEG_INFINITY, f64::NEG_INFINITY];
     Case::new(0).given(DType::F32, &[4.into(), 2.into()], odd.clone()).check(Op::ArgMax { axis: 1 });
     for kind in [ReduceKind::Max, ReduceKind::Min, ReduceKind::Sum] {

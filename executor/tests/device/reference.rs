@@ -2,6 +2,7 @@
 
 mod blocks;
 mod images;
+mod kinds;
 
 use std::collections::HashMap;
 
@@ -394,6 +395,7 @@ fn apply(op: &Op, dtype: DType, dims: &[usize], x: &[&Tensor], history: &mut His
             let saturated = |v: &f64| if v.is_nan() { 0.0 } else { v.trunc().clamp(low, high) };
             make(x[0].data.iter().map(saturated).collect())
         }
+        op => make(kinds::apply(op, dims, x)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{DecodeError, MAGIC, OPS, VERSION, tag};
 use crate::graph::{Graph, Node, NodeId, Output};
+use crate::kinds::{ArgReduceKind, BinaryKind, CompareKind, CumulativeKind, RandomKind, ScatterKind, UnaryKind};
 use crate::limits::{MAX_NAME_BYTES, MAX_NODE_INPUTS, MAX_NODES, MAX_OUTPUTS};
 use crate::op::{InputRole, LinearLayout, Op, PoolKind, QuantFormat, ReduceKind, RopeStyle};
 use crate::types::{Annotation, DType, Dim, Modality, Phase, Residency, Shape, Symbol, TensorType};
@@ -151,6 +152,31 @@ impl<'a> Reader<'a> {
                 count_padding: a.bool("count_padding")?,
             },
             42 => Op::Scatter,
+            43 => Op::Unary { kind: a.code("kind", UnaryKind::ALL)? },
+            44 => Op::Binary { kind: a.code("kind", BinaryKind::ALL)? },
+            45 => Op::Compare { kind: a.code("kind", CompareKind::ALL)? },
+            46 => Op::Where,
+            47 => Op::Broadcast { dims: a.dims("dims")? },
+            48 => Op::Cumulative { kind: a.code("kind", CumulativeKind::ALL)?, axis: a.i32("axis")? },
+            49 => Op::ArgSort { axis: a.i32("axis")?, descending: a.bool("descending")? },
+            50 => Op::TakeAlong { axis: a.i32("axis")? },
+            51 => Op::ScatterAlong { axis: a.i32("axis")?, kind: a.code("kind", ScatterKind::ALL)? },
+            52 => Op::ArgReduce {
+                kind: a.code("kind", ArgReduceKind::ALL)?,
+                axis: a.i32("axis")?,
+                keep_dims: a.bool("keep_dims")?,
+            },
+            53 => Op::Random {
+                kind: a.code("kind", RandomKind::ALL)?,
+                dtype: a.code("dtype", &DType::ALL)?,
+                dims: a.dims("dims")?,
+            },
+            54 => Op::Flip { axes: a.list("axes", tag::I32S, i32::from_le_bytes)? },
+            55 => Op::Pad {
+                before: a.list("before", tag::U32S, u32::from_le_bytes)?,
+                after: a.list("after", tag::U32S, u32::from_le_bytes)?,
+                value: a.f64("value")?,
+            },
             _ => return Err(DecodeError::UnknownOp { node, code }),
         };
         a.finish()?;

@@ -117,6 +117,21 @@ impl Writer {
                 self.with(41, &sizes);
             }
             Op::Scatter => self.with(42, &[]),
+            Op::Unary { kind } => self.with(43, &[Code(*kind as u8)]),
+            Op::Binary { kind } => self.with(44, &[Code(*kind as u8)]),
+            Op::Compare { kind } => self.with(45, &[Code(*kind as u8)]),
+            Op::Where => self.with(46, &[]),
+            Op::Broadcast { dims } => self.with(47, &[Dims(dims)]),
+            Op::Cumulative { kind, axis } => self.with(48, &[Code(*kind as u8), I32(*axis)]),
+            Op::ArgSort { axis, descending } => self.with(49, &[I32(*axis), Bool(*descending)]),
+            Op::TakeAlong { axis } => self.with(50, &[I32(*axis)]),
+            Op::ScatterAlong { axis, kind } => self.with(51, &[I32(*axis), Code(*kind as u8)]),
+            Op::ArgReduce { kind, axis, keep_dims } => {
+                self.with(52, &[Code(*kind as u8), I32(*axis), Bool(*keep_dims)]);
+            }
+            Op::Random { kind, dtype, dims } => self.with(53, &[Code(*kind as u8), Code(dtype.code()), Dims(dims)]),
+            Op::Flip { axes } => self.with(54, &[I32s(axes)]),
+            Op::Pad { before, after, value } => self.with(55, &[U32s(before), U32s(after), F64(*value)]),
         }
     }
 

@@ -89,11 +89,25 @@
 //! 40  batch_norm  eps f32
 //! 41  pool        kind code, kernel list of 2 u32, stride list of 2 u32, padding list of 4 u32, count_padding bool
 //! 42  scatter
+//! 43  unary          kind code
+//! 44  binary         kind code
+//! 45  compare        kind code
+//! 46  where
+//! 47  broadcast      dims dims
+//! 48  cumulative     kind code, axis i32
+//! 49  argsort        axis i32, descending bool
+//! 50  take_along     axis i32
+//! 51  scatter_along  axis i32, kind code
+//! 52  arg_reduce     kind code, axis i32, keep_dims bool
+//! 53  random         kind code, dtype code, dims dims
+//! 54  flip           axes list of i32
+//! 55  pad            before list of u32, after list of u32, value f64
 //! ```
 //!
 //! Codes: role: argument 0, weight 1, kv-cache 2, tokens 3, positions 4, sampling-real 5, sampling-int 6; style: half 0,
 //! interleaved 1; layout: out-in 0, in-out 1; kind of a reduction: sum 0, mean 1, max 2, min 3, prod 4; kind of a pool: max 0,
-//! average 1; format: q8_0 0, q4_0 1, q4_1 2; dtype and to: as element types. The four numbers of a padding are top, left,
+//! average 1; format: q8_0 0, q4_0 1, q4_1 2; dtype and to: as element types; kinds of the ops from 43 on: the place in
+//! the enumeration's `ALL` ([`crate::UnaryKind`], ...), to which new ones are appended. The four numbers of a padding are top, left,
 //! bottom, right. New ops are appended, and a reader that lacks one says so: an op's encoding never changes. The dimension -1 of a reshape is the fixed size 2^64 - 1.
 
 mod decode;
@@ -145,7 +159,7 @@ mod tag {
 }
 
 /// Op names by code; an op's place here never changes.
-const OPS: [&str; 43] = [
+const OPS: [&str; 56] = [
     "input",
     "zeros",
     "ones",
@@ -189,6 +203,19 @@ const OPS: [&str; 43] = [
     "batch_norm",
     "pool",
     "scatter",
+    "unary",
+    "binary",
+    "compare",
+    "where",
+    "broadcast",
+    "cumulative",
+    "argsort",
+    "take_along",
+    "scatter_along",
+    "arg_reduce",
+    "random",
+    "flip",
+    "pad",
 ];
 
 #[cfg(test)]

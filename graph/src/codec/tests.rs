@@ -2,8 +2,9 @@ use super::*;
 use crate::example::{B, S, model, n};
 use crate::limits::{MAX_NAME_BYTES, MAX_NODES};
 use crate::{
-    Annotation, DType, Graph, InputRole, LinearLayout, Modality, Node, NodeId, Op, Output, Phase, PoolKind,
-    QuantFormat, ReduceKind, Residency, RopeStyle, TensorType,
+    Annotation, ArgReduceKind, BinaryKind, CompareKind, CumulativeKind, DType, Graph, InputRole, LinearLayout,
+    Modality, Node, NodeId, Op, Output, Phase, PoolKind, QuantFormat, RandomKind, ReduceKind, Residency, RopeStyle,
+    ScatterKind, TensorType, UnaryKind,
 };
 
 /// One of each op, in the order of the codes.
@@ -58,6 +59,19 @@ fn every_op() -> Vec<Op> {
             count_padding: true,
         },
         Op::Scatter,
+        Op::Unary { kind: UnaryKind::IsFinite },
+        Op::Binary { kind: BinaryKind::ShiftRight },
+        Op::Compare { kind: CompareKind::Ge },
+        Op::Where,
+        Op::Broadcast { dims: vec![B, n(3), S] },
+        Op::Cumulative { kind: CumulativeKind::Min, axis: -2 },
+        Op::ArgSort { axis: 1, descending: true },
+        Op::TakeAlong { axis: -1 },
+        Op::ScatterAlong { axis: 3, kind: ScatterKind::Min },
+        Op::ArgReduce { kind: ArgReduceKind::Min, axis: -3, keep_dims: true },
+        Op::Random { kind: RandomKind::Bits, dtype: DType::I64, dims: vec![n(5), B] },
+        Op::Flip { axes: vec![0, -1] },
+        Op::Pad { before: vec![1, 0], after: vec![2, u32::MAX], value: -1.5 },
     ]
 }
 
@@ -113,7 +127,7 @@ fn each_malformed_field_has_its_error() {
     assert_eq!(with(4, 2), DecodeError::Version { found: 2 });
     assert_eq!(with(7, 1), DecodeError::Reserved { offset: 6 });
     assert_eq!(with(12, 0xFF), DecodeError::Utf8 { offset: 12 });
-    assert_eq!(with(NODE, 43), DecodeError::UnknownOp { node, code: 43 });
+    assert_eq!(with(NODE, 56), DecodeError::UnknownOp { node, code: 56 });
     assert_eq!(with(NODE, 255), DecodeError::UnknownOp { node, code: 255 });
     assert_eq!(with(NODE + 1, 0), DecodeError::AttributeCount { node, op, found: 0 });
     assert_eq!(with(NODE + 1, 2), DecodeError::AttributeCount { node, op, found: 2 });
@@ -244,5 +258,34 @@ fn the_format_is_pinned() {
     let ops = every_op();
     // The ops that the format began with, then those that were appended.
     assert_eq!(hash(&ops[..38]), "16657752d7e5fdb0fdddd9ee12ddeb1941463f3a12871a8e7fb48006ec109b45");
-    assert_eq!(hash(&ops[38..]), "f79183792b04cbc450fdf7cd6f52d8bf9ccc29ae7f51859d8498bcf60ad803f8");
+    assert_eq!(hash(&ops[38..43]), "f79183792b04cbc450fdf7cd6f52d8bf9ccc29ae7f51859d8498bcf60ad803f8");
+    assert_eq!(hash(&ops[43..56]), "7934b911168248fa496193282ecf312e163af04c56992e5b297769dab74e6d66");
+}
+
+/// A kind's code is its place in the list that documents it.
+#[test]
+fn every_kind_comes_back_as_it_was() {
+    let ops = (UnaryKind::ALL.iter().map(|&kind| Op::Unary { kind }))
+        .chain(BinaryKind::ALL.iter().map(|&kind| Op::Binary { kind }))
+        .chain(CompareKind::ALL.iter().map(|&kind| Op::Compare { kind }))
+        .chain(CumulativeKind::ALL.iter().map(|&kind| Op::Cumulative { kind, axis: 0 }))
+        .chain(ScatterKind::ALL.iter().map(|&kind| Op::ScatterAlong { axis: 0, kind }))
+        .chain(ArgReduceKind::ALL.iter().map(|&kind| Op::ArgReduce { kind, axis: 0, keep_dims: false }))
+        .chain(RandomKind::ALL.iter().map(|&kind| Op::Random { kind, dtype: DType::F32, dims: Vec::new() }));
+    for op in ops {
+        let graph = graph_of(op);
+        assert_eq!(decode(&encode(&graph)), Ok(graph));
+    }
+    for (op, first_unknown) in [
+        (Op::Unary { kind: UnaryKind::Sin }, 33),
+        (Op::Binary { kind: BinaryKind::Pow }, 15),
+        (Op::Compare { kind: CompareKind::Eq }, 6),
+    ] {
+        let (name, mut bytes) = (op.name(), encode(&graph_of(op)));
+        assert_eq!(bytes[NODE + 2..NODE + 4], [tag::CODE, 0]);
+        bytes[NODE + 3] = first_unknown;
+        let found = first_unknown;
+        let wrong = DecodeError::AttributeValue { node: NodeId(0), op: name, attribute: "kind", found };
+        assert_eq!(decode(&bytes), Err(wrong));
+    }
 }

@@ -46,7 +46,7 @@ pub(super) fn dequantize(format: QuantFormat, to: DType, inputs: &[&TensorType])
     }
 }
 
-fn broadcast(a: &Shape, b: &Shape) -> Result<Shape, InferError> {
+pub(super) fn broadcast(a: &Shape, b: &Shape) -> Result<Shape, InferError> {
     let (long, short) = if a.rank() >= b.rank() { (a, b) } else { (b, a) };
     let lead = long.rank() - short.rank();
     let mut dims = long.0.clone();

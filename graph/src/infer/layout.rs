@@ -4,6 +4,7 @@ use super::{InferError, bad_attribute, bad_shape, exactly, index, normalize_axis
 use crate::op::Op;
 use crate::size::TypeError;
 use crate::types::{Dim, Shape, TensorType};
+use crate::verify::holds;
 
 pub(super) fn reshape(dims: &[Dim], inputs: &[&TensorType]) -> Result<TensorType, InferError> {
     let [x] = exactly(inputs)?;
@@ -151,6 +152,44 @@ pub(super) fn scatter(inputs: &[&TensorType]) -> Result<TensorType, InferError> 
     Ok(x.clone())
 }
 
+pub(super) fn flip(axes: &[i32], inputs: &[&TensorType]) -> Result<TensorType, InferError> {
+    let [x] = exactly(inputs)?;
+    let rank = x.shape.rank();
+    if rank > Shape::MAX_RANK {
+        return Err(TypeError::Rank { rank }.into());
+    }
+    let mut flipped = [false; Shape::MAX_RANK];
+    for &axis in axes {
+        if std::mem::replace(&mut flipped[normalize_axis("axes", axis, rank)?], true) {
+            return Err(bad_attribute("axes", format!("names axis {axis} twice")));
+        }
+    }
+    Ok(x.clone())
+}
+
+pub(super) fn pad(before: &[u32], after: &[u32], value: f64, inputs: &[&TensorType]) -> Result<TensorType, InferError> {
+    let [x] = exactly(inputs)?;
+    if !holds(x.dtype, value) {
+        return Err(bad_attribute("value", format!("is {value}, which {} cannot hold", x.dtype)));
+    }
+    let rank = x.shape.rank();
+    for (name, list) in [("before", before), ("after", after)] {
+        if list.len() != rank {
+            return Err(bad_attribute(name, format!("must have {rank} number(s), one a dimension of {}", x.shape)));
+        }
+    }
+    let mut y = x.clone();
+    for (axis, dim) in y.shape.0.iter_mut().enumerate() {
+        match (dim, before[axis], after[axis]) {
+            (_, 0, 0) => {}
+            // What saturates is over the limit, and refused as such.
+            (Dim::Fixed(size), b, a) => *size = size.saturating_add(u64::from(b) + u64::from(a)),
+            (Dim::Symbol(_), ..) => return Err(bad_shape(0, x, format!("of fixed size along axis {axis}"))),
+        }
+    }
+    Ok(y)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{B, S, n, t};
@@ -285,5 +324,35 @@ mod tests {
             Err(InferError::DTypeMismatch { input: 2, .. })
         ));
         assert!(matches!(infer(&Op::Scatter, &[&x, &ids]), Err(InferError::Arity { got: 2, .. })));
+    }
+
+    #[test]
+    fn flips_name_each_axis_once() {
+        let f = |axes: &[i32]| infer(&Op::Flip { axes: axes.to_vec() }, &[&t(DType::Bool, &[B, n(3)])]);
+        for axes in [&[][..], &[0], &[-1], &[1, 0]] {
+            assert_eq!(f(axes), Ok(t(DType::Bool, &[B, n(3)])));
+        }
+        for axes in [&[2][..], &[-3], &[1, -1]] {
+            assert!(matches!(f(axes), Err(InferError::Attribute { name: "axes", .. })), "{axes:?}");
+        }
+        assert_eq!(infer(&Op::Flip { axes: vec![] }, &[&t(DType::F16, &[])]), Ok(t(DType::F16, &[])));
+    }
+
+    #[test]
+    fn padding_grows_fixed_dimensions() {
+        let f = |before: &[u32], after: &[u32], value| {
+            let op = Op::Pad { before: before.to_vec(), after: after.to_vec(), value };
+            infer(&op, &[&t(DType::U8, &[B, n(3)])]).map(|t| t.shape.0)
+        };
+        assert_eq!(f(&[0, 1], &[0, 2], 255.9), Ok(vec![B, n(6)]));
+        assert_eq!(f(&[0, 0], &[0, 0], 0.0), Ok(vec![B, n(3)]));
+        assert!(refused(&f(&[0], &[0, 0], 0.0), "before"));
+        assert!(refused(&f(&[0, 0], &[0, 0, 0], 0.0), "after"));
+        assert!(refused(&f(&[0, 1], &[0, 0], 256.0), "value"));
+        assert!(refused(&f(&[0, 1], &[0, 0], f64::NAN), "value"));
+        assert!(matches!(f(&[1, 0], &[0, 0], 0.0), Err(InferError::Shape { input: 0, .. })));
+        let far = Op::Pad { before: vec![u32::MAX], after: vec![1], value: 0.0 };
+        let made = infer(&far, &[&t(DType::F32, &[n(MAX_DIM)])]);
+        assert!(matches!(made, Err(InferError::Result(TypeError::DimTooLarge { axis: 0, .. }))));
     }
 }

@@ -3,10 +3,12 @@
 //! Inference is total: whatever the types and attributes, it returns a type that [`TensorType::check`] accepts or an
 //! error. The time it takes is bounded by the number of inputs and [`Shape::MAX_RANK`].
 
+mod along;
 mod elementwise;
 mod image;
 mod layout;
 mod matrix;
+mod pointwise;
 mod reduce;
 mod sequence;
 
@@ -135,6 +137,19 @@ pub fn infer(op: &Op, inputs: &[&TensorType]) -> Result<TensorType, InferError> 
         Op::Softmax { axis } => reduce::softmax(*axis, inputs),
         Op::Reduce { kind, axes, keep_dims } => reduce::reduce(*kind, axes, *keep_dims, inputs),
         Op::ArgMax { axis } => reduce::argmax(*axis, inputs),
+        Op::Unary { kind } => pointwise::unary(*kind, inputs),
+        Op::Binary { kind } => pointwise::binary(*kind, inputs),
+        Op::Compare { .. } => pointwise::compare(inputs),
+        Op::Where => pointwise::choose(inputs),
+        Op::Broadcast { dims } => pointwise::broadcast_to(dims, inputs),
+        Op::Cumulative { axis, .. } => along::cumulative(*axis, inputs),
+        Op::ArgSort { axis, .. } => along::argsort(*axis, inputs),
+        Op::TakeAlong { axis } => along::take(*axis, inputs),
+        Op::ScatterAlong { axis, kind } => along::scatter(*axis, *kind, inputs),
+        Op::ArgReduce { axis, keep_dims, .. } => reduce::arg_reduce(*axis, *keep_dims, inputs),
+        Op::Random { kind, dtype, dims } => pointwise::random(*kind, *dtype, dims, inputs),
+        Op::Flip { axes } => layout::flip(axes, inputs),
+        Op::Pad { before, after, value } => layout::pad(before, after, *value, inputs),
     }?;
     ty.check()?;
     Ok(ty)

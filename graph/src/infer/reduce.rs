@@ -21,7 +21,8 @@ pub(super) fn reduce(
     let [x] = exactly(inputs)?;
     match kind {
         ReduceKind::Mean => float(0, x)?,
-        ReduceKind::Sum | ReduceKind::Max | ReduceKind::Min | ReduceKind::Prod => number(0, x)?,
+        ReduceKind::Sum | ReduceKind::Prod => number(0, x)?,
+        ReduceKind::Max | ReduceKind::Min => {}
     }
     let rank = x.shape.rank();
     if rank > Shape::MAX_RANK {
@@ -53,11 +54,24 @@ pub(super) fn argmax(axis: i32, inputs: &[&TensorType]) -> Result<TensorType, In
     Ok(TensorType { dtype: DType::I32, shape: Shape(dims) })
 }
 
+pub(super) fn arg_reduce(axis: i32, keep_dims: bool, inputs: &[&TensorType]) -> Result<TensorType, InferError> {
+    let [x] = exactly(inputs)?;
+    let axis = normalize_axis("axis", axis, x.shape.rank())?;
+    let mut dims = x.shape.0.clone();
+    if keep_dims {
+        dims[axis] = Dim::Fixed(1);
+    } else {
+        dims.remove(axis);
+    }
+    Ok(TensorType { dtype: DType::I64, shape: Shape(dims) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{B, S, n, t};
     use super::*;
     use crate::infer;
+    use crate::kinds::ArgReduceKind;
     use crate::op::Op;
 
     fn refused(r: &Result<TensorType, InferError>, which: &str) -> bool {
@@ -91,7 +105,10 @@ mod tests {
         assert!(refused(&f(ReduceKind::Min, &[0, -3], false, DType::F32), "axes"));
         assert!(refused(&f(ReduceKind::Prod, &[3], false, DType::F32), "axes"));
         assert!(matches!(f(ReduceKind::Mean, &[], false, DType::I32), Err(InferError::DType { .. })));
-        assert!(matches!(f(ReduceKind::Max, &[], false, DType::Bool), Err(InferError::DType { .. })));
+        assert_eq!(f(ReduceKind::Min, &[0, 1], false, DType::Bool), Ok(t(DType::Bool, &[n(3)])));
+        for kind in [ReduceKind::Sum, ReduceKind::Prod, ReduceKind::Mean] {
+            assert!(matches!(f(kind, &[], false, DType::Bool), Err(InferError::DType { .. })));
+        }
     }
 
     #[test]
@@ -106,5 +123,19 @@ mod tests {
             infer(&Op::ArgMax { axis: 0 }, &[&t(DType::U8, &[n(1 << 31)])]),
             Err(InferError::Shape { input: 0, .. })
         ));
+    }
+
+    #[test]
+    fn arg_reduce_takes_any_type() {
+        for dtype in DType::ALL {
+            let f = |axis, keep_dims| {
+                infer(&Op::ArgReduce { kind: ArgReduceKind::Min, axis, keep_dims }, &[&t(dtype, &[B, S, n(3)])])
+            };
+            assert_eq!(f(-1, false), Ok(t(DType::I64, &[B, S])));
+            assert_eq!(f(1, true), Ok(t(DType::I64, &[B, n(1), n(3)])));
+            assert!(refused(&f(3, false), "axis"));
+        }
+        let scalar = Op::ArgReduce { kind: ArgReduceKind::Max, axis: 0, keep_dims: true };
+        assert!(refused(&infer(&scalar, &[&t(DType::F32, &[])]), "axis"));
     }
 }

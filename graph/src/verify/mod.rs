@@ -414,7 +414,7 @@ fn check_creation(op: &Op, ty: &TensorType) -> Result<(), InferError> {
 }
 
 /// Whether a number, truncated, is one of an integer type's; floats hold all.
-fn holds(dtype: DType, value: f64) -> bool {
+pub(crate) fn holds(dtype: DType, value: f64) -> bool {
     let whole = value.trunc();
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => true,

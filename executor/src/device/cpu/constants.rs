@@ -23,6 +23,13 @@ pub(super) fn fill(constant: &Constant, bytes: &mut [u8]) {
     }
 }
 
+/// A number as the first bytes of an element, as creation ops make it.
+pub(super) fn number(dtype: DType, value: f64) -> [u8; 8] {
+    let mut bits = [0; 8];
+    numbers(dtype, &mut bits[..dtype.bytes() as usize], |_| value);
+    bits
+}
+
 fn numbers(dtype: DType, bytes: &mut [u8], f: impl Fn(u64) -> f64) {
     fn put<const N: usize>(bytes: &mut [u8], f: impl Fn(u64) -> [u8; N]) {
         for (i, element) in (0..).zip(bytes.chunks_exact_mut(N)) {

@@ -1,5 +1,7 @@
 //! From one element type to another.
 
+use std::cmp::Ordering;
+
 use genie_graph::DType;
 use half::{bf16, f16};
 
@@ -115,6 +117,32 @@ pub(super) trait Scalar: Copy {
 #[repr(transparent)]
 pub(super) struct Flag(u8);
 
+impl Flag {
+    #[inline(always)]
+    pub(super) fn of(holds: bool) -> Self {
+        Self(u8::from(holds))
+    }
+
+    #[inline(always)]
+    pub(super) fn holds(self) -> bool {
+        self.0 != 0
+    }
+}
+
+impl PartialEq for Flag {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        self.holds() == other.holds()
+    }
+}
+
+impl PartialOrd for Flag {
+    #[inline(always)]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.holds().cmp(&other.holds()))
+    }
+}
+
 macro_rules! float {
     ($t:ty, $to:expr, $from:expr) => {
         impl Scalar for $t {
@@ -163,7 +191,7 @@ integer!(u8);
 impl Scalar for Flag {
     #[inline(always)]
     fn wide(self) -> Wide {
-        Wide::Integer(i64::from(self.0 != 0))
+        Wide::Integer(i64::from(self.holds()))
     }
     #[inline(always)]
     fn from_wide(wide: Wide) -> Self {

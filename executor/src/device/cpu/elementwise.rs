@@ -2,6 +2,7 @@
 
 use genie_graph::{DType, NodeId};
 
+use super::apply::zip;
 use super::lanes::{Kernel, Lanes};
 use super::math;
 use super::plan::V;
@@ -266,21 +267,7 @@ impl Kernel for BinaryF32 {
 impl BinaryF32 {
     #[inline(always)]
     unsafe fn each(&self, f: impl Fn(f32, f32) -> f32) {
-        let Self { a, b, y, step_a, step_b, count, .. } = *self;
-        // SAFETY: as the struct demands. The common steps have loops of their own, which the compiler makes vectors of.
-        unsafe {
-            match (step_a, step_b) {
-                (1, 1) => (0..count).for_each(|i| *y.add(i) = f(*a.add(i), *b.add(i))),
-                (1, 0) => {
-                    let b = *b;
-                    (0..count).for_each(|i| *y.add(i) = f(*a.add(i), b));
-                }
-                (0, 1) => {
-                    let a = *a;
-                    (0..count).for_each(|i| *y.add(i) = f(a, *b.add(i)));
-                }
-                _ => (0..count).for_each(|i| *y.add(i) = f(*a.add(i * step_a), *b.add(i * step_b))),
-            }
-        }
+        // SAFETY: as the struct demands.
+        unsafe { zip((self.a, self.step_a), (self.b, self.step_b), self.y, self.count, f) }
     }
 }

@@ -4,7 +4,10 @@
 //! (but matrix products read weights as they are, and multiply some as bf16: see [`super::linear::Linear::activations`]). Reshapes and whole slices cost nothing, they rename a
 //! value, and so do blocks that only products read. A product followed by the addition of a residual is one step, as is an activation that is multiplied by a gate.
 
+mod along;
 mod image;
+mod layout;
+mod pointwise;
 mod product;
 
 use std::collections::HashMap;
@@ -24,7 +27,7 @@ use super::rope::{Rope, RopeTable};
 use super::sample::Sample;
 use super::scatter::Scatter;
 use super::step::Step;
-use super::strided::{StridedCopy, Walk, broadcast, contiguous};
+use super::strided::{Walk, contiguous};
 
 /// A constant of a plan: bytes `offset..` of its constants.
 pub(super) struct Constant {
@@ -182,17 +185,7 @@ impl Lowering<'_> {
                 self.attention(*layer as usize, shape, *scale, *causal)
             }
             Op::Reshape { .. } => self.set(self.operand(0)?),
-            Op::Transpose { perm } => {
-                let x = self.input_dims(0)?;
-                let steps = contiguous(&x);
-                let perm: Vec<usize> = perm.iter().map(|&p| p as usize).collect();
-                if perm.iter().filter(|&&p| x[p] != 1).is_sorted() {
-                    return self.set(self.operand(0)?);
-                }
-                let strides: Vec<usize> = perm.iter().map(|&p| steps[p]).collect();
-                let dims = self.dims(id)?;
-                self.copy(&dims, &strides, 0)
-            }
+            Op::Transpose { perm } => self.transpose(perm),
             Op::Slice { axis, start, step, .. } => self.slice(*axis, *start, *step),
             Op::Concat { axis } => self.concat(*axis),
             Op::Reduce { kind, axes, .. } => {
@@ -227,6 +220,19 @@ impl Lowering<'_> {
             }
             Op::BatchNorm { eps } => self.batch_norm(*eps),
             Op::Scatter => self.scatter(),
+            Op::Unary { kind } => self.unary(*kind),
+            Op::Binary { kind } => self.combine(*kind),
+            Op::Compare { kind } => self.compare(*kind),
+            Op::Where => self.choose(),
+            Op::Broadcast { .. } => self.broadcast(),
+            Op::Cumulative { kind, axis } => self.cumulative(*kind, *axis),
+            Op::ArgSort { axis, descending } => self.argsort(*axis, *descending),
+            Op::TakeAlong { axis } => self.take_along(*axis),
+            Op::ScatterAlong { axis, kind } => self.scatter_along(*axis, *kind),
+            Op::ArgReduce { kind, axis, .. } => self.arg_reduce(*kind, *axis),
+            Op::Random { kind, .. } => self.random(*kind),
+            Op::Flip { axes } => self.flip(axes),
+            Op::Pad { before, value, .. } => self.pad(before, *value),
             // Products read the blocks themselves.
             Op::Dequantize { .. } if self.fusions.packed[id.0 as usize] => Some(()),
             Op::Dequantize { format, to } => {
@@ -310,8 +316,7 @@ impl Lowering<'_> {
 
     fn binary(&mut self, kind: BinaryKind) -> Option<()> {
         let dims = self.dims(self.at)?;
-        let (a_dims, b_dims) = (self.input_dims(0)?, self.input_dims(1)?);
-        let walk = Walk::new(&dims, [&broadcast(&a_dims, &dims), &broadcast(&b_dims, &dims)], [0, 0]);
+        let walk = self.pairs(&dims)?;
         let per_row = self.per_row(self.at, product(&dims)?);
         let ((a, dtype), (b, _)) = (self.number_operand(0)?, self.number_operand(1)?);
         let node = self.at;
@@ -369,48 +374,6 @@ impl Lowering<'_> {
         };
         let scratch = self.temporary(DType::F32, Attend::scratch(shape.head_dim)?.checked_mul(self.members)?)?;
         self.float_step(|y| Attend { q, source, y, scratch, shape, batch, tokens, scale, causal }.into())
-    }
-
-    fn slice(&mut self, axis: i32, start: i64, step: u64) -> Option<()> {
-        let x = self.input_dims(0)?;
-        let dims = self.dims(self.at)?;
-        if x == dims {
-            return self.set(self.operand(0)?);
-        }
-        let axis = axis_of(axis, x.len())?;
-        let size = i64::try_from(x[axis]).ok()?;
-        let first = usize::try_from(if start < 0 { start.checked_add(size)? } else { start }).ok()?;
-        let mut strides = contiguous(&x);
-        let offset = first.checked_mul(strides[axis])?;
-        // A step beyond the dimension takes one element: the stride is never used.
-        strides[axis] = strides[axis].saturating_mul(usize::try_from(step).ok()?);
-        self.copy(&dims, &strides, offset)
-    }
-
-    fn concat(&mut self, axis: i32) -> Option<()> {
-        let inputs = self.graph.nodes[self.at.0 as usize].inputs.len();
-        if inputs == 1 {
-            return self.set(self.operand(0)?);
-        }
-        let y = self.result()?;
-        let strides = contiguous(&self.dims(self.at)?);
-        let axis = axis_of(axis, strides.len())?;
-        let mut offset = 0;
-        for i in 0..inputs {
-            let dims = self.input_dims(i)?;
-            let x = self.operand(i)?;
-            let walk = Walk::new(&dims, [&contiguous(&dims), &strides], [0, offset]);
-            self.push(StridedCopy { x, y, element_bytes: self.element_bytes(x), walk })?;
-            offset += dims[axis] * strides[axis];
-        }
-        Some(())
-    }
-
-    /// The node's result is made of elements of its first operand that lie `strides` apart.
-    fn copy(&mut self, dims: &[usize], strides: &[usize], offset: usize) -> Option<()> {
-        let (x, y) = (self.operand(0)?, self.result()?);
-        let walk = Walk::new(dims, [strides, &contiguous(dims)], [offset, 0]);
-        self.push(StridedCopy { x, y, element_bytes: self.element_bytes(x), walk })
     }
 
     fn convert(&mut self, x: V, y: V) -> Option<()> {

@@ -4,14 +4,19 @@
 //! ahead (`plan`); a step in steady state allocates nothing. A device's threads run the whole list together (`team`). Kernels
 //! are written over vectors of any width (`lanes`) and give the same bits whatever the batch and the number of threads.
 
+mod along;
+mod apply;
 mod attention;
 mod axpy;
+mod binary;
+mod compare;
 mod constants;
 mod conv;
 mod convert;
 mod depthwise;
 mod dot;
 mod elementwise;
+mod fill;
 mod fusions;
 mod gather;
 mod lanes;
@@ -25,14 +30,19 @@ mod plan;
 mod pool;
 mod program;
 mod quant;
+mod random;
 mod reduce;
 mod rope;
 mod sample;
+mod scan;
 mod scatter;
+mod sort;
+mod special;
 mod step;
 mod strided;
 mod system;
 mod team;
+mod unary;
 mod windows;
 
 use std::sync::{Arc, Mutex};

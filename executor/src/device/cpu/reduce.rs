@@ -2,12 +2,13 @@
 
 use genie_graph::{DType, ReduceKind};
 
+use super::convert::Flag;
 use super::plan::V;
 use super::step::Context;
 use super::strided::Walk;
 use super::team::Share;
 
-/// `y[i] = kind over j of x[outer(i) + inner(j)]`: `outer` walks the axes that stay, `inner` those that go. f32, i64, i32, u8.
+/// `y[i] = kind over j of x[outer(i) + inner(j)]`: `outer` walks the axes that stay, `inner` those that go. f32, i64, i32, u8, bool.
 pub(super) struct Reduce {
     pub(super) kind: ReduceKind,
     pub(super) dtype: DType,
@@ -30,6 +31,9 @@ impl Reduce {
                 DType::I64 => self.integers::<i64>(context, share, i64::wrapping_add, i64::wrapping_mul, 0, 1),
                 DType::I32 => self.integers::<i32>(context, share, i32::wrapping_add, i32::wrapping_mul, 0, 1),
                 DType::U8 => self.integers::<u8>(context, share, u8::wrapping_add, u8::wrapping_mul, 0, 1),
+                // The verifier takes the largest and the smallest of these only.
+                DType::Bool if self.kind == ReduceKind::Min => self.flags(context, share, true, |a, x| a & x),
+                DType::Bool => self.flags(context, share, false, |a, x| a | x),
                 _ => self.floats(context, share),
             }
         }
@@ -71,6 +75,12 @@ impl Reduce {
                 ReduceKind::Min => self.pick(context, share, |x: T, a| x < a),
             }
         }
+    }
+
+    unsafe fn flags(&self, context: &Context<'_>, share: Share, init: bool, f: fn(bool, bool) -> bool) {
+        let y = context.get_mut::<bool>(self.y);
+        // SAFETY: as the caller's.
+        unsafe { self.each(context, share, init, |a, x: Flag| f(a, x.holds()), |i, a| y.add(i).write(a)) }
     }
 
     /// Keeps the first element, then each that is `better`. A NaN, once kept, is compared with nothing.

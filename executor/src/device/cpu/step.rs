@@ -5,10 +5,14 @@ use std::sync::{Mutex, PoisonError};
 
 use genie_graph::NodeId;
 
+use super::along::{ScatterAlong, TakeAlong};
 use super::attention::{Append, Attend};
+use super::binary::Combine;
+use super::compare::{Choose, Compare};
 use super::conv::Conv2d;
 use super::convert::Convert;
 use super::elementwise::{Binary, Unary};
+use super::fill::Fill;
 use super::gather::Gather;
 use super::lanes::Isa;
 use super::linear::Linear;
@@ -16,12 +20,16 @@ use super::norm::{BatchNorm, LayerNorm, RmsNorm, Softmax};
 use super::plan::{Place, V, Value};
 use super::pool::Pool;
 use super::quant::Dequantize;
+use super::random::Random;
 use super::reduce::{ArgMax, Reduce};
 use super::rope::{Rope, RopeTable};
 use super::sample::Sample;
+use super::scan::{Extreme, Scan};
 use super::scatter::Scatter;
+use super::sort::Order;
 use super::strided::StridedCopy;
 use super::team::Share;
+use super::unary::Map;
 use crate::device::DeviceError;
 
 macro_rules! steps {
@@ -65,7 +73,8 @@ macro_rules! steps {
 
 steps! {
     Linear, Convert, Unary, Binary, Gather, RmsNorm, LayerNorm, Softmax, RopeTable, Rope, Append, Attend, StridedCopy, Reduce,
-    ArgMax, Sample, Dequantize, Conv2d, BatchNorm, Pool, Scatter,
+    ArgMax, Sample, Dequantize, Conv2d, BatchNorm, Pool, Scatter, Map, Combine, Compare, Choose, Scan, Extreme, Order, TakeAlong,
+    ScatterAlong, Random, Fill,
 }
 
 /// A cache in a run.

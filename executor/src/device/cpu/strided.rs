@@ -10,7 +10,7 @@ use super::team::Share;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Walk<const N: usize> {
     dims: Vec<usize>,
-    /// `[dimension][operand]`, in elements.
+    /// `[dimension][operand]`, in elements. One that goes backwards is the usize that wraps to it.
     strides: Vec<[usize; N]>,
     start: [usize; N],
 }
@@ -26,7 +26,7 @@ impl<const N: usize> Walk<N> {
             }
             let step: [usize; N] = std::array::from_fn(|o| strides[o].get(i).copied().unwrap_or_default());
             match (walk.dims.last_mut(), walk.strides.last_mut()) {
-                (Some(last), Some(outer)) if (0..N).all(|o| outer[o] == step[o] * dim) => {
+                (Some(last), Some(outer)) if (0..N).all(|o| outer[o] == step[o].wrapping_mul(dim)) => {
                     *last *= dim;
                     *outer = step;
                 }
@@ -60,9 +60,9 @@ impl<const N: usize> Walk<N> {
             for (dim, strides) in self.dims[..outer].iter().zip(&self.strides).rev() {
                 let i = index % dim;
                 index /= dim;
-                (0..N).for_each(|o| offsets[o] += i * strides[o]);
+                (0..N).for_each(|o| offsets[o] = offsets[o].wrapping_add(i.wrapping_mul(strides[o])));
             }
-            (0..N).for_each(|o| offsets[o] += first * steps[o]);
+            (0..N).for_each(|o| offsets[o] = offsets[o].wrapping_add(first.wrapping_mul(steps[o])));
             f(at, count, offsets, steps);
             at += count;
         }
@@ -93,7 +93,7 @@ pub(super) fn broadcast(from: &[usize], to: &[usize]) -> Vec<usize> {
 /// Bytes that members take as one.
 const GRAIN: usize = 4096;
 
-/// Copies elements: operand 0 of the walk is x, operand 1 is y.
+/// Copies elements: operand 0 of the walk is x, which it may pass backwards, operand 1 is y.
 pub(super) struct StridedCopy {
     pub(super) x: V,
     pub(super) y: V,
@@ -129,7 +129,8 @@ impl StridedCopy {
                     if step_x == 1 && step_y == 1 {
                         std::ptr::copy_nonoverlapping(x.add(from), y.add(to), count);
                     } else {
-                        (0..count).for_each(|i| *y.add(to + i * step_y) = *x.add(from + i * step_x));
+                        let at = |i: usize| from.wrapping_add(i.wrapping_mul(step_x));
+                        (0..count).for_each(|i| *y.add(to + i * step_y) = *x.add(at(i)));
                     }
                 }
             },

@@ -9,7 +9,7 @@ use genie_graph::{Op, Sizes, VerifiedGraph};
 
 use super::Inner;
 use super::buffer::GpuBuffer;
-use super::lower::{FaultSite, Lowered, Machine, lower};
+use super::lower::{FaultSite, Lowered, Machine, lower, missing};
 use super::plan::{At, Place, Step, V, Work};
 use super::pool::Pool;
 use super::workspace::{Copies, Workspace, address};
@@ -88,6 +88,9 @@ impl Program {
         if contract.graph.nodes.iter().any(|node| is_wide(&node.op)) {
             let op = "attention with heads of more than 256 elements".to_owned();
             return Err(DeviceError::Unsupported { op });
+        }
+        if let Some(op) = contract.graph.nodes.iter().find_map(missing) {
+            return Err(DeviceError::NoKernel { device: format!("cuda:{}", device.index), op });
         }
         Ok(Self { device, contract, plans: Mutex::default() })
     }

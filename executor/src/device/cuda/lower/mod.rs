@@ -16,11 +16,32 @@ use std::collections::HashMap;
 
 use genie_cuda_kernels::launch::{self, binary::Binary, elementwise::Unary};
 use genie_cuda_kernels::{Launch, LaunchError};
-use genie_graph::{DType, Dim, InputRole, NodeId, Op, SizeError, Sizes, Symbol, VerifiedGraph};
+use genie_graph::{DType, Dim, InputRole, Node, NodeId, Op, SizeError, Sizes, Symbol, VerifiedGraph};
 
 use self::fuse::Fusions;
 use super::plan::{At, HEAD_ALIGN, Place, Step, V, Value, Work, place};
 use crate::device::KvSpec;
+
+/// The name of a node's op, if there is no kernel for it yet.
+pub(super) fn missing(node: &Node) -> Option<&'static str> {
+    match &node.op {
+        Op::Reduce { .. } if node.ty.dtype == DType::Bool => Some("reduce of bool"),
+        op @ (Op::Unary { .. }
+        | Op::Binary { .. }
+        | Op::Compare { .. }
+        | Op::Where
+        | Op::Broadcast { .. }
+        | Op::Cumulative { .. }
+        | Op::ArgSort { .. }
+        | Op::TakeAlong { .. }
+        | Op::ScatterAlong { .. }
+        | Op::ArgReduce { .. }
+        | Op::Random { .. }
+        | Op::Flip { .. }
+        | Op::Pad { .. }) => Some(op.name()),
+        _ => None,
+    }
+}
 
 /// What the kernels of a plan may go by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
