@@ -194,6 +194,15 @@ fn binary(kind: BinaryKind, dtype: DType, a: f64, b: f64) -> f64 {
         BinaryKind::Minimum => a.min(b),
         BinaryKind::Remainder if a % b != 0.0 && (a % b < 0.0) != (b < 0.0) => a % b + b,
         BinaryKind::Remainder | BinaryKind::Fmod => a % b,
+        BinaryKind::FloorDivide if b == 0.0 || (a % b).is_nan() => {
+            if b == 0.0 {
+                a / b
+            } else {
+                f64::NAN
+            }
+        }
+        // A quotient too small to be seen.
+        BinaryKind::FloorDivide if a % b != 0.0 && (a < 0.0) != (b < 0.0) => (a / b).floor().min(-1.0),
         // Two numbers of 24 bits have no quotient so near a whole one that f64 would round it there.
         BinaryKind::FloorDivide => (a / b).floor(),
         BinaryKind::Atan2 => a.atan2(b),
@@ -220,12 +229,15 @@ fn nextafter(dtype: DType, a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() || a == b {
         return if a == b { b } else { f64::NAN };
     }
-    // Bits of the fraction, and the exponent of the least number.
-    let (fraction, least) = match dtype {
-        DType::F32 => (23, -149),
-        DType::F16 => (10, -24),
-        _ => (7, -133),
+    // Bits of the fraction, and the exponents of the least number and of the largest.
+    let (fraction, least, most) = match dtype {
+        DType::F32 => (23, -149, 127),
+        DType::F16 => (10, -24, 15),
+        _ => (7, -133, 127),
     };
+    if a.is_infinite() {
+        return (f64::from(most + 1).exp2() - f64::from(most - fraction).exp2()).copysign(a);
+    }
     let up = b > a;
     let exponent = if a == 0.0 { least } else { a.abs().log2().floor() as i32 };
     // Towards 0 from a power of two the numbers are half as far apart.
@@ -250,7 +262,7 @@ fn erfinv(v: f64) -> f64 {
 
 /// By Stirling's series far out, to where the recurrence leads.
 fn lgamma(v: f64) -> f64 {
-    if v <= 0.0 && v == v.floor() {
+    if v == f64::INFINITY || (v <= 0.0 && v == v.floor()) {
         return f64::INFINITY;
     }
     let (mut v, mut sum) = (v, 0.0);
