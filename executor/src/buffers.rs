@@ -4,11 +4,12 @@ use std::sync::{Arc, PoisonError};
 
 use genie_graph::{DType, NodeId, Sizes};
 use genie_transport::memory::extend_counted;
-use genie_transport::wire::{Argument, Arguments, RemoteError, TensorSpec, limits};
+use genie_transport::wire::{Argument, Arguments, Dims, Handle, RemoteError, TensorSpec, limits};
 
 use crate::device::{HostTensor, KvCache, Memory};
-use crate::programs::{Binding, Known, Source, bad};
+use crate::programs::{Binding, Known, Source, bad, fits};
 use crate::residents::Content;
+use crate::session::Session;
 
 /// Buffers that hold more than this are not kept: no quota counts those that are, and a session may have many bindings.
 const SPARE_BYTES: usize = 64 << 10;
@@ -22,14 +23,34 @@ pub(crate) struct Buffers {
     pub(crate) residents: Vec<Option<Memory>>,
     /// What pays for that memory.
     contents: Vec<Arc<Content>>,
-    /// Whether an argument came with this run.
-    given: Vec<bool>,
+    /// What came with this run.
+    given: Vec<Given>,
     /// The request whose token this run takes, and the argument that it is.
     awaited: Option<(u64, usize)>,
     /// In the graph's order.
     pub(crate) outputs: Vec<HostTensor>,
     /// The caches while the run has them, in the program's order.
     pub(crate) kvs: Vec<KvCache>,
+}
+
+/// What came with a run for one argument.
+#[derive(Debug, Default)]
+enum Given {
+    #[default]
+    Nothing,
+    /// Its bytes, or where they will come from.
+    Bytes,
+    /// A resident, as it was when the request came.
+    Resident(Arc<Content>),
+}
+
+/// What arguments come with.
+#[derive(Clone, Copy)]
+pub(crate) enum With<'a> {
+    /// A run of this session.
+    Run(&'a Session),
+    /// A generate, which has its own tokens for this argument.
+    Generate { tokens: usize },
 }
 
 impl Binding {
@@ -51,7 +72,7 @@ impl Binding {
             arguments: self.sources.iter().map(fixed).collect(),
             residents: Vec::new(),
             contents: Vec::new(),
-            given: vec![false; count],
+            given: std::iter::repeat_with(Given::default).take(count).collect(),
             awaited: None,
             outputs: Vec::new(),
             kvs: Vec::with_capacity(self.caches.len()),
@@ -69,53 +90,92 @@ impl Binding {
         *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(buffers);
     }
 
-    /// Takes the arguments that came with a run; all that neither are bound nor `later` come.
+    /// Takes the arguments that came with a run or a generate; all that are not bound come, but for a generate's tokens.
     pub(crate) fn fill(
         &self,
         buffers: &mut Buffers,
         arguments: Arguments<'_>,
-        later: Option<usize>,
+        with: With<'_>,
     ) -> Result<(), RemoteError> {
-        buffers.given.fill(false);
+        buffers.given.fill_with(Given::default);
         buffers.awaited = None;
+        let later = if let With::Generate { tokens } = with { Some(tokens) } else { None };
         for argument in arguments.iter() {
-            let (index, dtype, dims, data, request) = match argument {
-                Argument::Inline { index, dtype, dims, data } => (index, dtype, dims, data, None),
-                // Whatever it will be, it has this type.
-                Argument::TokenOf { index, dims, request } => (index, DType::I32, dims, &[0; 4][..], Some(request)),
-                Argument::Resident { .. } => {
-                    return Err(bad("an argument is a handle: bind residents instead".to_owned()));
-                }
-            };
-            let at = self.program.argument_at(u32::from(index))?;
-            let name = || self.program.argument(at).map_or("", |d| &d.name);
+            let at = self.program.argument_at(u32::from(argument.index()))?;
             let (Some(place), Some(given)) = (buffers.arguments.get_mut(at), buffers.given.get_mut(at)) else {
                 continue;
             };
-            if *given || later == Some(at) {
-                return Err(bad(format!("input `{}` is given twice", name())));
+            if !matches!(given, Given::Nothing) || later == Some(at) {
+                return Err(bad(format!("input `{}` is given twice", self.name(at))));
             }
             if !matches!(self.sources.get(at), Some(Source::Run)) {
-                return Err(bad(format!("input `{}` was bound: it does not come with a run", name())));
+                return Err(bad(format!("input `{}` was bound: it does not come with a run", self.name(at))));
             }
-            if let Some(request) = request {
-                if self.program.tokens != Some(at) || self.caches.is_empty() {
-                    return Err(bad(format!(
-                        "input `{}` cannot take another run's token: it takes no tokens, or the program has no KV cache",
-                        name()
-                    )));
+            *given = match argument {
+                Argument::Inline { dtype, dims, data, .. } => {
+                    fill(place, dtype, dims.as_slice(), data);
+                    Given::Bytes
                 }
-                buffers.awaited = Some((request, at));
-            }
-            *given = true;
-            fill(place, dtype, dims.as_slice(), data);
+                Argument::TokenOf { dims, request, .. } => {
+                    if self.program.tokens != Some(at) || self.caches.is_empty() {
+                        return Err(bad(format!(
+                            "input `{}` cannot take another run's token: it takes no tokens, or the program has no KV cache",
+                            self.name(at)
+                        )));
+                    }
+                    buffers.awaited = Some((request, at));
+                    // Whatever it will be, it has this type.
+                    fill(place, DType::I32, dims.as_slice(), &[0; 4]);
+                    Given::Bytes
+                }
+                Argument::Resident { dtype, dims, handle, .. } => {
+                    let With::Run(session) = with else {
+                        let name = self.name(at);
+                        return Err(bad(format!(
+                            "input `{name}` of a generate names a tensor: bind it, or give it inline"
+                        )));
+                    };
+                    let content = self.resident(session, at, handle, (dtype, &dims))?;
+                    fill(place, dtype, dims.as_slice(), &[]);
+                    Given::Resident(content)
+                }
+            };
         }
-        let missing = (0..self.sources.len())
-            .find(|&i| matches!(self.sources[i], Source::Run) && !buffers.given[i] && later != Some(i));
+        let missing = (0..self.sources.len()).find(|&i| {
+            matches!((&self.sources[i], &buffers.given[i]), (Source::Run, Given::Nothing)) && later != Some(i)
+        });
         match missing.and_then(|i| self.program.argument(i)) {
             Some(decl) => Err(bad(format!("input `{}` is missing: bind it or give it with the run", decl.name))),
             None => Ok(()),
         }
+    }
+
+    /// What a tensor of the session holds now, which a run names for an argument, and says this of.
+    fn resident(
+        &self,
+        session: &Session,
+        at: usize,
+        handle: Handle,
+        (dtype, dims): (DType, &Dims),
+    ) -> Result<Arc<Content>, RemoteError> {
+        let tensor = session.tensor(handle).map_err(|error| RemoteError {
+            message: format!("input `{}`: {}", self.name(at), error.message),
+            ..error
+        })?;
+        if let Some(decl) = self.program.argument(at) {
+            fits(&self.program, decl, &tensor)?;
+        }
+        if tensor.spec.dtype() != dtype || tensor.spec.dims() != dims.as_slice() {
+            let (name, dims) = (self.name(at), dims.as_slice());
+            let (is, has) = (tensor.spec.dtype(), tensor.spec.dims());
+            return Err(bad(format!("input `{name}` is said to be {dtype} {dims:?}, but the tensor is {is} {has:?}")));
+        }
+        Ok(tensor.content())
+    }
+
+    /// What an argument is called.
+    fn name(&self, at: usize) -> &str {
+        self.program.argument(at).map_or("", |decl| &decl.name)
     }
 
     /// Checks all arguments against what the program declares, and learns the sizes from them.
@@ -141,15 +201,21 @@ impl Binding {
         Ok(sizes)
     }
 
-    /// Takes the residents that are bound as arguments as they are now: whoever writes them from here on writes elsewhere, until
-    /// [`Buffers::let_go`].
+    /// Takes the residents that are bound as arguments as they are now, beside those that came with the run: whoever writes them from
+    /// here on writes elsewhere, until [`Buffers::let_go`].
     pub(crate) fn take_residents(&self, buffers: &mut Buffers) {
-        buffers.let_go();
-        if !self.sources.iter().any(|source| matches!(source, Source::Resident(_))) {
+        buffers.residents.clear();
+        buffers.contents.clear();
+        let named = buffers.given.iter().any(|given| matches!(given, Given::Resident(_)));
+        if !named && !self.sources.iter().any(|source| matches!(source, Source::Resident(_))) {
             return;
         }
-        for source in &self.sources {
-            let content = if let Source::Resident(tensor) = source { Some(tensor.content()) } else { None };
+        for (source, given) in self.sources.iter().zip(&buffers.given) {
+            let content = match (source, given) {
+                (Source::Resident(tensor), _) => Some(tensor.content()),
+                (_, Given::Resident(content)) => Some(content.clone()),
+                _ => None,
+            };
             buffers.residents.push(content.as_ref().map(|content| content.memory.clone()));
             buffers.contents.extend(content);
         }
@@ -189,6 +255,7 @@ impl Buffers {
     pub(crate) fn let_go(&mut self) {
         self.residents.clear();
         self.contents.clear();
+        self.given.fill_with(Given::default);
     }
 
     /// Puts the token that this run takes from an earlier one in its place, if it takes one; `given` has the token of a request.

@@ -6,7 +6,7 @@ use genie_graph::Sizes;
 use genie_transport::wire::{Arguments, ErrorCode, Finish, RemoteError};
 
 use crate::account::HostMemory;
-use crate::buffers::{Buffers, inline_bytes};
+use crate::buffers::{Buffers, With, inline_bytes};
 use crate::core::Core;
 use crate::error::fail;
 use crate::programs::{Binding, Source, bad};
@@ -75,12 +75,12 @@ impl Generation {
         let taken = 2 * inline_bytes(wish.arguments) + tokens_kept;
         let host = HostMemory::new(&session.account, fixed.saturating_add(taken))?;
         let mut buffers = prefill.buffers();
-        prefill.fill(&mut buffers, wish.arguments, Some(tokens[0]))?;
+        prefill.fill(&mut buffers, wish.arguments, With::Generate { tokens: tokens[0] })?;
         let first = wish.prompt.get(..piece(core, &prefill.program)).unwrap_or(wish.prompt);
         buffers.set_tokens(tokens[0], first);
         let sizes = prefill.sizes(&buffers)?;
         let mut later = decode.buffers();
-        decode.fill(&mut later, wish.arguments, Some(tokens[1]))?;
+        decode.fill(&mut later, wish.arguments, With::Generate { tokens: tokens[1] })?;
         later.set_tokens(tokens[1], &[[0; 4]]);
         decode.sizes(&later)?;
         let generation = Self {
@@ -173,7 +173,7 @@ fn turn_to(job: &mut Job, binding: Arc<Binding>, mut buffers: Box<Buffers>) {
 }
 
 fn sampled(binding: &Binding, which: &str) -> Result<usize, RemoteError> {
-    let output = binding.program.sampled.filter(|&output| output < u32::BITS as usize);
+    let output = binding.program.sampled.filter(|&output| output < u64::BITS as usize);
     output.ok_or_else(|| bad(format!("the {which} program has no output `i32 [batch]` for the next token")))
 }
 

@@ -335,7 +335,9 @@ fn inline(argument: &Argument<'_>) -> Result<(u16, HostTensor), RemoteError> {
             let tensor = HostTensor { dtype: Some(*dtype), dims: dims.as_slice().to_vec(), data: data.to_vec() };
             Ok((*index, tensor))
         }
-        Argument::Resident { .. } => Err(bad("an argument is a handle: bind residents instead".to_owned())),
+        Argument::Resident { .. } => {
+            Err(bad("a fixed argument names a tensor: name it among the residents".to_owned()))
+        }
         Argument::TokenOf { .. } => Err(bad("another run's token is fixed for none: give it with the run".to_owned())),
     }
 }
@@ -374,7 +376,8 @@ fn all<T>(program: &Program, inputs: &[usize], values: Vec<Option<T>>) -> Result
     Ok(found)
 }
 
-fn fits(program: &Program, decl: &InputDecl, tensor: &Tensor) -> Result<(), RemoteError> {
+/// Whether a tensor can be this input.
+pub(crate) fn fits(program: &Program, decl: &InputDecl, tensor: &Tensor) -> Result<(), RemoteError> {
     if tensor.device != program.device {
         let (there, here) = (tensor.device, program.device);
         return Err(bad(format!("input `{}` is on device {there}, the program on {here}: copy it there", decl.name)));

@@ -12,7 +12,10 @@ use genie_executor::{Config, Executor, Mode};
 use genie_graph::{Annotation, DType, Dim, GraphBuilder, InputRole, Op, Phase, Symbol, TensorType, VerifiedGraph};
 use genie_transport::connection::{Peer, Recorder, Service};
 use genie_transport::memory::Pool;
-use genie_transport::wire::{Argument, Arguments, BindEntry, Handle, Reply, Request, write_argument, write_token_of};
+use genie_transport::wire::{
+    Argument, Arguments, BindEntry, Handle, PutBody, PutRequest, PutTarget, Reply, Request, ResidencyCode, TensorSpec,
+    write_argument, write_resident, write_token_of,
+};
 
 struct Counting;
 
@@ -117,15 +120,44 @@ fn a_decode_step_on_a_token_that_is_yet_to_come_allocates_nothing() {
     assert_eq!(last.header.id, 1608);
 }
 
+#[test]
+fn a_decode_step_on_a_resident_allocates_nothing() {
+    let (executor, peer, recorder) = server(Mode::Inline);
+    let binding = bound(&executor, &peer, &recorder);
+    let spec = TensorSpec::new(DType::I32, &[1, 1]).unwrap();
+    let target = PutTarget::New { device: 0, residency: ResidencyCode::Private, hash: None, name: None };
+    let put = PutRequest { target, spec: spec.clone(), body: PutBody::Inline(&[3, 0, 0, 0]) };
+    let resident = ask(&executor, &peer, &recorder, 5, Request::Put(put));
+    let mut bytes = Vec::new();
+    write_resident(&mut bytes, 1, &spec, resident).unwrap();
+    let arguments = Arguments::new(1, &bytes).unwrap();
+    let run = |id| {
+        let run = Request::Run { binding, position: None, wanted: 1, keep: 0, arguments };
+        executor.request(&peer, id, run, Instant::now());
+    };
+    (6..600).for_each(run);
+    // As above.
+    executor.request(&peer, 1, Request::Echo(&vec![0; 2 << 20]), Instant::now());
+    (600..610).for_each(run);
+    let counted = allocations(|| (610..1610).for_each(run));
+    assert_eq!(counted, 0, "in 1000 steps");
+    let last = recorder.take().pop().unwrap();
+    let told = Reply::decode(&last.header, &last.meta, &last.payload).unwrap();
+    let Reply::Ran { outputs, .. } = told else { panic!("{told:?}") };
+    assert!(matches!(outputs.iter().next(), Some(Argument::Inline { data: [3, 0, 0, 0], .. })), "{outputs:?}");
+}
+
+fn ask(executor: &Executor, peer: &Arc<Peer>, recorder: &Recorder, id: u64, request: Request<'_>) -> Handle {
+    recorder.take();
+    executor.request(peer, id, request, Instant::now());
+    while executor.step() {}
+    let frame = recorder.take().pop().unwrap();
+    handle(&Reply::decode(&frame.header, &frame.meta, &frame.payload).unwrap())
+}
+
 /// The program, bound to a cache with room, over requests 1 to 4.
 fn bound(executor: &Executor, peer: &Arc<Peer>, recorder: &Recorder) -> Handle {
-    let ask = |id, request: Request<'_>| {
-        recorder.take();
-        executor.request(peer, id, request, Instant::now());
-        while executor.step() {}
-        let frame = recorder.take().pop().unwrap();
-        handle(&Reply::decode(&frame.header, &frame.meta, &frame.payload).unwrap())
-    };
+    let ask = |id, request: Request<'_>| ask(executor, peer, recorder, id, request);
     ask(1, Request::Open { quota: 0, lease_ms: 0 });
     let graph = graph().encode();
     let program = ask(2, Request::Define { device: 0, graph: &graph });
@@ -204,7 +236,11 @@ impl Loaded for Nothing {
                 let output = HostTensor { dtype: Some(DType::I32), dims: vec![1], data: vec![0; 4] };
                 row.outputs.push(output);
             }
-            row.outputs[0].data.copy_from_slice(&row.arguments[0].data);
+            let token = match row.residents.first() {
+                Some(Some(memory)) => memory.host().unwrap(),
+                _ => &row.arguments[0].data[..],
+            };
+            row.outputs[0].data.copy_from_slice(token);
         }
         Ok(())
     }

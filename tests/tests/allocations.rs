@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use genie_graph::{DType, RopeStyle};
 use genie_models::remote::{RemoteModel, RemoteOptions, Sampling};
 use genie_models::{HashCache, LlamaConfig, synthetic};
@@ -96,7 +97,8 @@ fn echoes(uri: &str, spin: Option<Duration>) -> u64 {
     fewest(|| session.echo(&payload, &mut back).unwrap())
 }
 
-fn steps(uri: &str, spin: Option<Duration>) -> u64 {
+/// Steps that bring their token along; `named`: they name the residents that their sampling is, too.
+fn steps(uri: &str, spin: Option<Duration>, named: bool) -> u64 {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (_server, mut session) = connected(uri, spin);
     let tiny = tiny().unwrap();
@@ -111,12 +113,20 @@ fn steps(uri: &str, spin: Option<Duration>) -> u64 {
         Input { index: tiny.int, dtype: DType::I64, dims: &[1, 2], data: &[0; 16] },
     ];
     let residents = vec![(tiny.table, table.handle), (tiny.cache, cache.0)];
+    let mut put = |input: &Input<'_>| {
+        let spec = TensorSpec::new(input.dtype, input.dims).unwrap();
+        (input.index, session.put(&spec, Bytes::copy_from_slice(input.data), PutOptions::default()).unwrap())
+    };
+    let tensors: Vec<_> = if named { fixed.iter().map(&mut put).collect() } else { Vec::new() };
+    let given: Vec<_> = tensors.iter().map(|(index, tensor)| (*index, tensor)).collect();
+    let fixed = if named { Vec::new() } else { fixed };
     let binding = session.bind(&program, &BindInputs { weights: Vec::new(), residents, fixed }).unwrap();
     let mut token = 3;
     fewest(|| {
         let data = i32::to_le_bytes(token);
         let input = Input { index: tiny.tokens, dtype: DType::I32, dims: &[1, 1], data: &data };
-        token = session.step(binding, &[input], RunOptions::default()).unwrap();
+        let step = session.start_run_with(binding, &[input], &given, RunOptions::default()).unwrap();
+        token = session.finish_step(step).unwrap();
     })
 }
 
@@ -173,22 +183,27 @@ fn an_echo_allocates_nothing_where_nobody_polls() {
 
 #[test]
 fn a_decode_step_allocates_nothing() {
-    assert_eq!(steps(TCP, None), 0);
+    assert_eq!(steps(TCP, None, false), 0);
+}
+
+#[test]
+fn a_step_that_names_residents_allocates_nothing() {
+    assert_eq!(steps(TCP, None, true), 0);
 }
 
 #[test]
 fn a_decode_step_allocates_nothing_where_nobody_polls() {
-    assert_eq!(steps(TCP, Some(Duration::ZERO)), 0);
+    assert_eq!(steps(TCP, Some(Duration::ZERO), false), 0);
 }
 
 #[test]
 fn nothing_is_allocated_over_shared_memory() {
     assert_eq!(echoes(&shm(), None), 0);
-    assert_eq!(steps(&shm(), None), 0);
+    assert_eq!(steps(&shm(), None, true), 0);
 }
 
 #[test]
 fn nothing_is_allocated_over_shared_memory_where_nobody_polls() {
     assert_eq!(echoes(&shm(), Some(Duration::ZERO)), 0);
-    assert_eq!(steps(&shm(), Some(Duration::ZERO)), 0);
+    assert_eq!(steps(&shm(), Some(Duration::ZERO), false), 0);
 }

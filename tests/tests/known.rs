@@ -1,4 +1,5 @@
-//! A second client of a model that the server has: what it sends, how often it waits, and what it does where the server knows no sets.
+//! What clients send and how often they wait: a second client of a model that the server has, runs on other tensors each time. And what
+//! they do where the server knows less.
 
 use std::io::{Read, Write, copy};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,14 +8,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use genie_graph::{DType, RopeStyle};
+use genie_graph::{DType, GraphBuilder, InputRole, Op, RopeStyle, TensorType};
 use genie_models::remote::{RemoteModel, RemoteOptions, Sampling, StepsOptions, Uploaded};
 use genie_models::{HashCache, LlamaConfig, Model, synthetic};
 use genie_tests::raw::control;
 use genie_tests::serve::{Live, config};
 use genie_transport::Uri;
-use genie_transport::client::{ConnectOptions, PutOptions, Session, blocking};
-use genie_transport::wire::{Caps, ContentHash, Control, Handle, Kind, Offered, TensorSpec};
+use genie_transport::client::{
+    BindInputs, ClientError, ConnectOptions, Input, Outputs, PutOptions, RunOptions, Session, Tensor, Value, blocking,
+};
+use genie_transport::wire::{Caps, ContentHash, Control, ErrorCode, Handle, Kind, Offered, TensorSpec};
 
 const SAMPLING: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 5 };
 
@@ -182,6 +185,129 @@ fn where_no_tokens_of_requests_are_known_each_step_waits_for_its_token() {
     let (one_by_one, turns) = walk(Caps::AHEAD);
     assert!(turns >= 8, "{turns} turns: one for each");
     assert_eq!(ahead, one_by_one);
+}
+
+/// `y = a - b` of `f32 [4]`: nodes 0 and 1.
+fn difference() -> Vec<u8> {
+    let mut g = GraphBuilder::new("difference");
+    let ty = || TensorType::new(DType::F32, [4.into()]);
+    let a = g.input("a", InputRole::Argument, ty()).unwrap();
+    let b = g.input("b", InputRole::Argument, ty()).unwrap();
+    let y = g.push(Op::Sub, &[a, b]).unwrap();
+    g.output("y", y);
+    g.finish().unwrap().encode()
+}
+
+fn floats(values: [f32; 4]) -> Bytes {
+    values.map(f32::to_le_bytes).as_flattened().to_vec().into()
+}
+
+/// The handle of the one output, which stays.
+fn kept(outputs: &Outputs) -> Tensor {
+    match &outputs.values[..] {
+        [Value::Resident { index: 0, tensor }] => tensor.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a run on other tensors each time costs, named by the run and bound before it.
+#[test]
+fn a_run_that_names_its_tensors_is_one_request() {
+    const RUNS: u64 = 8;
+    let server = Live::start(config(1));
+    let (uri, turns) = relay(server.address(), Caps(0), Duration::from_millis(10));
+    let mut session = blocking::Session::connect(&uri, ConnectOptions::default()).unwrap();
+    let program = session.define(0, &difference()).unwrap();
+    let spec = TensorSpec::new(DType::F32, &[4]).unwrap();
+    let mut put = |x: f32| session.put(&spec, floats([x, 2.0 * x, 3.0 * x, x]), PutOptions::default()).unwrap();
+    let tensors: Vec<Tensor> = (0..=RUNS as u8).map(|i| put(f32::from(i * i))).collect();
+    let pairs = || tensors.iter().zip(&tensors[1..]);
+    let options = RunOptions { wanted: 0, keep: 1, ..RunOptions::default() };
+    let costs = |session: &mut blocking::Session, since: (u64, u64, u64)| {
+        let (up, down) = session.traffic();
+        (turns.load(Ordering::Relaxed) - since.0, up - since.1, down - since.2)
+    };
+    let start = costs(&mut session, (0, 0, 0));
+    let bound: Vec<Tensor> = pairs()
+        .map(|(a, b)| {
+            let inputs = BindInputs { residents: vec![(0, a.handle), (1, b.handle)], ..BindInputs::default() };
+            let binding = session.bind(&program, &inputs).unwrap();
+            let output = kept(&session.run(binding, &[], options).unwrap());
+            session.free(binding.0).unwrap();
+            output
+        })
+        .collect();
+    let by_binding = costs(&mut session, start);
+    let binding = session.bind(&program, &BindInputs::default()).unwrap();
+    let start = costs(&mut session, (0, 0, 0));
+    let named: Vec<Tensor> =
+        pairs().map(|(a, b)| kept(&session.run_with(binding, &[], &[(0, a), (1, b)], options).unwrap())).collect();
+    let by_name = costs(&mut session, start);
+    println!("turns, bytes up and down of {RUNS} runs: {by_binding:?} bound, {by_name:?} named");
+    for (one, other) in bound.iter().zip(&named) {
+        assert_eq!(session.get(one).unwrap()[..], session.get(other).unwrap()[..]);
+    }
+    // A bind of two residents, a run of none, a free; and back a handle, the output's handle, and nothing.
+    let (up, down) = ((32 + 24 + 2 * 12) + (32 + 32) + (32 + 16), (32 + 16) + (32 + 16 + 28) + 32);
+    assert_eq!(by_binding, (3 * RUNS, up * RUNS, down * RUNS));
+    assert_eq!(by_name, (RUNS, (32 + 32 + 2 * 28) * RUNS, (32 + 16 + 28) * RUNS));
+}
+
+/// As of a server that is older.
+#[test]
+fn where_runs_name_no_residents_nothing_is_sent() {
+    let server = Live::start(config(1));
+    let (uri, _) = relay(server.address(), Caps::NAMED, Duration::ZERO);
+    let mut session = blocking::Session::connect(&uri, ConnectOptions::default()).unwrap();
+    assert!(!session.can_name_residents());
+    let program = session.define(0, &difference()).unwrap();
+    let binding = session.bind(&program, &BindInputs::default()).unwrap();
+    let spec = TensorSpec::new(DType::F32, &[4]).unwrap();
+    let x = session.put(&spec, floats([1.0; 4]), PutOptions::default()).unwrap();
+    let data = floats([3.0; 4]);
+    let inputs = [0, 1].map(|index| Input { index, dtype: DType::F32, dims: &[4], data: &data });
+    let (given, both) = ([(1, &x)], [(0, &x), (1, &x)]);
+    let far = RunOptions { keep: 1 << 32, ..RunOptions::default() };
+    let sent = session.traffic();
+    for ran in [
+        session.run_with(binding, &inputs[..1], &given, RunOptions::default()),
+        session.run_with(binding, &[], &both, RunOptions::default()),
+        session.run(binding, &inputs, far),
+    ] {
+        assert!(matches!(ran, Err(ClientError::ServerTooOld(_))), "{ran:?}");
+    }
+    assert_eq!(session.traffic(), sent);
+    let ran = session.run(binding, &inputs, RunOptions::default()).unwrap();
+    assert!(matches!(&ran.values[..], [Value::Inline { data, .. }] if data[..] == [0; 16]), "{ran:?}");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        for (uri, old) in [(&uri, true), (&server.uri, false)] {
+            let session = Session::connect(uri, ConnectOptions::default()).await.unwrap();
+            let program = session.define(0, difference()).await.unwrap();
+            let binding = session.bind(&program, &BindInputs::default()).await.unwrap();
+            let x = session.put(&spec, floats([1.0; 4]), PutOptions::default()).await.unwrap();
+            let ran = session.run_with(binding, &inputs[..1], &[(1, &x)], RunOptions::default()).await;
+            match ran {
+                Err(ClientError::ServerTooOld(_)) => assert!(old),
+                Ok(Outputs { values, .. }) => {
+                    let two = floats([2.0; 4]);
+                    assert!(
+                        matches!(&values[..], [Value::Inline { data, .. }] if !old && data[..] == two),
+                        "{values:?}"
+                    );
+                }
+                other => panic!("{other:?}"),
+            }
+            let ran = session.run(binding, &inputs, far).await;
+            match ran {
+                Err(ClientError::ServerTooOld(_)) => assert!(old),
+                // There is no such output.
+                Err(ClientError::Remote(error)) => assert_eq!((error.code, old), (ErrorCode::BadArgument, false)),
+                other => panic!("{other:?}"),
+            }
+            session.close().await.unwrap();
+        }
+    });
 }
 
 /// More than one request can offer, over either kind of session.

@@ -6,7 +6,7 @@ use genie_transport::wire::{Arguments, BindEntry, ContentHash, ErrorCode, Handle
 
 use super::{From, Outcome};
 use crate::account::HostMemory;
-use crate::buffers::inline_bytes;
+use crate::buffers::{With, inline_bytes};
 use crate::core::Core;
 use crate::error::fail;
 use crate::generate::{Generation, Wish};
@@ -108,14 +108,15 @@ impl Core {
         from: &From<'_>,
         binding: Handle,
         position: Option<u32>,
-        (wanted, keep): (u32, u32),
+        (wanted, keep): (u64, u64),
         arguments: Arguments<'_>,
     ) -> Outcome {
         let binding = from.session.binding(binding)?;
         let taken = binding.fixed_bytes().saturating_add(inline_bytes(arguments));
         let host = HostMemory::new(&from.session.account, taken)?;
         let mut buffers = binding.buffers();
-        let sizes = match binding.fill(&mut buffers, arguments, None).and_then(|()| binding.sizes(&buffers)) {
+        let filled = binding.fill(&mut buffers, arguments, With::Run(from.session));
+        let sizes = match filled.and_then(|()| binding.sizes(&buffers)) {
             Ok(sizes) => sizes,
             Err(error) => {
                 binding.recycle(buffers);

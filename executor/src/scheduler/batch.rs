@@ -125,7 +125,7 @@ fn run(batch: &mut [Job], spare: &mut Rows, said: &mut Vec<Said>) -> Result<(), 
         caches.extend(kvs.iter_mut());
         let mut kept = emptied(spare.kept.pop().unwrap_or_default());
         kept.extend(spaces.iter_mut().map(|output| output.for_device()));
-        Row { arguments, residents, caches, outputs, wanted: u64::from(*wanted), kept }
+        Row { arguments, residents, caches, outputs, wanted: *wanted, kept }
     }));
     let started = Instant::now();
     // A kernel's bug must not take the server with it. What the run wrote is given up with the error; caches that it held are

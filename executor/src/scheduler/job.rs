@@ -28,9 +28,9 @@ pub(crate) struct Job {
     /// The length that the cache must have when the run begins.
     pub(crate) position: Option<u32>,
     /// Bit i: output i comes back.
-    pub(crate) wanted: u32,
+    pub(crate) wanted: u64,
     /// Bit i: output i becomes a resident.
-    pub(crate) keep: u32,
+    pub(crate) keep: u64,
     /// Memory for the outputs that become residents, which the device fills.
     pub(crate) kept: Vec<KeptOutput>,
     /// What it takes beside residents.
@@ -152,7 +152,7 @@ impl Job {
     /// Leaves the token that it gave to the next run.
     fn leave_token(&self) {
         let Some(cache) = self.binding.caches.first() else { return };
-        let wanted = |output: &usize| *output < u32::BITS as usize && self.wanted >> *output & 1 == 1;
+        let wanted = |output: &usize| *output < u64::BITS as usize && self.wanted >> *output & 1 == 1;
         let sampled = self.binding.program.sampled.filter(wanted);
         cache.gave(self.id, sampled.and_then(|output| self.buffers.token(output)));
         // Of the others this is the last run, too.
@@ -187,12 +187,8 @@ impl Job {
             return Ok(());
         }
         let (mut inline, mut host) = (0_u64, 0_u64);
-        for output in 0..u32::BITS {
+        for output in bits(self.wanted | self.keep) {
             let (wanted, keep) = (self.wanted >> output & 1 == 1, self.keep >> output & 1 == 1);
-            if !wanted && !keep {
-                continue;
-            }
-            let output = output as usize;
             let sizes = if self.buffers.kvs.is_empty() { self.sizes } else { Sizes { position: length, ..self.sizes } };
             let bytes = self.binding.output_bytes(output, &sizes)?;
             if wanted {
@@ -201,6 +197,10 @@ impl Job {
             }
             if keep {
                 let spec = self.binding.output_spec(output, &sizes)?;
+                if let Some(dim) = spec.dims().iter().find(|&&dim| i32::try_from(dim).is_err()) {
+                    let message = format!("output {output} cannot stay: a dimension of {dim} has more than 31 bits");
+                    return Err(fail(ErrorCode::OutOfRange, message));
+                }
                 let charge = self.session.account.charge(spec.bytes())?;
                 let space = core.allocate_output(device, spec.bytes())?;
                 self.kept.push(KeptOutput { output, spec, space, charge });
@@ -311,13 +311,16 @@ impl Job {
         self.session.complete_with(self.id, |state| {
             let mut bytes = state.window.buffer();
             let mut count = 0;
-            for i in 0..u32::BITS as usize {
+            for i in bits(wanted | keep) {
                 if keep >> i & 1 == 1 {
                     let Some(at) = kept.iter().position(|(of, _)| *of == i) else { continue };
                     let (_, tensor) = kept.swap_remove(at);
-                    match state.insert(Object::Tensor(tensor.clone())) {
-                        Ok(handle) => write_resident(&mut bytes, i as u16, &tensor.spec, handle),
-                        Err(error) => return Answer::Failed(partly(error)),
+                    let written = state.insert(Object::Tensor(tensor.clone())).and_then(|handle| {
+                        write_resident(&mut bytes, i as u16, &tensor.spec, handle)
+                            .map_err(|error| fail(ErrorCode::Internal, error.to_string()))
+                    });
+                    if let Err(error) = written {
+                        return Answer::Failed(partly(error));
                     }
                     count += 1;
                 }
@@ -344,6 +347,15 @@ impl Job {
         binding.recycle(buffers);
         binding
     }
+}
+
+/// Which bits are set, in order.
+fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let next = mask.trailing_zeros();
+        mask &= mask.wrapping_sub(1);
+        (next < u64::BITS).then_some(next as usize)
+    })
 }
 
 /// Lets the next in line have the caches of a run that has ended.

@@ -292,6 +292,20 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// Binds the model's weight and cache alone: tokens and sampling come with each run.
+    #[track_caller]
+    pub(crate) fn bind_free(&mut self, model: &Model) -> Handle {
+        let bound = vec![
+            BindEntry { input: model.lm.table, handle: model.table },
+            BindEntry { input: model.lm.cache, handle: model.cache },
+        ];
+        let (program, arguments) = (model.program, Arguments::EMPTY);
+        match self.call(Request::Bind { program, bound, weights: Vec::new(), arguments }) {
+            Ok(Told::Bound(handle)) => handle,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[track_caller]
     pub(crate) fn define(&mut self, graph: &[u8]) -> Handle {
         match self.call(Request::Define { device: 0, graph }) {

@@ -102,7 +102,7 @@ proptest! {
         let prompt = [[0; 4]];
         let request = match which {
             0 => Request::Get { handle, offset: 0, length: u64::from(length), sliced: None },
-            1 => Request::Run { binding: handle, position: None, wanted: length, keep: 0, arguments: Arguments::EMPTY },
+            1 => Request::Run { binding: handle, position: None, wanted: length.into(), keep: 0, arguments: Arguments::EMPTY },
             2 => Request::CacheTruncate { cache: handle, length },
             3 => Request::CacheCreate { program: handle, input: length, reserve: length },
             4 => Request::Bind { program: handle, bound: vec![], weights: Vec::new(), arguments: Arguments::EMPTY },

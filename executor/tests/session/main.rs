@@ -15,6 +15,7 @@ mod graphs;
 mod lifetimes;
 mod lines;
 mod memory;
+mod named;
 mod names;
 mod once;
 mod programs;

@@ -18,7 +18,7 @@ use crate::client::{Client, Out, SLICE, Server, Told, private, tensor};
 use crate::graphs;
 
 /// A server with one device, and the GPU that the device is made of, if it is.
-fn servers(mode: Mode) -> [(Server, Option<HostGpu>); 2] {
+pub(crate) fn servers(mode: Mode) -> [(Server, Option<HostGpu>); 2] {
     let gpu = HostGpu::new(HostSettings { total_bytes: 256 << 20, seed: 7, ..HostSettings::default() });
     let cuda = CudaDevice::with_staging(0, Arc::new(gpu.clone()), None, 16 << 20).unwrap();
     [
@@ -36,12 +36,12 @@ fn server(device: Arc<dyn Device>, mode: Mode) -> Server {
     })
 }
 
-fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+pub(crate) fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
     values.into_iter().flat_map(f32::to_le_bytes).collect()
 }
 
 /// `y = -x` of `f32 [columns]`; the input is node 0.
-fn negated(columns: u64) -> VerifiedGraph {
+pub(crate) fn negated(columns: u64) -> VerifiedGraph {
     let mut b = GraphBuilder::new("negated");
     let x = b.input("x", InputRole::Argument, TensorType::new(DType::F32, [Dim::from(columns)])).unwrap();
     let y = b.push(Op::Neg, &[x]).unwrap();
@@ -50,7 +50,7 @@ fn negated(columns: u64) -> VerifiedGraph {
 }
 
 #[track_caller]
-fn put(client: &mut Client<'_>, dtype: DType, dims: &[u64], bytes: &[u8]) -> Handle {
+pub(crate) fn put(client: &mut Client<'_>, dtype: DType, dims: &[u64], bytes: &[u8]) -> Handle {
     let spec = TensorSpec::new(dtype, dims).unwrap();
     if bytes.len() <= SLICE as usize {
         let body = PutBody::Inline(bytes);
@@ -63,7 +63,12 @@ fn put(client: &mut Client<'_>, dtype: DType, dims: &[u64], bytes: &[u8]) -> Han
 }
 
 #[track_caller]
-fn bind(client: &mut Client<'_>, program: Handle, bound: &[(u32, Handle)], arguments: Arguments<'_>) -> Handle {
+pub(crate) fn bind(
+    client: &mut Client<'_>,
+    program: Handle,
+    bound: &[(u32, Handle)],
+    arguments: Arguments<'_>,
+) -> Handle {
     let bound = bound.iter().map(|&(input, handle)| BindEntry { input, handle }).collect();
     match client.call(Request::Bind { program, bound, weights: Vec::new(), arguments }) {
         Ok(Told::Bound(handle)) => handle,
@@ -71,7 +76,7 @@ fn bind(client: &mut Client<'_>, program: Handle, bound: &[(u32, Handle)], argum
     }
 }
 
-fn run(binding: Handle, wanted: u32, keep: u32) -> Request<'static> {
+fn run(binding: Handle, wanted: u64, keep: u64) -> Request<'static> {
     Request::Run { binding, position: None, wanted, keep, arguments: Arguments::EMPTY }
 }
 

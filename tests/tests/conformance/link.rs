@@ -85,6 +85,9 @@ pub(crate) trait Client {
     /// that is waited for are under way.
     fn steps(&mut self, count: u32, ahead: usize) -> Result<Vec<i32>, ClientError>;
 
+    /// Relu of each of these `f32 [4]`: they are named by runs of one binding, which are under way together.
+    fn relu(&mut self, tensors: &[Tensor]) -> Result<Vec<Vec<u8>>, ClientError>;
+
     fn put(&mut self, spec: &TensorSpec, data: Bytes) -> Result<Tensor, ClientError> {
         let ticket = self.start_put(spec, data);
         self.finish_put(ticket)

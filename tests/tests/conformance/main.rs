@@ -15,7 +15,7 @@ macro_rules! conforms {
     ($name:ident, $link:ty) => {
         mod $name {
             conforms!(@ $link: every_size_comes_back, ranges, pipelined_requests, small_requests_do_not_wait_behind_bulk,
-                a_generate_can_be_cancelled, steps_are_asked_for_ahead, an_upload_goes_on_where_it_was_cut,
+                a_generate_can_be_cancelled, steps_are_asked_for_ahead, runs_name_residents, an_upload_goes_on_where_it_was_cut,
                 a_download_that_is_cut_is_whole, a_session_is_taken_up_by_its_token, two_clients, corruption_is_not_seen,
                 bulk_is_not_copied, refusals_are_told, weights_are_known_by_one_hash);
         }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use genie_executor::{Executor, Mode};
 use genie_graph::DType;
 use genie_tests::answer::{Outcome, Told, own};
-use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
+use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, relu, tiny};
 use genie_tests::proxy::LaneFault;
 use genie_tests::serve::config;
 use genie_transport::client::{ClientError, Tensor};
@@ -19,7 +19,7 @@ use genie_transport::link::sim::{ClientId, Network, Sim};
 use genie_transport::memory::{Landing, Slab};
 use genie_transport::wire::{
     Arguments, BindEntry, ContentHash, ErrorCode, Handle, HandleSpan, Offered, OpenedSession, PutBody, PutRequest,
-    PutTarget, RemoteError, Request, ResidencyCode, TensorSpec,
+    PutTarget, RemoteError, Request, ResidencyCode, TensorSpec, write_resident,
 };
 
 use crate::link::{Client, EAGER, Lanes, Link, SLICE};
@@ -356,6 +356,33 @@ impl Client for SimClient {
             }
         }
         Ok(tokens.split_off(1))
+    }
+
+    fn relu(&mut self, tensors: &[Tensor]) -> Result<Vec<Vec<u8>>, ClientError> {
+        let graph = relu().expect("the program is valid").encode();
+        let program = match self.ask(&Request::Define { device: 0, graph: &graph })? {
+            Told::Program(program, _) => program,
+            told => return other(&told),
+        };
+        let (bound, weights, arguments) = (Vec::new(), Vec::new(), Arguments::EMPTY);
+        let binding = match self.ask(&Request::Bind { program, bound, weights, arguments })? {
+            Told::Bound(binding) => binding,
+            told => return other(&told),
+        };
+        let mut asked = Vec::new();
+        for tensor in tensors {
+            let mut bytes = Vec::new();
+            write_resident(&mut bytes, 0, &tensor.spec, tensor.handle)?;
+            let arguments = Arguments::new(1, &bytes)?;
+            let run = Request::Run { binding, position: None, wanted: 1, keep: 0, arguments };
+            asked.push(self.world.sim.borrow_mut().start(self.id, &run, None));
+        }
+        let ended: Vec<_> = asked.into_iter().map(|request| self.end(request)).collect();
+        let output = |ran| match ran {
+            Told::Ran { mut outputs, .. } if outputs.len() == 1 => Ok(outputs.remove(0)),
+            told => other(&told),
+        };
+        ended.into_iter().map(|ran| ran.and_then(output)).collect()
     }
 }
 

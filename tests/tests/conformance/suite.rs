@@ -132,6 +132,44 @@ pub(crate) fn steps_are_asked_for_ahead<L: Link>() {
     }
 }
 
+/// One binding, and other tensors each time; the runs go on where the connection breaks in between, on what they named.
+pub(crate) fn runs_name_residents<L: Link>() {
+    let _among = among_others();
+    let link = L::start();
+    let mut client = link.connect(None);
+    let spec = TensorSpec::new(DType::F32, &[4]).expect("a shape");
+    let bytes = |values: [f32; 4]| Bytes::from(values.map(f32::to_le_bytes).as_flattened().to_vec());
+    let put = |client: &mut L::Client, i: u8| {
+        let x = f32::from(i);
+        client.put(&spec, bytes([x, -1.0 - x, x + 0.5, -1.0])).expect("a put")
+    };
+    let mut tensors: Vec<_> = (0..100).map(|i| put(&mut client, i)).collect();
+    let expected: Vec<_> = (0..100_u8).map(|i| bytes([f32::from(i), 0.0, f32::from(i) + 0.5, 0.0])).collect();
+    assert!(client.relu(&tensors).expect("100 runs") == expected);
+    link.cut_after(4000, u64::MAX);
+    // A link may let a little more through than it was told.
+    for _ in 0..50 {
+        assert!(client.relu(&tensors).expect("100 runs") == expected, "{} cuts", link.cuts());
+        if link.cuts() > 0 {
+            break;
+        }
+    }
+    assert_eq!(link.cuts(), 1, "it was not cut");
+    // What one has, the other does not reach; and what was freed is gone.
+    let mut stranger = link.connect(None);
+    match stranger.relu(&tensors[..1]) {
+        Err(ClientError::Remote(error)) => assert_eq!(error.code, ErrorCode::NoSuchHandle, "{error}"),
+        other => panic!("{other:?}"),
+    }
+    client.free(tensors[50].handle).expect("freed");
+    match client.relu(&tensors) {
+        Err(ClientError::Remote(error)) => assert_eq!(error.code, ErrorCode::StaleHandle, "{error}"),
+        other => panic!("{other:?}"),
+    }
+    tensors[50] = put(&mut client, 50);
+    assert!(client.relu(&tensors).expect("100 runs") == expected);
+}
+
 pub(crate) fn an_upload_goes_on_where_it_was_cut<L: Link>() {
     let _among = among_others();
     let link = L::start();

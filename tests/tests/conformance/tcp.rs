@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use genie_graph::DType;
 use genie_tests::authority::Authority;
-use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, tiny};
+use genie_tests::graphs::{Tiny, VOCABULARY, WIDTH, relu, tiny};
 use genie_tests::here;
 use genie_tests::proxy::{LaneFault, Proxy};
 use genie_tests::serve::{Live, config};
 use genie_transport::client::{
-    BindInputs, Binding, ClientError, ConnectOptions, GenerateOptions, Input, PutOptions, RunOptions, Tensor, blocking,
+    BindInputs, Binding, ClientError, ConnectOptions, GenerateOptions, Input, Outputs, PutOptions, RunOptions, Tensor,
+    Value, blocking,
 };
 use genie_transport::link::Access;
 use genie_transport::link::tls::{TlsClient, TlsServer};
@@ -214,6 +215,22 @@ impl Client for blocking::Session {
             }
         }
         Ok(tokens.split_off(1))
+    }
+
+    fn relu(&mut self, tensors: &[Tensor]) -> Result<Vec<Vec<u8>>, ClientError> {
+        let program = self.define(0, &relu().expect("the program is valid").encode())?;
+        let binding = self.bind(&program, &BindInputs::default())?;
+        let runs: Result<Vec<_>, _> = tensors
+            .iter()
+            .map(|tensor| self.start_run_with(binding, &[], &[(0, tensor)], RunOptions::default()))
+            .collect();
+        // Each is ended, whatever became of those before it.
+        let ended: Vec<_> = runs?.into_iter().map(|run| self.finish_run(run)).collect();
+        let output = |outputs: Outputs| match &outputs.values[..] {
+            [Value::Inline { data, .. }] => data.clone(),
+            other => panic!("{other:?}"),
+        };
+        ended.into_iter().map(|ran| ran.map(output)).collect()
     }
 }
 

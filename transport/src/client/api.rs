@@ -11,7 +11,7 @@ use crate::polling;
 use crate::wire::{
     Argument, Arguments, BindEntry, Caps, ContentHash, DecodeError, DeviceEntry, ErrorCode, Finish, Handle, HandleSpan,
     Offered, PutBody, PutRequest, PutTarget, RemoteError, Reply, Request, ResidencyCode, TensorSpec, Welcome, limits,
-    write_argument,
+    write_argument, write_resident,
 };
 
 /// How to connect.
@@ -105,10 +105,10 @@ pub struct BindInputs<'a> {
 pub struct RunOptions {
     /// The length that the cache must have.
     pub position: Option<u32>,
-    /// Bit i: output i comes back.
-    pub wanted: u32,
-    /// Bit i: output i stays as a resident.
-    pub keep: u32,
+    /// Bit i: output i comes back. Older servers know those below 32 alone.
+    pub wanted: u64,
+    /// Bit i: output i stays as a resident. `wanted` and `keep` have at most [`limits::ARGUMENTS`] bits together.
+    pub keep: u64,
 }
 
 impl Default for RunOptions {
@@ -231,6 +231,19 @@ pub(super) fn write_inputs(out: &mut Vec<u8>, inputs: &[Input<'_>]) -> Result<u3
     Ok(inputs.len() as u32)
 }
 
+/// Encodes what a run takes into a buffer.
+pub(super) fn write_run_inputs(
+    out: &mut Vec<u8>,
+    inputs: &[Input<'_>],
+    residents: &[(u16, &Tensor)],
+) -> Result<u32, ClientError> {
+    let count = write_inputs(out, inputs)?;
+    for (index, tensor) in residents {
+        write_resident(out, *index, &tensor.spec, tensor.handle)?;
+    }
+    Ok(count + residents.len() as u32)
+}
+
 pub(super) fn bind_request<'a>(
     program: &Program,
     inputs: &BindInputs<'_>,
@@ -271,6 +284,20 @@ pub(super) fn takes_sets(welcome: Option<&Welcome>) -> bool {
     welcome.is_some_and(|welcome| welcome.caps.has(Caps::SETS))
 }
 
+/// Whether a server with these capabilities can be asked for such a run.
+pub(super) fn can_run(caps: Caps, residents: &[(u16, &Tensor)], options: &RunOptions) -> Result<(), ClientError> {
+    if caps.has(Caps::NAMED) {
+        return Ok(());
+    }
+    if !residents.is_empty() {
+        return Err(ClientError::ServerTooOld("runs that name residents: bind them, or renew the server"));
+    }
+    if (options.wanted | options.keep) >> u32::BITS != 0 {
+        return Err(ClientError::ServerTooOld("outputs of a run from 32 on: renew the server"));
+    }
+    Ok(())
+}
+
 pub(super) fn run_request<'a>(
     binding: Binding,
     options: RunOptions,
@@ -279,6 +306,10 @@ pub(super) fn run_request<'a>(
 ) -> Result<Request<'a>, ClientError> {
     let arguments = Arguments::new(count, inputs)?;
     let RunOptions { position, wanted, keep } = options;
+    let (length, limit) = (u64::from(wanted.count_ones() + keep.count_ones()), limits::ARGUMENTS as u64);
+    if length > limit {
+        return Err(DecodeError::TooLong { what: "outputs of a run", length, limit }.into());
+    }
     Ok(Request::Run { binding: binding.0, position, wanted, keep, arguments })
 }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use super::shares::{Passed, Shares};
 use super::staging::Staging;
 use crate::memory::{SharedBytes, Slab};
-use crate::wire::Shared;
+use crate::wire::{Caps, Shared};
 
 /// Shared memory of an async session.
 #[derive(Debug)]
@@ -28,15 +28,22 @@ pub(super) struct News {
     lost: AtomicU64,
     /// Whether the lane that it has now shares memory.
     can_share: AtomicBool,
+    /// What both sides can do, as the server last said.
+    caps: AtomicU64,
 }
 
 /// Bytes that are copied before others get a turn on the caller's thread.
 const STEP: usize = 1 << 20;
 
 impl News {
-    pub(super) fn tell(&self, lost: u64, can_share: bool) {
+    pub(super) fn tell(&self, lost: u64, can_share: bool, caps: Caps) {
         self.lost.store(lost, Ordering::Release);
         self.can_share.store(can_share, Ordering::Release);
+        self.caps.store(caps.0, Ordering::Release);
+    }
+
+    pub(super) fn caps(&self) -> Caps {
+        Caps(self.caps.load(Ordering::Acquire))
     }
 }
 

@@ -22,7 +22,8 @@ use crate::link::wait::Alarm;
 use crate::memory::{Landing, Region, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
-    Arguments, ContentHash, DecodeError, Handle, Offered, PutBody, Reply, Request, TensorSpec, limits, slice_bytes_for,
+    Arguments, Caps, ContentHash, DecodeError, Handle, Offered, PutBody, Reply, Request, TensorSpec, limits,
+    slice_bytes_for,
 };
 
 /// A session on a server; clones share it. Dropping the last one leaves the session to its lease; [`Self::close`] ends it.
@@ -32,6 +33,7 @@ pub struct Session {
     eager_bytes: u64,
     slice_bytes: u32,
     passing: Arc<Passing>,
+    news: Arc<News>,
 }
 
 /// How often a get that was interrupted is begun again.
@@ -114,8 +116,8 @@ impl Session {
             })
             .map_err(io)?;
         let (eager_bytes, slice_bytes, shares) = ready.await.map_err(|_| ClientError::Interrupted)??;
-        let passing = Arc::new(Passing::new(shares, news, staging));
-        Ok(Self { door: Arc::new(Door { commands, alarm }), eager_bytes, slice_bytes, passing })
+        let passing = Arc::new(Passing::new(shares, news.clone(), staging));
+        Ok(Self { door: Arc::new(Door { commands, alarm }), eager_bytes, slice_bytes, passing, news })
     }
 
     /// Sends bytes there and back.
@@ -369,8 +371,24 @@ impl Session {
         inputs: &[Input<'_>],
         options: RunOptions,
     ) -> Result<Outputs, ClientError> {
+        self.run_with(binding, inputs, &[], options).await
+    }
+
+    /// As [`Self::run`], with tensors of this session for inputs that were not bound and are no weights, by node id: as
+    /// [`super::blocking::Session::start_run_with`] says.
+    ///
+    /// # Errors
+    /// As [`Self::run`], and [`ClientError::ServerTooOld`].
+    pub async fn run_with(
+        &self,
+        binding: Binding,
+        inputs: &[Input<'_>],
+        residents: &[(u16, &Tensor)],
+        options: RunOptions,
+    ) -> Result<Outputs, ClientError> {
+        api::can_run(self.news.caps(), residents, &options)?;
         let mut encoded = Vec::new();
-        let count = api::write_inputs(&mut encoded, inputs)?;
+        let count = api::write_run_inputs(&mut encoded, inputs, residents)?;
         api::run_request(binding, options, count, &encoded)?;
         let start = move |c: &mut Client| {
             let arguments = Arguments::new(count, &encoded).unwrap_or(Arguments::EMPTY);
@@ -474,7 +492,8 @@ impl Drop for Door {
 /// Tells of the connection as it is now.
 fn report(engine: &mut Engine, news: &News) {
     let can_share = engine.lanes.can_share();
-    news.tell(engine.client().sessions_lost(), can_share);
+    let client = engine.client();
+    news.tell(client.sessions_lost(), can_share, client.welcome().map_or(Caps::default(), |welcome| welcome.caps));
 }
 
 /// The thread of a session: takes commands, moves bytes, delivers answers, until every handle on it is gone.

@@ -1,4 +1,4 @@
-//! Inline tensors: inputs of a run, and its outputs.
+//! Tensors as inputs of a run, and its outputs: inline, or by handle.
 
 use genie_graph::DType;
 use zerocopy::IntoBytes;
@@ -22,7 +22,7 @@ impl Dims {
     }
 }
 
-/// An inline tensor, the handle of an output that stayed on the server, or a token that another run gives.
+/// An inline tensor, the handle of one that is on the server, or a token that another run gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Argument<'a> {
     /// Elements, little-endian, row-major; exactly as many bytes as type and dimensions say.
@@ -36,9 +36,9 @@ pub enum Argument<'a> {
         /// The elements.
         data: &'a [u8],
     },
-    /// A resident.
+    /// A resident: what a run reads, or an output that stayed.
     Resident {
-        /// Which output of the graph.
+        /// Which input or output of the graph.
         index: u16,
         /// Element type.
         dtype: DType,
@@ -58,7 +58,16 @@ pub enum Argument<'a> {
     },
 }
 
-/// Inline tensors one after another, all validated when decoded; iterating copies and allocates nothing.
+impl Argument<'_> {
+    /// Which input or output of the graph.
+    pub fn index(&self) -> u16 {
+        match self {
+            Self::Inline { index, .. } | Self::Resident { index, .. } | Self::TokenOf { index, .. } => *index,
+        }
+    }
+}
+
+/// Arguments one after another, all validated when decoded; iterating copies and allocates nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arguments<'a> {
     count: u32,
@@ -82,7 +91,7 @@ impl<'a> Arguments<'a> {
         if rest.is_empty() { Ok(Self { count, bytes }) } else { Err(DecodeError::Trailing(rest.len())) }
     }
 
-    /// `count` tensors written by [`write_argument`] into `bytes`.
+    /// `count` tensors written by [`write_argument`], [`write_resident`] or [`write_token_of`] into `bytes`.
     ///
     /// # Errors
     /// [`DecodeError`] if they are not that.
@@ -170,17 +179,7 @@ pub fn write_argument(
     dims: &[u64],
     data: &[u8],
 ) -> Result<(), DecodeError> {
-    if dims.len() > limits::RANK {
-        return Err(DecodeError::Rank(dims.len()));
-    }
-    let mut bytes = dtype.bytes();
-    for &dim in dims {
-        if dim == 0 || i32::try_from(dim).is_err() {
-            return Err(DecodeError::Dimension(dim.cast_signed()));
-        }
-        bytes = bytes.checked_mul(dim).ok_or(DecodeError::Overflow("element count"))?;
-    }
-    if bytes != data.len() as u64 {
+    if bytes_of(dtype, dims)? != data.len() as u64 {
         return Err(DecodeError::Range("an inline tensor's bytes do not match its shape"));
     }
     write_field(out, index, dtype, dims, 0);
@@ -188,16 +187,34 @@ pub fn write_argument(
     Ok(())
 }
 
-/// Appends an output that stayed on the server.
-pub fn write_resident(out: &mut Vec<u8>, index: u16, spec: &TensorSpec, handle: Handle) {
+/// Appends a tensor that is on the server: an input that a run reads there, or an output that stayed.
+///
+/// # Errors
+/// [`DecodeError`] if the peer would refuse its dimensions, of which each has 31 bits; nothing was appended.
+pub fn write_resident(out: &mut Vec<u8>, index: u16, spec: &TensorSpec, handle: Handle) -> Result<(), DecodeError> {
+    bytes_of(spec.dtype(), spec.dims())?;
     write_field(out, index, spec.dtype(), spec.dims(), 1);
     out.extend_from_slice(handle.to_field().as_bytes());
+    Ok(())
 }
 
 /// Appends the token that the run with this request id gives: an `i32 [1, 1]`.
 pub fn write_token_of(out: &mut Vec<u8>, index: u16, request: u64) {
     write_field(out, index, DType::I32, &[1, 1], 2);
     out.extend_from_slice(TokenOfField { request: request.into() }.as_bytes());
+}
+
+/// The bytes of a tensor whose dimensions can be told.
+fn bytes_of(dtype: DType, dims: &[u64]) -> Result<u64, DecodeError> {
+    if dims.len() > limits::RANK {
+        return Err(DecodeError::Rank(dims.len()));
+    }
+    dims.iter().try_fold(dtype.bytes(), |bytes, &dim| {
+        if dim == 0 || i32::try_from(dim).is_err() {
+            return Err(DecodeError::Dimension(dim.cast_signed()));
+        }
+        bytes.checked_mul(dim).ok_or(DecodeError::Overflow("element count"))
+    })
 }
 
 fn write_field(out: &mut Vec<u8>, index: u16, dtype: DType, dims: &[u64], form: u8) {

@@ -26,8 +26,10 @@ impl Caps {
     pub const SETS: Self = Self(32);
     /// Runs may name the token that an earlier request gives.
     pub const AHEAD: Self = Self(64);
+    /// Runs may name residents as arguments, and outputs from 32 on.
+    pub const NAMED: Self = Self(128);
     /// Everything this version has, and does without being asked.
-    pub const OURS: Self = Self(0b110_1111);
+    pub const OURS: Self = Self(0b1110_1111);
 
     /// Whether all bits of `other` are set.
     pub const fn has(self, other: Self) -> bool {

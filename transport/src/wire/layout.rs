@@ -116,6 +116,8 @@ wire_structs! {
     struct BindField = 12 { index: U32, generation: U32, input: U32 }
     /// Runs a binding; arguments in the payload.
     struct Run = 32 { binding: HandleField, position: U32, wanted: U32, keep: U32, arguments: U32 }
+    /// Follows a `Run` that is asked for outputs from 32 on.
+    struct RunMore = 8 { wanted: U32, keep: U32 }
     /// One inline tensor: 4-byte dimensions and the elements follow (form 1: a handle instead of elements; form 2: a
     /// `TokenOfField`).
     struct ArgumentField = 8 { index: U16, dtype: u8, rank: u8, form: u8, zero: [u8; 3] }

@@ -2,7 +2,7 @@
 
 use super::super::api;
 use super::super::{
-    BindInputs, Binding, Cache, ClientError, GenerateOptions, Generated, Input, Outputs, Program, RunOptions,
+    BindInputs, Binding, Cache, ClientError, GenerateOptions, Generated, Input, Outputs, Program, RunOptions, Tensor,
 };
 use super::{Pending, Session};
 use crate::wire::{Arguments, Caps, ContentHash, Finish, Request, write_token_of};
@@ -103,6 +103,21 @@ impl Session {
         self.finish_run(pending)
     }
 
+    /// As [`Self::run`], with tensors of this session for some inputs: see [`Self::start_run_with`].
+    ///
+    /// # Errors
+    /// [`ClientError`]; on a server error no cache has grown.
+    pub fn run_with(
+        &mut self,
+        binding: Binding,
+        inputs: &[Input<'_>],
+        residents: &[(u16, &Tensor)],
+        options: RunOptions,
+    ) -> Result<Outputs, ClientError> {
+        let pending = self.start_run_with(binding, inputs, residents, options)?;
+        self.finish_run(pending)
+    }
+
     /// Runs a binding once for the one i32 that its first wanted output is: a decode step. Allocates nothing.
     ///
     /// # Errors
@@ -123,7 +138,16 @@ impl Session {
 
     /// Whether the server knows [`Self::start_run_on`]: older ones do not.
     pub fn can_run_ahead(&mut self) -> bool {
-        self.engine.client().welcome().is_some_and(|welcome| welcome.caps.has(Caps::AHEAD))
+        self.caps().has(Caps::AHEAD)
+    }
+
+    /// Whether the server knows [`Self::start_run_with`], and outputs from 32 on: older ones do not.
+    pub fn can_name_residents(&mut self) -> bool {
+        self.caps().has(Caps::NAMED)
+    }
+
+    fn caps(&mut self) -> Caps {
+        self.engine.client().welcome().map_or(Caps::default(), |welcome| welcome.caps)
     }
 
     /// Begins to run a binding on the token that an earlier run in the same cache gives: input `tokens`, `i32 [1, 1]`. That run needs
@@ -164,8 +188,25 @@ impl Session {
         inputs: &[Input<'_>],
         options: RunOptions,
     ) -> Result<Pending, ClientError> {
+        self.start_run_with(binding, inputs, &[], options)
+    }
+
+    /// Begins to run a binding, with tensors of this session for inputs that were not bound and are no weights, by node id. A tensor, a
+    /// weight among them, is read where it lies on the server, and as it is when the request gets there: what becomes of it later, the
+    /// run does not see. It must be on the program's device, and type and shape must be as `tensor.spec` says. Allocates nothing.
+    ///
+    /// # Errors
+    /// If an input's bytes do not match its shape; [`ClientError::ServerTooOld`], see [`Self::can_name_residents`].
+    pub fn start_run_with(
+        &mut self,
+        binding: Binding,
+        inputs: &[Input<'_>],
+        residents: &[(u16, &Tensor)],
+        options: RunOptions,
+    ) -> Result<Pending, ClientError> {
+        api::can_run(self.caps(), residents, &options)?;
         let mut encoded = std::mem::take(&mut self.scratch);
-        let pending = api::write_inputs(&mut encoded, inputs)
+        let pending = api::write_run_inputs(&mut encoded, inputs, residents)
             .and_then(|count| api::run_request(binding, options, count, &encoded))
             .map(|request| self.start(&request, None));
         self.scratch = encoded;

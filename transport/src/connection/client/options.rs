@@ -54,6 +54,9 @@ pub enum ClientError {
         /// What is wrong, and what to do.
         reason: String,
     },
+    /// The server is older than what it was to be asked; nothing was sent.
+    #[error("the server is too old for {0}")]
+    ServerTooOld(&'static str),
     /// The connection was lost, and the request is of a kind that is not sent again.
     #[error("the connection was lost; send the request again")]
     Interrupted,

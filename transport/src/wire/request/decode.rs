@@ -82,12 +82,13 @@ impl<'a> Request<'a> {
             }
             Kind::Bind => bind(meta, payload),
             Kind::Run => {
-                let raw = layout::whole::<layout::Run>(meta)?;
+                let (raw, more) = layout::take::<layout::Run>(meta)?;
+                let (wanted, keep) = outputs(raw, more)?;
                 Ok(Self::Run {
                     binding: Handle::from_field(&raw.binding),
                     position: position(raw.position.get()),
-                    wanted: raw.wanted.get(),
-                    keep: raw.keep.get(),
+                    wanted,
+                    keep,
                     arguments: Arguments::decode(raw.arguments.get(), payload)?,
                 })
             }
@@ -316,4 +317,23 @@ fn counted(what: &'static str, count: u32, limit: usize) -> Result<usize, Decode
         return Err(DecodeError::TooLong { what, length: count as u64, limit: limit as u64 });
     }
     Ok(count)
+}
+
+/// Which outputs a run is asked for: those that come back, and those that stay. The reply has room for so many.
+fn outputs(raw: &layout::Run, more: &[u8]) -> Result<(u64, u64), DecodeError> {
+    let (mut wanted, mut keep) = (u64::from(raw.wanted.get()), u64::from(raw.keep.get()));
+    if !more.is_empty() {
+        let more = layout::whole::<layout::RunMore>(more)?;
+        let (more_wanted, more_keep) = (more.wanted.get(), more.keep.get());
+        if more_wanted | more_keep == 0 {
+            return Err(DecodeError::Range("a run names no output from 32 on, and has a field for them"));
+        }
+        wanted |= u64::from(more_wanted) << 32;
+        keep |= u64::from(more_keep) << 32;
+    }
+    let (length, limit) = (u64::from(wanted.count_ones() + keep.count_ones()), limits::ARGUMENTS as u64);
+    if length > limit {
+        return Err(DecodeError::TooLong { what: "outputs of a run", length, limit });
+    }
+    Ok((wanted, keep))
 }

@@ -130,11 +130,16 @@ impl Request<'_> {
                 let raw = layout::Run {
                     binding: binding.to_field(),
                     position: position.unwrap_or(ANY_POSITION).into(),
-                    wanted: (*wanted).into(),
-                    keep: (*keep).into(),
+                    wanted: (*wanted as u32).into(),
+                    keep: (*keep as u32).into(),
                     arguments: (arguments.len() as u32).into(),
                 };
                 meta.extend_from_slice(raw.as_bytes());
+                let more = [wanted, keep].map(|outputs| (*outputs >> 32) as u32);
+                if more != [0, 0] {
+                    let [wanted, keep] = more;
+                    meta.extend_from_slice(layout::RunMore { wanted: wanted.into(), keep: keep.into() }.as_bytes());
+                }
                 Kind::Run
             }
             Self::Generate { prefill, decode, position, max_new, prompt, stop, arguments } => {

@@ -122,9 +122,10 @@ pub enum Request<'a> {
         /// The length that the cache must have, if it matters.
         position: Option<u32>,
         /// Bit i: output i comes back inline.
-        wanted: u32,
-        /// Bit i: output i stays as a resident, its handle comes back.
-        keep: u32,
+        wanted: u64,
+        /// Bit i: output i stays as a resident, its handle comes back. With those of `wanted` at most
+        /// [`super::limits::ARGUMENTS`] bits.
+        keep: u64,
         /// Inputs that were not bound.
         arguments: Arguments<'a>,
     },

@@ -63,7 +63,7 @@ fn arguments() -> impl Strategy<Value = (u32, Vec<u8>)> {
             } else if *form == 2 {
                 write_token_of(&mut out, *index, handle.epoch.max(1));
             } else {
-                write_resident(&mut out, *index, &TensorSpec::new(*dtype, dims).unwrap(), *handle);
+                write_resident(&mut out, *index, &TensorSpec::new(*dtype, dims).unwrap(), *handle).unwrap();
             }
         }
         (tensors.len() as u32, out)
@@ -184,8 +184,16 @@ impl Parts {
             Request::Run {
                 binding: handle,
                 position: self.position(),
-                wanted: self.word[1],
-                keep: self.word[2],
+                wanted: self.word[1].into(),
+                keep: self.word[2].into(),
+                arguments: self.arguments(),
+            },
+            // Every other output at the most, so that they are no more than a reply may have.
+            Request::Run {
+                binding: other,
+                position: None,
+                wanted: self.long[0] & 0x5555_5555_5555_5555,
+                keep: self.long[1] & 0xaaaa_aaaa_aaaa_aaaa,
                 arguments: self.arguments(),
             },
             Request::Generate {

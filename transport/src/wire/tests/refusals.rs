@@ -217,6 +217,66 @@ fn tokens_of_other_requests_are_refused_for_the_right_reason() {
     assert_eq!(dims.as_slice(), [1, 1]);
 }
 
+#[test]
+fn residents_are_refused_for_the_right_reason() {
+    let (spec, handle) =
+        (TensorSpec::new(DType::F16, &[2, 5]).unwrap(), Handle { index: 1, generation: 2, epoch: u64::MAX });
+    let bad = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = Vec::new();
+        write_resident(&mut bytes, 3, &spec, handle).unwrap();
+        change(&mut bytes);
+        Arguments::new(1, &bytes).unwrap_err()
+    };
+    let mut bytes = Vec::new();
+    write_resident(&mut bytes, 3, &spec, handle).unwrap();
+    let Some(Argument::Resident { index: 3, dtype: DType::F16, dims, handle: same }) =
+        Arguments::new(1, &bytes).unwrap().iter().next()
+    else {
+        panic!("it is another argument")
+    };
+    assert_eq!((dims.as_slice(), same), (&[2, 5][..], handle));
+    assert_eq!(bad(&|a| a[2] = 99), DecodeError::Enum { what: "dtype", value: 99 });
+    assert_eq!(bad(&|a| a[3] = 9), DecodeError::Rank(9));
+    assert_eq!(bad(&|a| set(a, 8, &[0; 4])), DecodeError::Dimension(0));
+    assert_eq!(bad(&|a| set(a, 12, &[0, 0, 0, 0x80])), DecodeError::Dimension(i64::from(i32::MIN)));
+    let overflow = bad(&|a| {
+        a[3] = 3;
+        a.splice(8..16, [0xff, 0xff, 0xff, 0x7f].repeat(3));
+    });
+    assert_eq!(overflow, DecodeError::Overflow("element count"));
+    assert_eq!(bad(&|a| a.truncate(31)), DecodeError::Truncated);
+    assert_eq!(bad(&|a| a.push(0)), DecodeError::Trailing(1));
+    // What cannot be told is not written.
+    let mut out = Vec::new();
+    let long = TensorSpec::new(DType::U8, &[1 << 31]).unwrap();
+    assert_eq!(write_resident(&mut out, 0, &long, handle), Err(DecodeError::Dimension(1 << 31)));
+    assert!(out.is_empty());
+}
+
+#[test]
+fn outputs_of_runs_are_refused_for_the_right_reason() {
+    let binding = Handle { index: 1, generation: 1, epoch: 1 };
+    let run = |wanted, keep| Request::Run { binding, position: None, wanted, keep, arguments: Arguments::EMPTY };
+    let meta = |wanted, keep| encoded(&run(wanted, keep)).1;
+    assert_eq!((meta(u32::MAX.into(), u32::MAX.into()).len(), meta(1 << 32, 0).len()), (32, 40));
+    for (wanted, keep) in [(u64::MAX, 0), (0, u64::MAX), (u32::MAX.into(), u32::MAX.into()), (1 << 63, 1 << 32)] {
+        let meta = meta(wanted, keep);
+        let header = header(Kind::Run, Flags::default(), &meta, &[]);
+        assert_eq!(Request::decode(&header, &meta, &[]), Ok(run(wanted, keep)));
+    }
+    let many = DecodeError::TooLong { what: "outputs of a run", length: 65, limit: 64 };
+    assert_eq!(refuse(Kind::Run, &meta(u64::MAX, 1), &[]), many);
+    assert_eq!(refuse(Kind::Run, &meta(1 << 40, u64::MAX), &[]), many);
+    let more = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut meta = meta(0, 1 << 63);
+        change(&mut meta);
+        refuse(Kind::Run, &meta, &[])
+    };
+    assert!(matches!(more(&|m| m[39] = 0), DecodeError::Range(_)), "of two ways to say it one is right");
+    assert_eq!(more(&|m| m.truncate(39)), DecodeError::Truncated);
+    assert_eq!(more(&|m| m.push(0)), DecodeError::Trailing(1));
+}
+
 fn bad_argument(change: impl FnOnce(&mut Vec<u8>)) -> DecodeError {
     let mut bytes = Vec::new();
     write_argument(&mut bytes, 3, DType::F32, &[2], &[0; 8]).unwrap();
