@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .caches import Caches, KvCache, place
 from .node import Node, Shape
 
 #: Programs that a device keeps; the one used longest ago goes first.
@@ -45,7 +46,7 @@ class Given:
     tensor: Any = None
 
 
-class Backend(Protocol):
+class Backend(Caches, Protocol):
     """A server, as it is needed here."""
 
     def define(self, device: int, lines: Sequence[Line], outputs: Sequence[int], phase: str | None) -> Any:
@@ -54,8 +55,16 @@ class Backend(Protocol):
     def forget(self, program: Any) -> None:
         """The program is not needed any more."""
 
-    def run(self, program: Any, bound: Sequence[tuple[int, Any]], given: Sequence[Given], wanted: int, keep: int) -> list[Any]:
-        """Runs it, with tensors bound and given. Gives, an output each, its bytes where bit i of `wanted` is set, and its tensor where bit i of `keep` is."""
+    def run(
+        self,
+        program: Any,
+        bound: Sequence[tuple[int, Any]],
+        given: Sequence[Given],
+        wanted: int,
+        keep: int,
+        cache: tuple[int, KvCache] | None,
+    ) -> list[Any]:
+        """Runs it, with tensors bound and given, and the cache that it appends to, which is made if it has no handle yet. Gives, an output each, its bytes where bit i of `wanted` is set, and its tensor where bit i of `keep` is."""
 
     def put(self, device: int, data: Any, dtype: str, shape: Shape, weight: bool) -> Any:
         """Brings data to the server; gives the tensor."""
@@ -124,36 +133,59 @@ class Runner:
             return data
         if node.op == "empty":
             return b""
+        if node.op == "cached":
+            self._uncache(node)
         return node.value if node.op == "host" else self.backend.get(node.value)
 
     def _run(self, order: list[Node], roots: list[Node], fetched: dict[int, Any] | None) -> None:
+        asked = set(map(id, roots))
+        inside = _readers(order)
+
+        def stays(node: Node) -> bool:
+            # Whoever holds a value, or has captured something that reads it, will want it, and it is there now. The rest is for this
+            # run alone.
+            return node.holders > 0 or node.readers > inside[id(node)]
+
+        kept = [node for node in order if not node.is_leaf() and (id(node) in asked or (node.op != "full" and stays(node)))]
+        many = len(kept) > MOST_OUTPUTS
+        if many:
+            kept = roots
+        # What a cache takes in stays there, so everything that was computed from it must stay, too.
+        placed = place(order, lambda node: not many and id(node) not in asked and stays(node), self.backend)
+        if placed is not None:
+            grown = {id(node) for node, _, _ in placed.parts}
+            kept = [node for node in kept if id(node) not in grown]
+        order = _order(kept)
         for node in order:
-            if node.op == "host" and node.nbytes > INLINE_BYTES:
+            if node.op == "cached":
+                self._uncache(node)
+            elif node.op == "host" and node.nbytes > INLINE_BYTES:
                 self.put(node)
         captured = Captured(order)
-        asked = set(map(id, roots))
-        # Whoever holds a value will want it, and it is there now. The rest is for this run alone.
-        kept = [node for node in order if not node.is_leaf() and (node.holders or id(node) in asked)]
-        if len(kept) > MOST_OUTPUTS:
-            kept = [node for node in kept if id(node) in asked]
-        outputs = tuple(captured.index[id(node)] for node in kept)
-        plan = self._plan(captured, outputs, roots[0])
+        plan = self._plan(captured, tuple(captured.index[id(node)] for node in kept), roots[0])
         wanted = keep = 0
         for bit, node in enumerate(kept):
             if fetched is not None and id(node) in asked and node.nbytes <= INLINE_BYTES:
                 wanted |= 1 << bit
-                if not node.holders:
+                if not stays(node):
                     continue
             keep |= 1 << bit
         self.counts.requests += 1
         self.counts.nodes += len(order)
         bound, given = captured.arguments(plan.lifted)
-        values = self.backend.run(plan.program, bound, given, wanted, keep)
+        values = self.backend.run(plan.program, bound, given, wanted, keep, captured.cache)
+        if placed is not None:
+            placed.settle()
         for bit, (node, (data, tensor)) in enumerate(zip(kept, values)):
             if fetched is not None and wanted >> bit & 1:
                 fetched[id(node)] = data
             if keep >> bit & 1:
                 node.settle(tensor)
+
+    def _uncache(self, node: Node) -> None:
+        """Somebody reads a cache's keys or values as the tensor that they are in torch: they become one."""
+        data = self.backend.read_cache(node.value.cache.handle, node.value)
+        node.settle(self.backend.put(node.device, data, node.dtype, node.shape, False))
 
     def _plan(self, captured: Captured, outputs: tuple[int, ...], root: Node) -> Plan:
         key = (root.device, root.phase, outputs, tuple(captured.lines))
@@ -182,7 +214,7 @@ class Runner:
 class Captured:
     """A graph as it was captured: its shape, and apart from that the numbers and tensors that it reads."""
 
-    __slots__ = ("given", "index", "lines", "numbers", "weights")
+    __slots__ = ("cache", "given", "index", "lines", "numbers", "weights")
 
     def __init__(self, order: Sequence[Node]) -> None:
         self.index: dict[int, int] = {}
@@ -192,6 +224,7 @@ class Captured:
         #: Weights and other tensors that come from outside, by line.
         self.weights: list[tuple[int, Node]] = []
         self.given: list[tuple[int, Node]] = []
+        self.cache: tuple[int, KvCache] | None = None
         index, lines = self.index, self.lines
         for i, node in enumerate(order):
             index[id(node)] = i
@@ -203,6 +236,8 @@ class Captured:
                 weight = node.residency == "weight" and op == "resident"
                 op = "weight" if weight else "argument"
                 (self.weights if weight else self.given).append((i, node))
+            elif op == "kv_cache":
+                self.cache = i, node.value
             lines.append((op, attrs, tuple([index[id(x)] for x in node.inputs]), node.dtype, node.shape))
 
     def definition(self, lifted: frozenset[int]) -> list[Line]:
@@ -250,6 +285,15 @@ def _order(roots: Sequence[Node]) -> list[Node]:
                 if id(read) not in seen:
                     stack.append((read, False))
     return order
+
+
+def _readers(order: Sequence[Node]) -> dict[int, int]:
+    """How many of the nodes read each."""
+    readers = dict.fromkeys(map(id, order), 0)
+    for node in order:
+        for read in node.inputs:
+            readers[id(read)] += 1
+    return readers
 
 
 def _part(order: list[Node], roots: list[Node]) -> list[Node]:
