@@ -1,0 +1,137 @@
+"""To the server, from it, and between types and devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import build, node, run
+from ..dispatch import HANDLERS
+from ..dtypes import NAMES, TYPES, name_of
+from ..node import Node
+from ..tensor import RemoteTensor, node_of, wrap, write
+
+#: A tensor of this process up to this size travels with the run that first reads it.
+SMALL_BYTES = 4 << 10
+
+
+def upload(source: torch.Tensor, dtype: str, device: int) -> Node:
+    """The values of a tensor of this process."""
+    if source.layout != torch.strided:
+        raise NotImplementedError(f"remote_accelerator has no {source.layout} tensors: use .to_dense()")
+    if source.numel() == 0:
+        return build.empty(tuple(source.shape), dtype, device)
+    values = source.detach().to(device="cpu", dtype=TYPES[dtype]).contiguous()
+    data = values.reshape(-1).view(torch.uint8).numpy()
+    weight = isinstance(source, torch.nn.Parameter)
+    if data.nbytes <= SMALL_BYTES and not weight:
+        return node.host(data.tobytes(), tuple(source.shape), dtype, device)
+    made = node.host(data, tuple(source.shape), dtype, device)
+    run.runner().put(made, weight)
+    if weight:
+        made.residency = "weight"
+    return made
+
+
+def download(value: Node) -> torch.Tensor:
+    """The values, in a tensor of this process."""
+    dtype = TYPES[value.dtype]
+    if 0 in value.shape:
+        return torch.empty(value.shape, dtype=dtype)
+    (data,) = run.realise([value], fetch=True)
+    if isinstance(data, bytes):
+        data = bytearray(data)
+    return torch.frombuffer(data, dtype=dtype).reshape(value.shape)
+
+
+@HANDLERS.add("_to_copy.default")
+def to_copy(
+    self: torch.Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: Any = None,
+    device: Any = None,
+    pin_memory: Any = None,
+    non_blocking: bool = False,
+    memory_format: Any = None,
+) -> torch.Tensor:
+    if isinstance(self, RemoteTensor):
+        value = node_of(self)
+        if dtype is not None and dtype != self.dtype and (device is None or torch.device(device).type == "remote_accelerator"):
+            value = build.cast(value, name_of(dtype))
+        target = self.device if device is None else torch.device(device)
+        if target.type != "remote_accelerator":
+            here = download(value)
+            return here.to(device=target, dtype=dtype or here.dtype)
+        index = self.device.index if target.index is None else target.index
+        return wrap(value if index == value.device else across(value, index))
+    target = torch.device(device)
+    return wrap(upload(self, name_of(dtype or self.dtype), target.index or 0))
+
+
+def across(value: Node, device: int) -> Node:
+    """The same tensor on another device of the server: it does not pass this process."""
+    if value.op in ("empty", "host"):
+        made = Node(value.op, (), (), value.shape, value.dtype, device)
+        made.value = value.value
+        return made
+    run.realise([value])
+    return node.resident(run.runner().backend.copy(value.value, device), value.shape, value.dtype, device)
+
+
+@HANDLERS.add("copy_.default")
+def copy_in(self: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    if not isinstance(self, RemoteTensor):
+        return self.copy_(download(node_of(src)))  # type: ignore[arg-type]
+    if isinstance(src, RemoteTensor):
+        value, index = node_of(src), self._storage.node.device
+        return write(self, value if value.device == index else across(value, index))
+    value = upload(src, NAMES[self.dtype], self._storage.node.device)
+    if isinstance(self, torch.nn.Parameter) and value.op == "resident":
+        value.residency = "weight"
+    return write(self, value)
+
+
+@HANDLERS.add("_local_scalar_dense.default")
+def item(self: RemoteTensor) -> Any:
+    return download(node_of(self)).item()
+
+
+@HANDLERS.add("equal.default")
+def equal(self: RemoteTensor, other: RemoteTensor) -> bool:
+    if self.shape != other.shape:
+        return False
+    return bool((self == other).all())
+
+
+@HANDLERS.add("clone.default")
+def clone(self: RemoteTensor, *, memory_format: Any = None) -> RemoteTensor:
+    # Nodes do not change: two storages may have one.
+    return wrap(node_of(self))
+
+
+@HANDLERS.add("lift_fresh.default", "lift.default", "detach_.default", "requires_grad_.default")
+def itself(self: RemoteTensor, *_: Any) -> RemoteTensor:
+    return self
+
+
+@HANDLERS.add("is_pinned.default")
+def is_pinned(self: RemoteTensor, device: Any = None) -> bool:
+    return False
+
+
+@HANDLERS.add("is_same_size.default")
+def is_same_size(self: RemoteTensor, other: torch.Tensor) -> bool:
+    return self.shape == other.shape
+
+
+
+
+def _copy_from(self: torch.Tensor, dst: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    # Where torch copies beneath the dispatcher of operations: `torch.tensor(..., device=)`.
+    return copy_in(dst, self, non_blocking)
+
+
+_LIBRARY = torch.library.Library("aten", "IMPL")
+_LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")

@@ -1,0 +1,186 @@
+"""The tensor that `remote_accelerator` makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_any
+
+from . import build, storage
+from .dtypes import NAMES, TYPES
+from .node import Node
+
+_DEVICES: dict[int, torch.device] = {}
+
+
+def device_of(index: int) -> torch.device:
+    """`remote_accelerator:INDEX`."""
+    device = _DEVICES.get(index)
+    if device is None:
+        device = _DEVICES[index] = torch.device("remote_accelerator", index)
+    return device
+
+
+class RemoteTensor(torch.Tensor):
+    """A tensor that lives on a server, or will: what made it runs when its values are asked for.
+
+    It has the sizes, strides and type of any tensor; the memory is the server's.
+    """
+
+    _storage: storage.Storage
+    _chain: storage.Chain
+    _seen: tuple[int, Node] | None
+
+    @staticmethod
+    def __new__(
+        cls,
+        held: storage.Storage,
+        chain: storage.Chain,
+        size: tuple[int, ...],
+        dtype: torch.dtype,
+        device: int,
+        stride: tuple[int, ...] | None = None,
+        offset: int = 0,
+    ) -> RemoteTensor:
+        if stride is None:
+            self = torch.Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=device_of(device))
+        else:
+            self = torch.Tensor._make_wrapper_subclass(
+                cls, size, strides=stride, storage_offset=offset, dtype=dtype, device=device_of(device)
+            )
+        self._storage = held
+        self._chain = chain
+        self._seen = None
+        return self
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        handler = HANDLERS.get(func)
+        if handler is None:
+            handler = HANDLERS.find(func)
+        return handler(*args, **kwargs) if kwargs else handler(*args)
+
+    # ---- what has no operation of its own
+
+    def materialize(self) -> RemoteTensor:
+        """Computes it, and leaves it on the server."""
+        from .run import realise
+
+        realise([node_of(self)])
+        return self
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Its values, once they are computed, as a NumPy array of this process."""
+        return self.detach().cpu().numpy(force=force)
+
+    def tolist(self) -> Any:
+        """Its values, once they are computed, as Python numbers."""
+        return self.detach().cpu().tolist()
+
+    def __array__(self, dtype: Any = None) -> Any:
+        return self.detach().cpu().__array__(dtype) if dtype is not None else self.detach().cpu().__array__()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        text = repr(self.detach().cpu())
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"{text[:-1]}, device='{self.device}'{grad})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) in memo:
+            return memo[id(self)]
+        copy = self.detach().clone().requires_grad_(self.requires_grad)
+        if isinstance(self, torch.nn.Parameter):
+            copy = torch.nn.Parameter(copy, self.requires_grad)
+        memo[id(self)] = copy
+        return copy
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A file has the values: it loads on a machine that knows no server, under weights_only, too.
+        return self.detach().cpu().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
+
+    def backward(self, *_: Any, **__: Any) -> None:
+        """Not there.
+
+        Raises NotImplementedError.
+        """
+        raise NotImplementedError(
+            "remote_accelerator has no autograd (backward): train where the parameters are local, and move the model "
+            "with .to('remote_accelerator:0') to run it; torch.no_grad() says so to torch"
+        )
+
+    @property
+    def data(self) -> Any:
+        """The same values without what autograd knows of them."""
+        return self.detach()
+
+    @data.setter
+    def data(self, new: Any) -> None:
+        if not isinstance(new, RemoteTensor):
+            raise RuntimeError(f"data on {self.device} cannot become data on {new.device}: make a new tensor with .to()")
+        torch.Tensor.data.__set__(self, new)
+        self._storage, self._chain, self._seen = new._storage, new._chain, None
+
+
+def node_of(tensor: RemoteTensor) -> Node:
+    """What a tensor shows now."""
+    chain, held = tensor._chain, tensor._storage
+    if not chain:
+        return held.node
+    seen = tensor._seen
+    if seen is not None and seen[0] == held.version:
+        return seen[1]
+    node = storage.read(held, chain)
+    tensor._seen = held.version, node
+    return node
+
+
+def wrap(node: Node) -> RemoteTensor:
+    """A new tensor with storage of its own."""
+    return RemoteTensor(storage.Storage(node), (), node.shape, TYPES[node.dtype], node.device)
+
+
+def view_of(base: RemoteTensor, like: torch.Tensor, *steps: storage.Step) -> RemoteTensor:
+    """A view of a tensor's storage; `like` has its sizes, strides and offset."""
+    return RemoteTensor(
+        base._storage,
+        base._chain + steps,
+        tuple(like.shape),
+        base.dtype,
+        base.device.index,
+        like.stride(),
+        like.storage_offset(),
+    )
+
+
+def shadow(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without memory that has the sizes and strides: torch itself says what views make of them."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def write(tensor: RemoteTensor, node: Node) -> RemoteTensor:
+    """Replaces what a tensor shows, in place: cast and broadcast as torch's operations in place do."""
+    node = build.cast(node, NAMES[tensor.dtype])
+    shape = tuple(tensor.shape)
+    if node.shape != shape:
+        if build.broadcast_shapes(node.shape, shape) != shape:
+            raise RuntimeError(
+                f"output with shape {list(shape)} doesn't match the broadcast shape {list(node.shape)}"
+            )
+        node = build.expand(node, shape)
+    storage.write(tensor._storage, tensor._chain, node)
+    return tensor
+
+
+def is_remote(values: Any) -> bool:
+    """Whether a tensor on the server is among them."""
+    return tree_any(lambda value: isinstance(value, RemoteTensor), values)
+
+
+# At the end: its operations make tensors.
+from .dispatch import HANDLERS  # noqa: E402

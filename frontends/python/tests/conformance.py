@@ -1,0 +1,153 @@
+"""What PyTorch's own database of operations says of `remote_accelerator`: every sample of it, forward, against the CPU.
+
+Used by the tests, and by itself to print how each operation fares:
+
+    python conformance.py [--dtype float32] [--only NAME,NAME] [--verbose]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import OpInfo, SampleInput
+from torch.utils._pytree import tree_flatten, tree_map
+
+DEVICE = "remote_accelerator:0"
+#: Operations whose values are drawn or not set: only shapes and types can be compared.
+DRAWN = frozenset({
+    "bernoulli", "empty", "empty_like", "empty_permuted", "empty_strided", "exponential", "geometric", "cauchy", "log_normal",
+    "multinomial", "new_empty", "new_empty_strided", "nn.functional.alpha_dropout", "nn.functional.dropout", "nn.functional.dropout2d",
+    "nn.functional.dropout3d", "nn.functional.feature_alpha_dropout", "nn.functional.rrelu", "normal", "rand_like", "randint",
+    "randint_like", "randn", "randn_like", "uniform",
+})  # fmt: skip
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How an operation fared."""
+
+    name: str
+    samples: int = 0
+    passed: int = 0
+    #: The largest difference from the CPU, relative to the largest magnitude of the CPU's result.
+    error: float = 0.0
+    #: What the first failure said.
+    said: str = ""
+    #: It said NotImplementedError.
+    refused: bool = False
+
+    @property
+    def works(self) -> bool:
+        return self.samples > 0 and self.passed == self.samples
+
+
+def name_of(op: OpInfo) -> str:
+    return op.name + (f".{op.variant_test_name}" if op.variant_test_name else "")
+
+
+def remote(value: Any) -> Any:
+    """A sample's tensors on the device; CPU scalars, dtypes and the like as they are."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(DEVICE)
+    if isinstance(value, torch.device) or value == "cpu" and isinstance(value, str):
+        return torch.device(DEVICE)
+    return value
+
+
+def samples(op: OpInfo, dtype: torch.dtype) -> Iterator[SampleInput]:
+    torch.manual_seed(0)
+    yield from op.sample_inputs("cpu", dtype, requires_grad=False)
+
+
+def check(op: OpInfo, dtype: torch.dtype, outcome: Outcome, verbose: bool = False) -> None:
+    drawn = name_of(op) in DRAWN or op.name in DRAWN
+    for sample in samples(op, dtype):
+        args = (sample.input, *sample.args)
+        try:
+            there = tree_map(remote, args), tree_map(remote, dict(sample.kwargs))
+            expected = op(*args, **sample.kwargs)
+        except Exception as error:  # noqa: BLE001: a sample that the CPU refuses says nothing
+            if "remote_accelerator" in str(error):
+                outcome.samples += 1
+                outcome.said = outcome.said or str(error)
+                outcome.refused = True
+            continue
+        outcome.samples += 1
+        try:
+            found = op(*there[0], **there[1])
+            compare(expected, found, outcome, drawn)
+        except Exception as error:  # noqa: BLE001: whatever it is, it is what the operation gave
+            if verbose:
+                print(f"  {name_of(op)}: {sample}\n    {type(error).__name__}: {error}"[:1200])
+            outcome.refused = outcome.refused or isinstance(error, NotImplementedError)
+            outcome.said = outcome.said or f"{type(error).__name__}: {error}"
+            continue
+        outcome.passed += 1
+
+
+def compare(expected: Any, found: Any, outcome: Outcome, drawn: bool) -> None:
+    wanted, form = tree_flatten(expected)
+    given, other = tree_flatten(found)
+    assert len(wanted) == len(given), f"{len(given)} results instead of {len(wanted)}"
+    for want, have in zip(wanted, given):
+        if not isinstance(want, torch.Tensor):
+            assert want == have, f"{have} instead of {want}"
+            continue
+        assert isinstance(have, torch.Tensor), f"{type(have)} instead of a tensor"
+        if not want.numel() or want.dim():
+            assert have.device.type == "remote_accelerator", f"the result is on {have.device}"
+        here = have.cpu()
+        if drawn:
+            assert (here.shape, here.dtype) == (want.shape, want.dtype), f"{here.shape} {here.dtype}"
+            continue
+        torch.testing.assert_close(here, want, equal_nan=True, check_device=False, check_stride=False)
+        if want.is_floating_point() and want.numel():
+            finite = torch.isfinite(want)
+            scale = want[finite].abs().max().item() if finite.any() else 0.0
+            if scale:
+                outcome.error = max(outcome.error, (here[finite] - want[finite]).abs().max().item() / scale)
+
+
+def survey(dtype: torch.dtype, only: set[str] | None = None, verbose: bool = False) -> list[Outcome]:
+    """Every operation of the database that has this type on the CPU."""
+    outcomes = []
+    for op in op_db:
+        if dtype not in op.supported_dtypes("cpu") or (only and name_of(op) not in only and op.name not in only):
+            continue
+        outcome = Outcome(name_of(op))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                check(op, dtype, outcome, verbose)
+            except Exception as error:  # noqa: BLE001: a database that cannot make its samples
+                outcome.said = outcome.said or f"{type(error).__name__}: {error}"
+        if outcome.samples:
+            outcomes.append(outcome)
+    return outcomes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--only")
+    parser.add_argument("--verbose", action="store_true")
+    asked = parser.parse_args()
+    only = set(asked.only.split(",")) if asked.only else None
+    outcomes = survey(getattr(torch, asked.dtype), only, asked.verbose)
+    for outcome in outcomes:
+        if not outcome.works:
+            said = " ".join(outcome.said.split())
+            print(f"{outcome.name}: {outcome.passed} of {outcome.samples}: {said[:230]}")
+    working = sum(outcome.works for outcome in outcomes)
+    print(f"{working} of {len(outcomes)} operations pass all samples in {asked.dtype}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
