@@ -138,14 +138,14 @@ class Runner:
             between: list[Node] = []
             try:
                 while waiting := [node for node in dict.fromkeys(roots) if not node.is_leaf()]:
-                    order = _order(waiting)
+                    order = order_of(waiting)
                     part = _part(order, waiting)
                     if part is not waiting:
                         # The rest needs what this part gives.
                         for node in part:
                             node.holders += 1
                         between += part
-                    self._run(order if part is waiting else _order(part), part, found if fetch else None)
+                    self._run(order if part is waiting else order_of(part), part, found if fetch else None)
                     if fetch and part is waiting:
                         break
             finally:
@@ -186,7 +186,7 @@ class Runner:
         if placed is not None:
             grown = {id(node) for node, _, _ in placed.parts}
             kept = [node for node in kept if id(node) not in grown]
-        order = _order(kept)
+        order = order_of(kept)
         for node in order:
             if node.op == "cached":
                 self._uncache(node)
@@ -310,7 +310,7 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and repr(a) == repr(b) if isinstance(a, float) else a == b and type(a) is type(b)
 
 
-def _order(roots: Sequence[Node]) -> list[Node]:
+def order_of(roots: Sequence[Node]) -> list[Node]:
     """All nodes that the roots need, each after those that it reads."""
     order: list[Node] = []
     seen: set[int] = set()
