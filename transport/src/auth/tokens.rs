@@ -194,7 +194,11 @@ impl Token {
         line
     }
 
-    fn parse(line: &str) -> Result<Self, &'static str> {
+    /// Reads a line of a file.
+    ///
+    /// # Errors
+    /// What such a line has to have. Says nothing of what stands there.
+    pub fn parse(line: &str) -> Result<Self, &'static str> {
         let mut words = line.split_ascii_whitespace();
         let name = words.next().unwrap_or_default();
         let name = token_name(name.as_bytes()).map_err(|_| "a token's name has 1 to 64 letters, digits, or -_.@")?;

@@ -18,6 +18,7 @@ use super::shares::Passed;
 use super::staging::{JOINED, Staging};
 use super::{Cache, ClientError, ConnectOptions, DeviceInfo, PutOptions, Tensor};
 use crate::connection::{Client, Counters, LanePlan, RequestId, SlicePlan};
+use crate::link::wait::Alarm;
 use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
@@ -165,6 +166,18 @@ impl Session {
     /// Moves bytes until one of these requests is answered, or until a time has come. Whether one is answered.
     pub fn wait_any<'a>(&mut self, pending: impl Iterator<Item = &'a Pending> + Clone, until: Option<Instant>) -> bool {
         self.engine.wait_until(until, |client| pending.clone().any(|p| client.has_answer(p.id)))
+    }
+
+    /// The same, for a session that threads share under a lock: ends as well, with `false`, once `asks` says that another thread wants
+    /// the session. That thread rings the alarm, and hushes it when it has the session.
+    pub fn wait_any_unless<'a>(
+        &mut self,
+        pending: impl Iterator<Item = &'a Pending> + Clone,
+        until: Option<Instant>,
+        alarm: &Alarm,
+        asks: &dyn Fn() -> bool,
+    ) -> bool {
+        self.engine.wait_unless(until, Some((alarm, asks)), |client| pending.clone().any(|p| client.has_answer(p.id)))
     }
 
     /// The time of an empty round trip.

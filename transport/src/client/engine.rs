@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::lanes::Lanes;
 use crate::connection::Client;
-use crate::link::wait::{Interest, Waiter};
+use crate::link::wait::{Alarm, Interest, Waiter};
 
 /// Turns a client's lanes until something is true.
 pub(super) struct Engine {
@@ -43,9 +43,23 @@ impl Engine {
     }
 
     /// Moves bytes until `ready` says so, or that time has come. Whether it said so.
-    pub(super) fn wait_until(&mut self, until: Option<Instant>, mut ready: impl FnMut(&mut Client) -> bool) -> bool {
+    pub(super) fn wait_until(&mut self, until: Option<Instant>, ready: impl FnMut(&mut Client) -> bool) -> bool {
+        self.wait_unless(until, None, ready)
+    }
+
+    /// The same, and ends as well when somebody asks for that, who also wakes it.
+    pub(super) fn wait_unless(
+        &mut self,
+        until: Option<Instant>,
+        ask: Option<(&Alarm, &dyn Fn() -> bool)>,
+        mut ready: impl FnMut(&mut Client) -> bool,
+    ) -> bool {
         if ready(&mut self.lanes.client) {
             return true;
+        }
+        let asked = || ask.is_some_and(|(_, asks)| asks());
+        if asked() {
+            return false;
         }
         let began = Instant::now();
         let mut now = began;
@@ -58,7 +72,7 @@ impl Engine {
                     break;
                 }
                 now = Instant::now();
-                if until.is_some_and(|until| now >= until) {
+                if until.is_some_and(|until| now >= until) || asked() {
                     return false;
                 }
                 continue;
@@ -74,13 +88,16 @@ impl Engine {
                 looks = LOOKS;
                 now = Instant::now();
                 let left = until.map_or(LONGEST, |until| until.saturating_duration_since(now));
-                if left.is_zero() {
+                if left.is_zero() || asked() {
                     return false;
                 }
                 // Sleeps are rounded up to milliseconds: one that would last longer than is left is no sleep.
                 if now - began >= budget && left > SHORTEST {
-                    self.park_for(left - SHORTEST, None, now);
+                    self.park_for(left - SHORTEST, ask.map(|(alarm, _)| alarm.interest()), now);
                     now = Instant::now();
+                    if asked() {
+                        return false;
+                    }
                 }
             }
         }

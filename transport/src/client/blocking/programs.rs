@@ -13,7 +13,21 @@ impl Session {
     /// # Errors
     /// [`ClientError`]; the verifier's words if it does not pass.
     pub fn define(&mut self, device: u16, graph: &[u8]) -> Result<Program, ClientError> {
-        self.call(&Request::Define { device, graph }, api::program)
+        let pending = self.start_define(device, graph);
+        self.finish_define(pending)
+    }
+
+    /// Begins to register an encoded graph.
+    pub fn start_define(&mut self, device: u16, graph: &[u8]) -> Pending {
+        self.start(&Request::Define { device, graph }, None)
+    }
+
+    /// Waits for what [`Self::start_define`] began.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the verifier's words if it does not pass.
+    pub fn finish_define(&mut self, pending: Pending) -> Result<Program, ClientError> {
+        self.finish(pending.id, api::program)
     }
 
     /// Registers a graph by its content hash; `None` if the server has no such graph: then [`Self::define`] it.

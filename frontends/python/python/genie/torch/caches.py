@@ -62,6 +62,11 @@ class Placed:
     grown: int
     parts: list[tuple[Node, int, bool]]
 
+    @property
+    def phase(self) -> str:
+        """What such a run is: one token more, or a whole prompt."""
+        return "decode" if self.cache.length else "prefill"
+
     def settle(self) -> None:
         """The run is done."""
         self.cache.length += self.grown
@@ -123,7 +128,9 @@ def _prompt(found: Sequence[Node], staying: Any) -> Placed | None:
         causal = node.attrs[0][1]
         if len(node.inputs) != 3 or q.shape[0] != 1 or not (causal or q.shape[2] == 1):
             continue
-        if q.shape[2] != k.shape[2] or k.shape != v.shape or k is v or k.is_leaf() or v.is_leaf() or not (staying(k) and staying(v)):
+        if q.shape[2] != k.shape[2] or k.shape != v.shape or k is v or k.is_leaf() or v.is_leaf():
+            continue
+        if any(x.residency == "activation" or not (staying(x) or x.residency == "kv-cache") for x in (k, v)):
             continue
         if layers and (k.shape, k.dtype) != (layers[0].inputs[1].shape, layers[0].inputs[1].dtype):
             return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,8 +17,8 @@ from .node import Node, Shape
 
 #: Programs that a device keeps; the one used longest ago goes first.
 MOST_PROGRAMS = 96
-#: Outputs of one run.
-MOST_OUTPUTS = 32
+#: Outputs of one run: as many as come back and stay together may be 64.
+MOST_OUTPUTS = 48
 #: Inputs of one run that are given with it.
 MOST_ARGUMENTS = 60
 #: Bytes that travel inside a request or its answer; what is larger is put and fetched.
@@ -72,6 +72,24 @@ class Backend(Caches, Protocol):
     def get(self, tensor: Any) -> Any:
         """The bytes of a tensor."""
 
+    def copy(self, tensor: Any, device: int) -> Any:
+        """The same tensor on another device."""
+
+    def devices(self) -> list[dict[str, Any]]:
+        """What devices there are."""
+
+    def allocated(self, device: int) -> int:
+        """Bytes that this session holds on a device."""
+
+    def synchronise(self) -> None:
+        """Waits until all that was asked for is done, and all that is not needed is freed."""
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received so far."""
+
+    def describe(self, lines: Sequence[Line], outputs: Sequence[int], phase: str | None) -> tuple[str, int, int]:
+        """A graph as text, its floating-point operations, and the bytes that it reads and writes."""
+
 
 @dataclass(slots=True)
 class Plan:
@@ -91,6 +109,17 @@ class Runs:
     nodes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A graph that ran: its lines and outputs, and how many bytes its arguments had here and on the server."""
+
+    lines: list[Line]
+    outputs: tuple[int, ...]
+    phase: str | None
+    bytes_up: int
+    bytes_there: int
+
+
 class Runner:
     """Runs nodes on one server."""
 
@@ -99,22 +128,24 @@ class Runner:
         self.plans: OrderedDict[Any, Plan] = OrderedDict()
         self.counts = Runs()
         self._lock = threading.RLock()
+        self._watch: Callable[[Ran], None] | None = None
 
-    def realise(self, roots: Sequence[Node], fetch: bool = False) -> list[Any]:
-        """Computes nodes of one device, and all they need. With `fetch` it gives the bytes of each."""
+    def realise(self, roots: Sequence[Node], fetch: bool = False, watch: Callable[[Ran], None] | None = None) -> list[Any]:
+        """Computes nodes of one device, and all they need. With `fetch` it gives the bytes of each; `watch` is told of each run."""
         with self._lock:
+            self._watch = watch
             found: dict[int, Any] = {}
             between: list[Node] = []
             try:
                 while waiting := [node for node in dict.fromkeys(roots) if not node.is_leaf()]:
-                    order = _order(waiting)
+                    order = order_of(waiting)
                     part = _part(order, waiting)
                     if part is not waiting:
                         # The rest needs what this part gives.
                         for node in part:
                             node.holders += 1
                         between += part
-                    self._run(order if part is waiting else _order(part), part, found if fetch else None)
+                    self._run(order if part is waiting else order_of(part), part, found if fetch else None)
                     if fetch and part is waiting:
                         break
             finally:
@@ -155,14 +186,18 @@ class Runner:
         if placed is not None:
             grown = {id(node) for node, _, _ in placed.parts}
             kept = [node for node in kept if id(node) not in grown]
-        order = _order(kept)
+        order = order_of(kept)
         for node in order:
             if node.op == "cached":
                 self._uncache(node)
             elif node.op == "host" and node.nbytes > INLINE_BYTES:
                 self.put(node)
         captured = Captured(order)
-        plan = self._plan(captured, tuple(captured.index[id(node)] for node in kept), roots[0])
+        phase = roots[0].phase or (placed.phase if placed is not None else _phase(order))
+        outputs = tuple(captured.index[id(node)] for node in kept)
+        plan = self._plan(captured, outputs, roots[0].device, phase)
+        if self._watch is not None:
+            self._watch(captured.told(outputs, plan.lifted, phase))
         wanted = keep = 0
         for bit, node in enumerate(kept):
             if fetched is not None and id(node) in asked and node.nbytes <= INLINE_BYTES:
@@ -187,8 +222,8 @@ class Runner:
         data = self.backend.read_cache(node.value.cache.handle, node.value)
         node.settle(self.backend.put(node.device, data, node.dtype, node.shape, False))
 
-    def _plan(self, captured: Captured, outputs: tuple[int, ...], root: Node) -> Plan:
-        key = (root.device, root.phase, outputs, tuple(captured.lines))
+    def _plan(self, captured: Captured, outputs: tuple[int, ...], device: int, phase: str | None) -> Plan:
+        key = (device, phase, outputs, tuple(captured.lines))
         values = tuple(captured.numbers.values())
         plan = self.plans.get(key)
         if plan is None:
@@ -203,7 +238,7 @@ class Runner:
             self.backend.forget(plan.program)
             lifted = plan.lifted | changed
             plan = Plan(None, lifted if len(lifted) <= MOST_LIFTED else frozenset(), values)
-        plan.program = self.backend.define(root.device, captured.definition(plan.lifted), outputs, root.phase)
+        plan.program = self.backend.define(device, captured.definition(plan.lifted), outputs, phase)
         self.counts.defined += 1
         self.plans[key] = plan
         while len(self.plans) > MOST_PROGRAMS:
@@ -248,6 +283,12 @@ class Captured:
             lines[i] = ("argument", (), (), dtype, shape) if i in lifted else (op, (("value", value),), inputs, dtype, shape)
         return lines
 
+    def told(self, outputs: tuple[int, ...], lifted: frozenset[int], phase: str | None) -> Ran:
+        """What `explain` says of it."""
+        up = sum(node.nbytes for _, node in self.given if node.op == "host") + 8 * len(lifted)
+        there = sum(node.nbytes for _, node in [*self.given, *self.weights] if node.op == "resident")
+        return Ran(self.definition(lifted), outputs, phase, up, there)
+
     def arguments(self, lifted: frozenset[int]) -> tuple[list[tuple[int, Any]], list[Given]]:
         """What is bound to the program once, and what is given with this run."""
         bound = [(i, node.value) for i, node in self.weights]
@@ -269,7 +310,7 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and repr(a) == repr(b) if isinstance(a, float) else a == b and type(a) is type(b)
 
 
-def _order(roots: Sequence[Node]) -> list[Node]:
+def order_of(roots: Sequence[Node]) -> list[Node]:
     """All nodes that the roots need, each after those that it reads."""
     order: list[Node] = []
     seen: set[int] = set()
@@ -285,6 +326,11 @@ def _order(roots: Sequence[Node]) -> list[Node]:
                 if id(read) not in seen:
                     stack.append((read, False))
     return order
+
+
+def _phase(order: Sequence[Node]) -> str | None:
+    """The phase that a graph without a KV cache shows: images are looked at by convolutions."""
+    return "vision" if any(node.op == "conv2d" for node in order) else None
 
 
 def _readers(order: Sequence[Node]) -> dict[int, int]:

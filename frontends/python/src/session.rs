@@ -1,0 +1,395 @@
+//! `_native.Session`.
+#![expect(clippy::too_many_arguments, reason = "Python gives them by name, and most are left out")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use genie_graph::VerifiedGraph;
+use genie_transport::client::blocking;
+use genie_transport::client::{self, BindInputs, ClientError, Input, PutOptions, RunOptions, Value};
+use genie_transport::wire::{ContentHash, Handle};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+
+use crate::connect::{Given, Target};
+use crate::errors::bad_input;
+use crate::graph::{self, Graph};
+use crate::held::{Binding, Cache, Held, Ports, Program, Tensor};
+use crate::memory::{self, Block};
+use crate::shared::{Left, Shared, Stop};
+
+/// Graphs of so many bytes are looked for by their hash before they are sent.
+const LOOKED_FOR: usize = 16 << 10;
+
+/// A session on a server. Threads may share it.
+#[pyclass(frozen, subclass, weakref, module = "genie._native")]
+pub(crate) struct Session {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Session {
+    /// Calls without Python, which may interrupt it.
+    fn call<T: Send>(
+        &self,
+        py: Python<'_>,
+        left: Left,
+        start: impl FnOnce(&mut blocking::Session) -> Result<blocking::Pending, ClientError> + Send,
+        finish: impl FnOnce(&mut blocking::Session, blocking::Pending) -> Result<T, ClientError> + Send,
+    ) -> PyResult<T> {
+        let mut look = || Python::attach(|py| py.check_signals());
+        Ok(py.detach(|| self.shared.call(left, start, finish, &mut look))?)
+    }
+
+    /// The same, and tells `progress` how many of `total` bytes have moved.
+    fn watched<T: Send>(
+        &self,
+        py: Python<'_>,
+        (progress, total, up): (Option<&Bound<'_, PyAny>>, u64, bool),
+        left: Left,
+        start: impl FnOnce(&mut blocking::Session) -> Result<blocking::Pending, ClientError> + Send,
+        finish: impl FnOnce(&mut blocking::Session, blocking::Pending) -> Result<T, ClientError> + Send,
+    ) -> PyResult<T> {
+        let Some(progress) = progress else { return self.call(py, left, start, finish) };
+        let tell = progress.clone().unbind();
+        let counters = self.with(py, |session| Ok(session.counters()))?;
+        let moved = || if up { &counters.up } else { &counters.down }.load(Ordering::Relaxed);
+        let before = moved();
+        let mut look = || {
+            Python::attach(|py| {
+                py.check_signals()?;
+                tell.bind(py).call1(((moved() - before).min(total), total)).map(|_| ())
+            })
+        };
+        let done = py.detach(|| self.shared.call(left, start, finish, &mut look))?;
+        progress.call1((total, total))?;
+        Ok(done)
+    }
+
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut blocking::Session) -> Result<T, ClientError> + Send,
+    ) -> PyResult<T> {
+        let done: Result<T, Stop> = py.detach(|| self.shared.with(work));
+        Ok(done?)
+    }
+
+    /// The handles of a bind's inputs.
+    fn handles(
+        &self,
+        ports: &Ports,
+        given: Option<&Bound<'_, PyDict>>,
+        uses: &mut Vec<Py<PyAny>>,
+    ) -> PyResult<Vec<(u32, Handle)>> {
+        let Some(given) = given else { return Ok(Vec::new()) };
+        let one = |(key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
+            let handle = if let Ok(tensor) = value.cast::<Tensor>() {
+                tensor.get().held.handle(&self.shared)?
+            } else if let Ok(cache) = value.cast::<Cache>() {
+                cache.get().held.handle(&self.shared)?
+            } else {
+                return Err(bad_input("residents are tensors or caches of this session: put the array first"));
+            };
+            uses.push(value.unbind());
+            Ok((ports.input(&key)?, handle))
+        };
+        given.iter().map(one).collect()
+    }
+}
+
+/// Index, name, model, capability, bytes in all, bytes free.
+type Device = (u32, String, String, String, u64, u64);
+
+/// Arrays that go with a request, by the nodes that take them.
+struct Inline(Vec<(u16, Arc<Block>)>);
+
+impl Inline {
+    fn of(ports: &Ports, given: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        let Some(given) = given else { return Ok(Self(Vec::new())) };
+        let one = |(key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
+            let node = ports.input(&key)?;
+            let node = u16::try_from(node).map_err(|_| {
+                bad_input(format!("node {node} cannot take an array: put it, and bind it as a resident"))
+            })?;
+            if value.is_instance_of::<Tensor>() {
+                return Err(bad_input("a run takes arrays: bind tensors of the session first, as residents"));
+            }
+            Ok((node, memory::block_of(&value, None)?))
+        };
+        given.iter().map(one).collect::<PyResult<_>>().map(Self)
+    }
+
+    fn inputs(&self) -> Vec<Input<'_>> {
+        self.0.iter().map(input).collect()
+    }
+}
+
+fn input((index, block): &(u16, Arc<Block>)) -> Input<'_> {
+    let spec = block.spec();
+    Input { index: *index, dtype: spec.dtype(), dims: spec.dims(), data: block.bytes() }
+}
+
+#[pymethods]
+impl Session {
+    #[new]
+    #[pyo3(signature = (uri, *, token=None, token_file=None, ca=None, cert=None, key=None, link=None, lease=600.0, quota=0, timeout=0.0,
+        reconnect=15.0))]
+    fn new(
+        py: Python<'_>,
+        uri: String,
+        token: Option<String>,
+        token_file: Option<PathBuf>,
+        ca: Option<PathBuf>,
+        cert: Option<PathBuf>,
+        key: Option<PathBuf>,
+        link: Option<String>,
+        lease: f64,
+        quota: u64,
+        timeout: f64,
+        reconnect: f64,
+    ) -> PyResult<Self> {
+        let given = Given { uri, token, token_file, ca, cert, key, link, lease, quota, timeout, reconnect };
+        let target = Target::new(given)?;
+        let session = target.open(py)?;
+        Ok(Self { shared: Shared::new(session, target)? })
+    }
+
+    /// Where the server is.
+    #[getter]
+    fn uri(&self) -> String {
+        self.shared.target.uri.to_string()
+    }
+
+    #[getter]
+    fn closed(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.shared.is_closed())
+    }
+
+    /// How often what the session held was lost, and another one opened in its place.
+    #[getter]
+    fn lost(&self) -> u64 {
+        self.shared.life()
+    }
+
+    /// Frees all that the session has on the server, and ends it.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(py.detach(|| self.shared.close())?)
+    }
+
+    /// Makes an array's elements a tensor on the server.
+    #[pyo3(signature = (data, *, name=None, weight=false, device=0, dtype=None, shape=None, progress=None))]
+    fn put(
+        &self,
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        name: Option<String>,
+        weight: bool,
+        device: u16,
+        dtype: Option<&Bound<'_, PyAny>>,
+        shape: Option<Vec<u64>>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Tensor> {
+        let block = memory::seen(data, dtype, shape)?;
+        let spec = block.spec().clone();
+        let total = spec.bytes();
+        let hash = weight.then(|| py.detach(|| ContentHash::of(block.bytes())));
+        let start = move |session: &mut blocking::Session| {
+            session.start_put(&spec, block.payload(), PutOptions { device, name: name.as_deref(), weight: hash })
+        };
+        let tensor = self.watched(py, (progress, total, true), Left::Tensor, start, |session, pending| {
+            session.finish_put(pending)
+        })?;
+        Ok(Tensor::new(&self.shared, tensor))
+    }
+
+    /// The elements of a tensor.
+    #[pyo3(signature = (tensor, *, progress=None))]
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        tensor: &Bound<'py, Tensor>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let tensor = tensor.get();
+        let (handle, spec) = (tensor.held.handle(&self.shared)?, tensor.tensor.spec.clone());
+        let region = self.watched(
+            py,
+            (progress, spec.bytes(), false),
+            Left::Bytes,
+            |session| session.start_get(handle, 0, spec.bytes()),
+            |session, pending| session.finish_get(pending),
+        )?;
+        memory::array(py, Arc::new(Block::of_region(region, spec, Arc::downgrade(&self.shared))?))
+    }
+
+    /// Finds a tensor by its name.
+    fn lookup(&self, py: Python<'_>, name: &str) -> PyResult<Tensor> {
+        let tensor = self.with(py, |session| session.lookup(name))?;
+        Ok(Tensor::new(&self.shared, tensor))
+    }
+
+    /// Registers a graph, or its encoding.
+    #[pyo3(signature = (graph, device=0))]
+    fn define(&self, py: Python<'_>, graph: &Bound<'_, PyAny>, device: u16) -> PyResult<Program> {
+        let verified: VerifiedGraph = match graph.cast::<Graph>() {
+            Ok(graph) => graph.borrow().verified()?,
+            Err(_) => {
+                let bytes = graph.cast::<PyBytes>().map_err(|_| bad_input("define takes a genie.Graph, or bytes"))?;
+                graph::verified(bytes.as_bytes())?
+            }
+        };
+        let (ports, encoded) = (Arc::new(Ports::of(&verified)), verified.encode());
+        let known = if encoded.len() < LOOKED_FOR {
+            None
+        } else {
+            let hash = ContentHash(verified.hash().0);
+            self.call(
+                py,
+                Left::Program,
+                |session| Ok(session.start_define_known(device, hash)),
+                |session, pending| session.finish_define_known(pending),
+            )?
+        };
+        let program = match known {
+            Some(program) => program,
+            None => self.call(
+                py,
+                Left::Program,
+                |session| Ok(session.start_define(device, &encoded)),
+                |session, pending| session.finish_define(pending),
+            )?,
+        };
+        Ok(Program { held: Held::new(&self.shared, program.handle), program, ports, device })
+    }
+
+    /// Joins a program with what is the same in every run: residents (tensors and caches), weights, arrays.
+    #[pyo3(signature = (program, *, residents=None, weights=None, fixed=None))]
+    fn bind(
+        &self,
+        py: Python<'_>,
+        program: &Bound<'_, Program>,
+        residents: Option<&Bound<'_, PyDict>>,
+        weights: Option<&Bound<'_, PyDict>>,
+        fixed: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Binding> {
+        let defined = program.get();
+        defined.held.handle(&self.shared)?;
+        let ports = defined.ports.clone();
+        let mut uses = vec![program.clone().into_any().unbind()];
+        let residents = self.handles(&ports, residents, &mut uses)?;
+        let weights = self.handles(&ports, weights, &mut uses)?;
+        let fixed = Inline::of(&ports, fixed)?;
+        let program = defined.program;
+        let start = |session: &mut blocking::Session| {
+            session.start_bind(&program, &BindInputs { weights, residents, fixed: fixed.inputs() })
+        };
+        let binding = self.call(py, Left::Binding, start, |session, pending| session.finish_bind(pending))?;
+        Ok(Binding { held: Held::new(&self.shared, binding.0), binding, ports, _uses: uses })
+    }
+
+    /// Makes an empty KV cache that fits an input of a program, with room for `reserve` tokens.
+    #[pyo3(signature = (program, input, reserve=0))]
+    fn create_cache(
+        &self,
+        py: Python<'_>,
+        program: &Bound<'_, Program>,
+        input: &Bound<'_, PyAny>,
+        reserve: u32,
+    ) -> PyResult<Cache> {
+        let defined = program.get();
+        defined.held.handle(&self.shared)?;
+        let (input, program) = (defined.ports.input(input)?, defined.program);
+        let cache = self.with(py, |session| session.create_cache(&program, input, reserve))?;
+        Ok(Cache { held: Held::new(&self.shared, cache.0), cache })
+    }
+
+    /// A second cache with the same tokens.
+    fn fork_cache(&self, py: Python<'_>, cache: &Bound<'_, Cache>) -> PyResult<Cache> {
+        cache.get().held.handle(&self.shared)?;
+        let cache = cache.get().cache;
+        let cache = self.with(py, |session| session.fork_cache(cache))?;
+        Ok(Cache { held: Held::new(&self.shared, cache.0), cache })
+    }
+
+    /// Forgets a cache's tokens from `length` on.
+    fn truncate_cache(&self, py: Python<'_>, cache: &Bound<'_, Cache>, length: u32) -> PyResult<()> {
+        cache.get().held.handle(&self.shared)?;
+        let cache = cache.get().cache;
+        self.with(py, |session| session.truncate_cache(cache, length))
+    }
+
+    /// Runs a binding. Bit i of `wanted`: output i comes back; of `keep`: it stays as a tensor.
+    #[pyo3(signature = (binding, inputs=None, wanted=1, keep=0, position=None))]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        binding: &Bound<'py, Binding>,
+        inputs: Option<&Bound<'py, PyDict>>,
+        wanted: u32,
+        keep: u32,
+        position: Option<u32>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let bound = binding.get();
+        bound.held.handle(&self.shared)?;
+        let (binding, inputs) = (bound.binding, Inline::of(&bound.ports, inputs)?);
+        let options = RunOptions { position, wanted, keep };
+        let mut outputs = self.call(
+            py,
+            Left::Outputs,
+            |session| session.start_run(binding, &inputs.inputs(), options),
+            |session, pending| session.finish_run(pending),
+        )?;
+        outputs.values.sort_by_key(|value| match value {
+            Value::Inline { index, .. } => (*index, false),
+            Value::Resident { index, .. } => (*index, true),
+        });
+        let values = outputs.values.into_iter().map(|value| self.value(py, value)).collect::<PyResult<Vec<_>>>()?;
+        PyList::new(py, values)
+    }
+
+    /// The server's devices: index, name, model, capability, bytes in all, bytes free.
+    fn devices(&self, py: Python<'_>) -> PyResult<Vec<Device>> {
+        let devices = self.with(py, blocking::Session::devices)?;
+        let one = |d: client::DeviceInfo| (d.index, d.name, d.model, d.capability, d.total_bytes, d.free_bytes);
+        Ok(devices.into_iter().map(one).collect())
+    }
+
+    /// The server's counters.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.with(py, blocking::Session::stats)?;
+        let all = PyDict::new(py);
+        stats.into_iter().try_for_each(|(name, value)| all.set_item(name, value))?;
+        Ok(all)
+    }
+
+    /// Bytes sent and received so far, headers included.
+    fn traffic(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
+        self.with(py, |session| Ok(session.traffic()))
+    }
+
+    /// Seconds of an empty round trip.
+    fn ping(&self, py: Python<'_>) -> PyResult<f64> {
+        let began = std::time::Instant::now();
+        let mut echo = Vec::new();
+        self.call(
+            py,
+            Left::Nothing,
+            |session| Ok(session.start_echo(&[])),
+            |session, pending| session.finish_echo(pending, &mut echo),
+        )?;
+        Ok(began.elapsed().as_secs_f64())
+    }
+}
+
+impl Session {
+    fn value<'py>(&self, py: Python<'py>, value: Value) -> PyResult<Bound<'py, PyAny>> {
+        match value {
+            Value::Inline { dtype, dims, data, .. } => {
+                let spec = memory::spec(dtype, &dims)?;
+                memory::array(py, Arc::new(Block::of_vec(data, spec)?))
+            }
+            Value::Resident { tensor, .. } => Ok(Bound::new(py, Tensor::new(&self.shared, tensor))?.into_any()),
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! One session for many threads.
+//!
+//! Any number of calls are in flight together. The thread that holds the session's lock moves the bytes for all of them; the others wait
+//! until it tells them that something was answered, or until it leaves. Whoever begins another call rings an alarm, upon which the lock is
+//! let go.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::time::{Duration, Instant};
+
+use genie_transport::client::blocking::{Pending, Session};
+use genie_transport::client::{ClientError, Value};
+use genie_transport::link::wait::Alarm;
+use genie_transport::memory::Region;
+use genie_transport::wire::Handle;
+use pyo3::prelude::*;
+
+use crate::connect::Target;
+use crate::errors;
+
+/// How long a call goes on without looking whether Python wants something: a signal, a progress bar.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A session that is not used says something this often: servers take one for gone that is silent for half a minute.
+const KEEP: Duration = Duration::from_secs(5);
+
+/// What is to be freed waits for the next call, but no longer than this.
+const TIDY: Duration = Duration::from_millis(500);
+
+/// Memory of gets that is kept for the next ones.
+const SPARES: usize = 8;
+
+/// A session, and who waits for what.
+pub(crate) struct Shared {
+    /// How it was reached: a model's session is another one on the same server.
+    pub(crate) target: Target,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    /// Wakes the thread that moves the bytes.
+    alarm: Alarm,
+    /// Threads that want the lock.
+    wanting: AtomicUsize,
+    /// Sessions lost so far, as of the last call.
+    life: AtomicU64,
+    to_free: Mutex<Vec<(u64, Handle)>>,
+    spares: Mutex<Vec<Region>>,
+}
+
+struct Inner {
+    /// `None` once it is closed.
+    session: Option<Session>,
+    flights: Vec<Flight>,
+    next: u64,
+    /// Requests that nobody waits for any more, and what becomes of their answers.
+    left: VecDeque<(Pending, Left)>,
+    used: Instant,
+}
+
+/// A call in flight.
+struct Flight {
+    number: u64,
+    pending: Pending,
+}
+
+/// Why a call has no result.
+pub(crate) enum Stop {
+    /// The session's reason.
+    Client(ClientError),
+    /// Python's: a signal, or what a callback raised.
+    Python(PyErr),
+    /// The session was closed on this side.
+    Closed,
+}
+
+impl From<ClientError> for Stop {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl From<PyErr> for Stop {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+impl From<Stop> for PyErr {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Client(error) => errors::client(&error),
+            Stop::Python(error) => error,
+            Stop::Closed => errors::lost("this session was closed: connect again, and upload again what it held"),
+        }
+    }
+}
+
+/// What is done with the answer to a request that its caller has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// It is a free, or made nothing that stays.
+    Nothing,
+    /// It made a tensor, which is freed.
+    Tensor,
+    /// It made a program.
+    Program,
+    /// It made a binding.
+    Binding,
+    /// It may have kept outputs.
+    Outputs,
+    /// Bytes come.
+    Bytes,
+}
+
+/// How a wait goes on.
+enum Turn {
+    Answered,
+    Again,
+}
+
+/// What there is for a call to do.
+enum State {
+    /// It can be finished; or the session is closed, which finishing it says.
+    Answered,
+    /// Another one can, and is waited for.
+    OthersAnswered,
+    Waiting,
+}
+
+impl Inner {
+    fn session(&mut self) -> Result<&mut Session, Stop> {
+        self.session.as_mut().ok_or(Stop::Closed)
+    }
+
+    fn begin(&mut self, start: impl FnOnce(&mut Session) -> Result<Pending, ClientError>) -> Result<u64, Stop> {
+        let pending = start(self.session()?)?;
+        self.next += 1;
+        self.flights.push(Flight { number: self.next, pending });
+        Ok(self.next)
+    }
+
+    fn state(&mut self, number: u64) -> State {
+        let Self { session: Some(session), flights, .. } = self else { return State::Answered };
+        let mut others = false;
+        for flight in flights {
+            if session.is_done(&flight.pending) {
+                if flight.number == number {
+                    return State::Answered;
+                }
+                others = true;
+            }
+        }
+        if others { State::OthersAnswered } else { State::Waiting }
+    }
+
+    fn take(&mut self, number: u64) -> Option<Pending> {
+        let at = self.flights.iter().position(|flight| flight.number == number)?;
+        Some(self.flights.swap_remove(at).pending)
+    }
+
+    /// Nobody waits for this any more.
+    fn leave(&mut self, number: u64, left: Left) {
+        if let (Some(pending), Some(session)) = (self.take(number), &mut self.session) {
+            session.cancel(&pending);
+            self.left.push_back((pending, left));
+        }
+    }
+}
+
+impl Shared {
+    /// For a session that was just opened.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub(crate) fn new(session: Session, target: Target) -> std::io::Result<Arc<Self>> {
+        let inner =
+            Inner { session: Some(session), flights: Vec::new(), next: 0, left: VecDeque::new(), used: Instant::now() };
+        let shared = Arc::new(Self {
+            target,
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            alarm: Alarm::new()?,
+            wanting: AtomicUsize::new(0),
+            life: AtomicU64::new(0),
+            to_free: Mutex::default(),
+            spares: Mutex::default(),
+        });
+        let weak = Arc::downgrade(&shared);
+        std::thread::Builder::new().name("genie-keeper".into()).spawn(move || keep(&weak))?;
+        Ok(shared)
+    }
+
+    /// Counts how often what the session held was lost: what was made in another life is gone.
+    pub(crate) fn life(&self) -> u64 {
+        self.life.load(Ordering::Acquire)
+    }
+
+    /// Frees something with the next call, or soon.
+    pub(crate) fn free_later(&self, life: u64, handle: Handle) {
+        locked(&self.to_free).push((life, handle));
+    }
+
+    /// Keeps memory of a get for another.
+    pub(crate) fn take_back(&self, region: Region) {
+        let mut spares = locked(&self.spares);
+        if spares.len() < SPARES {
+            spares.push(region);
+        }
+    }
+
+    /// Makes one request and waits for its answer. `look` is called ten times a second; where it fails, the request is cancelled and left
+    /// to `left`. The caller is not attached to Python.
+    pub(crate) fn call<T>(
+        &self,
+        left: Left,
+        start: impl FnOnce(&mut Session) -> Result<Pending, ClientError>,
+        finish: impl FnOnce(&mut Session, Pending) -> Result<T, ClientError>,
+        look: &mut dyn FnMut() -> PyResult<()>,
+    ) -> Result<T, Stop> {
+        let mut inner = self.lock();
+        self.tidy(&mut inner);
+        let number = inner.begin(start)?;
+        loop {
+            let turn;
+            (inner, turn) = self.turn(inner, number);
+            if let Turn::Answered = turn {
+                return self.end(inner, number, finish);
+            }
+            drop(inner);
+            let looked = look();
+            inner = self.lock();
+            if let Err(error) = looked {
+                inner.leave(number, left);
+                self.let_go(inner);
+                return Err(error.into());
+            }
+        }
+    }
+
+    /// Does something quick with the session.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Session) -> Result<T, ClientError>) -> Result<T, Stop> {
+        let mut inner = self.lock();
+        self.tidy(&mut inner);
+        let done = inner.session().and_then(|session| Ok(work(session)?));
+        self.heard(&mut inner);
+        self.let_go(inner);
+        done
+    }
+
+    /// Ends the session. Calls that other threads are in fail.
+    pub(crate) fn close(&self) -> Result<(), Stop> {
+        let session = self.lock().session.take();
+        self.changed.notify_all();
+        Ok(session.map_or(Ok(()), Session::close)?)
+    }
+
+    /// Whether it was.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().session.is_none()
+    }
+
+    // ---- inside
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        match self.inner.try_lock() {
+            Ok(inner) => return inner,
+            Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        self.wanting.fetch_add(1, Ordering::AcqRel);
+        self.alarm.ring();
+        let inner = locked(&self.inner);
+        if self.wanting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // One that rings in between is counted, and seen before the next wait.
+            self.alarm.hush();
+        }
+        inner
+    }
+
+    /// Moves bytes, or waits for who does, for as long as one may without a look.
+    fn turn<'a>(&'a self, mut inner: MutexGuard<'a, Inner>, number: u64) -> (MutexGuard<'a, Inner>, Turn) {
+        let until = Instant::now() + LOOK;
+        loop {
+            match inner.state(number) {
+                State::Answered => return (inner, Turn::Answered),
+                // Whose it is wakes the next when it has it.
+                State::OthersAnswered => {}
+                State::Waiting => {
+                    let Inner { session, flights, .. } = &mut *inner;
+                    let pending = flights.iter().map(|flight| &flight.pending);
+                    let wanted = || self.wanting.load(Ordering::Acquire) > 0;
+                    if let Some(session) = session
+                        && session.wait_any_unless(pending, Some(until), &self.alarm, &wanted)
+                    {
+                        continue;
+                    }
+                }
+            }
+            if inner.flights.len() > 1 {
+                self.changed.notify_all();
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return (inner, Turn::Again);
+            }
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn end<T>(
+        &self,
+        mut inner: MutexGuard<'_, Inner>,
+        number: u64,
+        finish: impl FnOnce(&mut Session, Pending) -> Result<T, ClientError>,
+    ) -> Result<T, Stop> {
+        let flight = inner.take(number);
+        let done = inner.session().and_then(|session| match flight {
+            Some(flight) => Ok(finish(session, flight)?),
+            None => Err(ClientError::Interrupted.into()),
+        });
+        self.heard(&mut inner);
+        self.let_go(inner);
+        done
+    }
+
+    fn heard(&self, inner: &mut Inner) {
+        if let Some(session) = &mut inner.session {
+            self.life.store(session.sessions_lost(), Ordering::Release);
+        }
+        inner.used = Instant::now();
+    }
+
+    /// Unlocks, and wakes those whose bytes this thread may have moved, or who move them from now on.
+    fn let_go(&self, inner: MutexGuard<'_, Inner>) {
+        let others = !inner.flights.is_empty();
+        drop(inner);
+        if others {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Frees what nobody refers to any more, and hears what became of requests that nobody waits for.
+    fn tidy(&self, inner: &mut Inner) {
+        let Inner { session: Some(session), left, .. } = inner else { return };
+        let life = session.sessions_lost();
+        for (of, handle) in std::mem::take(&mut *locked(&self.to_free)) {
+            // What was made in another life went with it.
+            if of == life {
+                left.push_back((session.start_free(handle), Left::Nothing));
+            }
+        }
+        for spare in std::mem::take(&mut *locked(&self.spares)) {
+            session.recycle(spare);
+        }
+        while let Some((pending, _)) = left.front()
+            && session.is_done(pending)
+            && let Some((pending, kind)) = left.pop_front()
+        {
+            settle(session, pending, kind, left);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = inner.session.take() {
+            // A server that is not there is waited for: not here. What is not closed ends with its lease.
+            let closing = move || drop(session.close());
+            drop(std::thread::Builder::new().name("genie-closing".into()).spawn(closing));
+        }
+    }
+}
+
+/// Hears the answer to a request that was left, and frees what it made.
+fn settle(session: &mut Session, pending: Pending, kind: Left, left: &mut VecDeque<(Pending, Left)>) {
+    let mut made = Vec::new();
+    let heard = match kind {
+        Left::Nothing => session.finish_free(pending),
+        Left::Tensor => session.finish_put(pending).map(|tensor| made.push(tensor.handle)),
+        Left::Program => session.finish_define(pending).map(|program| made.push(program.handle)),
+        Left::Binding => session.finish_bind(pending).map(|binding| made.push(binding.0)),
+        Left::Bytes => session.finish_get(pending).map(|region| session.recycle(region)),
+        Left::Outputs => session.finish_run(pending).map(|outputs| {
+            made.extend(outputs.values.into_iter().filter_map(|value| match value {
+                Value::Resident { tensor, .. } => Some(tensor.handle),
+                Value::Inline { .. } => None,
+            }));
+        }),
+    };
+    // Whoever asked has gone, and what a failed request left goes with the session.
+    drop(heard);
+    left.extend(made.into_iter().map(|handle| (session.start_free(handle), Left::Nothing)));
+}
+
+/// Keeps a session alive that nobody uses for a while, and frees what was dropped meanwhile. Ends with it.
+fn keep(shared: &Weak<Shared>) {
+    loop {
+        std::thread::sleep(TIDY);
+        let Some(shared) = shared.upgrade() else { return };
+        let mut inner = match shared.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // Somebody uses it.
+            Err(TryLockError::WouldBlock) => continue,
+        };
+        if inner.session.is_none() {
+            return;
+        }
+        shared.tidy(&mut inner);
+        let idle = inner.flights.is_empty() && inner.used.elapsed() >= KEEP;
+        drop(inner);
+        if idle {
+            let mut echo = Vec::new();
+            let said = shared.call(
+                Left::Nothing,
+                |session| Ok(session.start_echo(&[])),
+                |session, pending| session.finish_echo(pending, &mut echo),
+                &mut || Ok(()),
+            );
+            // A server that is gone is the next call's to report.
+            drop(said);
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

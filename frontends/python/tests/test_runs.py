@@ -1,0 +1,121 @@
+"""Graphs: written, defined, bound and run."""
+
+from __future__ import annotations
+
+import time
+
+import genie
+import numpy as np
+import pytest
+
+
+def relu(n: int = 6) -> genie.Graph:
+    g = genie.Graph("relu")
+    x = g.input("x", "f32", (n,))
+    g.output("y", g.op("relu", x))
+    return g
+
+
+def test_a_graph_runs(session: genie.Session) -> None:
+    data = np.linspace(-3, 3, 6, dtype=np.float32)
+    [y] = session.run(relu(), {"x": data})
+    np.testing.assert_array_equal(y.numpy(), np.maximum(data, 0))
+    # By a program, by number, with a tensor, kept.
+    program = session.define(relu())
+    [kept] = session.run(program, {0: session.put(data)}, keep=["y"])
+    assert isinstance(kept, genie.Tensor)
+    np.testing.assert_array_equal(session.get(kept).numpy(), np.maximum(data, 0))
+    array, tensor = session.run(program, {"x": data}, wanted=["y"], keep=[0])
+    assert array.shape == tensor.shape == (6,)
+
+
+def test_outputs_that_do_not_fit_an_answer_are_fetched(session: genie.Session) -> None:
+    g = genie.Graph()
+    x = g.input("x", "f32", (1500, 1000))
+    g.output("small", g.op("reduce", x, kind="sum", axes=[0, 1]))
+    g.output("large", g.op("neg", x))
+    g.output("larger", g.op("concat", x, x, axis=0))
+    data = np.random.default_rng(4).standard_normal((1500, 1000)).astype(np.float32)
+    small, large, larger = session.run(g, {"x": session.put(data)})
+    assert small.shape == ()
+    np.testing.assert_array_equal(large.numpy(), -data)
+    np.testing.assert_array_equal(larger.numpy(), np.concatenate([data, data]))
+
+
+def test_a_binding_runs_again_and_again(session: genie.Session) -> None:
+    g = genie.Graph("layer")
+    x = g.input("x", "f32", ("batch", 64))
+    w = g.input("w", "f32", (10, 64), role="weight")
+    b = g.input("b", "f32", (10,))
+    y = g.op("linear", x, w, b, layout="out_in")
+    g.output("y", g.op("softmax", y, axis=-1))
+    rng = np.random.default_rng(5)
+    weight = rng.standard_normal((10, 64)).astype(np.float32)
+    bias = rng.standard_normal(10).astype(np.float32)
+    program = session.define(g.encode())
+    assert [port[0] for port in program.inputs] == ["x", "w", "b"] and program.outputs == ["y"]
+    binding = session.bind(program, weights={"w": session.put(weight, weight=True)}, fixed={"b": bias})
+    for rows in (1, 3):
+        data = rng.standard_normal((rows, 64)).astype(np.float32)
+        [got] = session.run(binding, {x.id: data})
+        scores = data @ weight.T + bias
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        np.testing.assert_allclose(got.numpy(), scores / scores.sum(-1, keepdims=True), rtol=2e-5, atol=1e-6)
+
+
+def test_an_input_that_a_binding_holds_is_not_freed(session: genie.Session) -> None:
+    program = session.define(relu())
+    binding = session.bind(program, residents={"x": session.put(np.full(6, 2, np.float32))})
+    session.ping()
+    time.sleep(0.7)
+    [y] = session.run(binding)
+    assert y.tolist() == [2] * 6
+
+
+def test_a_graph_is_read_back() -> None:
+    g = relu()
+    text = g.dump()
+    assert "relu(%0)" in text and genie.dump(g.encode()) == text
+    assert len(g) == 2 and g.cost()[0] > 0
+    with pytest.raises(genie.BadInput):
+        genie.dump(b"nonsense")
+
+
+def test_annotations_are_in_the_graph() -> None:
+    g = genie.Graph()
+    g.annotate(phase="decode", modality="text")
+    x = g.input("x", "f32", (2,))
+    g.annotate(residency="output")
+    g.output("y", g.op("neg", x))
+    assert "phase=decode residency=output modality=text" in g.dump()
+
+
+def test_mistakes_are_seen_where_they_are_made(session: genie.Session) -> None:
+    g = genie.Graph()
+    x = g.input("x", "float32", [2, 3])
+    assert (x.dtype, x.shape, x.id) == ("f32", (2, 3), 0)
+    for make, word in [
+        (lambda: g.op("relo", x), "relo"),
+        (lambda: g.op("relu", x, axis=1), "axis"),
+        (lambda: g.op("softmax", x), "axis="),
+        (lambda: g.op("reduce", x, kind="median"), "median"),
+        (lambda: g.op("relu", 7), "7"),
+        (lambda: g.op("matmul", x, x), "matmul"),
+        (lambda: g.op("zeros", dtype="f32"), "dims="),
+        (lambda: g.input("y", "f64", (1,)), "f64"),
+        (lambda: g.input("y", "f32", ("rows",)), "rows"),
+        (lambda: g.input("y", "f32", (1,), role="guest"), "guest"),
+        (lambda: g.output("y", 3), "3"),
+        (lambda: g.annotate(phase="late"), "late"),
+    ]:
+        with pytest.raises(genie.BadInput, match=word):
+            make()
+    g.output("y", g.op("relu", x))
+    program = session.define(g)
+    with pytest.raises(genie.BadInput, match="no input 'z'"):
+        session.run(program, {"z": [1.0]})
+    with pytest.raises(genie.BadInput, match="no output 'z'"):
+        session.run(program, {"x": [1.0]}, keep=["z"])
+    with pytest.raises(genie.RemoteError) as caught:
+        session.run(program, {"x": np.zeros(4, np.float32)})
+    assert caught.value.code == "BadArgument" and caught.value.took_effect is False
