@@ -238,18 +238,9 @@ def pad(x: Node, before: Sequence[int], after: Sequence[int], value: Scalar) -> 
     if not any(before) and not any(after):
         return x
     shape = tuple(n + b + a for n, b, a in zip(x.shape, before, after))
-    if 0 in x.shape or not math.isfinite(value):
-        return _framed(x, before, after, value, shape)
-    return _make("pad", (x,), shape, x.dtype, before=tuple(before), after=tuple(after), value=float(value))
-
-
-def _framed(x: Node, before: Sequence[int], after: Sequence[int], value: Scalar, shape: Shape) -> Node:
     if 0 in x.shape:
         return full(shape, value, x.dtype, x.device)
-    for axis in range(len(shape)):
-        parts = [full((*x.shape[:axis], n[axis], *x.shape[axis + 1 :]), value, x.dtype, x.device) for n in (before, after)]
-        x = concat([parts[0], x, parts[1]], axis)
-    return x
+    return _make("pad", (x,), shape, x.dtype, before=tuple(before), after=tuple(after), value=float(value))
 
 
 # ---- reductions and scans

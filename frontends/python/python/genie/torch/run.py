@@ -6,7 +6,6 @@ once; after that a run is a program's handle, the handles of the tensors it read
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -228,7 +227,7 @@ class Runner:
         values = tuple(captured.numbers.values())
         plan = self.plans.get(key)
         if plan is None:
-            # A graph has its numbers as floats of 64 bits, and finite ones alone.
+            # A graph has its numbers as floats of 64 bits.
             odd = (line for line, value in captured.numbers.items() if not _is_plain(value))
             plan = Plan(None, frozenset(odd), values)
         else:
@@ -316,7 +315,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    return abs(value) <= 1 << 53 if isinstance(value, int) else math.isfinite(value)
+    return not isinstance(value, int) or abs(value) <= 1 << 53
 
 
 def order_of(roots: Sequence[Node]) -> list[Node]:
