@@ -229,11 +229,18 @@ MOST_JOINED = 32
 
 def flip(x: Node, axes: Sequence[int]) -> Node:
     """Backwards along the axes."""
-    for axis in axes:
-        size = x.shape[axis]
-        if size > 1:
-            x = take(x, arange(size - 1, -1, size, "i64", x.device), axis)
-    return x
+    axes = tuple(axis for axis in axes if x.shape[axis] > 1)
+    return _make("flip", (x,), x.shape, x.dtype, axes=axes) if axes else x
+
+
+def pad(x: Node, before: Sequence[int], after: Sequence[int], value: Scalar) -> Node:
+    """x with elements of a value around it: so many before and after, a dimension each."""
+    if not any(before) and not any(after):
+        return x
+    shape = tuple(n + b + a for n, b, a in zip(x.shape, before, after))
+    if 0 in x.shape:
+        return full(shape, value, x.dtype, x.device)
+    return _make("pad", (x,), shape, x.dtype, before=tuple(before), after=tuple(after), value=float(value))
 
 
 # ---- reductions and scans

@@ -227,7 +227,9 @@ class Runner:
         values = tuple(captured.numbers.values())
         plan = self.plans.get(key)
         if plan is None:
-            plan = Plan(None, frozenset(), values)
+            # A graph has its numbers as floats of 64 bits.
+            odd = (line for line, value in captured.numbers.items() if not _is_plain(value))
+            plan = Plan(None, frozenset(odd), values)
         else:
             lines = tuple(captured.numbers)
             changed = {line for line, a, b in zip(lines, plan.values, values) if not _same(a, b)} - plan.lifted
@@ -237,7 +239,9 @@ class Runner:
             # The same but for numbers: those that change are arguments from now on, unless they are too many.
             self.backend.forget(plan.program)
             lifted = plan.lifted | changed
-            plan = Plan(None, lifted if len(lifted) <= MOST_LIFTED else frozenset(), values)
+            if len(lifted) > MOST_LIFTED:
+                lifted = frozenset(line for line, value in captured.numbers.items() if not _is_plain(value))
+            plan = Plan(None, lifted, values)
         plan.program = self.backend.define(device, captured.definition(plan.lifted), outputs, phase)
         self.counts.defined += 1
         self.plans[key] = plan
@@ -308,6 +312,10 @@ class Captured:
 def _same(a: Any, b: Any) -> bool:
     # NaN is the same number here, True and 1 are not; nor are 0.0 and -0.0.
     return type(a) is type(b) and repr(a) == repr(b) if isinstance(a, float) else a == b and type(a) is type(b)
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, int) or abs(value) <= 1 << 53
 
 
 def order_of(roots: Sequence[Node]) -> list[Node]:
