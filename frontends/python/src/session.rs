@@ -101,27 +101,46 @@ impl Session {
 /// Index, name, model, capability, bytes in all, bytes free.
 type Device = (u32, String, String, String, u64, u64);
 
-/// Arrays that go with a request, by the nodes that take them.
-struct Inline(Vec<(u16, Arc<Block>)>);
+/// What goes with a request, by the nodes that take it: arrays, and tensors that are on the server.
+struct Inputs<'py> {
+    arrays: Vec<(u16, Arc<Block>)>,
+    residents: Vec<(u16, Bound<'py, Tensor>)>,
+}
 
-impl Inline {
-    fn of(ports: &Ports, given: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        let Some(given) = given else { return Ok(Self(Vec::new())) };
-        let one = |(key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
+impl<'py> Inputs<'py> {
+    fn of(ports: &Ports, given: Option<&Bound<'py, PyDict>>) -> PyResult<Self> {
+        let mut inputs = Self { arrays: Vec::new(), residents: Vec::new() };
+        for (key, value) in given.into_iter().flatten() {
             let node = ports.input(&key)?;
-            let node = u16::try_from(node).map_err(|_| {
-                bad_input(format!("node {node} cannot take an array: put it, and bind it as a resident"))
-            })?;
-            if value.is_instance_of::<Tensor>() {
-                return Err(bad_input("a run takes arrays: bind tensors of the session first, as residents"));
+            let node = u16::try_from(node)
+                .map_err(|_| bad_input(format!("node {node} is too far on to be given with a run: bind it as a resident")))?;
+            match value.cast_into::<Tensor>() {
+                Ok(tensor) => inputs.residents.push((node, tensor)),
+                Err(other) => inputs.arrays.push((node, array(&other.into_inner())?)),
             }
-            Ok((node, memory::block_of(&value, None)?))
-        };
-        given.iter().map(one).collect::<PyResult<_>>().map(Self)
+        }
+        Ok(inputs)
     }
 
-    fn inputs(&self) -> Vec<Input<'_>> {
-        self.0.iter().map(input).collect()
+    fn arrays(&self) -> Vec<Input<'_>> {
+        self.arrays.iter().map(input).collect()
+    }
+
+    /// The tensors, which must be this session's.
+    fn residents(&self, session: &Arc<Shared>) -> PyResult<Vec<(u16, client::Tensor)>> {
+        let one = |(node, tensor): &(u16, Bound<'_, Tensor>)| {
+            tensor.get().held.handle(session)?;
+            Ok((*node, tensor.get().tensor.clone()))
+        };
+        self.residents.iter().map(one).collect()
+    }
+}
+
+/// An array, or a tuple of bytes, element type and shape.
+fn array(value: &Bound<'_, PyAny>) -> PyResult<Arc<Block>> {
+    match value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>, Vec<u64>)>() {
+        Ok((data, dtype, shape)) => memory::seen(memory::block_of(&data)?, Some(&dtype), Some(shape)),
+        Err(_) => memory::block_of(value),
     }
 }
 
@@ -279,10 +298,13 @@ impl Session {
         let mut uses = vec![program.clone().into_any().unbind()];
         let residents = self.handles(&ports, residents, &mut uses)?;
         let weights = self.handles(&ports, weights, &mut uses)?;
-        let fixed = Inline::of(&ports, fixed)?;
+        let fixed = Inputs::of(&ports, fixed)?;
+        if !fixed.residents.is_empty() {
+            return Err(bad_input("fixed inputs are arrays: tensors are bound as residents"));
+        }
         let program = defined.program;
         let start = |session: &mut blocking::Session| {
-            session.start_bind(&program, &BindInputs { weights, residents, fixed: fixed.inputs() })
+            session.start_bind(&program, &BindInputs { weights, residents, fixed: fixed.arrays() })
         };
         let binding = self.call(py, Left::Binding, start, |session, pending| session.finish_bind(pending))?;
         Ok(Binding { held: Held::new(&self.shared, binding.0), binding, ports, _uses: uses })
@@ -319,6 +341,24 @@ impl Session {
         self.with(py, |session| session.truncate_cache(cache, length))
     }
 
+    /// A cache's tokens, as the server has them: `[blocks, layers, 2, kv_heads, 64, head_dim]`, of which the last block's may mean nothing.
+    fn get_cache<'py>(&self, py: Python<'py>, cache: &Bound<'_, Cache>) -> PyResult<Bound<'py, PyBytes>> {
+        let handle = cache.get().held.handle(&self.shared)?;
+        let bytes = self.with(py, |session| {
+            let spec = session.describe(handle)?.spec;
+            session.get_range(handle, 0, spec.bytes())
+        })?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// The same tensor on another device of the server; it does not pass this process.
+    fn copy(&self, py: Python<'_>, tensor: &Bound<'_, Tensor>, device: u16) -> PyResult<Tensor> {
+        tensor.get().held.handle(&self.shared)?;
+        let source = tensor.get().tensor.clone();
+        let copy = self.with(py, |session| session.copy(&source, device))?;
+        Ok(Tensor::new(&self.shared, copy))
+    }
+
     /// Runs a binding. Bit i of `wanted`: output i comes back; of `keep`: it stays as a tensor.
     #[pyo3(signature = (binding, inputs=None, wanted=1, keep=0, position=None))]
     fn run<'py>(
@@ -326,18 +366,22 @@ impl Session {
         py: Python<'py>,
         binding: &Bound<'py, Binding>,
         inputs: Option<&Bound<'py, PyDict>>,
-        wanted: u32,
-        keep: u32,
+        wanted: u64,
+        keep: u64,
         position: Option<u32>,
     ) -> PyResult<Bound<'py, PyList>> {
         let bound = binding.get();
         bound.held.handle(&self.shared)?;
-        let (binding, inputs) = (bound.binding, Inline::of(&bound.ports, inputs)?);
-        let options = RunOptions { position, wanted, keep };
+        let (binding, inputs) = (bound.binding, Inputs::of(&bound.ports, inputs)?);
+        let tensors = inputs.residents(&self.shared)?;
+        let (arrays, options) = (inputs.arrays(), RunOptions { position, wanted, keep });
         let mut outputs = self.call(
             py,
             Left::Outputs,
-            |session| session.start_run(binding, &inputs.inputs(), options),
+            |session| {
+                let residents: Vec<_> = tensors.iter().map(|(node, tensor)| (*node, tensor)).collect();
+                session.start_run_with(binding, &arrays, &residents, options)
+            },
             |session, pending| session.finish_run(pending),
         )?;
         outputs.values.sort_by_key(|value| match value {
