@@ -19,6 +19,7 @@ from pathlib import Path
 import genie
 import genie.torch
 import torch
+from genie import _native
 from genie.torch import run
 from genie.torch.run import Runner
 from genie.torch.server import Server
@@ -105,12 +106,11 @@ def cached_run(runner: Runner, turns: int) -> None:
     one()
     type(backend).run = plain  # type: ignore[method-assign]
     program, bound, given, wanted, keep, cache = calls[0]
-    native = backend.session
     binding = backend._binding(program, bound)
     from genie.torch.server import _argument
 
     inputs = {g.line: _argument(g) for g in given}
-    raw_one = lambda: native.run(binding, inputs, wanted=wanted, keep=keep)  # noqa: E731
+    raw_one = lambda: _native.Session.run(backend.session, binding, inputs, wanted=wanted, keep=keep)  # noqa: E731
     added, raws = [], []
     for _ in range(turns):
         raw = median(300, raw_one)
@@ -163,7 +163,7 @@ def main() -> None:
     command = os.environ.get("GENIE_COMMAND") or str(ROOT / "target/release/genie")
     print("| what | measured | beside | goal | |\n|---|---|---|---|---|")
     with Served(command) as served, genie.connect(served.uri) as session:
-        runner = run.use(Server(session.native))
+        runner = run.use(Server(session))
         relu_and_back(command, served.uri, asked.turns)
         capturing(asked.turns)
         cached_run(runner, asked.turns)
