@@ -22,4 +22,4 @@ def runner() -> Iterator[Runner]:
     from served import Served
 
     with Served(os.environ.get("GENIE_COMMAND") or str(ROOT / "target/debug/genie")) as served, genie.connect(served.uri) as session:
-        yield run.use(Server(session.native))
+        yield run.use(Server(session))

@@ -4,20 +4,17 @@ Importing this (torch does it by itself where Genie is installed) makes `torch.d
 Operations are captured, and run on the server when their values are asked for.
 """
 
-import torch
-
 from . import device as _device
 
 _device.register()
 
 from . import ops  # noqa: E402, F401: its modules register what they answer
-from .compile import backend  # noqa: E402
 from .meaning import Explanation, annotate, explain, phase  # noqa: E402
 from .run import use  # noqa: E402
 from .tensor import RemoteTensor  # noqa: E402
 
-torch._dynamo.register_backend(backend, name="genie")
-# What runs beneath an operation is no part of the graph that torch.compile looks for.
-torch._dynamo.trace_rules.add("genie.torch")
-
 __all__ = ["Explanation", "RemoteTensor", "annotate", "explain", "phase", "use"]
+
+
+def _autoload() -> None:
+    """What torch calls when it is imported: importing this was all."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -19,6 +20,10 @@ from .dtypes import name_of
 from .node import Node
 from .ops.transfer import download, upload
 from .tensor import RemoteTensor, node_of, wrap
+
+
+# What runs beneath an operation is no part of the graph that torch.compile looks for.
+torch._dynamo.trace_rules.add("genie.torch")
 
 
 class Compiled:

@@ -74,21 +74,21 @@ class Server:
 
     def put(self, device: int, data: Any, dtype: str, shape: Shape, weight: bool) -> Resident:
         """Brings data to the server. A weight is named by its content: one that is there already does not travel."""
-        return Resident(self.session.put(data, device=device, dtype=dtype, shape=list(shape), weight=weight))
+        return Resident(_native.Session.put(self.session, data, device=device, dtype=dtype, shape=list(shape), weight=weight))
 
     def get(self, tensor: Resident) -> Any:
         """The bytes of a tensor."""
-        return self.session.get(tensor.tensor)
+        return _native.Session.get(self.session, tensor.tensor)
 
     def copy(self, tensor: Resident, device: int) -> Resident:
         """The same tensor on another device."""
-        return Resident(self.session.copy(tensor.tensor, device))
+        return Resident(_native.Session.copy(self.session, tensor.tensor, device))
 
     # ---- programs
 
     def define(self, device: int, lines: Sequence[Line], outputs: Sequence[int], phase: str | None) -> Program:
         """Registers a graph."""
-        return Program(self.session.define(graph_of(lines, outputs, phase), device=device))
+        return Program(_native.Session.define(self.session, graph_of(lines, outputs, phase), device=device))
 
     def forget(self, program: Program) -> None:
         """Frees a program and what it was joined with."""
@@ -109,12 +109,12 @@ class Server:
         if cache is not None:
             line, kv = cache
             if kv.handle is None:
-                kv.handle = Resident(self.session.create_cache(program.program, line))
+                kv.handle = Resident(_native.Session.create_cache(self.session, program.program, line))
             bound = [*bound, (line, kv.handle)]
             position = kv.length
         binding = self._binding(program, bound)
         inputs = {argument.line: _argument(argument) for argument in given}
-        values = iter(self.session.run(binding, inputs, wanted=wanted, keep=keep, position=position))
+        values = iter(_native.Session.run(self.session, binding, inputs, wanted=wanted, keep=keep, position=position))
         # An output that is wanted and kept comes twice: its elements, then its tensor.
         out: list[tuple[Any, Resident | None]] = []
         for bit in range((wanted | keep).bit_length()):
@@ -129,7 +129,7 @@ class Server:
         if found is not None:
             program.bindings.move_to_end(key)
             return found[0]
-        made = self.session.bind(program.program, residents={line: resident.tensor for line, resident in bound})
+        made = _native.Session.bind(self.session, program.program, residents={line: resident.tensor for line, resident in bound})
         # It must not keep alive what nobody else needs, so it goes with the first of them that goes.
         there = weakref.ref(program)
 
@@ -147,14 +147,14 @@ class Server:
 
     def fork_cache(self, cache: Resident, length: int) -> Resident:
         """A second cache with the first `length` tokens."""
-        made = self.session.fork_cache(cache.tensor)
-        self.session.truncate_cache(made, length)
+        made = _native.Session.fork_cache(self.session, cache.tensor)
+        _native.Session.truncate_cache(self.session, made, length)
         return Resident(made)
 
     def read_cache(self, cache: Resident, part: Part) -> bytes:
         """The elements of a part, `[1, kv_heads, length, head_dim]`."""
         kv = part.cache
-        data = memoryview(self.session.get_cache(cache.tensor)).cast("B")
+        data = memoryview(_native.Session.get_cache(self.session, cache.tensor)).cast("B")
         row = kv.head_dim * BYTES[kv.dtype]
         block = kv.layers * 2 * kv.kv_heads * BLOCK * row
         out = bytearray()
@@ -170,15 +170,15 @@ class Server:
     def devices(self) -> list[dict[str, Any]]:
         """What devices it has."""
         names = ("index", "name", "model", "capability", "total_bytes", "free_bytes")
-        return [dict(zip(names, device)) for device in self.session.devices()]
+        return [dict(zip(names, device)) for device in _native.Session.devices(self.session)]
 
     def allocated(self, device: int) -> int:
         """Bytes that this session holds on a device."""
-        return int(self.session.stats().get("genie_session_bytes", 0))
+        return int(_native.Session.stats(self.session).get("genie_session_bytes", 0))
 
     def traffic(self) -> tuple[int, int]:
         """Bytes sent and received so far."""
-        sent, received = self.session.traffic()
+        sent, received = _native.Session.traffic(self.session)
         return sent, received
 
     def describe(self, lines: Sequence[Line], outputs: Sequence[int], phase: str | None) -> tuple[str, int, int]:
@@ -189,7 +189,7 @@ class Server:
 
     def synchronise(self) -> None:
         """Waits until it has answered all that was asked of it, and has freed what nobody needs."""
-        self.session.ping()
+        _native.Session.ping(self.session)
 
 
 def _argument(given: Given) -> Any:
@@ -255,4 +255,4 @@ def connect() -> Server:
                 "(a server for a try: genie serve --listen tcp://127.0.0.1:7070)"
             )
         session = genie.connect()
-    return Server(session.native)
+    return Server(session)
