@@ -8,7 +8,7 @@
 
 from . import aio
 from ._array import Array, asarray
-from ._connect import connect
+from ._connect import connect, current_session
 from ._model import Generation, Model
 from ._native import Binding, Cache, Graph, Node, Program, Tensor, __version__, dump
 from ._session import Device, Session
@@ -53,5 +53,6 @@ __all__ = [
     "aio",
     "asarray",
     "connect",
+    "current_session",
     "dump",
 ]

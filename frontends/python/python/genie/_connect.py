@@ -25,6 +25,15 @@ class Options(TypedDict, total=False):
     reconnect: float
 
 
+#: The session that was opened last: where `remote_accelerator` has its tensors.
+_last: list[Session] = []
+
+
+def current_session() -> Session | None:
+    """The session that `connect` opened last, if it is open."""
+    return _last[0] if _last and not _last[0].closed else None
+
+
 def connect(
     uri: str | None = None,
     *,
@@ -75,4 +84,5 @@ def connect(
         reconnect=reconnect,
     )
     session.device = device
+    _last[:] = [session]
     return session
