@@ -122,10 +122,6 @@ impl<'py> Inputs<'py> {
         Ok(inputs)
     }
 
-    fn arrays(&self) -> Vec<Input<'_>> {
-        self.arrays.iter().map(input).collect()
-    }
-
     /// The tensors, which must be this session's.
     fn residents(&self, session: &Arc<Shared>) -> PyResult<Vec<(u16, client::Tensor)>> {
         let one = |(node, tensor): &(u16, Bound<'_, Tensor>)| {
@@ -139,8 +135,8 @@ impl<'py> Inputs<'py> {
 /// An array, or a tuple of bytes, element type and shape.
 fn array(value: &Bound<'_, PyAny>) -> PyResult<Arc<Block>> {
     match value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>, Vec<u64>)>() {
-        Ok((data, dtype, shape)) => memory::seen(memory::block_of(&data)?, Some(&dtype), Some(shape)),
-        Err(_) => memory::block_of(value),
+        Ok((data, dtype, shape)) => memory::seen(&data, Some(&dtype), Some(shape)),
+        Err(_) => memory::block_of(value, None),
     }
 }
 
@@ -302,9 +298,9 @@ impl Session {
         if !fixed.residents.is_empty() {
             return Err(bad_input("fixed inputs are arrays: tensors are bound as residents"));
         }
-        let program = defined.program;
+        let (program, fixed) = (defined.program, fixed.arrays);
         let start = |session: &mut blocking::Session| {
-            session.start_bind(&program, &BindInputs { weights, residents, fixed: fixed.arrays() })
+            session.start_bind(&program, &BindInputs { weights, residents, fixed: fixed.iter().map(input).collect() })
         };
         let binding = self.call(py, Left::Binding, start, |session, pending| session.finish_bind(pending))?;
         Ok(Binding { held: Held::new(&self.shared, binding.0), binding, ports, _uses: uses })
@@ -374,12 +370,13 @@ impl Session {
         bound.held.handle(&self.shared)?;
         let (binding, inputs) = (bound.binding, Inputs::of(&bound.ports, inputs)?);
         let tensors = inputs.residents(&self.shared)?;
-        let (arrays, options) = (inputs.arrays(), RunOptions { position, wanted, keep });
+        let (arrays, options) = (inputs.arrays, RunOptions { position, wanted, keep });
         let mut outputs = self.call(
             py,
             Left::Outputs,
             |session| {
                 let residents: Vec<_> = tensors.iter().map(|(node, tensor)| (*node, tensor)).collect();
+                let arrays: Vec<_> = arrays.iter().map(input).collect();
                 session.start_run_with(binding, &arrays, &residents, options)
             },
             |session, pending| session.finish_run(pending),
