@@ -43,6 +43,8 @@ def axes_of(axes: Sequence[int] | int | None, rank: int) -> tuple[int, ...]:
     if not axes:
         return tuple(range(rank))
     found = sorted(axis_of(axis, rank) for axis in axes)
+    if not rank:
+        return ()
     for a, b in zip(found, found[1:]):
         if a == b:
             raise RuntimeError(f"dim {a} appears multiple times in the list of dims")
@@ -229,11 +231,18 @@ MOST_JOINED = 32
 
 def flip(x: Node, axes: Sequence[int]) -> Node:
     """Backwards along the axes."""
-    for axis in axes:
-        size = x.shape[axis]
-        if size > 1:
-            x = take(x, arange(size - 1, -1, size, "i64", x.device), axis)
-    return x
+    axes = tuple(axis for axis in axes if x.shape[axis] > 1)
+    return _make("flip", (x,), x.shape, x.dtype, axes=axes) if axes else x
+
+
+def pad(x: Node, before: Sequence[int], after: Sequence[int], value: Scalar) -> Node:
+    """x with elements of `value` around it: how many, a dimension each."""
+    if not any(before) and not any(after):
+        return x
+    shape = tuple(b + n + a for b, n, a in zip(before, x.shape, after))
+    if 0 in x.shape:
+        return full(shape, value, x.dtype, x.device)
+    return _make("pad", (x,), shape, x.dtype, before=tuple(before), after=tuple(after), value=value)
 
 
 # ---- reductions and scans
@@ -306,7 +315,7 @@ def take(x: Node, ids: Node, axis: int) -> Node:
 
 def embedding(table: Node, ids: Node) -> Node:
     """Rows of a table `[V, H]`."""
-    return _make("embedding", (table, ids), (*ids.shape, table.shape[1]), table.dtype, dtype=table.dtype)
+    return _make("embedding", (table, ids), (*ids.shape, table.shape[1]), table.dtype)
 
 
 def take_along(x: Node, ids: Node, axis: int) -> Node:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .. import build
-from ..dispatch import HANDLERS
+from ..dispatch import HANDLERS, aten
 from ..dtypes import is_float
 from ..node import Node
-from ..operands import operand, scalar
+from ..operands import integers, operand, scalar
 from ..tensor import RemoteTensor, node_of, wrap
 
 
@@ -107,8 +108,13 @@ def baddbmm(self: RemoteTensor, batch1: RemoteTensor, batch2: RemoteTensor, *, b
 
 @HANDLERS.add("addbmm.default")
 def addbmm(self: RemoteTensor, batch1: RemoteTensor, batch2: RemoteTensor, *, beta: Any = 1, alpha: Any = 1) -> RemoteTensor:
-    made = build.reduce("sum", node_of(bmm(batch1, batch2)), (0,))
-    return _plus(self, made, beta, alpha)
+    a, b = _pair(batch1, batch2)
+    n, rows, inner = a.shape
+    if (n, inner) != b.shape[:2]:
+        raise RuntimeError(f"Expected size for first two dimensions of batch2 tensor to be: [{n}, {inner}] but got: {list(b.shape[:2])}.")
+    # The sum over the batch is one over a longer inner dimension.
+    a = build.reshape(build.transpose(a, (1, 0, 2)), (rows, n * inner))
+    return _plus(self, product(a, build.reshape(b, (n * inner, b.shape[2]))), beta, alpha)
 
 
 @HANDLERS.add("addr.default")
@@ -120,7 +126,7 @@ def addr(self: RemoteTensor, vec1: RemoteTensor, vec2: RemoteTensor, *, beta: An
     return _plus(self, build.mul(build.reshape(a, (*a.shape, 1)), build.reshape(b, (1, *b.shape))), beta, alpha)
 
 
-@HANDLERS.add("linear.default")
+@HANDLERS.whole("linear.default")
 def linear(self: RemoteTensor, weight: RemoteTensor, bias: RemoteTensor | None = None) -> RemoteTensor:
     x, w = _pair(self, weight)
     row = build.reshape(x, (1, *x.shape)) if len(x.shape) == 1 else x
@@ -130,6 +136,63 @@ def linear(self: RemoteTensor, weight: RemoteTensor, bias: RemoteTensor | None =
     else:
         made = build.linear(row, w, None if bias is None else node_of(bias))
     return wrap(build.reshape(made, (*x.shape[:-1], w.shape[0])))
+
+
+@HANDLERS.add("_trilinear.default")
+def trilinear(
+    i1: RemoteTensor, i2: RemoteTensor, i3: RemoteTensor,
+    expand1: Sequence[int], expand2: Sequence[int], expand3: Sequence[int], sumdim: Sequence[int], unroll_dim: int = 1,
+) -> RemoteTensor:  # fmt: skip
+    made: Node | None = None
+    for tensor, expanded in ((i1, expand1), (i2, expand2), (i3, expand3)):
+        x = node_of(tensor)
+        shape = list(x.shape)
+        for axis in sorted(expanded):
+            shape.insert(axis, 1)
+        x = build.reshape(x, tuple(shape))
+        made = x if made is None else build.mul(made, x)
+    assert made is not None
+    return wrap(build.reduce("sum", made, build.axes_of(sumdim, len(made.shape))))
+
+
+# ---- distances
+
+
+def _norm(off: Node, p: float) -> Node:
+    """The p-norm over the last dimension."""
+    axis = (len(off.shape) - 1,)
+    if not off.shape[-1]:
+        return build.full(off.shape[:-1], 0, off.dtype, off.device)
+    if p == 0:
+        return build.reduce("sum", build.cast(build.compare("ne", off, scalar(0, off.dtype, off.device)), off.dtype), axis)
+    if p == 2:
+        return build.unary("sqrt", build.reduce("sum", build.mul(off, off), axis))
+    size = build.unary("abs", off)
+    if p == 1:
+        return build.reduce("sum", size, axis)
+    if p == math.inf:
+        return build.reduce("max", size, axis)
+    powers = build.binary("pow", size, scalar(p, off.dtype, off.device))
+    return build.binary("pow", build.reduce("sum", powers, axis), scalar(1 / p, off.dtype, off.device))
+
+
+@HANDLERS.add("_cdist_forward.default")
+def cdist(x1: RemoteTensor, x2: RemoteTensor, p: float, compute_mode: int | None = None) -> RemoteTensor:
+    a, b = _pair(x1, x2)
+    left = build.reshape(a, (*a.shape[:-1], 1, a.shape[-1]))
+    right = build.reshape(b, (*b.shape[:-2], 1, *b.shape[-2:]))
+    return wrap(_norm(build.sub(left, right), p))
+
+
+@HANDLERS.add("_pdist_forward.default")
+def pdist(self: RemoteTensor, p: float = 2) -> RemoteTensor:
+    x = node_of(self)
+    n = x.shape[0]
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    if not pairs:
+        return wrap(build.empty((0,), x.dtype, x.device))
+    left, right = (build.gather(x, integers([pair[k] for pair in pairs], (len(pairs),), x.device)) for k in (0, 1))
+    return wrap(_norm(build.sub(left, right), p))
 
 
 # ---- attention
@@ -153,22 +216,20 @@ def attention(
     *,
     scale: float | None = None,
 ) -> tuple[Any, ...]:
-    if dropout_p:
-        raise NotImplementedError("remote_accelerator has no dropout inside attention: use dropout_p=0, as model.eval() does")
     q, k, v = (node_of(t) for t in (query, key, value))
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    made = attended(q, k, v, None if attn_bias is None else node_of(attn_bias), is_causal, factor)
+    made = attended(q, k, v, None if attn_bias is None else node_of(attn_bias), is_causal, factor, dropout_p)
     # What comes beside it is for the way back, and for generators of dropout.
     nothing = wrap(build.empty((0,), "f32", q.device))
     seed = wrap(build.empty((0,), "i64", q.device))
     return wrap(made), nothing, nothing, nothing, q.shape[2], k.shape[2], seed, seed, nothing
 
 
-def attended(q: Node, k: Node, v: Node, bias: Node | None, causal: bool, scale: float) -> Node:
+def attended(q: Node, k: Node, v: Node, bias: Node | None, causal: bool, scale: float, dropout: float = 0.0) -> Node:
     """q `[B, H, S, D]`, k and v `[B, H', L, D]` with H' dividing H."""
     batch, heads, length, width = q.shape
     kv_heads, seen = k.shape[1], k.shape[2]
-    plain = bias is None and v.shape[-1] == width and 0 not in (*q.shape, *k.shape)
+    plain = bias is None and not dropout and v.shape[-1] == width and 0 not in (*q.shape, *k.shape)
     if plain and length == seen:
         flat = [build.reshape(build.transpose(t, (0, 2, 1, 3)), (batch, t.shape[2], t.shape[1] * width)) for t in (q, k, v)]
         made = build.attention(*flat, heads, kv_heads, width, scale, causal)
@@ -185,7 +246,10 @@ def attended(q: Node, k: Node, v: Node, bias: Node | None, causal: bool, scale: 
             scores = build.where(bias, scores, scalar(-math.inf, scores.dtype, scores.device))
         else:
             scores = build.add(scores, build.cast(bias, scores.dtype))
-    return build.matmul(build.softmax(scores, 3), v)
+    weights = build.softmax(scores, 3)
+    if dropout:
+        weights = node_of(aten.native_dropout.default(wrap(weights), dropout, True)[0])
+    return build.matmul(weights, v)
 
 
 def _shared(x: Node, heads: int) -> Node:
