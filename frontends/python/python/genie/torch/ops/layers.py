@@ -25,17 +25,37 @@ def _given(tensor: RemoteTensor | None, shape: Sequence[int], value: float, like
     return _constant(shape, value, like) if tensor is None else node_of(tensor)
 
 
-@HANDLERS.add("native_layer_norm.default")
+def _normalised(x: Node, shape: tuple[int, ...], weight: RemoteTensor | None, bias: RemoteTensor | None, eps: float) -> tuple[Node, Node]:
+    """The result, and x with the dimensions of `shape` as one."""
+    if x.shape[len(x.shape) - len(shape) :] != shape:
+        raise RuntimeError(
+            f"Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of "
+            f"size{list(x.shape)}"
+        )
+    rows = build.reshape(x, (*x.shape[: len(x.shape) - len(shape)], math.prod(shape)))
+    weights = (build.reshape(_given(t, shape, value, x), rows.shape[-1:]) for t, value in ((weight, 1), (bias, 0)))
+    return build.reshape(build.layer_norm(rows, *weights, eps), x.shape), rows
+
+
+@HANDLERS.whole("layer_norm.default")
 def layer_norm(
+    input: RemoteTensor,  # noqa: A002
+    normalized_shape: Sequence[int],
+    weight: RemoteTensor | None = None,
+    bias: RemoteTensor | None = None,
+    eps: float = 1e-05,
+    cudnn_enable: bool = True,
+) -> RemoteTensor:
+    return wrap(_normalised(node_of(input), tuple(normalized_shape), weight, bias, eps)[0])
+
+
+@HANDLERS.add("native_layer_norm.default")
+def native_layer_norm(
     input: RemoteTensor, normalized_shape: Sequence[int], weight: RemoteTensor | None, bias: RemoteTensor | None, eps: float  # noqa: A002
 ) -> tuple[RemoteTensor, ...]:
     x, shape = node_of(input), tuple(normalized_shape)
-    if x.shape[len(x.shape) - len(shape) :] != shape:
-        raise RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of size{list(x.shape)}")
-    width, outer = math.prod(shape), x.shape[: len(x.shape) - len(shape)]
-    rows = build.reshape(x, (*outer, width))
-    weights = (build.reshape(_given(t, shape, value, x), (width,)) for t, value in ((weight, 1), (bias, 0)))
-    made = build.reshape(build.layer_norm(rows, *weights, eps), x.shape)
+    made, rows = _normalised(x, shape, weight, bias, eps)
+    outer, width = rows.shape[:-1], rows.shape[-1]
     # Mean and deviation are for the way back; nobody else reads them, and what nobody reads does not run.
     axis = (len(rows.shape) - 1,)
     wide = build.cast(rows, "f32")
@@ -80,8 +100,10 @@ def batch_norm(
     from .reduction import variance
 
     x = node_of(input)
-    channels = x.shape[1]
+    channels = x.shape[1] if len(x.shape) > 1 else 1
     nothing = wrap(build.empty((0,), "f32", x.device))
+    if not x.numel:
+        return wrap(x), nothing, nothing
     weights = [_given(t, (channels,), value, x) for t, value in ((weight, 1), (bias, 0))]
     if not training:
         made = build.batch_norm(x, *weights, node_of(running_mean), node_of(running_var), eps)  # type: ignore[arg-type]
@@ -97,6 +119,13 @@ def batch_norm(
             running.mul_(1 - momentum).add_(wrap(now), alpha=momentum)
     inverse = build.unary("rsqrt", build.add(spread, scalar(eps, "f32", x.device)))
     return wrap(made), wrap(middle), wrap(inverse)
+
+
+@HANDLERS.whole("batch_norm.default")
+def batch_norm_whole(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled):  # type: ignore[no-untyped-def]  # noqa: A002, ANN001, ANN201
+    if not training and (running_mean is None or running_var is None):
+        raise RuntimeError("Expected running_mean and running_var to be defined in evaluation mode")
+    return batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)[0]
 
 
 @HANDLERS.add("_batch_norm_with_update.default")
@@ -129,6 +158,25 @@ def embedding(
     if len(table.shape) != 2:
         raise RuntimeError("'weight' must be 2-D")
     return wrap(build.embedding(table, ids) if is_float(table.dtype) else build.gather(table, ids))
+
+
+@HANDLERS.add("embedding_renorm.default")
+def embedding_renorm(self: RemoteTensor, indices: RemoteTensor, max_norm: float, norm_type: float) -> RemoteTensor:
+    from .products import norm_of
+
+    table = node_of(self)
+    ids, rows = _ids(indices, table.device), table.shape[0]
+    if not ids.numel:
+        return wrap(table)
+    flat = build.reshape(ids, (ids.numel,))
+    asked = build.full((rows,), 0, "i64", table.device)
+    asked = build.scatter_along(asked, flat, build.full(flat.shape, 1, "i64", table.device), 0)
+    length = norm_of(table, norm_type)
+    most = scalar(max_norm, table.dtype, table.device)
+    long = build.binary("bit_and", build.compare("gt", length, most), build.cast(asked, "bool"))
+    factor = build.div(most, build.add(length, scalar(1e-7, table.dtype, table.device)))
+    factor = build.where(long, factor, scalar(1, table.dtype, table.device))
+    return wrap(build.mul(table, build.reshape(factor, (rows, 1))))
 
 
 @HANDLERS.add("_embedding_bag.default", "_embedding_bag_forward_only.default")

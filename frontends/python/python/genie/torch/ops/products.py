@@ -130,12 +130,18 @@ def addr(self: RemoteTensor, vec1: RemoteTensor, vec2: RemoteTensor, *, beta: An
 def linear(self: RemoteTensor, weight: RemoteTensor, bias: RemoteTensor | None = None) -> RemoteTensor:
     x, w = _pair(self, weight)
     row = build.reshape(x, (1, *x.shape)) if len(x.shape) == 1 else x
-    if not is_float(x.dtype) or not x.shape[-1]:
+    if len(w.shape) == 1:
+        # A vector for a weight: a product with it, without a dimension for it.
+        w = build.reshape(w, (1, *w.shape))
+    if row.shape[-1] != w.shape[1]:
+        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({math.prod(row.shape[:-1])}x{row.shape[-1]} and {w.shape[1]}x{w.shape[0]})")
+    plain = bias is None or tuple(bias.shape) == w.shape[:1]
+    if not is_float(x.dtype) or not x.shape[-1] or not plain:
         made = product(row, build.transpose(w, (1, 0)))
         made = made if bias is None else build.add(made, node_of(bias))
     else:
         made = build.linear(row, w, None if bias is None else node_of(bias))
-    return wrap(build.reshape(made, (*x.shape[:-1], w.shape[0])))
+    return wrap(build.reshape(made, (*x.shape[:-1], *weight.shape[:-1])))
 
 
 @HANDLERS.add("_trilinear.default")
@@ -158,7 +164,7 @@ def trilinear(
 # ---- distances
 
 
-def _norm(off: Node, p: float) -> Node:
+def norm_of(off: Node, p: float) -> Node:
     """The p-norm over the last dimension."""
     axis = (len(off.shape) - 1,)
     if not off.shape[-1]:
@@ -181,7 +187,7 @@ def cdist(x1: RemoteTensor, x2: RemoteTensor, p: float, compute_mode: int | None
     a, b = _pair(x1, x2)
     left = build.reshape(a, (*a.shape[:-1], 1, a.shape[-1]))
     right = build.reshape(b, (*b.shape[:-2], 1, *b.shape[-2:]))
-    return wrap(_norm(build.sub(left, right), p))
+    return wrap(norm_of(build.sub(left, right), p))
 
 
 @HANDLERS.add("_pdist_forward.default")
@@ -192,7 +198,7 @@ def pdist(self: RemoteTensor, p: float = 2) -> RemoteTensor:
     if not pairs:
         return wrap(build.empty((0,), x.dtype, x.device))
     left, right = (build.gather(x, integers([pair[k] for pair in pairs], (len(pairs),), x.device)) for k in (0, 1))
-    return wrap(_norm(build.sub(left, right), p))
+    return wrap(norm_of(build.sub(left, right), p))
 
 
 # ---- attention

@@ -170,6 +170,11 @@ def resize_in(self: RemoteTensor, size: Sequence[int], *, memory_format: Any = N
     return adopt(self, wrap(build.reshape(flat, tuple(size))))
 
 
+@HANDLERS.add("resize_as_.default")
+def resize_as_in(self: RemoteTensor, the_template: torch.Tensor, *, memory_format: Any = None) -> RemoteTensor:
+    return resize_in(self, tuple(the_template.shape))
+
+
 @HANDLERS.add("set_.source_Tensor")
 def set_in(self: RemoteTensor, source: RemoteTensor) -> RemoteTensor:
     return adopt(self, source)
