@@ -43,6 +43,8 @@ def axes_of(axes: Sequence[int] | int | None, rank: int) -> tuple[int, ...]:
     if not axes:
         return tuple(range(rank))
     found = sorted(axis_of(axis, rank) for axis in axes)
+    if not rank:
+        return ()
     for a, b in zip(found, found[1:]):
         if a == b:
             raise RuntimeError(f"dim {a} appears multiple times in the list of dims")
@@ -313,7 +315,7 @@ def take(x: Node, ids: Node, axis: int) -> Node:
 
 def embedding(table: Node, ids: Node) -> Node:
     """Rows of a table `[V, H]`."""
-    return _make("embedding", (table, ids), (*ids.shape, table.shape[1]), table.dtype, dtype=table.dtype)
+    return _make("embedding", (table, ids), (*ids.shape, table.shape[1]), table.dtype)
 
 
 def take_along(x: Node, ids: Node, axis: int) -> Node:

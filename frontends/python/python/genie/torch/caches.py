@@ -159,25 +159,36 @@ def _plain(node: Node) -> Node:
     """Attention of tensors."""
     q, k, v, *bias = node.inputs
     (_, causal), (_, scale) = node.attrs
-    heads, length, width = q.shape[1:]
-    kv_heads, seen = k.shape[1:3]
-    if not bias and v.shape == k.shape and length == seen and k.shape[3] == width:
+    if not bias and v.shape == k.shape and q.shape[2:] == k.shape[2:]:
         return build.attention(q, k, v, None, 0, causal, scale)
-    if kv_heads != heads:
-        k, v = (_shared(t, heads) for t in (k, v))
+    weights = weights_of(q, k, bias[0] if bias else None, causal, scale)
+    return build.matmul(weights, shared_heads(v, q.shape[1]))
+
+
+def weights_of(q: Node, k: Node, bias: Node | None, causal: bool, scale: float) -> Node:
+    """How much each row of q `[B, H, S, D]` looks at each of k `[B, H', L, D]` -> `[B, H, S, L]`; nothing where all is masked."""
+    k = shared_heads(k, q.shape[1])
     scores = build.matmul(build.mul(q, scalar(scale, q.dtype, q.device)), build.transpose(k, (0, 1, 3, 2)))
+    nothing = scalar(-math.inf, scores.dtype, q.device)
     if causal:
+        length, seen = scores.shape[2:]
         rows, columns = build.arange(0, 1, length, "i64", q.device), build.arange(0, 1, seen, "i64", q.device)
         shown = build.compare("le", build.reshape(columns, (1, seen)), build.reshape(rows, (length, 1)))
-        scores = build.where(shown, scores, scalar(-math.inf, scores.dtype, q.device))
-    if bias and bias[0].dtype == "bool":
-        scores = build.where(bias[0], scores, scalar(-math.inf, scores.dtype, q.device))
-    elif bias:
-        scores = build.add(scores, build.cast(bias[0], scores.dtype))
-    return build.matmul(build.softmax(scores, 3), v)
+        scores = build.where(shown, scores, nothing)
+    if bias is None:
+        return build.softmax(scores, 3)
+    if bias.dtype == "bool":
+        scores = build.where(bias, scores, nothing)
+    else:
+        scores = build.add(scores, build.cast(bias, scores.dtype))
+    masked = build.compare("eq", build.reduce("max", scores, (3,), True), nothing)
+    return build.where(masked, scalar(0, scores.dtype, q.device), build.softmax(scores, 3))
 
 
-def _shared(x: Node, heads: int) -> Node:
+def shared_heads(x: Node, heads: int) -> Node:
+    """Keys or values `[B, H', L, D]` for so many heads: each serves as many queries' heads as it takes."""
     batch, kv_heads, length, width = x.shape
+    if kv_heads == heads:
+        return x
     x = build.expand(build.reshape(x, (batch, kv_heads, 1, length, width)), (batch, kv_heads, heads // kv_heads, length, width))
     return build.reshape(x, (batch, heads, length, width))

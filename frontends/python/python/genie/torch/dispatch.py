@@ -6,14 +6,20 @@ likewise, and the rest by torch's own decompositions. What is left has no way to
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
 
+from . import build
+from .dtypes import NAMES
+
 Handler = Callable[..., Any]
 aten = torch.ops.aten
+#: Functions for where no tensor of ours is there to be asked, or torch does not ask it.
+LIBRARY = torch.library.Library("aten", "IMPL")
 
 
 class Handlers(dict[OpOverload, Handler]):
@@ -38,12 +44,22 @@ class Handlers(dict[OpOverload, Handler]):
 
         return register
 
+    def whole(self, *names: str) -> Callable[[Handler], Handler]:
+        """As `add`, for operations that torch would take apart before it asks anybody."""
+
+        def register(handler: Handler) -> Handler:
+            for name in names:
+                LIBRARY.impl(name.removesuffix(".default"), handler, "PrivateUse1")
+            return self.add(*names)(handler)
+
+        return register
+
     def find(self, func: OpOverload) -> Handler:
         """The function for an operation that has none of its own yet.
 
         Raises NotImplementedError, which names the operation and what works instead.
         """
-        handler = self._in_place(func) or self._out(func) or self._decomposed(func)
+        handler = self._in_place(func) or self._out(func) or self._decomposed(func) or self._foreach(func)
         if handler is None:
             handler = self._refuse(func)
         self[func] = handler
@@ -54,11 +70,11 @@ class Handlers(dict[OpOverload, Handler]):
         packet = getattr(aten, name, None)
         if packet is None or not func._schema.name.startswith("aten::"):
             return None
-        wanted = [a.name for a in func._schema.arguments if not a.is_out]
+        wanted = [(a.name, str(a.type)) for a in func._schema.arguments if not a.is_out]
         for overload in packet.overloads():
             found = getattr(packet, overload)
-            if [a.name for a in found._schema.arguments] == wanted and not found._schema.is_mutable:
-                return found if found is not func else None
+            if found is not func and not found._schema.is_mutable and [(a.name, str(a.type)) for a in found._schema.arguments] == wanted:
+                return found
         return None
 
     def _in_place(self, func: OpOverload) -> Handler | None:
@@ -93,14 +109,18 @@ class Handlers(dict[OpOverload, Handler]):
             for target, value in zip(targets, values if len(outs) > 1 else [values]):
                 if not isinstance(target, RemoteTensor):
                     raise _mixed(func, target)
-                if target.shape != value.shape:
-                    raise NotImplementedError(
-                        f"remote_accelerator does not resize a tensor given as out= ({list(target.shape)} to "
-                        f"{list(value.shape)}): give one of that shape, or none"
-                    )
                 if not torch.can_cast(value.dtype, target.dtype):
                     raise RuntimeError(f"result type {value.dtype} can't be cast to the desired output type {target.dtype}")
-                write(target, node_of(value))
+                if target.shape == value.shape:
+                    write(target, node_of(value))
+                    continue
+                if target.numel():
+                    warnings.warn(
+                        f"An output with one or more elements was resized since it had shape {list(target.shape)}, which does not match "
+                        f"the required output shape {list(value.shape)}. Call t.resize_(0) before it is reused.",
+                        stacklevel=3,
+                    )
+                adopt(target, wrap(build.cast(node_of(value), NAMES[target.dtype])))
             return tuple(targets) if len(outs) > 1 else targets[0]
 
         return into
@@ -118,15 +138,44 @@ class Handlers(dict[OpOverload, Handler]):
         return None
 
     @staticmethod
+    def _foreach(func: OpOverload) -> Handler | None:
+        # A list at a time; torch's own way for devices that have nothing better goes through the list.
+        if not func._schema.name.startswith("aten::_foreach_"):
+            return None
+        slow = torch._C.DispatchKey.CompositeExplicitAutograd
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeExplicitAutograd"):
+            return None
+        return lambda *args, **kwargs: func._op_dk(slow, *args, **kwargs)
+
+    @staticmethod
     def _refuse(func: OpOverload) -> Handler:
+        name = func._schema.name.rpartition("::")[2]
+        nearest = next((hint for words, hint in _NEAREST if any(word in name for word in words)), _OTHERWISE)
+
         def refused(*_: Any, **__: Any) -> Any:
-            name = str(func)
-            nearest = "docs/ops.md lists what works; x.cpu() brings a tensor to where torch itself can do it"
-            raise NotImplementedError(f"remote_accelerator has no {name}: {nearest}")
+            raise NotImplementedError(f"remote_accelerator has no {func}: {nearest}")
 
         return refused
 
 
+#: What works where an operation does not, by words in the operation's name; the first that fits is said.
+_NEAREST: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("backward", "_grad"), "there is no autograd here; train where the parameters are local, and run the model under torch.no_grad()"),
+    (("fft", "stft"), "torch.fft works on x.cpu(), and .to('remote_accelerator:0') brings real results back"),
+    (("complex", "polar", "_conj", "real", "imag"), "there are no complex numbers here; keep real and imaginary parts in two tensors"),
+    (("sparse", "csr", "csc", "bsr", "coo"), "there are no sparse tensors here; use dense ones (.to_dense()), or a mask"),
+    (("quantize", "fake_quant", "q_"), "quantised tensors are torch's own; use bfloat16, or a server's model with quantised weights"),
+    (
+        ("linalg", "cholesky", "lu_", "_qr", "geqrf", "svd", "eig", "lstsq", "triangular", "inverse", "det", "ormqr", "matrix_exp"),
+        "matrix products, norms and torch.linalg.vector_norm work here; factorise x.cpu() and bring the result back",
+    ),
+    (("lstm", "gru", "rnn", "cudnn", "miopen", "mkldnn"), "torch.nn.LSTM, GRU and RNN are not here as one piece; use their cells step by step"),
+    (("bessel", "polynomial", "igamma", "zeta", "erfcx", "ndtri", "airy"), "of the special functions erf, erfinv, lgamma, digamma and i0 work"),
+    (("_loss",), "cross_entropy, nll_loss, mse_loss and the other elementwise losses work; compute this one on x.cpu()"),
+    (("upsample", "grid_sampler"), "interpolate by nearest, linear, bilinear or bicubic without antialias works, and grid_sample in two dimensions"),
+    (("pool",), "max, average and adaptive pools work"),
+)
+_OTHERWISE = "docs/ops.md lists what works; x.cpu() brings a tensor to where torch itself can do it"
 _NAMES = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long", "int32": "Int", "uint8": "Byte", "bool": "Bool"}
 # Decompositions that ask for values, or make types that the server has not.
 _NOT_AS_TORCH_DOES: set[OpOverload] = set()
@@ -142,4 +191,4 @@ def _mixed(func: OpOverload, target: Any) -> RuntimeError:
 HANDLERS = Handlers()
 
 # At the end: tensors look their operations up here.
-from .tensor import RemoteTensor, node_of, write  # noqa: E402
+from .tensor import RemoteTensor, adopt, node_of, wrap, write  # noqa: E402

@@ -123,8 +123,7 @@ class RemoteTensor(torch.Tensor):
     def data(self, new: Any) -> None:
         if not isinstance(new, RemoteTensor):
             raise RuntimeError(f"data on {self.device} cannot become data on {new.device}: make a new tensor with .to()")
-        torch.Tensor.data.__set__(self, new)
-        self._storage, self._chain, self._seen = new._storage, new._chain, None
+        adopt(self, new)
 
 
 def node_of(tensor: RemoteTensor) -> Node:
@@ -156,6 +155,13 @@ def view_of(base: RemoteTensor, like: torch.Tensor, *steps: storage.Step) -> Rem
         like.stride(),
         like.storage_offset(),
     )
+
+
+def adopt(tensor: RemoteTensor, new: RemoteTensor) -> RemoteTensor:
+    """Makes a tensor look at what another one looks at, with its sizes."""
+    torch.Tensor.data.__set__(tensor, new)
+    tensor._storage, tensor._chain, tensor._seen = new._storage, new._chain, None
+    return tensor
 
 
 def shadow(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,11 @@ import torch
 
 from .. import build
 from ..device import current_device
-from ..dispatch import HANDLERS
+from ..dispatch import HANDLERS, LIBRARY
 from ..dtypes import NAMES, name_of
 from ..node import Node
 from ..tensor import RemoteTensor, wrap
 
-_LIBRARY = torch.library.Library("aten", "IMPL")
 
 
 def factory(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -23,7 +22,7 @@ def factory(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         for name in names:
-            _LIBRARY.impl(name, function, "PrivateUse1")
+            LIBRARY.impl(name, function, "PrivateUse1")
         return HANDLERS.add(*(name if "." in name else f"{name}.default" for name in names))(function)
 
     return register
@@ -115,6 +114,32 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: Any = None, layout: Any
     up = build.arange(float(start), step, half, "f32", index)
     down = build.flip(build.arange(float(end), -step, steps - half, "f32", index), [0])
     return wrap(build.cast(build.concat([up, down], 0), kind))
+
+
+@factory("linspace.Tensor_Tensor", "linspace.Tensor_Scalar", "linspace.Scalar_Tensor")
+def linspace_between(start: Any, end: Any, steps: int, **options: Any) -> RemoteTensor:
+    return linspace(*_numbers(start, end), steps, **options)
+
+
+@factory("logspace")
+def logspace(
+    start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+) -> RemoteTensor:
+    powers = build.cast(linspace(start, end, steps, dtype=dtype, device=device)._storage.node, "f32")
+    made = build.binary("pow", build.full((), base, "f32", powers.device), powers)
+    return wrap(build.cast(made, kind_of(dtype)))
+
+
+@factory("logspace.Tensor_Tensor", "logspace.Tensor_Scalar", "logspace.Scalar_Tensor")
+def logspace_between(start: Any, end: Any, steps: int, base: float = 10.0, **options: Any) -> RemoteTensor:
+    return logspace(*_numbers(start, end), steps, base, **options)
+
+
+def _numbers(*values: Any) -> list[Any]:
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.dim():
+            raise RuntimeError(f"linspace only supports 0-dimensional start and end tensors, but got a tensor with {value.dim()} dimension(s).")
+    return [value.item() if isinstance(value, torch.Tensor) else value for value in values]
 
 
 @factory("eye")

@@ -353,16 +353,16 @@ def constant_pad(self: RemoteTensor, pad: Sequence[int], value: Any = 0) -> Remo
     x = node_of(self)
     if len(pad) % 2 or len(pad) // 2 > len(x.shape):
         raise RuntimeError("Length of pad must be even and at most twice the number of dimensions of the input")
+    before, after = [0] * len(x.shape), [0] * len(x.shape)
     for i in range(len(pad) // 2):
-        axis = len(x.shape) - 1 - i
-        before, after = pad[2 * i], pad[2 * i + 1]
-        size = x.shape[axis]
-        if size + before + after < 0:
-            raise RuntimeError(f"The input size {size}, plus negative padding {before} and {after} resulted in a negative output size")
-        x = build.slice_axis(x, axis, max(0, -before), size - max(0, -after))
-        border = [build.full((*x.shape[:axis], n, *x.shape[axis + 1 :]), value, x.dtype, x.device) for n in (max(0, before), max(0, after))]
-        x = build.concat([border[0], x, border[1]], axis)
-    return wrap(x)
+        axis, size = len(x.shape) - 1 - i, x.shape[-1 - i]
+        first, last = pad[2 * i], pad[2 * i + 1]
+        if size + first + last < 0:
+            raise RuntimeError(f"The input size {size}, plus negative padding {first} and {last} resulted in a negative output size")
+        before[axis], after[axis] = max(0, first), max(0, last)
+        # What a negative padding takes away may be part of what another one adds.
+        x = build.slice_axis(x, axis, min(size, max(0, -first)), max(0, size - max(0, -last)))
+    return wrap(build.pad(x, before, after, value))
 
 
 def _triangle(name: str, op: str) -> None:

@@ -14,6 +14,7 @@ from ..node import Node
 from ..operands import integers, scalar
 from ..tensor import RemoteTensor, node_of, wrap
 from .index import _ids
+from .pool import Sizes, per_axis
 
 
 def _constant(shape: Sequence[int], value: float, like: Node) -> Node:
@@ -24,17 +25,37 @@ def _given(tensor: RemoteTensor | None, shape: Sequence[int], value: float, like
     return _constant(shape, value, like) if tensor is None else node_of(tensor)
 
 
-@HANDLERS.add("native_layer_norm.default")
+def _normalised(x: Node, shape: tuple[int, ...], weight: RemoteTensor | None, bias: RemoteTensor | None, eps: float) -> tuple[Node, Node]:
+    """The result, and x with the dimensions of `shape` as one."""
+    if x.shape[len(x.shape) - len(shape) :] != shape:
+        raise RuntimeError(
+            f"Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of "
+            f"size{list(x.shape)}"
+        )
+    rows = build.reshape(x, (*x.shape[: len(x.shape) - len(shape)], math.prod(shape)))
+    weights = (build.reshape(_given(t, shape, value, x), rows.shape[-1:]) for t, value in ((weight, 1), (bias, 0)))
+    return build.reshape(build.layer_norm(rows, *weights, eps), x.shape), rows
+
+
+@HANDLERS.whole("layer_norm.default")
 def layer_norm(
+    input: RemoteTensor,  # noqa: A002
+    normalized_shape: Sequence[int],
+    weight: RemoteTensor | None = None,
+    bias: RemoteTensor | None = None,
+    eps: float = 1e-05,
+    cudnn_enable: bool = True,
+) -> RemoteTensor:
+    return wrap(_normalised(node_of(input), tuple(normalized_shape), weight, bias, eps)[0])
+
+
+@HANDLERS.add("native_layer_norm.default")
+def native_layer_norm(
     input: RemoteTensor, normalized_shape: Sequence[int], weight: RemoteTensor | None, bias: RemoteTensor | None, eps: float  # noqa: A002
 ) -> tuple[RemoteTensor, ...]:
     x, shape = node_of(input), tuple(normalized_shape)
-    if x.shape[len(x.shape) - len(shape) :] != shape:
-        raise RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of size{list(x.shape)}")
-    width, outer = math.prod(shape), x.shape[: len(x.shape) - len(shape)]
-    rows = build.reshape(x, (*outer, width))
-    weights = (build.reshape(_given(t, shape, value, x), (width,)) for t, value in ((weight, 1), (bias, 0)))
-    made = build.reshape(build.layer_norm(rows, *weights, eps), x.shape)
+    made, rows = _normalised(x, shape, weight, bias, eps)
+    outer, width = rows.shape[:-1], rows.shape[-1]
     # Mean and deviation are for the way back; nobody else reads them, and what nobody reads does not run.
     axis = (len(rows.shape) - 1,)
     wide = build.cast(rows, "f32")
@@ -79,8 +100,10 @@ def batch_norm(
     from .reduction import variance
 
     x = node_of(input)
-    channels = x.shape[1]
+    channels = x.shape[1] if len(x.shape) > 1 else 1
     nothing = wrap(build.empty((0,), "f32", x.device))
+    if not x.numel:
+        return wrap(x), nothing, nothing
     weights = [_given(t, (channels,), value, x) for t, value in ((weight, 1), (bias, 0))]
     if not training:
         made = build.batch_norm(x, *weights, node_of(running_mean), node_of(running_var), eps)  # type: ignore[arg-type]
@@ -96,6 +119,19 @@ def batch_norm(
             running.mul_(1 - momentum).add_(wrap(now), alpha=momentum)
     inverse = build.unary("rsqrt", build.add(spread, scalar(eps, "f32", x.device)))
     return wrap(made), wrap(middle), wrap(inverse)
+
+
+@HANDLERS.whole("batch_norm.default")
+def batch_norm_whole(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled):  # type: ignore[no-untyped-def]  # noqa: A002, ANN001, ANN201
+    if not training and (running_mean is None or running_var is None):
+        raise RuntimeError("Expected running_mean and running_var to be defined in evaluation mode")
+    return batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)[0]
+
+
+@HANDLERS.add("_batch_norm_with_update.default")
+def batch_norm_with_update(input, weight, bias, running_mean, running_var, momentum, eps):  # type: ignore[no-untyped-def]  # noqa: A002, ANN001, ANN201
+    made = batch_norm(input, weight, bias, running_mean, running_var, True, momentum, eps)
+    return *made, wrap(build.empty((0,), "u8", node_of(input).device))
 
 
 @HANDLERS.add("_native_batch_norm_legit.default")
@@ -124,12 +160,70 @@ def embedding(
     return wrap(build.embedding(table, ids) if is_float(table.dtype) else build.gather(table, ids))
 
 
+@HANDLERS.add("embedding_renorm.default")
+def embedding_renorm(self: RemoteTensor, indices: RemoteTensor, max_norm: float, norm_type: float) -> RemoteTensor:
+    from .products import norm_of
+
+    table = node_of(self)
+    ids, rows = _ids(indices, table.device), table.shape[0]
+    if not ids.numel:
+        return wrap(table)
+    flat = build.reshape(ids, (ids.numel,))
+    asked = build.full((rows,), 0, "i64", table.device)
+    asked = build.scatter_along(asked, flat, build.full(flat.shape, 1, "i64", table.device), 0)
+    length = norm_of(table, norm_type)
+    most = scalar(max_norm, table.dtype, table.device)
+    long = build.binary("bit_and", build.compare("gt", length, most), build.cast(asked, "bool"))
+    factor = build.div(most, build.add(length, scalar(1e-7, table.dtype, table.device)))
+    factor = build.where(long, factor, scalar(1, table.dtype, table.device))
+    return wrap(build.mul(table, build.reshape(factor, (rows, 1))))
+
+
+@HANDLERS.add("_embedding_bag.default", "_embedding_bag_forward_only.default")
+def embedding_bag(
+    weight: RemoteTensor,
+    indices: RemoteTensor,
+    offsets: RemoteTensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: RemoteTensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int = -1,
+) -> tuple[RemoteTensor, ...]:
+    table, ids, starts = node_of(weight), _ids(indices, node_of(weight).device), build.cast(node_of(offsets), "i64")
+    device, n, width = table.device, ids.numel, table.shape[1]
+    bags = starts.numel - int(include_last_offset)
+    starts = build.slice_axis(starts, 0, 0, bags)
+    if not bags or not n:
+        sizes = build.full((bags,), 0, "i64", device)
+        return wrap(build.full((bags, width), 0, table.dtype, device)), wrap(build.empty((0,), "i64", device)), wrap(sizes), wrap(sizes)
+    rows = build.embedding(table, ids)
+    if per_sample_weights is not None:
+        rows = build.mul(rows, build.reshape(node_of(per_sample_weights), (n, 1)))
+    # The bag of each index is the last one that begins before it.
+    place = build.reshape(build.arange(0, 1, n, "i64", device), (n, 1))
+    begun = build.compare("le", build.reshape(starts, (1, bags)), place)
+    bag = build.sub(build.reduce("sum", build.cast(begun, "i64"), (1,)), scalar(1, "i64", device))
+    counts = build.full((n,), 1, "i64", device)
+    nothing = -math.inf if mode == 2 else 0.0
+    if padding_idx >= 0:
+        real = build.compare("ne", build.cast(ids, "i64"), scalar(padding_idx, "i64", device))
+        counts = build.cast(real, "i64")
+        rows = build.where(build.reshape(real, (n, 1)), rows, scalar(nothing, rows.dtype, device))
+    sizes = build.scatter_along(build.full((bags,), 0, "i64", device), bag, counts, 0, "add")
+    where = build.expand(build.reshape(bag, (n, 1)), (n, width))
+    made = build.scatter_along(build.full((bags, width), nothing, rows.dtype, device), where, rows, 0, "max" if mode == 2 else "add")
+    if mode:
+        filled = build.reshape(sizes, (bags, 1))
+        if mode == 1:
+            made = build.div(made, build.cast(build.binary("maximum", filled, scalar(1, "i64", device)), made.dtype))
+        else:
+            made = build.where(build.compare("gt", filled, scalar(0, "i64", device)), made, scalar(0, made.dtype, device))
+    return wrap(made), wrap(bag), wrap(sizes), wrap(sizes)
+
+
 # ---- convolutions
-
-
-def _pair(values: Any, rank: int = 2) -> tuple[int, ...]:
-    values = [values] if isinstance(values, int) else list(values)
-    return tuple(values * rank if len(values) == 1 else values)
 
 
 @HANDLERS.add("convolution.default", "_convolution.default", "convolution_overrideable.default")
@@ -147,8 +241,8 @@ def convolution(
 ) -> RemoteTensor:
     x, w = node_of(input), node_of(weight)
     rank = len(w.shape) - 2
-    if rank not in (1, 2):
-        raise NotImplementedError(f"remote_accelerator has no convolution over {rank} dimensions: it has conv1d and conv2d; x.cpu() brings it here")
+    if rank not in (1, 2, 3):
+        raise RuntimeError(f"convolution: expected a weight of 3 to 5 dimensions, but got {list(w.shape)}")
     alone = len(x.shape) == rank + 1
     if alone:
         x = build.reshape(x, (1, *x.shape))
@@ -157,7 +251,7 @@ def convolution(
             f"Given groups={groups}, weight of size {list(w.shape)}, expected input{list(x.shape)} to have "
             f"{w.shape[0] if transposed else w.shape[1] * groups} channels, but got {x.shape[1]} channels instead"
         )
-    stride, padding, dilation, output_padding = (_pair(v, rank) for v in (stride, padding, dilation, output_padding))
+    stride, padding, dilation, output_padding = (per_axis(v, rank) for v in (stride, padding, dilation, output_padding))
     if rank == 1:
         # A row of an image.
         x, w = build.reshape(x, (*x.shape[:2], 1, x.shape[2])), build.reshape(w, (*w.shape[:2], 1, w.shape[2]))
@@ -166,131 +260,55 @@ def convolution(
     if transposed:
         made = _transposed(x, w, bias_node, stride, padding, dilation, output_padding, groups)
     else:
-        made = build.conv2d(x, w, bias_node, stride, (*padding, *padding), dilation, groups)
+        made = _convolved(x, w, bias_node, stride, padding, padding, dilation, groups)
     if rank == 1:
         made = build.reshape(made, (*made.shape[:2], made.shape[3]))
     return wrap(build.reshape(made, made.shape[1:]) if alone else made)
 
 
+def _convolved(
+    x: Node, w: Node, bias: Node | None, stride: Sizes, before: Sizes, after: Sizes, dilation: Sizes, groups: int
+) -> Node:
+    if len(stride) == 2:
+        return build.conv2d(x, w, bias, stride, (*before, *after), dilation, groups)  # type: ignore[arg-type]
+    # A volume is its planes, each seen by one plane of the weight at a time.
+    x = build.pad(x, (0, 0, before[0], 0, 0), (0, 0, after[0], 0, 0), 0)
+    n, c, depth, height, width = x.shape
+    planes = (depth - dilation[0] * (w.shape[2] - 1) - 1) // stride[0] + 1
+    if planes < 1:
+        raise RuntimeError(f"Kernel size can't be greater than actual input size: {list(w.shape[2:])} and {list(x.shape[2:])}")
+    made: Node | None = None
+    for k in range(w.shape[2]):
+        first = k * dilation[0]
+        part = build.slice_axis(x, 2, first, first + (planes - 1) * stride[0] + 1, stride[0])
+        part = build.reshape(build.transpose(part, (0, 2, 1, 3, 4)), (n * planes, c, height, width))
+        plane = build.reshape(build.slice_axis(w, 2, k, k + 1), (*w.shape[:2], *w.shape[3:]))
+        part = build.conv2d(part, plane, bias if k == 0 else None, stride[1:], (*before[1:], *after[1:]), dilation[1:], groups)  # type: ignore[arg-type]
+        made = part if made is None else build.add(made, part)
+    assert made is not None
+    made = build.reshape(made, (n, planes, *made.shape[1:]))
+    return build.transpose(made, (0, 2, 1, 3, 4))
+
+
 def _transposed(
-    x: Node, w: Node, bias: Node | None, stride: Any, padding: Any, dilation: Any, output_padding: Any, groups: int
+    x: Node, w: Node, bias: Node | None, stride: Sizes, padding: Sizes, dilation: Sizes, output_padding: Sizes, groups: int
 ) -> Node:
     """As a convolution of the input with zeros between its elements, by the weight turned round (Dumoulin and Visin 2016)."""
-    n, c, height, width = x.shape
-    _, out, kh, kw = w.shape
-    for axis, step in ((2, stride[0]), (3, stride[1])):
+    rank, (c, out), kernel = len(stride), w.shape[:2], w.shape[2:]
+    for axis, step in enumerate(stride, 2):
         if step > 1:
             size = x.shape[axis]
-            shape = (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :])
-            gaps = _constant((*x.shape[: axis + 1], step - 1, *x.shape[axis + 1 :]), 0, x)
-            spread = build.concat([build.reshape(x, shape), gaps], axis + 1)
+            spread = build.reshape(x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :]))
+            spread = build.pad(spread, (0,) * (rank + 3), [step - 1 if i == axis + 1 else 0 for i in range(rank + 3)], 0)
             spread = build.reshape(spread, (*x.shape[:axis], size * step, *x.shape[axis + 1 :]))
             x = build.slice_axis(spread, axis, 0, (size - 1) * step + 1)
-    before = [dilation[i] * (k - 1) - padding[i] for i, k in enumerate((kh, kw))]
+    before = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding)]
     after = [b + o for b, o in zip(before, output_padding)]
-    for i in (0, 1):
+    for i in range(rank):
         axis = 2 + i
-        cut = max(0, -before[i]), x.shape[axis] - max(0, -after[i])
-        x = build.slice_axis(x, axis, *cut)
-    w = build.reshape(w, (groups, c // groups, out, kh, kw))
-    w = build.flip(build.transpose(w, (0, 2, 1, 3, 4)), (3, 4))
-    w = build.reshape(w, (groups * out, c // groups, kh, kw))
-    pads = (max(0, before[0]), max(0, before[1]), max(0, after[0]), max(0, after[1]))
-    return build.conv2d(x, w, bias, (1, 1), pads, dilation, groups)
-
-
-# ---- pools
-
-
-def _pooled(
-    kind: str, self: RemoteTensor, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_padding: bool
-) -> Node:
-    x = node_of(self)
-    alone = len(x.shape) == 3
-    if alone:
-        x = build.reshape(x, (1, *x.shape))
-    kernel, pads = _pair(kernel_size), _pair(padding)
-    steps = _pair(stride) if stride is not None and (isinstance(stride, int) or len(stride)) else kernel
-    end = list(pads)
-    if ceil_mode:
-        for i in (0, 1):
-            size = x.shape[2 + i]
-            last = -(-(size + 2 * pads[i] - kernel[i]) // steps[i])
-            if last * steps[i] >= size + pads[i]:
-                # A window that begins in the padding behind it is none.
-                last -= 1
-            end[i] = max(pads[i], last * steps[i] + kernel[i] - size - pads[i])
-    if kind == "max" or all(e < k and p < k for e, k, p in zip(end, kernel, pads)) and (tuple(end) == pads or not count_padding):
-        made = build.pool(kind, x, kernel, steps, (*pads, *end), count_padding)  # type: ignore[arg-type]
-    else:
-        raise NotImplementedError("remote_accelerator has no avg_pool2d with ceil_mode=True that counts padding: use count_include_pad=False")
-    return build.reshape(made, made.shape[1:]) if alone else made
-
-
-@HANDLERS.add("avg_pool2d.default")
-def avg_pool2d(
-    self: RemoteTensor,
-    kernel_size: Any,
-    stride: Any = (),
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> RemoteTensor:
-    if divisor_override:
-        kernel = _pair(kernel_size)
-        made = _pooled("average", self, kernel_size, stride, padding, ceil_mode, True)
-        return wrap(build.mul(made, scalar(kernel[0] * kernel[1] / divisor_override, made.dtype, made.device)))
-    return wrap(_pooled("average", self, kernel_size, stride, padding, ceil_mode, count_include_pad))
-
-
-@HANDLERS.add("max_pool2d_with_indices.default")
-def max_pool2d(
-    self: RemoteTensor, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
-) -> tuple[RemoteTensor, RemoteTensor]:
-    if set(_pair(dilation)) != {1}:
-        raise NotImplementedError("remote_accelerator has no max_pool2d with dilation: use dilation=1")
-    made = _pooled("max", self, kernel_size, stride, padding, ceil_mode, False)
-    # Where the largest are is for the way back: asking for it is refused when it is asked for, by an operation no server has.
-    return wrap(made), wrap(Node("max_pool2d_indices", (), (made,), made.shape, "i64", made.device))
-
-
-@HANDLERS.add("_adaptive_avg_pool2d.default")
-def adaptive_avg_pool2d(self: RemoteTensor, output_size: Sequence[int]) -> RemoteTensor:
-    x = node_of(self)
-    lead = len(x.shape) - 2
-    for i, n in enumerate(output_size):
-        axis, size = lead + i, x.shape[lead + i]
-        if n == size:
-            continue
-        if size % n == 0:
-            shape = (*x.shape[:axis], n, size // n, *x.shape[axis + 1 :])
-            x = build.reduce("mean", build.reshape(x, shape), (axis + 1,))
-            continue
-        parts = []
-        for k in range(n):
-            part = build.slice_axis(x, axis, k * size // n, -(-(k + 1) * size // n))
-            parts.append(build.reduce("mean", part, (axis,), True))
-        x = build.concat(parts, axis)
-    return wrap(x)
-
-
-# ---- images
-
-
-def _nearest(name: str, middle: float) -> None:
-    @HANDLERS.add(f"{name}.default")
-    def apply(self: RemoteTensor, output_size: Sequence[int], scales_h: float | None = None, scales_w: float | None = None) -> RemoteTensor:
-        x = node_of(self)
-        for axis, n, scale in ((2, output_size[0], scales_h), (3, output_size[1], scales_w)):
-            size = x.shape[axis]
-            step = 1 / scale if scale else size / n
-            if size != n or step != 1:
-                ids = [min(size - 1, int((i + middle) * step)) for i in range(n)]
-                x = build.take(x, integers(ids, (n,), x.device), axis)
-        return wrap(x)
-
-
-_nearest("upsample_nearest2d", 0.0)
-# From the middle of each element, as other libraries do it.
-_nearest("_upsample_nearest_exact2d", 0.5)
+        x = build.slice_axis(x, axis, max(0, -before[i]), x.shape[axis] - max(0, -after[i]))
+    w = build.reshape(w, (groups, c // groups, out, *kernel))
+    w = build.flip(build.transpose(w, (0, 2, 1, *range(3, 3 + rank))), range(3, 3 + rank))
+    w = build.reshape(w, (groups * out, c // groups, *kernel))
+    ends = (tuple(max(0, b) for b in side) for side in (before, after))
+    return _convolved(x, w, bias, (1,) * rank, *ends, dilation, groups)

@@ -128,6 +128,53 @@ for _name, _op, _of in (("isnan", "is_nan", False), ("isinf", "is_inf", False), 
     _class_of_float(_name, _op, _of)
 
 
+@HANDLERS.add("signbit.default")
+def signbit(self: RemoteTensor) -> RemoteTensor:
+    x = node_of(self)
+    if not is_float(x.dtype):
+        return wrap(build.compare("lt", x, scalar(0, x.dtype, x.device)))
+    # A zero and a NaN have a sign, too.
+    signed = build.binary("copysign", scalar(1, x.dtype, x.device), x)
+    return wrap(build.compare("lt", signed, scalar(0, x.dtype, x.device)))
+
+
+@HANDLERS.add("angle.default")
+def angle(self: RemoteTensor) -> RemoteTensor:
+    x = build.cast(node_of(self), floating(NAMES[self.dtype]))
+    turned = build.where(build.compare("lt", x, scalar(0, x.dtype, x.device)), scalar(math.pi, x.dtype, x.device), scalar(0, x.dtype, x.device))
+    return wrap(build.where(build.unary("is_nan", x, "bool"), x, turned))
+
+
+@HANDLERS.add("polygamma.default")
+def polygamma(n: int, self: RemoteTensor) -> RemoteTensor:
+    if n:
+        raise NotImplementedError(f"remote_accelerator has no polygamma of order {n}: it has digamma, which is order 0; x.cpu() brings it here")
+    return torch.ops.aten.digamma.default(self)
+
+
+@HANDLERS.add("frexp.Tensor")
+def frexp(self: RemoteTensor) -> Any:
+    x = node_of(self)
+    if not is_float(x.dtype):
+        raise RuntimeError(f"torch.frexp() only supports floating-point dtypes, got {self.dtype}")
+    wide = build.cast(x, "f32")
+    constant: Callable[[float], Node] = lambda v: scalar(v, "f32", x.device)  # noqa: E731
+    plain = build.binary("bit_and", build.unary("is_finite", wide, "bool"), build.compare("ne", wide, constant(0)))
+    magnitude = build.where(plain, build.unary("abs", wide), constant(1))
+    power = build.add(build.unary("floor", build.unary("log2", magnitude)), constant(1))
+    # In two steps, for a number so small that one power is too large; then what rounding of the logarithm has missed.
+    half = build.unary("floor", build.mul(power, constant(0.5)))
+    rest = build.sub(power, half)
+    scaled = build.mul(build.mul(wide, build.unary("exp2", build.unary("neg", half))), build.unary("exp2", build.unary("neg", rest)))
+    size = build.unary("abs", scaled)
+    over, under = build.compare("ge", size, constant(1)), build.compare("lt", size, constant(0.5))
+    scaled = build.where(over, build.mul(scaled, constant(0.5)), build.where(under, build.add(scaled, scaled), scaled))
+    power = build.add(power, build.where(over, constant(1), build.where(under, constant(-1), constant(0))))
+    mantissa = build.cast(build.where(plain, scaled, wide), x.dtype)
+    exponent = build.cast(build.where(plain, power, constant(0)), "i32")
+    return torch.return_types.frexp((wrap(mantissa), wrap(exponent)))
+
+
 # ---- two operands
 
 
@@ -302,6 +349,28 @@ def masked_fill(self: RemoteTensor, mask: RemoteTensor, value: Any) -> RemoteTen
 # ---- several of them
 
 
+@HANDLERS.add("isclose.default")
+def isclose(self: RemoteTensor, other: RemoteTensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> RemoteTensor:
+    if self.dtype != other.dtype:
+        raise RuntimeError(f"{self.dtype} did not match {other.dtype}")
+    a, b = both(self, other)
+    near = build.compare("eq", a, b)
+    if equal_nan and is_float(a.dtype):
+        near = build.binary("bit_or", near, build.binary("bit_and", build.unary("is_nan", a, "bool"), build.unary("is_nan", b, "bool")))
+    if rtol == 0 and atol == 0:
+        return wrap(near)
+    x, y = (v if is_float(v.dtype) else build.cast(v, "f32") for v in (a, b))
+    allowed = build.add(scalar(atol, x.dtype, x.device), build.unary("abs", build.mul(scalar(rtol, x.dtype, x.device), y)))
+    off = build.unary("abs", build.sub(x, y))
+    within = build.binary("bit_and", build.unary("is_finite", off, "bool"), build.compare("le", off, allowed))
+    return wrap(build.binary("bit_or", near, within))
+
+
+@HANDLERS.add("allclose.default")
+def allclose(self: RemoteTensor, other: RemoteTensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> bool:
+    return bool(isclose(self, other, rtol, atol, equal_nan).all())
+
+
 @HANDLERS.add("clamp.default")
 def clamp(self: RemoteTensor, min: Any = None, max: Any = None) -> RemoteTensor:  # noqa: A002: torch's names
     bounds = [v for v in (min, max) if v is not None]
@@ -387,5 +456,7 @@ def logit(self: RemoteTensor, eps: float | None = None) -> RemoteTensor:
     x = build.cast(node_of(self), floating(NAMES[self.dtype]))
     one = scalar(1, x.dtype, x.device)
     if eps is not None:
-        x = build.binary("minimum", build.binary("maximum", x, scalar(eps, x.dtype, x.device)), scalar(1 - eps, x.dtype, x.device))
+        low, high = scalar(eps, x.dtype, x.device), scalar(1 - eps, x.dtype, x.device)
+        # Of bounds that cross the lower one counts.
+        x = build.where(build.compare("lt", x, low), low, build.where(build.compare("gt", x, high), high, x))
     return wrap(build.unary("log", build.div(x, build.sub(one, x))))

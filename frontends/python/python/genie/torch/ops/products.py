@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .. import build
-from ..dispatch import HANDLERS
+from ..caches import shared_heads, weights_of
+from ..dispatch import HANDLERS, aten
 from ..dtypes import is_float, name_of
 from ..node import Node
-from ..operands import device_among, operand, scalar
+from ..operands import device_among, integers, operand, scalar
 from ..tensor import RemoteTensor, node_of, wrap
 
 
@@ -107,8 +109,13 @@ def baddbmm(self: RemoteTensor, batch1: RemoteTensor, batch2: RemoteTensor, *, b
 
 @HANDLERS.add("addbmm.default")
 def addbmm(self: RemoteTensor, batch1: RemoteTensor, batch2: RemoteTensor, *, beta: Any = 1, alpha: Any = 1) -> RemoteTensor:
-    made = build.reduce("sum", node_of(bmm(batch1, batch2)), (0,))
-    return _plus(self, made, beta, alpha)
+    a, b = _pair(batch1, batch2)
+    n, rows, inner = a.shape
+    if (n, inner) != b.shape[:2]:
+        raise RuntimeError(f"Expected size for first two dimensions of batch2 tensor to be: [{n}, {inner}] but got: {list(b.shape[:2])}.")
+    # The sum over the batch is one over a longer inner dimension.
+    a = build.reshape(build.transpose(a, (1, 0, 2)), (rows, n * inner))
+    return _plus(self, product(a, build.reshape(b, (n * inner, b.shape[2]))), beta, alpha)
 
 
 @HANDLERS.add("addr.default")
@@ -120,16 +127,79 @@ def addr(self: RemoteTensor, vec1: RemoteTensor, vec2: RemoteTensor, *, beta: An
     return _plus(self, build.mul(build.reshape(a, (*a.shape, 1)), build.reshape(b, (1, *b.shape))), beta, alpha)
 
 
-@HANDLERS.add("linear.default")
+@HANDLERS.whole("linear.default")
 def linear(self: RemoteTensor, weight: RemoteTensor, bias: RemoteTensor | None = None) -> RemoteTensor:
     x, w = _pair(self, weight)
     row = build.reshape(x, (1, *x.shape)) if len(x.shape) == 1 else x
-    if not is_float(x.dtype) or not x.shape[-1]:
+    if len(w.shape) == 1:
+        # A vector for a weight: a product with it, without a dimension for it.
+        w = build.reshape(w, (1, *w.shape))
+    if row.shape[-1] != w.shape[1]:
+        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({math.prod(row.shape[:-1])}x{row.shape[-1]} and {w.shape[1]}x{w.shape[0]})")
+    plain = bias is None or tuple(bias.shape) == w.shape[:1]
+    if not is_float(x.dtype) or not x.shape[-1] or not plain:
         made = product(row, build.transpose(w, (1, 0)))
         made = made if bias is None else build.add(made, node_of(bias))
     else:
         made = build.linear(row, w, None if bias is None else node_of(bias))
-    return wrap(build.reshape(made, (*x.shape[:-1], w.shape[0])))
+    return wrap(build.reshape(made, (*x.shape[:-1], *weight.shape[:-1])))
+
+
+@HANDLERS.add("_trilinear.default")
+def trilinear(
+    i1: RemoteTensor, i2: RemoteTensor, i3: RemoteTensor,
+    expand1: Sequence[int], expand2: Sequence[int], expand3: Sequence[int], sumdim: Sequence[int], unroll_dim: int = 1,
+) -> RemoteTensor:  # fmt: skip
+    made: Node | None = None
+    for tensor, expanded in ((i1, expand1), (i2, expand2), (i3, expand3)):
+        x = node_of(tensor)
+        shape = list(x.shape)
+        for axis in sorted(expanded):
+            shape.insert(axis, 1)
+        x = build.reshape(x, tuple(shape))
+        made = x if made is None else build.mul(made, x)
+    assert made is not None
+    return wrap(build.reduce("sum", made, build.axes_of(sumdim, len(made.shape))))
+
+
+# ---- distances
+
+
+def norm_of(off: Node, p: float) -> Node:
+    """The p-norm over the last dimension."""
+    axis = (len(off.shape) - 1,)
+    if not off.shape[-1]:
+        return build.full(off.shape[:-1], 0, off.dtype, off.device)
+    if p == 0:
+        return build.reduce("sum", build.cast(build.compare("ne", off, scalar(0, off.dtype, off.device)), off.dtype), axis)
+    if p == 2:
+        return build.unary("sqrt", build.reduce("sum", build.mul(off, off), axis))
+    size = build.unary("abs", off)
+    if p == 1:
+        return build.reduce("sum", size, axis)
+    if p == math.inf:
+        return build.reduce("max", size, axis)
+    powers = build.binary("pow", size, scalar(p, off.dtype, off.device))
+    return build.binary("pow", build.reduce("sum", powers, axis), scalar(1 / p, off.dtype, off.device))
+
+
+@HANDLERS.add("_cdist_forward.default")
+def cdist(x1: RemoteTensor, x2: RemoteTensor, p: float, compute_mode: int | None = None) -> RemoteTensor:
+    a, b = _pair(x1, x2)
+    left = build.reshape(a, (*a.shape[:-1], 1, a.shape[-1]))
+    right = build.reshape(b, (*b.shape[:-2], 1, *b.shape[-2:]))
+    return wrap(norm_of(build.sub(left, right), p))
+
+
+@HANDLERS.add("_pdist_forward.default")
+def pdist(self: RemoteTensor, p: float = 2) -> RemoteTensor:
+    x = node_of(self)
+    n = x.shape[0]
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    if not pairs:
+        return wrap(build.empty((0,), x.dtype, x.device))
+    left, right = (build.gather(x, integers([pair[k] for pair in pairs], (len(pairs),), x.device)) for k in (0, 1))
+    return wrap(norm_of(build.sub(left, right), p))
 
 
 # ---- attention
@@ -147,8 +217,6 @@ def attention(
     enable_gqa: bool = False,
 ) -> RemoteTensor:
     """Attention in one piece: torch would take it apart before a device sees it."""
-    if dropout_p:
-        raise NotImplementedError("remote_accelerator has no dropout inside attention: use dropout_p=0, as model.eval() does")
     device = device_among((query, key, value))
     q, k, v = (operand(t, name_of(t.dtype), device) for t in (query, key, value))
     bias = None if attn_mask is None else operand(attn_mask, name_of(attn_mask.dtype), device)
@@ -169,7 +237,12 @@ def attention(
             bias = build.expand(bias, (*lead, *inner))
             bias = build.reshape(bias, (rows, *inner) if enable_gqa else (rows, heads, *inner))
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    made = build.attended(laid(q), laid(k), laid(v), bias, is_causal, factor)
+    if dropout_p:
+        weights = weights_of(laid(q), laid(k), bias, is_causal, factor)
+        dropped = node_of(aten.native_dropout.default(wrap(weights), dropout_p, True)[0])
+        made = build.matmul(dropped, shared_heads(laid(v), q.shape[-3] if enable_gqa else heads))
+    else:
+        made = build.attended(laid(q), laid(k), laid(v), bias, is_causal, factor)
     return wrap(build.reshape(made, (*lead, *(q.shape[-3:-1] if enable_gqa else q.shape[-2:-1]), v.shape[-1])))
 
 

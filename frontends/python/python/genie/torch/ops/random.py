@@ -175,6 +175,19 @@ def native_dropout(input: RemoteTensor, p: float, train: bool | None) -> tuple[R
     return wrap(made), wrap(kept)
 
 
+@HANDLERS.add("rrelu_with_noise.default")
+def rrelu_with_noise(
+    self: RemoteTensor, noise: RemoteTensor, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> RemoteTensor:
+    _no_generator(generator)
+    x = node_of(self)
+    slope = scalar((lower + upper) / 2, x.dtype, x.device)
+    if training:
+        drawn = build.mul(_uniform(x.shape, x.dtype, x.device), scalar(upper - lower, x.dtype, x.device))
+        slope = build.add(drawn, scalar(lower, x.dtype, x.device))
+    return wrap(build.where(build.compare("lt", x, scalar(0, x.dtype, x.device)), build.mul(x, slope), x))
+
+
 @HANDLERS.add("multinomial.default")
 def multinomial(self: RemoteTensor, num_samples: int, replacement: bool = False, *, generator: Any = None) -> RemoteTensor:
     _no_generator(generator)

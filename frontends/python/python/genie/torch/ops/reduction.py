@@ -230,6 +230,19 @@ _scan("cumsum", "sum")
 _scan("cumprod", "prod")
 
 
+@HANDLERS.add("logcumsumexp.default")
+def logcumsumexp(self: RemoteTensor, dim: int) -> RemoteTensor:
+    x = node_of(self)
+    axis = build.axis_of(dim, len(x.shape))
+    if not x.shape or not x.numel:
+        return wrap(x)
+    wide = build.cast(x, "f32")
+    most = build.reduce("max", wide, (axis,), True)
+    most = build.where(build.unary("is_finite", most, "bool"), most, scalar(0, "f32", x.device))
+    sums = build.cumulative("sum", build.unary("exp", build.sub(wide, most)), axis)
+    return wrap(build.cast(build.add(build.unary("log", sums), most), x.dtype))
+
+
 # ---- order
 
 

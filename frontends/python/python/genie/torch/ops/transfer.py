@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .. import build, node, run
-from ..dispatch import HANDLERS
+from ..dispatch import HANDLERS, LIBRARY
 from ..dtypes import NAMES, TYPES, name_of
 from ..node import Node
 from ..tensor import RemoteTensor, node_of, wrap, write
@@ -23,7 +23,8 @@ def upload(source: torch.Tensor, dtype: str, device: int) -> Node:
     if source.numel() == 0:
         return build.empty(tuple(source.shape), dtype, device)
     values = source.detach().to(device="cpu", dtype=TYPES[dtype]).contiguous()
-    data = values.reshape(-1).view(torch.uint8).numpy()
+    # As bytes; of a single element torch does not mind the stride, but it does here.
+    data = values.as_strided((values.numel(),), (1,)).view(torch.uint8).numpy()
     weight = isinstance(source, torch.nn.Parameter)
     if data.nbytes <= SMALL_BYTES and not weight:
         return node.host(data.tobytes(), tuple(source.shape), dtype, device)
@@ -91,6 +92,14 @@ def copy_in(self: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -
     if isinstance(self, torch.nn.Parameter) and value.op == "resident":
         value.residency = "weight"
     return write(self, value)
+
+
+def _copy_from(self: torch.Tensor, dst: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    return copy_in(dst, self)
+
+
+# What torch itself copies to a tensor that it has just made does not pass the tensor's own dispatch.
+LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
 
 
 @HANDLERS.add("_local_scalar_dense.default")

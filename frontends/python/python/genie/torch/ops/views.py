@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from .. import build
 from ..dispatch import HANDLERS, aten
 from ..storage import Expand, Permute, Reshape, Slice, Step, Strided
-from ..tensor import RemoteTensor, node_of, shadow, view_of, wrap
+from ..tensor import RemoteTensor, adopt, node_of, shadow, view_of, wrap
 
 Steps = Callable[..., Sequence[Step]]
 
@@ -141,6 +142,44 @@ def as_strided(self: RemoteTensor, size: Sequence[int], stride: Sequence[int], s
     return made
 
 
+# ---- in place: the tensor looks at its memory in another way
+
+
+def _in_place(name: str) -> None:
+    packet, _, overload = name.partition(".")
+    viewed = getattr(getattr(aten, packet), overload or "default")
+
+    @HANDLERS.add(f"{packet}_.{overload or 'default'}")
+    def apply(self: RemoteTensor, *args: Any, **kwargs: Any) -> RemoteTensor:
+        return adopt(self, viewed(self, *args, **kwargs))
+
+
+for _name in ("as_strided", "squeeze", "squeeze.dim", "squeeze.dims", "t", "transpose.int", "unsqueeze"):
+    _in_place(_name)
+
+
+@HANDLERS.add("resize_.default")
+def resize_in(self: RemoteTensor, size: Sequence[int], *, memory_format: Any = None) -> RemoteTensor:
+    x = node_of(self)
+    count = math.prod(size)
+    flat = build.reshape(x, (x.numel,))
+    if count <= x.numel:
+        flat = build.slice_axis(flat, 0, 0, count)
+    else:
+        flat = build.pad(flat, (0,), (count - x.numel,), 0)
+    return adopt(self, wrap(build.reshape(flat, tuple(size))))
+
+
+@HANDLERS.add("resize_as_.default")
+def resize_as_in(self: RemoteTensor, the_template: torch.Tensor, *, memory_format: Any = None) -> RemoteTensor:
+    return resize_in(self, tuple(the_template.shape))
+
+
+@HANDLERS.add("set_.source_Tensor")
+def set_in(self: RemoteTensor, source: RemoteTensor) -> RemoteTensor:
+    return adopt(self, source)
+
+
 # ---- several views at once
 
 
@@ -167,6 +206,13 @@ def split_with_sizes(self: RemoteTensor, split_sizes: Sequence[int], dim: int = 
         out.append(aten.slice.Tensor(self, axis, at, at + size))
         at += size
     return out
+
+
+@HANDLERS.whole("tensor_split.tensor_indices_or_sections")
+def tensor_split(self: RemoteTensor, tensor_indices_or_sections: torch.Tensor, dim: int = 0) -> list[torch.Tensor]:
+    # Where to split is asked of the server: the sizes of tensors are known here.
+    where = tensor_indices_or_sections.tolist()
+    return aten.tensor_split(self, where, dim)
 
 
 @HANDLERS.add("unbind.int")
