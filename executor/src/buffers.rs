@@ -189,7 +189,7 @@ impl Binding {
         }
         let sizes = Sizes {
             batch: known.batch.unwrap_or(1),
-            sequence: known.sequence.unwrap_or(1),
+            sequence: self.program.step.or(known.sequence).unwrap_or(1),
             position: known.position.unwrap_or(0),
         };
         if !self.caches.is_empty() && sizes.batch != 1 {

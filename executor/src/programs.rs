@@ -38,6 +38,8 @@ pub(crate) struct Program {
     pub(crate) sampled: Option<usize>,
     /// Sets of weights that bindings of it have, so that equal sets are the same set.
     sets: Mutex<Vec<Weak<WeightSet>>>,
+    /// Tokens of a run, where the graph fixes them.
+    pub(crate) step: Option<u64>,
 }
 
 /// Where an input's value comes from; with its index among its like.
@@ -124,7 +126,9 @@ impl Program {
         };
         let sets = Mutex::default();
         let pace = Pace::default();
+        let step = graph.fixed_step();
         Ok(Arc::new(Self {
+            step,
             graph,
             loaded,
             device,

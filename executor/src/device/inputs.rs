@@ -48,6 +48,8 @@ pub(super) struct Inputs {
     weights: Vec<InputDecl>,
     arguments: Vec<InputDecl>,
     caches: Vec<(String, KvSpec)>,
+    /// Tokens of a run, where the graph fixes them.
+    step: Option<u64>,
 }
 
 impl Inputs {
@@ -65,7 +67,7 @@ impl Inputs {
             .collect();
         let op = "input of role kv-cache in another layout";
         let caches = caches.ok_or_else(|| DeviceError::Unsupported { op: op.to_owned() })?;
-        Ok(Self { weights, arguments, caches })
+        Ok(Self { weights, arguments, caches, step: graph.fixed_step() })
     }
 
     /// How many caches a row has.
@@ -116,7 +118,7 @@ impl Inputs {
         }
         let sizes = Sizes {
             batch: found.batch.unwrap_or(1),
-            sequence: found.sequence.unwrap_or(1),
+            sequence: self.step.or(found.sequence).unwrap_or(1),
             position: found.position.unwrap_or(0),
         };
         let refuse = |reason: String| Err(DeviceError::Row { row: index, reason });

@@ -36,9 +36,9 @@ impl Contract {
         let inputs = Inputs::of(&graph)?;
         let step = [Dim::Symbol(Symbol::Batch), Dim::Symbol(Symbol::Sequence)];
         for node in &graph.nodes {
-            if matches!(node.op, Op::Attention { .. }) && node.inputs.len() == 4 && !node.ty.shape.0.starts_with(&step)
-            {
-                let op = "attention with a cache over other dimensions than [batch, sequence, ..]";
+            let appends = matches!(node.op, Op::Attention { .. }) && node.inputs.len() == 4;
+            if appends && !node.ty.shape.0.starts_with(&step) && graph.fixed_step().is_none() {
+                let op = "attention with a cache over other dimensions than [batch, sequence, ..], or [1, n, ..] in all of the graph";
                 return Err(DeviceError::Unsupported { op: op.to_owned() });
             }
         }

@@ -122,6 +122,19 @@ impl VerifiedGraph {
         counted.into_iter().rev().filter(|&(_, n)| n > 0).max_by_key(|&(_, n)| n).map_or(Phase::Unknown, |(p, _)| p)
     }
 
+    /// How many tokens a run appends to its KV caches where the graph fixes that itself: all [`Op::Attention`] with a cache have `[1, n, ..]`
+    /// then, with one n, and no dimension is the batch or the sequence. `None` for any other graph.
+    pub fn fixed_step(&self) -> Option<u64> {
+        let mut steps = self.nodes.iter().filter(|n| appends(n)).map(|n| match n.ty.shape.0[..] {
+            [Dim::Fixed(1), Dim::Fixed(tokens), ..] => Some(tokens),
+            _ => None,
+        });
+        let first = steps.next()??;
+        let symbolic = |dim: &Dim| matches!(dim, Dim::Symbol(Symbol::Batch | Symbol::Sequence));
+        let one = steps.all(|step| step == Some(first)) && !self.nodes.iter().any(|n| n.ty.shape.0.iter().any(symbolic));
+        one.then_some(first)
+    }
+
     /// A node's dimensions for these sizes; `None` where its bytes do not fit 64 bits or there is no such node.
     ///
     /// A KV cache counts blocks, not tokens, along its first dimension: as many as hold the tokens before and in this
@@ -189,6 +202,11 @@ fn sizes_for(node: &Node, sizes: &Sizes) -> Option<Sizes> {
     }
     let blocks = sizes.position.checked_add(sizes.sequence)?.div_ceil(Op::KV_BLOCK);
     Some(Sizes { position: blocks, ..*sizes })
+}
+
+/// Whether a node appends to a KV cache.
+fn appends(node: &Node) -> bool {
+    matches!(node.op, Op::Attention { .. }) && node.inputs.len() == 4
 }
 
 fn is_cache(node: &Node) -> bool {

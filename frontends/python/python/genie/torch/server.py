@@ -92,8 +92,9 @@ class Server:
 
     def forget(self, program: Program) -> None:
         """Frees a program and what it was joined with."""
+        # The server is told with the next call.
         program.bindings.clear()
-        program.program.free()
+        program.program = None
 
     def run(
         self,
@@ -231,6 +232,8 @@ def graph_of(lines: Sequence[Line], outputs: Sequence[int], phase: str | None) -
             graph.op(op, dtype=dtype, dims=list(shape), **dict(attrs))
         elif op in TYPED:
             graph.op(op, *inputs, dtype=dtype, dims=list(shape), **dict(attrs))
+        elif op == "embedding":
+            graph.op(op, *inputs, dtype=dtype)
         elif op in KINDS:
             graph.op(KINDS[op], *inputs, kind=op, **dict(attrs))
         else:
