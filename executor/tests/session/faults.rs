@@ -1,7 +1,7 @@
 //! The rows of the fault table that are this layer's: each ends in a clear error, and nobody else notices.
 
-use genie_graph::Phase;
-use genie_transport::wire::{Arguments, ErrorCode, Handle, PutTarget, Request};
+use genie_graph::{DType, Phase};
+use genie_transport::wire::{Arguments, ErrorCode, Handle, PutTarget, Request, TensorSpec, write_resident};
 use proptest::prelude::*;
 
 use crate::client::{Server, code, noise, private, put_request, ran};
@@ -93,13 +93,16 @@ proptest! {
 
     /// Forged handles in every place: always an error, never a panic, and the model still runs.
     #[test]
-    fn forged_handles_do_no_harm(index in 0..12_u32, generation in 0..3_u32, which in 0..9_u8, length: u32) {
+    fn forged_handles_do_no_harm(index in 0..12_u32, generation in 0..3_u32, which in 0..10_u8, length: u32) {
         let server = Server::inline();
         let mut client = server.client();
         let model = client.model(Phase::Decode);
         let generation = model.table.generation + generation - 1;
         let handle = Handle { index, generation, epoch: crate::client::EPOCH };
         let prompt = [[0; 4]];
+        let mut named = Vec::new();
+        write_resident(&mut named, model.lm.tokens, &TensorSpec::new(DType::I32, &[1, 1]).unwrap(), handle).unwrap();
+        let named = Arguments::new(1, &named).unwrap();
         let request = match which {
             0 => Request::Get { handle, offset: 0, length: u64::from(length), sliced: None },
             1 => Request::Run { binding: handle, position: None, wanted: length.into(), keep: 0, arguments: Arguments::EMPTY },
@@ -109,6 +112,7 @@ proptest! {
             5 => Request::LookupHandle(handle),
             6 => put_request(PutTarget::Range { handle, offset: u64::from(length) }, &[1]),
             7 => put_request(PutTarget::Cache { handle, length }, &[1]),
+            8 => Request::Run { binding: model.binding, position: None, wanted: 1, keep: 0, arguments: named },
             _ => Request::Generate {
                 prefill: handle, decode: handle, position: None, max_new: length % 5, prompt: &prompt, stop: &[],
                 arguments: Arguments::EMPTY,

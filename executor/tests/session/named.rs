@@ -1,6 +1,6 @@
 //! Runs that name residents as their arguments, on the devices that there are.
 
-use genie_cuda_kernels::gpu::HostGpu;
+use genie_cuda_kernels::gpu::{GpuError, HostGpu};
 use genie_executor::Mode;
 use genie_graph::{DType, Dim, GraphBuilder, InputRole, Op, Phase, TensorType, VerifiedGraph};
 use genie_transport::connection::Service;
@@ -9,7 +9,7 @@ use genie_transport::wire::{
     write_argument, write_resident,
 };
 
-use crate::client::{Answer, Client, Out, SLICE, Server, Told, noise, private, ran, tensor, weight};
+use crate::client::{Answer, Client, Out, SLICE, Server, Told, noise, private, put_request, ran, tensor, weight};
 use crate::graphs::{self, relu};
 use crate::residents::{bind, floats, negated, put, servers};
 
@@ -339,6 +339,45 @@ fn what_waits_to_be_read_is_paid_for() {
         assert_eq!(client.heard().iter().map(|(id, _)| *id).collect::<Vec<_>>(), asked);
         put(&mut client, DType::F32, &[10_000], &content);
     }
+}
+
+#[test]
+fn a_weight_that_is_waited_for_is_not_evicted() {
+    let server = Server::with(1, 64 << 10, |config| config.mode = Mode::Stepped);
+    let mut client = server.client();
+    let program = client.define(&negated(8192).encode());
+    let binding = bind(&mut client, program, &[], Arguments::EMPTY);
+    let content = floats((0..8192_u16).map(f32::from));
+    let spec = TensorSpec::new(DType::F32, &[8192]).unwrap();
+    let (target, body) = (weight(ContentHash::of(&content)), PutBody::Inline(&content));
+    let x = tensor(client.call(Request::Put(PutRequest { target, spec, body })));
+    let id = client.ask(one(8192, x).run(binding, 1, 0));
+    client.call(Request::Free(x)).unwrap();
+    let large = noise(40 << 10, 1);
+    assert_eq!(client.fails(put_request(private(None, None), &large)), ErrorCode::OutOfMemory);
+    server.run_all();
+    // What this device makes of it: none is below zero.
+    assert!(first(client.answer(id)) == content);
+    client.put(&large);
+}
+
+#[test]
+fn a_device_that_fails_takes_what_was_named_along() {
+    let [_, (server, gpu)] = servers(Mode::Stepped);
+    let gpu = gpu.unwrap();
+    let mut client = server.client();
+    let program = client.define(&negated(4).encode());
+    let binding = bind(&mut client, program, &[], Arguments::EMPTY);
+    let x = put(&mut client, DType::F32, &[4], &floats([1.0; 4]));
+    let asked = [0, 1].map(|_| client.ask(one(4, x).run(binding, 1, 0)));
+    client.call(Request::Free(x)).unwrap();
+    gpu.fail(GpuError::Fault { during: "a kernel", reason: "illegal address".to_owned() });
+    server.run_all();
+    let heard = client.heard();
+    assert_eq!((heard[0].0, heard[0].1.as_ref().unwrap_err().code), (asked[0], ErrorCode::DeviceFailed));
+    assert!(heard.iter().all(|(_, answer)| answer.is_err()), "{heard:?}");
+    assert!(client.peer.is_closed());
+    assert_eq!((server.counter("genie_session_bytes"), gpu.used()), (0, 0));
 }
 
 /// Steps that name their sampling, that have it bound and that bring it along run as one batch, and as each does alone.

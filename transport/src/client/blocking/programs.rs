@@ -170,7 +170,7 @@ impl Session {
     /// of which [`Self::can_run_ahead`] holds.
     ///
     /// # Errors
-    /// None that the server does not say later.
+    /// [`ClientError::ServerTooOld`] for outputs from 32 on; what else there is the server says later.
     pub fn start_run_on(
         &mut self,
         earlier: &Pending,
@@ -178,6 +178,7 @@ impl Session {
         tokens: u16,
         options: RunOptions,
     ) -> Result<Pending, ClientError> {
+        api::can_run(self.caps(), &[], &options)?;
         let mut encoded = std::mem::take(&mut self.scratch);
         encoded.clear();
         write_token_of(&mut encoded, tokens, earlier.id.0);
