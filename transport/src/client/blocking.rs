@@ -1,5 +1,6 @@
 //! A session whose calls do their I/O on the caller's thread.
 
+mod generating;
 mod offers;
 mod programs;
 
@@ -16,7 +17,7 @@ use super::engine::Engine;
 use super::lanes::Lanes;
 use super::shares::Passed;
 use super::staging::{JOINED, Staging};
-use super::{Cache, ClientError, ConnectOptions, DeviceInfo, PutOptions, Tensor};
+use super::{Bell, Cache, ClientError, ConnectOptions, DeviceInfo, PutOptions, Tensor};
 use crate::connection::{Client, Counters, LanePlan, RequestId, SlicePlan};
 use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
@@ -50,6 +51,8 @@ pub struct Pending {
     landing: Option<Arc<Landing>>,
     /// Where a get over shared memory goes.
     into: Option<Into>,
+    /// Where a get goes whose answer has the bytes in it.
+    small: Option<Slab>,
 }
 
 /// A get whose bytes the server writes to this side's memory.
@@ -165,6 +168,17 @@ impl Session {
     /// Moves bytes until one of these requests is answered, or until a time has come. Whether one is answered.
     pub fn wait_any<'a>(&mut self, pending: impl Iterator<Item = &'a Pending> + Clone, until: Option<Instant>) -> bool {
         self.engine.wait_until(until, |client| pending.clone().any(|p| client.has_answer(p.id)))
+    }
+
+    /// The same, which `bell` ends, too, from another thread. Whether a request is answered, or the bell was rung.
+    pub fn wait_any_or<'a>(
+        &mut self,
+        pending: impl Iterator<Item = &'a Pending> + Clone,
+        until: Option<Instant>,
+        bell: &Bell,
+    ) -> bool {
+        let answered = |client: &mut Client| pending.clone().any(|p| client.has_answer(p.id));
+        self.engine.wait_until_or(until, Some(bell), |client| bell.is_rung() || answered(client))
     }
 
     /// The time of an empty round trip.
@@ -350,7 +364,6 @@ impl Session {
     /// # Errors
     /// If so many bytes do not fit this machine.
     pub fn start_get(&mut self, handle: Handle, offset: u64, length: u64) -> Result<Pending, ClientError> {
-        let Range { handle, offset, length } = Range { handle, offset, length };
         if length <= self.eager_bytes() {
             return Ok(self.start(&Request::Get { handle, offset, length, sliced: None }, None));
         }
@@ -362,18 +375,42 @@ impl Session {
             }
             None => self.slab(bytes)?,
         };
+        Ok(self.start_get_to(slab, Range { handle, offset, length }))
+    }
+
+    /// Begins to read as many bytes as `slab` has, to there if the link lets it: what [`Self::finish_get`] gives is this slab, unless
+    /// bytes that are passed through shared memory lie where the server wrote them.
+    ///
+    /// # Errors
+    /// [`ClientError::OutOfMemory`] of shared memory.
+    pub fn start_get_into(&mut self, handle: Handle, offset: u64, slab: Slab) -> Result<Pending, ClientError> {
+        let length = slab.len() as u64;
+        if length <= self.eager_bytes() {
+            let mut pending = self.start(&Request::Get { handle, offset, length, sliced: None }, None);
+            pending.small = Some(slab);
+            return Ok(pending);
+        }
+        let elsewhere = self.engine.lanes.can_share() && !self.staging.is_off();
+        if elsewhere && self.engine.lanes.shares().find(&slab).is_none() {
+            return self.start_get(handle, offset, length);
+        }
+        Ok(self.start_get_to(slab, Range { handle, offset, length }))
+    }
+
+    fn start_get_to(&mut self, slab: Slab, range: Range) -> Pending {
+        let Range { handle, offset, length } = range;
         if self.engine.lanes.can_share()
             && let Some(into) = self.engine.lanes.shares().find(&slab)
         {
             let mut pending = self.start(&Request::GetInto { handle, offset, length, into }, None);
-            pending.into = Some(Into { slab, range: Range { handle, offset, length } });
-            return Ok(pending);
+            pending.into = Some(Into { slab, range });
+            return pending;
         }
         let slice_bytes = self.slice_bytes(length);
         let landing = Landing::new(vec![slab], slice_bytes);
         let request = Request::Get { handle, offset, length, sliced: Some(slice_bytes) };
         let id = self.engine.client().start_get(&request, landing.clone());
-        Ok(Pending { id, landing: Some(landing), into: None })
+        Pending { id, landing: Some(landing), into: None, small: None }
     }
 
     /// Waits for a get.
@@ -395,7 +432,8 @@ impl Session {
         }
         let inline = self.finish(pending.id, |reply| {
             let bytes = api::got(reply)?;
-            let mut slab = Slab::zeroed(bytes.len());
+            let given = pending.small.take().filter(|slab| slab.len() == bytes.len());
+            let mut slab = given.unwrap_or_else(|| Slab::zeroed(bytes.len()));
             copy_counted(&mut slab, bytes);
             Ok(slab.freeze())
         })?;
@@ -490,13 +528,13 @@ impl Session {
         if let Err(error) = sent {
             self.engine.lanes.broken(&error, Instant::now());
         }
-        Pending { id, landing: None, into: None }
+        Pending { id, landing: None, into: None, small: None }
     }
 
     fn start_sliced(&mut self, request: &Request<'_>, data: Bytes, slice_bytes: u32) -> Pending {
         let id = self.engine.client().start_put(request, vec![data], slice_bytes);
         self.engine.lanes.turn(Instant::now());
-        Pending { id, landing: None, into: None }
+        Pending { id, landing: None, into: None, small: None }
     }
 
     fn call<T>(

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::bell::Bell;
 use super::lanes::Lanes;
 use crate::connection::Client;
 use crate::link::wait::{Interest, Waiter};
@@ -43,7 +44,17 @@ impl Engine {
     }
 
     /// Moves bytes until `ready` says so, or that time has come. Whether it said so.
-    pub(super) fn wait_until(&mut self, until: Option<Instant>, mut ready: impl FnMut(&mut Client) -> bool) -> bool {
+    pub(super) fn wait_until(&mut self, until: Option<Instant>, ready: impl FnMut(&mut Client) -> bool) -> bool {
+        self.wait_until_or(until, None, ready)
+    }
+
+    /// The same; while it sleeps, `also` wakes it.
+    pub(super) fn wait_until_or(
+        &mut self,
+        until: Option<Instant>,
+        also: Option<&Bell>,
+        mut ready: impl FnMut(&mut Client) -> bool,
+    ) -> bool {
         if ready(&mut self.lanes.client) {
             return true;
         }
@@ -63,7 +74,7 @@ impl Engine {
                 }
                 continue;
             }
-            if self.lanes.client.dead().is_some() && ready(&mut self.lanes.client) {
+            if (also.is_some() || self.lanes.client.dead().is_some()) && ready(&mut self.lanes.client) {
                 break;
             }
             if !budget.is_zero() {
@@ -79,7 +90,10 @@ impl Engine {
                 }
                 // Sleeps are rounded up to milliseconds: one that would last longer than is left is no sleep.
                 if now - began >= budget && left > SHORTEST {
-                    self.park_for(left - SHORTEST, None, now);
+                    self.park_for(left - SHORTEST, also.map(Bell::interest), now);
+                    if let Some(bell) = also {
+                        bell.heard();
+                    }
                     now = Instant::now();
                 }
             }

@@ -1,11 +1,9 @@
 //! Programs: registered, bound and run.
 
 use super::super::api;
-use super::super::{
-    BindInputs, Binding, Cache, ClientError, GenerateOptions, Generated, Input, Outputs, Program, RunOptions,
-};
+use super::super::{BindInputs, Binding, Cache, ClientError, Input, Outputs, Program, RunOptions};
 use super::{Pending, Session};
-use crate::wire::{Arguments, Caps, ContentHash, Finish, Request, write_token_of};
+use crate::wire::{Caps, ContentHash, Request, write_token_of};
 
 impl Session {
     /// Registers an encoded graph.
@@ -13,7 +11,21 @@ impl Session {
     /// # Errors
     /// [`ClientError`]; the verifier's words if it does not pass.
     pub fn define(&mut self, device: u16, graph: &[u8]) -> Result<Program, ClientError> {
-        self.call(&Request::Define { device, graph }, api::program)
+        let pending = self.start_define(device, graph);
+        self.finish_define(pending)
+    }
+
+    /// Begins to register an encoded graph.
+    pub fn start_define(&mut self, device: u16, graph: &[u8]) -> Pending {
+        self.start(&Request::Define { device, graph }, None)
+    }
+
+    /// Waits for what [`Self::start_define`] began.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the verifier's words if it does not pass.
+    pub fn finish_define(&mut self, pending: Pending) -> Result<Program, ClientError> {
+        self.finish(pending.id, api::program)
     }
 
     /// Registers a graph by its content hash; `None` if the server has no such graph: then [`Self::define`] it.
@@ -178,59 +190,5 @@ impl Session {
     /// [`ClientError`]; on a server error no cache has grown.
     pub fn finish_run(&mut self, pending: Pending) -> Result<Outputs, ClientError> {
         self.finish(pending.id, api::outputs)
-    }
-
-    /// Makes tokens on the server; `each` sees them as they come, and stops it by returning `false`.
-    ///
-    /// # Errors
-    /// [`ClientError`]; tokens that were seen stay in the cache.
-    pub fn generate(
-        &mut self,
-        prefill: Binding,
-        decode: Binding,
-        prompt: &[i32],
-        options: &GenerateOptions<'_>,
-        mut each: impl FnMut(&Generated) -> bool,
-    ) -> Result<Finish, ClientError> {
-        let mut encoded = std::mem::take(&mut self.scratch);
-        let count = api::write_inputs(&mut encoded, &options.inputs)?;
-        let bytes = |ids: &[i32]| ids.iter().map(|id| id.to_le_bytes()).collect::<Vec<_>>();
-        let (prompt, stop) = (bytes(prompt), bytes(&options.stop));
-        let request = Request::Generate {
-            prefill: prefill.0,
-            decode: decode.0,
-            position: options.position,
-            max_new: options.max_new,
-            prompt: &prompt,
-            stop: &stop,
-            arguments: Arguments::new(count, &encoded)?,
-        };
-        let pending = self.start(&request, None);
-        self.scratch = encoded;
-        loop {
-            self.engine.wait(|c| c.has_answer(pending.id));
-            let client = self.engine.client();
-            let generated = match client.answer(pending.id) {
-                Some(Ok(reply)) => api::generated(&reply),
-                Some(Err(error)) => Err(error),
-                None => Err(ClientError::Interrupted),
-            };
-            match generated {
-                Ok(generated) => {
-                    let go_on = each(&generated);
-                    if let Some(finish) = generated.finish {
-                        client.end(pending.id);
-                        return Ok(finish);
-                    }
-                    if !go_on {
-                        client.cancel(pending.id);
-                    }
-                }
-                Err(error) => {
-                    client.end(pending.id);
-                    return Err(error);
-                }
-            }
-        }
     }
 }
