@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Moves so many blocks there and back; says how.
-pub fn run(uri: &str, blocks: usize) -> Result<String, Box<dyn Error>> {
+pub(crate) fn run(uri: &str, blocks: usize) -> Result<String, Box<dyn Error>> {
     let mut session = Session::connect(&uri.parse()?, ConnectOptions::default())?;
 
     // Memory that the server maps, too, where the link shares memory: a put from it sends a few bytes. Elsewhere it is ordinary.

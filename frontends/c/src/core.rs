@@ -88,55 +88,16 @@ impl Core {
     }
 
     /// Begins a request.
-    pub(crate) fn start(
-        &self,
-        begin: impl FnOnce(&mut Session) -> Result<Pending, ClientError>,
-    ) -> Result<Ticket, Failure> {
+    pub(crate) fn start(&self, begin: impl FnOnce(&mut Session) -> Begun) -> Result<Ticket, Failure> {
         let mut state = self.enter()?;
-        let ticket = Ticket(state.last_ticket + 1);
-        state.last_ticket = ticket.0;
-        let begun = state.driven.as_mut().map(|driven| {
-            let pending = begin(&mut driven.session)?;
-            driven.requests.push(InFlight { ticket, pending, awaited: 0 });
-            Ok::<_, ClientError>(ticket)
-        });
+        let ticket = begun(&mut state, begin);
         self.leave(state);
-        Ok(begun.ok_or_else(Failure::closed)??)
+        ticket
     }
 
     /// Waits until one of these requests is answered, or a time has come: which one is.
     pub(crate) fn wait(&self, tickets: &[Ticket], until: Option<Instant>) -> Result<Option<usize>, Failure> {
-        let mut state = self.enter()?;
-        if let Some(driven) = &mut state.driven {
-            driven.await_all(tickets, true);
-        }
-        let done = loop {
-            if state.closed {
-                return Err(Failure::closed());
-            }
-            let over = until.is_some_and(|until| Instant::now() >= until);
-            let Some(driven) = &mut state.driven else {
-                if over {
-                    // Only who has the session can say that this is no longer waited for.
-                    drop(state);
-                    state = self.enter()?;
-                } else {
-                    state = self.sleep(state, until);
-                }
-                continue;
-            };
-            let done = driven.any_done(tickets);
-            if done.is_some() || over {
-                driven.await_all(tickets, false);
-                break done;
-            }
-            if state.wants > 0 {
-                // Whoever wants it has been told that it is there, and tells when it is there again.
-                state = self.sleep(state, until);
-            } else {
-                state = self.lead(state, until);
-            }
-        };
+        let (state, done) = self.wait_on(self.enter()?, tickets, until)?;
         self.leave(state);
         Ok(done)
     }
@@ -147,15 +108,28 @@ impl Core {
         ticket: Ticket,
         end: impl FnOnce(&mut Session, Pending) -> Result<T, ClientError>,
     ) -> Result<T, Failure> {
-        self.wait(&[ticket], None)?;
-        let mut state = self.enter()?;
-        let ended = state.driven.as_mut().and_then(|driven| {
-            let at = driven.requests.iter().position(|r| r.ticket == ticket)?;
-            let request = driven.requests.swap_remove(at);
-            Some(end(&mut driven.session, request.pending))
-        });
+        let (mut state, _) = self.wait_on(self.enter()?, &[ticket], None)?;
+        let ended = ended(&mut state, ticket, end);
         self.leave(state);
-        Ok(ended.ok_or_else(ended_elsewhere)??)
+        ended
+    }
+
+    /// Begins a request, waits for it, and ends it.
+    pub(crate) fn call<T>(
+        &self,
+        begin: impl FnOnce(&mut Session) -> Begun,
+        end: impl FnOnce(&mut Session, Pending) -> Result<T, ClientError>,
+    ) -> Result<T, Failure> {
+        let mut state = self.enter()?;
+        let done = match begun(&mut state, begin) {
+            Ok(ticket) => {
+                (state, _) = self.wait_on(state, &[ticket], None)?;
+                ended(&mut state, ticket, end)
+            }
+            Err(failure) => Err(failure),
+        };
+        self.leave(state);
+        done
     }
 
     /// Does something with a request in flight that does not wait.
@@ -178,16 +152,6 @@ impl Core {
             }
             self.leave(state);
         }
-    }
-
-    /// Begins a request, waits for it, and ends it.
-    pub(crate) fn call<T>(
-        &self,
-        begin: impl FnOnce(&mut Session) -> Result<Pending, ClientError>,
-        end: impl FnOnce(&mut Session, Pending) -> Result<T, ClientError>,
-    ) -> Result<T, Failure> {
-        let ticket = self.start(begin)?;
-        self.finish(ticket, end)
     }
 
     /// Waits until memory that was lent to this session is back. The request that it was lent to is over: what is left is what lanes
@@ -232,6 +196,43 @@ impl Core {
         }
     }
 
+    fn wait_on<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        tickets: &[Ticket],
+        until: Option<Instant>,
+    ) -> Result<(MutexGuard<'a, State>, Option<usize>), Failure> {
+        if let Some(driven) = &mut state.driven {
+            driven.await_all(tickets, true);
+        }
+        // However short the time is, what can be moved at once is moved.
+        let mut moved = false;
+        loop {
+            if state.closed {
+                return Err(Failure::closed());
+            }
+            let over = until.is_some_and(|until| Instant::now() >= until);
+            let Some(driven) = &mut state.driven else {
+                if over {
+                    // Only who has the session can say that this is no longer waited for.
+                    drop(state);
+                    state = self.enter()?;
+                } else {
+                    state = self.sleep(state, until);
+                }
+                continue;
+            };
+            let done = driven.any_done(tickets);
+            if done.is_some() || (over && moved) {
+                driven.await_all(tickets, false);
+                return Ok((state, done));
+            }
+            moved = true;
+            // Whoever wants it has been told that it is there, and tells when it is there again.
+            state = if state.wants > 0 { self.sleep(state, until) } else { self.lead(state, until) };
+        }
+    }
+
     fn sleep<'a>(&self, mut state: MutexGuard<'a, State>, until: Option<Instant>) -> MutexGuard<'a, State> {
         state.sleepers += 1;
         let mut state = match until.map(|until| until.saturating_duration_since(Instant::now())) {
@@ -257,6 +258,29 @@ impl Core {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the beginning of a request gives.
+type Begun = Result<Pending, ClientError>;
+
+fn begun(state: &mut State, begin: impl FnOnce(&mut Session) -> Begun) -> Result<Ticket, Failure> {
+    let ticket = Ticket(state.last_ticket + 1);
+    state.last_ticket = ticket.0;
+    let driven = state.driven.as_mut().ok_or_else(Failure::closed)?;
+    let pending = begin(&mut driven.session)?;
+    driven.requests.push(InFlight { ticket, pending, awaited: 0 });
+    Ok(ticket)
+}
+
+fn ended<T>(
+    state: &mut State,
+    ticket: Ticket,
+    end: impl FnOnce(&mut Session, Pending) -> Result<T, ClientError>,
+) -> Result<T, Failure> {
+    let driven = state.driven.as_mut().ok_or_else(Failure::closed)?;
+    let at = driven.requests.iter().position(|r| r.ticket == ticket).ok_or_else(ended_elsewhere)?;
+    let request = driven.requests.swap_remove(at);
+    Ok(end(&mut driven.session, request.pending)?)
 }
 
 fn ended_elsewhere() -> Failure {

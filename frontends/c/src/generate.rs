@@ -79,7 +79,8 @@ pub unsafe extern "C" fn genie_cache_create(
         // SAFETY: the header's rules for results.
         let place = unsafe { Place::new(cache, "cache") }?;
         let program = self::program(program)?;
-        let cache = program.core.with(|s| s.create_cache(&program.program, input, reserve))?;
+        let make = |s: &mut Session| Ok(s.start_create_cache(&program.program, input, reserve));
+        let cache = program.core.call(make, |s, pending| s.finish_cache(pending))?;
         place.set(CACHES.add(Held { core: program.core.clone(), cache })?);
         Ok(())
     })
@@ -97,7 +98,7 @@ pub unsafe extern "C" fn genie_cache_fork(
         // SAFETY: the header's rules for results.
         let place = unsafe { Place::new(fork, "fork") }?;
         let held = self::cache(cache)?;
-        let fork = held.core.with(|s| s.fork_cache(held.cache))?;
+        let fork = held.core.call(|s| Ok(s.start_fork_cache(held.cache)), |s, pending| s.finish_cache(pending))?;
         place.set(CACHES.add(Held { core: held.core.clone(), cache: fork })?);
         Ok(())
     })
@@ -112,7 +113,7 @@ pub unsafe extern "C" fn genie_cache_truncate(
 ) -> genie_status {
     entry(error, || {
         let held = self::cache(cache)?;
-        held.core.with(|s| s.truncate_cache(held.cache, length))
+        held.core.call(|s| Ok(s.start_truncate_cache(held.cache, length)), |s, pending| s.finish_free(pending))
     })
 }
 

@@ -281,7 +281,12 @@ pub unsafe extern "C" fn genie_graph_decode(
         let (place, encoded) = unsafe { (Place::new(graph, "graph")?, bytes(encoded, size, "encoded")?) };
         let read = verify(decode(encoded)?)?;
         let nodes = read.nodes.len() as u32;
-        place.set(GRAPHS.add(Mutex::new(Draft { builder: rebuilt(&read)?, nodes }))?);
+        let builder = rebuilt(&read)?;
+        if builder.clone().finish()?.hash() != read.hash() {
+            let message = "the graph says of its inputs what a builder cannot write: define it by genie_define_encoded";
+            return Err(Failure::new(genie_status::GENIE_ERROR_GRAPH, message));
+        }
+        place.set(GRAPHS.add(Mutex::new(Draft { builder, nodes }))?);
         Ok(())
     })
 }

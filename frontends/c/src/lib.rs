@@ -5,7 +5,7 @@
 //! alive, [`arguments`] checks what C says before it is used, and [`core`] lets many threads use one session.
 
 // Names and comments are those of the header.
-#![allow(non_camel_case_types, clippy::missing_safety_doc, clippy::enum_variant_names)]
+#![allow(non_camel_case_types, clippy::missing_safety_doc, clippy::enum_variant_names, clippy::too_many_arguments)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::panic))]
 
 #[cfg(not(target_pointer_width = "64"))]

@@ -24,7 +24,7 @@ pub struct genie_pending {
     _opaque: [u8; 0],
 }
 
-/// `genie_wait_any` and `genie_pending_wait` without an end.
+/// `genie_wait_any` without an end.
 pub const GENIE_FOREVER: u32 = u32::MAX;
 
 struct Pending {

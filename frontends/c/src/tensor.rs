@@ -170,7 +170,7 @@ pub unsafe extern "C" fn genie_put(
 }
 
 /// Replaces `size` bytes of a private tensor from byte `offset` on, all at once: whoever reads it meanwhile reads the old bytes or the
-/// new. `data` is the caller's again when it returns. Other threads' calls in this session wait for it.
+/// new. `data` is the caller's again when it returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn genie_put_range(
     tensor: *const genie_tensor,
@@ -183,8 +183,9 @@ pub unsafe extern "C" fn genie_put_range(
         let resident = get(tensor)?;
         // SAFETY: the header's rules; this returns after the loan is back.
         let (data, loan) = unsafe { lend(crate::arguments::bytes(data, size, "data")?) };
-        let put = resident.core.with(|s| s.put_range(&resident.tensor, offset, data));
-        resident.core.settle(&loan);
+        let core = &resident.core;
+        let put = core.call(|s| s.start_put_range(&resident.tensor, offset, data), |s, p| s.finish_put(p));
+        core.settle(&loan);
         put.map(|_| ())
     })
 }
@@ -297,7 +298,7 @@ pub unsafe extern "C" fn genie_lookup(
         // SAFETY: the header's rules for results and for what is read.
         let (place, name) = unsafe { (Place::new(tensor, "tensor")?, text(name, "name")?) };
         let core = &sessions().get(session)?.core;
-        place.set(add(core, core.with(|s| s.lookup(name))?)?);
+        place.set(add(core, core.call(|s| Ok(s.start_lookup(name)), |s, pending| s.finish_put(pending))?)?);
         Ok(())
     })
 }
@@ -315,7 +316,9 @@ pub unsafe extern "C" fn genie_tensor_copy(
         let place = unsafe { Place::new(copy, "copy") }?;
         let device = crate::arguments::device(device)?;
         let resident = get(tensor)?;
-        place.set(add(&resident.core, resident.core.with(|s| s.copy(&resident.tensor, device))?)?);
+        let core = &resident.core;
+        let copy = core.call(|s| Ok(s.start_copy(&resident.tensor, device)), |s, pending| s.finish_put(pending))?;
+        place.set(add(core, copy)?);
         Ok(())
     })
 }

@@ -3,6 +3,7 @@
 mod generating;
 mod offers;
 mod programs;
+mod residents;
 
 pub use self::offers::PendingOffer;
 
@@ -307,9 +308,18 @@ impl Session {
     /// # Errors
     /// [`ClientError`]; on a server error nothing changed there.
     pub fn put_range(&mut self, tensor: &Tensor, offset: u64, data: Bytes) -> Result<Tensor, ClientError> {
+        let pending = self.start_put_range(tensor, offset, data)?;
+        self.finish_put(pending)
+    }
+
+    /// Begins to replace bytes of a private tensor; [`Self::finish_put`] waits for it.
+    ///
+    /// # Errors
+    /// If there are none, or more than a tensor can have.
+    pub fn start_put_range(&mut self, tensor: &Tensor, offset: u64, data: Bytes) -> Result<Pending, ClientError> {
         let target = PutTarget::Range { handle: tensor.handle, offset };
         let spec = TensorSpec::new(genie_graph::DType::U8, &[data.len() as u64])?;
-        self.put_into(target, spec, data)
+        self.start_put_into(target, spec, data)
     }
 
     /// Replaces the contents of a cache: `length` tokens in whole blocks, `spec` as [`Self::describe`] has it for a cache of so
@@ -324,22 +334,23 @@ impl Session {
         spec: &TensorSpec,
         data: Bytes,
     ) -> Result<Tensor, ClientError> {
-        self.put_into(PutTarget::Cache { handle: cache.0, length }, spec.clone(), data)
+        let target = PutTarget::Cache { handle: cache.0, length };
+        let pending = self.start_put_into(target, spec.clone(), data)?;
+        self.finish_put(pending)
     }
 
-    fn put_into(&mut self, target: PutTarget<'_>, spec: TensorSpec, data: Bytes) -> Result<Tensor, ClientError> {
+    fn start_put_into(&mut self, target: PutTarget<'_>, spec: TensorSpec, data: Bytes) -> Result<Pending, ClientError> {
         if data.len() as u64 != spec.bytes() {
             return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
         }
-        let pending = if spec.bytes() <= self.eager_bytes() {
+        Ok(if spec.bytes() <= self.eager_bytes() {
             let request = Request::Put(PutRequest { target, spec, body: PutBody::Inline(&data) });
             self.start(&request, Some(data.clone()))
         } else {
             let slice_bytes = self.slice_bytes(spec.bytes());
             let body = PutBody::Sliced { slice_bytes, announce: false };
             self.start_sliced(&Request::Put(PutRequest { target, spec, body }), data, slice_bytes)
-        };
-        self.finish_put(pending)
+        })
     }
 
     /// Reads a tensor.
@@ -458,52 +469,6 @@ impl Session {
             slab.join(JOINED);
             self.slabs.push(slab);
         }
-    }
-
-    /// Copies a tensor on the server.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn copy(&mut self, tensor: &Tensor, device: u16) -> Result<Tensor, ClientError> {
-        self.call(&Request::Copy { handle: tensor.handle, device }, api::tensor)
-    }
-
-    /// Frees a tensor, cache, program or binding.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn free(&mut self, handle: Handle) -> Result<(), ClientError> {
-        let pending = self.start_free(handle);
-        self.finish_free(pending)
-    }
-
-    /// Begins to free a tensor, cache, program or binding.
-    pub fn start_free(&mut self, handle: Handle) -> Pending {
-        self.start(&Request::Free(handle), None)
-    }
-
-    /// Waits for what [`Self::start_free`] began.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn finish_free(&mut self, pending: Pending) -> Result<(), ClientError> {
-        self.finish(pending.id, api::done)
-    }
-
-    /// Finds a tensor by name.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn lookup(&mut self, name: &str) -> Result<Tensor, ClientError> {
-        self.call(&Request::LookupName(name), api::tensor)
-    }
-
-    /// Describes a tensor or cache.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn describe(&mut self, handle: Handle) -> Result<Tensor, ClientError> {
-        self.call(&Request::LookupHandle(handle), api::tensor)
     }
 
     /// Frees everything the session has, and ends the connection.

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use crate::model;
-use crate::support::Server;
+use crate::support::{Certificate, Server, good};
 
 /// Where it is installed, once for all tests of this process.
 static INSTALLED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
@@ -91,12 +91,16 @@ fn the_examples_run() {
         ("threads", &[], &["8 threads, 25 rounds, 0 failure(s)"]),
         ("transport", &[], &["16 MB there and back, sent"]),
     ];
-    let sources: BTreeSet<_> = examples().read_dir().expect("it can be read").map(|entry| {
-        let path = entry.expect("it can be read").path();
-        path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-    });
-    let names: BTreeSet<_> = expected.iter().map(|(name, ..)| (*name).to_owned()).collect();
-    assert_eq!(sources, names, "each example is run here");
+    let sources: BTreeSet<String> = examples()
+        .read_dir()
+        .expect("it can be read")
+        .map(|entry| {
+            let path = entry.expect("it can be read").path();
+            path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+        })
+        .collect();
+    let names = expected.iter().map(|(name, ..)| *name).chain(["secure"]).map(str::to_owned).collect();
+    assert_eq!(sources, names, "each example is run here, or below");
     for (name, more, said) in expected {
         let arguments: Vec<&str> = [server.uri.as_str()].into_iter().chain(more.iter().copied()).collect();
         let out = run(&compile(name, folder.path()), &arguments);
@@ -107,6 +111,20 @@ fn the_examples_run() {
             assert_eq!(out.trim_end_matches('\n').chars().count(), 32, "a token is a character: {out}");
         }
     }
+}
+
+/// A token and an authority are named by the options, and without the token nobody is let in.
+#[test]
+fn tokens_and_certificates_are_options() {
+    let (tls, folder) = (Certificate::new(), tempfile::tempdir().expect("there is room"));
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (tokens, client) = (path("tokens"), path("client"));
+    good(&["token", "new", "alice", "--tokens", &tokens, "--client", &client]);
+    let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| tls.path(name));
+    let files = ["--device", "cpu", "--tokens", &tokens, "--tls-cert", &cert, "--tls-key", &key];
+    let server = Server::at("tcps://127.0.0.1:0", &files);
+    let out = run(&compile("secure", folder.path()), &[&server.uri, &ca, &client]);
+    assert!(out.contains("genie_connect_options.token_file") && out.contains("with one: there and back in"), "{out}");
 }
 
 /// Over shared memory a put from registered memory is passed, not sent, and gets arrive there, too.

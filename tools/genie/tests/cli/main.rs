@@ -19,3 +19,4 @@ mod relay;
 mod restart;
 mod serving;
 mod support;
+mod transport;

@@ -86,8 +86,13 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn create_cache(&mut self, program: &Program, input: u32, reserve: u32) -> Result<Cache, ClientError> {
-        let request = Request::CacheCreate { program: program.handle, input, reserve };
-        self.call(&request, |reply| api::tensor(reply).map(|t| Cache(t.handle)))
+        let pending = self.start_create_cache(program, input, reserve);
+        self.finish_cache(pending)
+    }
+
+    /// Begins to make an empty KV cache.
+    pub fn start_create_cache(&mut self, program: &Program, input: u32, reserve: u32) -> Pending {
+        self.start(&Request::CacheCreate { program: program.handle, input, reserve }, None)
     }
 
     /// A second cache with the same tokens.
@@ -95,7 +100,21 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn fork_cache(&mut self, cache: Cache) -> Result<Cache, ClientError> {
-        self.call(&Request::CacheFork(cache.0), |reply| api::tensor(reply).map(|t| Cache(t.handle)))
+        let pending = self.start_fork_cache(cache);
+        self.finish_cache(pending)
+    }
+
+    /// Begins to make a second cache with the same tokens.
+    pub fn start_fork_cache(&mut self, cache: Cache) -> Pending {
+        self.start(&Request::CacheFork(cache.0), None)
+    }
+
+    /// Waits for a cache.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_cache(&mut self, pending: Pending) -> Result<Cache, ClientError> {
+        self.finish(pending.id, |reply| api::tensor(reply).map(|t| Cache(t.handle)))
     }
 
     /// Forgets a cache's tokens from `length` on.
@@ -103,7 +122,13 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn truncate_cache(&mut self, cache: Cache, length: u32) -> Result<(), ClientError> {
-        self.call(&Request::CacheTruncate { cache: cache.0, length }, api::done)
+        let pending = self.start_truncate_cache(cache, length);
+        self.finish_free(pending)
+    }
+
+    /// Begins to forget a cache's tokens from `length` on; [`Self::finish_free`] waits for it.
+    pub fn start_truncate_cache(&mut self, cache: Cache, length: u32) -> Pending {
+        self.start(&Request::CacheTruncate { cache: cache.0, length }, None)
     }
 
     /// Runs a binding once.
