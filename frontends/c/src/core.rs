@@ -79,7 +79,7 @@ impl Core {
         Ok(Self { state: Mutex::new(state), turn: Condvar::new(), bell })
     }
 
-    /// Does something with the session that takes no longer than one round trip.
+    /// Does something with the session that hardly waits: everybody else does meanwhile.
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Session) -> Result<T, ClientError>) -> Result<T, Failure> {
         let mut state = self.enter()?;
         let done = state.driven.as_mut().map(|driven| work(&mut driven.session));

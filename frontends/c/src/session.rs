@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use genie_transport::Uri;
 use genie_transport::auth::Token;
@@ -227,7 +227,10 @@ pub unsafe extern "C" fn genie_ping(
     entry(error, || {
         // SAFETY: the header's rules for results.
         let place = unsafe { crate::arguments::optional_place(nanoseconds, "nanoseconds") }?;
-        let took = sessions().get(session)?.core.with(blocking::Session::ping)?;
+        let core = &sessions().get(session)?.core;
+        let began = Instant::now();
+        core.call(|s| Ok(s.start_echo(&[])), |s, pending| s.finish_echo(pending, &mut Vec::new()))?;
+        let took = began.elapsed();
         if let Some(place) = place {
             place.set(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
         }
@@ -247,7 +250,7 @@ pub unsafe extern "C" fn genie_devices(
     entry(error, || {
         // SAFETY: the header's rules for results.
         let place = unsafe { Place::new(count, "count") }?;
-        let all = sessions().get(session)?.core.with(blocking::Session::devices)?;
+        let all = sessions().get(session)?.core.call(|s| Ok(s.start_devices()), |s, p| s.finish_devices(p))?;
         let there = all.iter().map(|d| genie_device {
             index: d.index,
             reserved: 0,
@@ -276,7 +279,7 @@ pub unsafe extern "C" fn genie_stats(
     entry(error, || {
         // SAFETY: the header's rules for results.
         let place = unsafe { Place::new(count, "count") }?;
-        let all = sessions().get(session)?.core.with(blocking::Session::stats)?;
+        let all = sessions().get(session)?.core.call(|s| Ok(s.start_stats()), |s, p| s.finish_stats(p))?;
         let there = all.iter().map(|(name, value)| genie_counter { name: chars(name), value: *value });
         // SAFETY: the header's rules for results.
         unsafe { fill(counters, room, there, "counters") }?;

@@ -197,7 +197,21 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn devices(&mut self) -> Result<Vec<DeviceInfo>, ClientError> {
-        self.call(&Request::Devices, api::devices)
+        let pending = self.start_devices();
+        self.finish_devices(pending)
+    }
+
+    /// Begins to ask for the server's devices.
+    pub fn start_devices(&mut self) -> Pending {
+        self.start(&Request::Devices, None)
+    }
+
+    /// Waits for the server's devices.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_devices(&mut self, pending: Pending) -> Result<Vec<DeviceInfo>, ClientError> {
+        self.finish(pending.id, api::devices)
     }
 
     /// The server's counters.
@@ -205,7 +219,21 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn stats(&mut self) -> Result<Vec<(String, u64)>, ClientError> {
-        self.call(&Request::Stats, api::stats)
+        let pending = self.start_stats();
+        self.finish_stats(pending)
+    }
+
+    /// Begins to ask for the server's counters.
+    pub fn start_stats(&mut self) -> Pending {
+        self.start(&Request::Stats, None)
+    }
+
+    /// Waits for the server's counters.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_stats(&mut self, pending: Pending) -> Result<Vec<(String, u64)>, ClientError> {
+        self.finish(pending.id, api::stats)
     }
 
     // ---- tensors

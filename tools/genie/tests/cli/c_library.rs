@@ -227,7 +227,8 @@ fn the_guide_is_true() {
     assert!(out.contains("6 numbers came back"), "{out}");
     // What the guide says of ops is what the library knows.
     let ops = std::fs::read_to_string(root().join("frontends/c/src/ops.rs")).expect("the source is there");
-    for name in ops.lines().filter_map(|line| line.trim().strip_prefix('"')?.split_once("\" => ")) {
+    let arms = ops.lines().take_while(|line| !line.starts_with("const"));
+    for name in arms.filter_map(|line| line.trim().strip_prefix('"')?.split_once("\" => ")) {
         assert!(
             name.0 == "input" || guide.contains(&format!("`{}`", name.0)),
             "docs/guide/c.md does not list {}",
