@@ -61,6 +61,12 @@ impl Driven {
         tickets.iter().position(|t| done(t))
     }
 
+    /// Whether a thread that sleeps has its answer.
+    fn any_awaited_done(&mut self) -> bool {
+        let Self { session, requests } = self;
+        requests.iter().any(|r| r.awaited > 0 && session.is_done(&r.pending))
+    }
+
     fn await_all(&mut self, tickets: &[Ticket], more: bool) {
         for request in self.requests.iter_mut().filter(|r| tickets.contains(&r.ticket)) {
             request.awaited = if more { request.awaited + 1 } else { request.awaited.saturating_sub(1) };
@@ -228,8 +234,10 @@ impl Core {
                 return Ok((state, done));
             }
             moved = true;
-            // Whoever wants it has been told that it is there, and tells when it is there again.
-            state = if state.wants > 0 { self.sleep(state, until) } else { self.lead(state, until) };
+            // Whoever wants it, or has an answer there, has been told that it is there, and tells when it is there again. To lead on
+            // would take it from under them, again and again.
+            let give_way = driven.any_awaited_done() || state.wants > 0;
+            state = if give_way { self.sleep(state, until) } else { self.lead(state, until) };
         }
     }
 
