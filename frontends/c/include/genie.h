@@ -458,7 +458,7 @@ typedef struct {
  */
 typedef struct {
     /**
-     * As in docs/performance.md and `genie stats`.
+     * What it counts: "genie_copied_bytes_total", for one.
      */
     char name[56];
     /**
@@ -813,7 +813,7 @@ genie_status genie_put(const genie_session *session,
 
 /**
  * Replaces `size` bytes of a private tensor from byte `offset` on, all at once: whoever reads it meanwhile reads the old bytes or the
- * new. `data` is the caller's again when it returns. Other threads' calls in this session wait for it.
+ * new. `data` is the caller's again when it returns.
  */
 genie_status genie_put_range(const genie_tensor *tensor,
                              uint64_t offset,

@@ -77,7 +77,7 @@ pub struct genie_device {
 /// A counter of a server.
 #[repr(C)]
 pub struct genie_counter {
-    /// As in docs/performance.md and `genie stats`.
+    /// What it counts: "genie_copied_bytes_total", for one.
     pub name: [c_char; 56],
     /// Its value.
     pub value: u64,
