@@ -14,7 +14,10 @@ export CARGO_INCREMENTAL ?= 0
 NATIVE ?=
 ONLY ?=
 
-.PHONY: help setup model build demo test test-rdma kernels lint bench figures peers golden clean
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+.PHONY: help setup install-c model build demo test test-rdma kernels lint bench figures peers golden clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -28,6 +31,9 @@ model: setup ## Fetches SmolLM2-135M-Instruct once, into the user's cache
 build: setup ## Builds the `genie` command
 	@echo "building genie (release)"
 	@$(CARGO) build --release --locked -p genie
+
+install-c: setup ## Installs the C library: header, shared and static library, pkg-config file. PREFIX=/usr/local DESTDIR=
+	@tools/install-c --prefix "$(PREFIX)" $(if $(DESTDIR),--destdir "$(DESTDIR)")
 
 demo: build model ## A real model answers from a server process; then the semantic-gap table. PROMPT="..." TOKENS=n
 	@TOKENS=$(TOKENS) tools/demo

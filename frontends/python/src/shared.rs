@@ -1,7 +1,7 @@
 //! One session for many threads.
 //!
 //! Any number of calls are in flight together. The thread that holds the session's lock moves the bytes for all of them; the others wait
-//! until it tells them that something was answered, or until it leaves. Whoever begins another call rings an alarm, upon which the lock is
+//! until it tells them that something was answered, or until it leaves. Whoever begins another call rings a bell, upon which the lock is
 //! let go.
 
 use std::collections::VecDeque;
@@ -10,8 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak
 use std::time::{Duration, Instant};
 
 use genie_transport::client::blocking::{Pending, Session};
-use genie_transport::client::{ClientError, Value};
-use genie_transport::link::wait::Alarm;
+use genie_transport::client::{Bell, ClientError, Value};
 use genie_transport::memory::Region;
 use genie_transport::wire::Handle;
 use pyo3::prelude::*;
@@ -38,7 +37,7 @@ pub(crate) struct Shared {
     inner: Mutex<Inner>,
     changed: Condvar,
     /// Wakes the thread that moves the bytes.
-    alarm: Alarm,
+    bell: Bell,
     /// Threads that want the lock.
     wanting: AtomicUsize,
     /// Sessions lost so far, as of the last call.
@@ -179,7 +178,7 @@ impl Shared {
             target,
             inner: Mutex::new(inner),
             changed: Condvar::new(),
-            alarm: Alarm::new()?,
+            bell: Bell::new()?,
             wanting: AtomicUsize::new(0),
             life: AtomicU64::new(0),
             to_free: Mutex::default(),
@@ -268,11 +267,14 @@ impl Shared {
             Err(TryLockError::WouldBlock) => {}
         }
         self.wanting.fetch_add(1, Ordering::AcqRel);
-        self.alarm.ring();
+        self.bell.ring();
         let inner = locked(&self.inner);
         if self.wanting.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // One that rings in between is counted, and seen before the next wait.
-            self.alarm.hush();
+            self.bell.hush();
+            // One that found it rung in between was hushed, too.
+            if self.wanting.load(Ordering::Acquire) > 0 {
+                self.bell.ring();
+            }
         }
         inner
     }
@@ -288,10 +290,11 @@ impl Shared {
                 State::Waiting => {
                     let Inner { session, flights, .. } = &mut *inner;
                     let pending = flights.iter().map(|flight| &flight.pending);
-                    let wanted = || self.wanting.load(Ordering::Acquire) > 0;
-                    if let Some(session) = session
-                        && session.wait_any_unless(pending, Some(until), &self.alarm, &wanted)
-                    {
+                    if let Some(session) = session {
+                        session.wait_any_or(pending, Some(until), &self.bell);
+                    }
+                    let wanted = self.wanting.load(Ordering::Acquire) > 0;
+                    if !matches!(inner.state(number), State::Waiting) || (!wanted && Instant::now() < until) {
                         continue;
                     }
                 }

@@ -1,7 +1,9 @@
 //! A session whose calls do their I/O on the caller's thread.
 
+mod generating;
 mod offers;
 mod programs;
+mod residents;
 
 pub use self::offers::PendingOffer;
 
@@ -16,9 +18,8 @@ use super::engine::Engine;
 use super::lanes::Lanes;
 use super::shares::Passed;
 use super::staging::{JOINED, Staging};
-use super::{Cache, ClientError, ConnectOptions, DeviceInfo, PutOptions, Tensor};
+use super::{Bell, Cache, ClientError, ConnectOptions, DeviceInfo, PutOptions, Tensor};
 use crate::connection::{Client, Counters, LanePlan, RequestId, SlicePlan};
-use crate::link::wait::Alarm;
 use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
 use crate::uri::Uri;
 use crate::wire::{
@@ -51,6 +52,8 @@ pub struct Pending {
     landing: Option<Arc<Landing>>,
     /// Where a get over shared memory goes.
     into: Option<Into>,
+    /// Where a get goes whose answer has the bytes in it.
+    small: Option<Slab>,
 }
 
 /// A get whose bytes the server writes to this side's memory.
@@ -168,16 +171,15 @@ impl Session {
         self.engine.wait_until(until, |client| pending.clone().any(|p| client.has_answer(p.id)))
     }
 
-    /// The same, for a session that threads share under a lock: ends as well, with `false`, once `asks` says that another thread wants
-    /// the session. That thread rings the alarm, and hushes it when it has the session.
-    pub fn wait_any_unless<'a>(
+    /// The same, which `bell` ends, too, from another thread. Whether a request is answered, or the bell was rung.
+    pub fn wait_any_or<'a>(
         &mut self,
         pending: impl Iterator<Item = &'a Pending> + Clone,
         until: Option<Instant>,
-        alarm: &Alarm,
-        asks: &dyn Fn() -> bool,
+        bell: &Bell,
     ) -> bool {
-        self.engine.wait_unless(until, Some((alarm, asks)), |client| pending.clone().any(|p| client.has_answer(p.id)))
+        let answered = |client: &mut Client| pending.clone().any(|p| client.has_answer(p.id));
+        self.engine.wait_until_or(until, Some(bell), |client| bell.is_rung() || answered(client))
     }
 
     /// The time of an empty round trip.
@@ -195,7 +197,21 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn devices(&mut self) -> Result<Vec<DeviceInfo>, ClientError> {
-        self.call(&Request::Devices, api::devices)
+        let pending = self.start_devices();
+        self.finish_devices(pending)
+    }
+
+    /// Begins to ask for the server's devices.
+    pub fn start_devices(&mut self) -> Pending {
+        self.start(&Request::Devices, None)
+    }
+
+    /// Waits for the server's devices.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_devices(&mut self, pending: Pending) -> Result<Vec<DeviceInfo>, ClientError> {
+        self.finish(pending.id, api::devices)
     }
 
     /// The server's counters.
@@ -203,7 +219,21 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn stats(&mut self) -> Result<Vec<(String, u64)>, ClientError> {
-        self.call(&Request::Stats, api::stats)
+        let pending = self.start_stats();
+        self.finish_stats(pending)
+    }
+
+    /// Begins to ask for the server's counters.
+    pub fn start_stats(&mut self) -> Pending {
+        self.start(&Request::Stats, None)
+    }
+
+    /// Waits for the server's counters.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_stats(&mut self, pending: Pending) -> Result<Vec<(String, u64)>, ClientError> {
+        self.finish(pending.id, api::stats)
     }
 
     // ---- tensors
@@ -306,9 +336,18 @@ impl Session {
     /// # Errors
     /// [`ClientError`]; on a server error nothing changed there.
     pub fn put_range(&mut self, tensor: &Tensor, offset: u64, data: Bytes) -> Result<Tensor, ClientError> {
+        let pending = self.start_put_range(tensor, offset, data)?;
+        self.finish_put(pending)
+    }
+
+    /// Begins to replace bytes of a private tensor; [`Self::finish_put`] waits for it.
+    ///
+    /// # Errors
+    /// If there are none, or more than a tensor can have.
+    pub fn start_put_range(&mut self, tensor: &Tensor, offset: u64, data: Bytes) -> Result<Pending, ClientError> {
         let target = PutTarget::Range { handle: tensor.handle, offset };
         let spec = TensorSpec::new(genie_graph::DType::U8, &[data.len() as u64])?;
-        self.put_into(target, spec, data)
+        self.start_put_into(target, spec, data)
     }
 
     /// Replaces the contents of a cache: `length` tokens in whole blocks, `spec` as [`Self::describe`] has it for a cache of so
@@ -323,22 +362,23 @@ impl Session {
         spec: &TensorSpec,
         data: Bytes,
     ) -> Result<Tensor, ClientError> {
-        self.put_into(PutTarget::Cache { handle: cache.0, length }, spec.clone(), data)
+        let target = PutTarget::Cache { handle: cache.0, length };
+        let pending = self.start_put_into(target, spec.clone(), data)?;
+        self.finish_put(pending)
     }
 
-    fn put_into(&mut self, target: PutTarget<'_>, spec: TensorSpec, data: Bytes) -> Result<Tensor, ClientError> {
+    fn start_put_into(&mut self, target: PutTarget<'_>, spec: TensorSpec, data: Bytes) -> Result<Pending, ClientError> {
         if data.len() as u64 != spec.bytes() {
             return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
         }
-        let pending = if spec.bytes() <= self.eager_bytes() {
+        Ok(if spec.bytes() <= self.eager_bytes() {
             let request = Request::Put(PutRequest { target, spec, body: PutBody::Inline(&data) });
             self.start(&request, Some(data.clone()))
         } else {
             let slice_bytes = self.slice_bytes(spec.bytes());
             let body = PutBody::Sliced { slice_bytes, announce: false };
             self.start_sliced(&Request::Put(PutRequest { target, spec, body }), data, slice_bytes)
-        };
-        self.finish_put(pending)
+        })
     }
 
     /// Reads a tensor.
@@ -363,7 +403,6 @@ impl Session {
     /// # Errors
     /// If so many bytes do not fit this machine.
     pub fn start_get(&mut self, handle: Handle, offset: u64, length: u64) -> Result<Pending, ClientError> {
-        let Range { handle, offset, length } = Range { handle, offset, length };
         if length <= self.eager_bytes() {
             return Ok(self.start(&Request::Get { handle, offset, length, sliced: None }, None));
         }
@@ -375,18 +414,42 @@ impl Session {
             }
             None => self.slab(bytes)?,
         };
+        Ok(self.start_get_to(slab, Range { handle, offset, length }))
+    }
+
+    /// Begins to read as many bytes as `slab` has, to there if the link lets it: what [`Self::finish_get`] gives is this slab, unless
+    /// bytes that are passed through shared memory lie where the server wrote them.
+    ///
+    /// # Errors
+    /// [`ClientError::OutOfMemory`] of shared memory.
+    pub fn start_get_into(&mut self, handle: Handle, offset: u64, slab: Slab) -> Result<Pending, ClientError> {
+        let length = slab.len() as u64;
+        if length <= self.eager_bytes() {
+            let mut pending = self.start(&Request::Get { handle, offset, length, sliced: None }, None);
+            pending.small = Some(slab);
+            return Ok(pending);
+        }
+        let elsewhere = self.engine.lanes.can_share() && !self.staging.is_off();
+        if elsewhere && self.engine.lanes.shares().find(&slab).is_none() {
+            return self.start_get(handle, offset, length);
+        }
+        Ok(self.start_get_to(slab, Range { handle, offset, length }))
+    }
+
+    fn start_get_to(&mut self, slab: Slab, range: Range) -> Pending {
+        let Range { handle, offset, length } = range;
         if self.engine.lanes.can_share()
             && let Some(into) = self.engine.lanes.shares().find(&slab)
         {
             let mut pending = self.start(&Request::GetInto { handle, offset, length, into }, None);
-            pending.into = Some(Into { slab, range: Range { handle, offset, length } });
-            return Ok(pending);
+            pending.into = Some(Into { slab, range });
+            return pending;
         }
         let slice_bytes = self.slice_bytes(length);
         let landing = Landing::new(vec![slab], slice_bytes);
         let request = Request::Get { handle, offset, length, sliced: Some(slice_bytes) };
         let id = self.engine.client().start_get(&request, landing.clone());
-        Ok(Pending { id, landing: Some(landing), into: None })
+        Pending { id, landing: Some(landing), into: None, small: None }
     }
 
     /// Waits for a get.
@@ -408,7 +471,8 @@ impl Session {
         }
         let inline = self.finish(pending.id, |reply| {
             let bytes = api::got(reply)?;
-            let mut slab = Slab::zeroed(bytes.len());
+            let given = pending.small.take().filter(|slab| slab.len() == bytes.len());
+            let mut slab = given.unwrap_or_else(|| Slab::zeroed(bytes.len()));
             copy_counted(&mut slab, bytes);
             Ok(slab.freeze())
         })?;
@@ -435,52 +499,6 @@ impl Session {
         }
     }
 
-    /// Copies a tensor on the server.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn copy(&mut self, tensor: &Tensor, device: u16) -> Result<Tensor, ClientError> {
-        self.call(&Request::Copy { handle: tensor.handle, device }, api::tensor)
-    }
-
-    /// Frees a tensor, cache, program or binding.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn free(&mut self, handle: Handle) -> Result<(), ClientError> {
-        let pending = self.start_free(handle);
-        self.finish_free(pending)
-    }
-
-    /// Begins to free a tensor, cache, program or binding.
-    pub fn start_free(&mut self, handle: Handle) -> Pending {
-        self.start(&Request::Free(handle), None)
-    }
-
-    /// Waits for what [`Self::start_free`] began.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn finish_free(&mut self, pending: Pending) -> Result<(), ClientError> {
-        self.finish(pending.id, api::done)
-    }
-
-    /// Finds a tensor by name.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn lookup(&mut self, name: &str) -> Result<Tensor, ClientError> {
-        self.call(&Request::LookupName(name), api::tensor)
-    }
-
-    /// Describes a tensor or cache.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn describe(&mut self, handle: Handle) -> Result<Tensor, ClientError> {
-        self.call(&Request::LookupHandle(handle), api::tensor)
-    }
-
     /// Frees everything the session has, and ends the connection.
     ///
     /// # Errors
@@ -503,13 +521,13 @@ impl Session {
         if let Err(error) = sent {
             self.engine.lanes.broken(&error, Instant::now());
         }
-        Pending { id, landing: None, into: None }
+        Pending { id, landing: None, into: None, small: None }
     }
 
     fn start_sliced(&mut self, request: &Request<'_>, data: Bytes, slice_bytes: u32) -> Pending {
         let id = self.engine.client().start_put(request, vec![data], slice_bytes);
         self.engine.lanes.turn(Instant::now());
-        Pending { id, landing: None, into: None }
+        Pending { id, landing: None, into: None, small: None }
     }
 
     fn call<T>(

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::bell::Bell;
 use super::lanes::Lanes;
 use crate::connection::Client;
-use crate::link::wait::{Alarm, Interest, Waiter};
+use crate::link::wait::{Interest, Waiter};
 
 /// Turns a client's lanes until something is true.
 pub(super) struct Engine {
@@ -44,22 +45,18 @@ impl Engine {
 
     /// Moves bytes until `ready` says so, or that time has come. Whether it said so.
     pub(super) fn wait_until(&mut self, until: Option<Instant>, ready: impl FnMut(&mut Client) -> bool) -> bool {
-        self.wait_unless(until, None, ready)
+        self.wait_until_or(until, None, ready)
     }
 
-    /// The same, and ends as well when somebody asks for that, who also wakes it.
-    pub(super) fn wait_unless(
+    /// The same; while it sleeps, `also` wakes it.
+    pub(super) fn wait_until_or(
         &mut self,
         until: Option<Instant>,
-        ask: Option<(&Alarm, &dyn Fn() -> bool)>,
+        also: Option<&Bell>,
         mut ready: impl FnMut(&mut Client) -> bool,
     ) -> bool {
         if ready(&mut self.lanes.client) {
             return true;
-        }
-        let asked = || ask.is_some_and(|(_, asks)| asks());
-        if asked() {
-            return false;
         }
         let began = Instant::now();
         let mut now = began;
@@ -72,12 +69,12 @@ impl Engine {
                     break;
                 }
                 now = Instant::now();
-                if until.is_some_and(|until| now >= until) || asked() {
+                if until.is_some_and(|until| now >= until) {
                     return false;
                 }
                 continue;
             }
-            if self.lanes.client.dead().is_some() && ready(&mut self.lanes.client) {
+            if (also.is_some() || self.lanes.client.dead().is_some()) && ready(&mut self.lanes.client) {
                 break;
             }
             if !budget.is_zero() {
@@ -88,16 +85,16 @@ impl Engine {
                 looks = LOOKS;
                 now = Instant::now();
                 let left = until.map_or(LONGEST, |until| until.saturating_duration_since(now));
-                if left.is_zero() || asked() {
+                if left.is_zero() {
                     return false;
                 }
                 // Sleeps are rounded up to milliseconds: one that would last longer than is left is no sleep.
                 if now - began >= budget && left > SHORTEST {
-                    self.park_for(left - SHORTEST, ask.map(|(alarm, _)| alarm.interest()), now);
-                    now = Instant::now();
-                    if asked() {
-                        return false;
+                    self.park_for(left - SHORTEST, also.map(Bell::interest), now);
+                    if let Some(bell) = also {
+                        bell.heard();
                     }
+                    now = Instant::now();
                 }
             }
         }

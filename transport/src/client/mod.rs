@@ -5,6 +5,7 @@
 //! themselves and take their session up again; both keep every payload in the caller's memory until the socket has it.
 
 mod api;
+mod bell;
 pub mod blocking;
 mod engine;
 mod lanes;
@@ -18,4 +19,5 @@ pub use api::{
     BindInputs, Binding, Cache, ConnectOptions, DeviceInfo, GenerateOptions, Generated, Input, Outputs, Program,
     PutOptions, RunOptions, Tensor, Value,
 };
+pub use bell::Bell;
 pub use session::{Session, Stream};

@@ -34,11 +34,11 @@ impl Slab {
         Self { block, len }
     }
 
-    /// A slab over memory that `owner` keeps, and gives back when it is dropped: pinned memory of a device.
+    /// A slab over memory that `owner` keeps, and gives back when it is dropped: pinned memory of a device, or a caller's own. It
+    /// has the alignment of other slabs if it begins on a page.
     ///
     /// # Safety
-    /// `at` leads to `len` initialised bytes on a page's start, which stay in place, and which nobody else touches, until `owner` is
-    /// dropped.
+    /// `at` leads to `len` initialised bytes, which stay in place, and which nobody else touches, until `owner` is dropped.
     pub unsafe fn of_owner(at: NonNull<u8>, len: usize, owner: Box<dyn Send + Sync>) -> Self {
         Self { block: Block::known(at, len, Backing::Owned { _owner: owner }), len }
     }

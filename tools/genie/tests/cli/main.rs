@@ -1,6 +1,8 @@
 //! The real program: servers and clients in processes of their own.
 
 mod benches;
+#[cfg(target_os = "linux")]
+mod c_library;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod driver;
 mod gpus;
@@ -17,3 +19,4 @@ mod relay;
 mod restart;
 mod serving;
 mod support;
+mod transport;

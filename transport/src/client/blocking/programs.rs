@@ -1,11 +1,9 @@
 //! Programs: registered, bound and run.
 
 use super::super::api;
-use super::super::{
-    BindInputs, Binding, Cache, ClientError, GenerateOptions, Generated, Input, Outputs, Program, RunOptions, Tensor,
-};
+use super::super::{BindInputs, Binding, Cache, ClientError, Input, Outputs, Program, RunOptions, Tensor};
 use super::{Pending, Session};
-use crate::wire::{Arguments, Caps, ContentHash, Finish, Request, write_token_of};
+use crate::wire::{Caps, ContentHash, Request, write_token_of};
 
 impl Session {
     /// Registers an encoded graph.
@@ -88,8 +86,13 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn create_cache(&mut self, program: &Program, input: u32, reserve: u32) -> Result<Cache, ClientError> {
-        let request = Request::CacheCreate { program: program.handle, input, reserve };
-        self.call(&request, |reply| api::tensor(reply).map(|t| Cache(t.handle)))
+        let pending = self.start_create_cache(program, input, reserve);
+        self.finish_cache(pending)
+    }
+
+    /// Begins to make an empty KV cache.
+    pub fn start_create_cache(&mut self, program: &Program, input: u32, reserve: u32) -> Pending {
+        self.start(&Request::CacheCreate { program: program.handle, input, reserve }, None)
     }
 
     /// A second cache with the same tokens.
@@ -97,7 +100,21 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn fork_cache(&mut self, cache: Cache) -> Result<Cache, ClientError> {
-        self.call(&Request::CacheFork(cache.0), |reply| api::tensor(reply).map(|t| Cache(t.handle)))
+        let pending = self.start_fork_cache(cache);
+        self.finish_cache(pending)
+    }
+
+    /// Begins to make a second cache with the same tokens.
+    pub fn start_fork_cache(&mut self, cache: Cache) -> Pending {
+        self.start(&Request::CacheFork(cache.0), None)
+    }
+
+    /// Waits for a cache.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn finish_cache(&mut self, pending: Pending) -> Result<Cache, ClientError> {
+        self.finish(pending.id, |reply| api::tensor(reply).map(|t| Cache(t.handle)))
     }
 
     /// Forgets a cache's tokens from `length` on.
@@ -105,7 +122,13 @@ impl Session {
     /// # Errors
     /// [`ClientError`].
     pub fn truncate_cache(&mut self, cache: Cache, length: u32) -> Result<(), ClientError> {
-        self.call(&Request::CacheTruncate { cache: cache.0, length }, api::done)
+        let pending = self.start_truncate_cache(cache, length);
+        self.finish_free(pending)
+    }
+
+    /// Begins to forget a cache's tokens from `length` on; [`Self::finish_free`] waits for it.
+    pub fn start_truncate_cache(&mut self, cache: Cache, length: u32) -> Pending {
+        self.start(&Request::CacheTruncate { cache: cache.0, length }, None)
     }
 
     /// Runs a binding once.
@@ -234,59 +257,5 @@ impl Session {
     /// [`ClientError`]; on a server error no cache has grown.
     pub fn finish_run(&mut self, pending: Pending) -> Result<Outputs, ClientError> {
         self.finish(pending.id, api::outputs)
-    }
-
-    /// Makes tokens on the server; `each` sees them as they come, and stops it by returning `false`.
-    ///
-    /// # Errors
-    /// [`ClientError`]; tokens that were seen stay in the cache.
-    pub fn generate(
-        &mut self,
-        prefill: Binding,
-        decode: Binding,
-        prompt: &[i32],
-        options: &GenerateOptions<'_>,
-        mut each: impl FnMut(&Generated) -> bool,
-    ) -> Result<Finish, ClientError> {
-        let mut encoded = std::mem::take(&mut self.scratch);
-        let count = api::write_inputs(&mut encoded, &options.inputs)?;
-        let bytes = |ids: &[i32]| ids.iter().map(|id| id.to_le_bytes()).collect::<Vec<_>>();
-        let (prompt, stop) = (bytes(prompt), bytes(&options.stop));
-        let request = Request::Generate {
-            prefill: prefill.0,
-            decode: decode.0,
-            position: options.position,
-            max_new: options.max_new,
-            prompt: &prompt,
-            stop: &stop,
-            arguments: Arguments::new(count, &encoded)?,
-        };
-        let pending = self.start(&request, None);
-        self.scratch = encoded;
-        loop {
-            self.engine.wait(|c| c.has_answer(pending.id));
-            let client = self.engine.client();
-            let generated = match client.answer(pending.id) {
-                Some(Ok(reply)) => api::generated(&reply),
-                Some(Err(error)) => Err(error),
-                None => Err(ClientError::Interrupted),
-            };
-            match generated {
-                Ok(generated) => {
-                    let go_on = each(&generated);
-                    if let Some(finish) = generated.finish {
-                        client.end(pending.id);
-                        return Ok(finish);
-                    }
-                    if !go_on {
-                        client.cancel(pending.id);
-                    }
-                }
-                Err(error) => {
-                    client.end(pending.id);
-                    return Err(error);
-                }
-            }
-        }
     }
 }
