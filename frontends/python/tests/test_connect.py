@@ -54,11 +54,11 @@ def test_shared_memory(tmp_path: Path) -> None:
             tensor = session.put(data)
             array = session.get(tensor)
             # Over shared memory a tensor may lie in what was put: not in what can still be written here.
-            copy = session.put(array)
+            copy, before = session.put(array), data.copy()
             array.numpy()[:] = 0
-            data[:100] += 1
-            np.testing.assert_array_equal(session.get(copy).numpy()[100:], data[100:])
-            assert session.get(copy).numpy()[0] == data[0] - 1
+            data[:] = 1
+            np.testing.assert_array_equal(session.get(copy).numpy(), before)
+            np.testing.assert_array_equal(session.get(tensor).numpy(), before)
     finally:
         server.stop()
 
@@ -122,6 +122,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 try:
     session.get(tensor)
+    print("answered", flush=True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
@@ -136,6 +137,8 @@ def test_an_interrupt_ends_a_call() -> None:
     assert waiting.stdout.readline() == "ready\n"
     # Stopped: it answers nothing, and no connection breaks.
     server.process.send_signal(signal.SIGSTOP)
+    while "T (stopped)" not in Path(f"/proc/{server.process.pid}/status").read_text():
+        time.sleep(0.01)
     try:
         waiting.stdin.write("\n")
         waiting.stdin.flush()
@@ -154,7 +157,7 @@ def test_a_long_call_does_not_hold_up_another(session: genie.Session) -> None:
     g = genie.Graph("long")
     x = g.input("x", "f32", (1400, 1400))
     y = x
-    for _ in range(12):
+    for _ in range(4):
         y = g.op("tanh", g.op("matmul", y, x))
     g.output("y", g.op("reduce", y, kind="sum"))
     program = session.define(g)

@@ -27,7 +27,7 @@ def run(server: Server, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["tensors.py", "graph.py", "concurrent.py"])
+@pytest.mark.parametrize("name", ["tensors.py", "graph.py", "gather.py"])
 def test_an_example_runs(server: Server, name: str) -> None:
     assert run(server, str(EXAMPLES / name))
 

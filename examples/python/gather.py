@@ -1,4 +1,4 @@
-"""Many transfers at a time: python concurrent.py [genie://HOST:PORT]"""
+"""Many transfers at a time: python gather.py [genie://HOST:PORT]"""
 
 import asyncio
 import sys
