@@ -17,7 +17,7 @@ ONLY ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: help setup install-c model build demo test test-rdma kernels lint bench figures peers golden clean
+.PHONY: help setup install-c model build demo test test-python test-torch test-rdma kernels lint bench figures peers golden clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -41,6 +41,7 @@ demo: build model ## A real model answers from a server process; then the semant
 test: setup model lint ## Everything that must pass; CI runs this
 	@$(CARGO) build --locked --workspace --all-targets
 	@$(CARGO) test --locked --workspace
+	@tools/test-python
 	@if [ -n "$(NATIVE)" ] || tools/soft-roce --can > /dev/null; then $(MAKE) --no-print-directory test-rdma; fi
 	@if tools/soft-roce --can > /dev/null; then tools/setup --rdma && tools/shaped --far; fi
 	@NATIVE=$(NATIVE) tools/untested
@@ -48,6 +49,9 @@ test: setup model lint ## Everything that must pass; CI runs this
 test-rdma: model ## The tests over RDMA, in a guest with soft-RoCE; NATIVE=1: over this machine's own device. ONLY=tests or ONLY=figures: a part
 	@tools/setup --rdma$(if $(NATIVE),-native)
 	@NATIVE=$(NATIVE) ONLY=$(ONLY) tools/test-rdma
+
+test-python: model ## The tests of the Python package alone
+	@tools/test-python
 
 kernels: setup ## Makes cuda-kernels/ptx and its table from the sources, with a pinned compiler that needs no GPU
 	@tools/build-kernels

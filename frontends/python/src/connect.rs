@@ -65,10 +65,11 @@ impl Target {
     /// Opens a session, on a thread of its own: signals interrupt the wait.
     pub(crate) fn open(&self, py: Python<'_>) -> PyResult<blocking::Session> {
         let target = self.clone();
-        aside(py, "genie-connect", move || target.connect())?
+        aside(py, "genie-connect", move || target.connect(), |_| Ok(()))?
     }
 
-    fn connect(&self) -> PyResult<blocking::Session> {
+    /// The same on this thread, which is not attached to Python.
+    pub(crate) fn connect(&self) -> PyResult<blocking::Session> {
         let until = Instant::now() + self.wait;
         // Which link it will be is chosen later: whether the server is there shows without.
         let there = match &self.uri {
@@ -89,11 +90,12 @@ impl Target {
     }
 }
 
-/// Does something long on another thread, while this one looks for signals. One that was interrupted goes on there, for nobody.
+/// Does something long on another thread, while this one looks for signals, and at what `look` shows. One that was interrupted goes on there, for nobody.
 pub(crate) fn aside<T: Send + 'static>(
     py: Python<'_>,
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
+    mut look: impl FnMut(Python<'_>) -> PyResult<()>,
 ) -> PyResult<T> {
     let (tell, answer) = mpsc::sync_channel(1);
     let run = move || {
@@ -109,7 +111,10 @@ pub(crate) fn aside<T: Send + 'static>(
         });
         match heard {
             Ok(done) => return Ok(done),
-            Err(RecvTimeoutError::Timeout) => py.check_signals()?,
+            Err(RecvTimeoutError::Timeout) => {
+                py.check_signals()?;
+                look(py)?;
+            }
             Err(RecvTimeoutError::Disconnected) => return Err(errors::lost("the thread that did this is gone")),
         }
     }

@@ -151,6 +151,15 @@ impl Ports {
         Self { inputs: graph.inputs().iter().map(input).collect(), outputs: graph.outputs.iter().map(output).collect() }
     }
 
+    fn output_names(&self) -> Vec<String> {
+        self.outputs.iter().map(|output| output.name.clone()).collect()
+    }
+
+    /// The outputs that a run can choose among: a mask has 32 bits.
+    pub(crate) fn all_outputs(&self) -> u64 {
+        u64::MAX.checked_shr(64 - self.outputs.len().min(64) as u32).unwrap_or(0)
+    }
+
     /// The node of an input: by its number, its node or its name.
     pub(crate) fn input(&self, key: &Bound<'_, PyAny>) -> PyResult<u32> {
         if let Ok(node) = key.extract::<u32>() {
@@ -190,7 +199,7 @@ impl Program {
     /// The names of the outputs, in order.
     #[getter]
     fn outputs(&self) -> Vec<String> {
-        self.ports.outputs.iter().map(|output| output.name.clone()).collect()
+        self.ports.output_names()
     }
 
     /// Bytes of each output; `None` where they depend on the run.
@@ -225,4 +234,13 @@ pub(crate) struct Binding {
     pub(crate) ports: Arc<Ports>,
     /// What it reads is not freed before it.
     pub(crate) _uses: Vec<Py<PyAny>>,
+}
+
+#[pymethods]
+impl Binding {
+    /// The names of the program's outputs, in order.
+    #[getter]
+    fn outputs(&self) -> Vec<String> {
+        self.ports.output_names()
+    }
 }

@@ -17,9 +17,11 @@ mod connect;
 mod dlpack;
 mod dtype;
 mod errors;
+mod files;
 mod graph;
 mod held;
 mod memory;
+mod model;
 mod ops;
 mod protocol;
 mod session;
@@ -42,5 +44,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(memory::describe, module)?)?;
     module.add_function(wrap_pyfunction!(dlpack::to_dlpack, module)?)?;
     module.add_function(wrap_pyfunction!(graph::dump, module)?)?;
+    module.add_class::<model::Model>()?;
+    module.add_class::<model::Tokens>()?;
+    module.add_function(wrap_pyfunction!(model::load_model, module)?)?;
+    module.add_function(wrap_pyfunction!(files::load_tensors, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }

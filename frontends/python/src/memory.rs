@@ -9,7 +9,7 @@ use bytes::Bytes;
 use genie_graph::DType;
 use genie_transport::memory::{Region, Slab};
 use genie_transport::wire::TensorSpec;
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyException};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -172,15 +172,20 @@ pub(crate) fn block_of(object: &Bound<'_, PyAny>, wanted: Option<DType>) -> PyRe
     if let Some(block) = of_memory(object)? {
         return Ok(block);
     }
-    if let Some(view) = buffer::View::of(object)? {
+    let class = || object.get_type().to_string();
+    let refused = |error: PyErr| match error.is_instance_of::<PyException>(object.py()) {
+        true => bad_input(format!("{} does not give its memory: {error}", class())),
+        false => error,
+    };
+    if let Some(view) = buffer::View::of(object).map_err(refused)? {
         return view.into_block(wanted).map(Arc::new);
     }
     if object.hasattr("__dlpack__")? {
-        return dlpack::Managed::of(object)?.into_block().map(Arc::new);
+        return dlpack::Managed::of(object).map_err(refused)?.into_block().map(Arc::new);
     }
-    let class = object.get_type().name()?;
+    let class = class();
     Err(bad_input(format!(
-        "'{class}' has no memory that could be sent: give something with the buffer protocol (a NumPy array, bytes, array.array) or \
+        "{class} has no memory that could be sent: give something with the buffer protocol (a NumPy array, bytes, array.array) or \
          with DLPack (a PyTorch tensor on the CPU)"
     )))
 }

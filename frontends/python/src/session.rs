@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use genie_graph::VerifiedGraph;
 use genie_transport::client::blocking;
@@ -12,8 +13,8 @@ use genie_transport::wire::{ContentHash, Handle};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
-use crate::connect::{Given, Target};
-use crate::errors::bad_input;
+use crate::connect::{Given, Target, aside};
+use crate::errors::{bad_input, unreachable};
 use crate::graph::{self, Graph};
 use crate::held::{Binding, Cache, Held, Ports, Program, Tensor};
 use crate::memory::{self, Block};
@@ -187,9 +188,18 @@ impl Session {
         self.shared.life()
     }
 
-    /// Frees all that the session has on the server, and ends it.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
-        Ok(py.detach(|| self.shared.close())?)
+    /// Frees all that the session has on the server, and ends it. A server that does not answer within `patience` seconds ends it with its
+    /// lease.
+    #[pyo3(signature = (patience=None))]
+    fn close(&self, py: Python<'_>, patience: Option<f64>) -> PyResult<()> {
+        let (shared, began) = (self.shared.clone(), Instant::now());
+        let look = |_: Python<'_>| match patience {
+            Some(patience) if began.elapsed().as_secs_f64() > patience => {
+                Err(unreachable("the server did not answer in time: the session ends with its lease".to_owned()))
+            }
+            _ => Ok(()),
+        };
+        Ok(aside(py, "genie-closing", move || shared.close(), look)??)
     }
 
     /// Makes an array's elements a tensor on the server.
@@ -355,14 +365,14 @@ impl Session {
         Ok(Tensor::new(&self.shared, copy))
     }
 
-    /// Runs a binding. Bit i of `wanted`: output i comes back; of `keep`: it stays as a tensor.
-    #[pyo3(signature = (binding, inputs=None, wanted=1, keep=0, position=None))]
+    /// Runs a binding. Bit i of `wanted`: output i comes back; of `keep`: it stays as a tensor. Without `wanted`, all that are not kept.
+    #[pyo3(signature = (binding, inputs=None, wanted=None, keep=0, position=None))]
     fn run<'py>(
         &self,
         py: Python<'py>,
         binding: &Bound<'py, Binding>,
         inputs: Option<&Bound<'py, PyDict>>,
-        wanted: u64,
+        wanted: Option<u64>,
         keep: u64,
         position: Option<u32>,
     ) -> PyResult<Bound<'py, PyList>> {
@@ -370,6 +380,7 @@ impl Session {
         bound.held.handle(&self.shared)?;
         let (binding, inputs) = (bound.binding, Inputs::of(&bound.ports, inputs)?);
         let tensors = inputs.residents(&self.shared)?;
+        let wanted = wanted.unwrap_or(bound.ports.all_outputs() & !keep);
         let (arrays, options) = (inputs.arrays, RunOptions { position, wanted, keep });
         let mut outputs = self.call(
             py,
@@ -411,7 +422,7 @@ impl Session {
 
     /// Seconds of an empty round trip.
     fn ping(&self, py: Python<'_>) -> PyResult<f64> {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let mut echo = Vec::new();
         self.call(
             py,

@@ -56,6 +56,10 @@ class Program:
 class Binding:
     """A program joined with residents: what runs."""
 
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the program's outputs, in order."""
+
 class Node:
     """A node of a graph, by its place there."""
 
@@ -87,6 +91,51 @@ class Graph:
         """What a run costs, for these sizes: floating-point operations, and bytes read and written."""
     def __len__(self) -> int: ...
 
+class Model:
+    uploaded: tuple[int, int, int]
+    @property
+    def name(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def max_positions(self) -> int: ...
+    @property
+    def end_ids(self) -> list[int]: ...
+    def encode(self, text: str, chat: bool = False) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+    def generate(
+        self,
+        prompt: list[int],
+        max_new: int,
+        *,
+        stop: list[int],
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        seed: int,
+        text: bool,
+        after: bool,
+    ) -> Tokens: ...
+    def close(self) -> None: ...
+    def traffic(self) -> tuple[int, int]: ...
+
+class Tokens:
+    def next(self) -> tuple[int | None, str | None, str | None]: ...
+    def stop(self) -> None: ...
+
+def load_model(
+    session: Session,
+    path: str,
+    *,
+    device: int = 0,
+    dtype: object = None,
+    or_none: bool = False,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> Model | None: ...
+def load_tensors(
+    session: Session, path: str, *, device: int = 0, progress: Callable[[str, int, int], object] | None = None
+) -> dict[str, Tensor]: ...
+
 class Session:
     def __new__(
         cls,
@@ -111,7 +160,7 @@ class Session:
     @property
     def lost(self) -> int:
         """How often what the session held was lost, and another one opened in its place."""
-    def close(self) -> None: ...
+    def close(self, patience: float | None = None) -> None: ...
     def put(
         self,
         data: object,
@@ -149,7 +198,7 @@ class Session:
         self,
         binding: Binding,
         inputs: Mapping[Any, Any] | None = None,
-        wanted: int = 1,
+        wanted: int | None = None,
         keep: int = 0,
         position: int | None = None,
     ) -> list[Any]: ...

@@ -40,6 +40,13 @@ class Bar:
         except ImportError:
             pass
 
+    def say(self, what: str, done: int, total: int) -> None:
+        """Another thing is being done, or the same."""
+        if what != self._what:
+            self.close()
+            self._what, self._bar, self._width = what, None, 0
+        self(done, total)
+
     def __call__(self, done: int, total: int) -> None:
         passed = time.monotonic() - self._began
         if passed < QUIET and self._bar is None and not self._width:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import weakref
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from . import _native
 from ._array import Array, asarray
@@ -22,13 +23,18 @@ if TYPE_CHECKING:
 #: Open sessions: what is still open when the interpreter ends is closed then, so that the server need not keep it.
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
 
+#: Seconds that the end of the interpreter waits for a server.
+AT_EXIT = 2.0
+
 #: Bytes that the outputs of one run may bring along; larger ones are fetched by themselves.
 _INLINE = 4 << 20
 
 
-class Device(NamedTuple):
+@dataclass(frozen=True)
+class Device:
     """A device of the server."""
 
+    #: What `device=` takes.
     index: int
     #: `cpu:0`, `cuda:1`.
     name: str
@@ -55,12 +61,20 @@ class Session(_native.Session):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Error:
+            # What went wrong first says more.
+            if error is None:
+                raise
 
-    def close(self) -> None:
-        """Frees all that the session has on the server, and ends it."""
+    def close(self, patience: float | None = None) -> None:
+        """Frees all that the session has on the server, and ends it.
+
+        A server that does not answer within `patience` seconds is left alone: the session ends with its lease.
+        """
         _open.discard(self)
-        super().close()
+        super().close(patience)
 
     def put(
         self,
@@ -115,10 +129,14 @@ class Session(_native.Session):
 
         `inputs` are arrays, and for a program or a graph also tensors of the session, by the name, number or node of the input. `wanted`
         and `keep` choose outputs by name or number, or are masks with a bit for each. Without `wanted`, all those come back that are not
-        kept. A `Binding` is the quick way to run something again and again: it takes masks.
+        kept. A `Binding` is the quick way to run something again and again.
         """
         if isinstance(what, Binding):
-            return super().run(what, inputs, 1 if wanted is None else wanted, keep, position)
+            if not isinstance(keep, int):
+                keep = _mask(keep, what.outputs)
+            if wanted is not None and not isinstance(wanted, int):
+                wanted = _mask(wanted, what.outputs)
+            return super().run(what, inputs, wanted, keep, position)
         program = self.define(what) if isinstance(what, Graph) else what
         names = program.outputs
         kept = _mask(keep, names)
@@ -176,7 +194,7 @@ class Session(_native.Session):
 
         return load(self, path, self.device if device is None else device, dtype, progress)
 
-    def generate(self, model: Model, prompt: str | Iterable[int], max_new_tokens: int = 64, **options: Any) -> Generation:
+    def generate(self, model: Model, prompt: str | Iterable[int], max_new_tokens: int = 64, **options: Any) -> Generation[Any]:
         """The same as `model.generate`."""
         return model.generate(prompt, max_new_tokens, **options)
 
@@ -214,7 +232,7 @@ def _both(results: list[Any], names: list[str], back: int, kept: int) -> dict[in
 def _close_all() -> None:
     for session in list(_open):
         try:
-            session.close()
+            session.close(AT_EXIT)
         except Error:
             # The server is gone, or will end the session with its lease.
             pass

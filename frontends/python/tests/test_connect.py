@@ -1,0 +1,187 @@
+"""Reaching servers, and losing them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import genie
+import numpy as np
+import pytest
+from conftest import Server
+
+
+def test_nobody_there_is_an_error_at_once() -> None:
+    began = time.monotonic()
+    with pytest.raises(genie.ConnectError, match="genie serve"):
+        genie.connect("tcp://127.0.0.1:9")
+    assert time.monotonic() - began < 5
+    assert issubclass(genie.ConnectError, ConnectionError)
+
+
+def test_addresses_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GENIE_SERVER", raising=False)
+    with pytest.raises(genie.BadInput, match="GENIE_SERVER"):
+        genie.connect()
+    for uri in ["somewhere", "http://a:1", "tcp://a:b"]:
+        with pytest.raises(ValueError):
+            genie.connect(uri)
+    with pytest.raises(genie.BadInput, match="leave it out"):
+        genie.connect("tcp://127.0.0.1:1", link="shm")
+    with pytest.raises(genie.BadInput, match="seconds"):
+        genie.connect("tcp://127.0.0.1:1", lease=-1)
+
+
+def test_the_environment_names_the_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENIE_SERVER", server.uri)
+    with genie.connect() as session:
+        assert session.uri == server.uri and session.ping() > 0
+        [device] = session.devices()
+        assert device.name == "cpu:0" and device.free_bytes > 0
+        assert session.stats()
+
+
+def test_shared_memory(tmp_path: Path) -> None:
+    server = Server("--listen", f"shm://{tmp_path}/socket")
+    try:
+        with genie.connect(f"shm://{tmp_path}/socket") as session:
+            data = np.random.default_rng(6).standard_normal(1_000_000).astype(np.float32)
+            tensor = session.put(data)
+            array = session.get(tensor)
+            # Over shared memory a tensor may lie in what was put: not in what can still be written here.
+            copy, before = session.put(array), data.copy()
+            array.numpy()[:] = 0
+            data[:] = 1
+            np.testing.assert_array_equal(session.get(copy).numpy(), before)
+            np.testing.assert_array_equal(session.get(tensor).numpy(), before)
+    finally:
+        server.stop()
+
+
+def test_tokens(tmp_path: Path) -> None:
+    line = "alice " + "ab" * 32
+    for name in ("tokens", "mine"):
+        (tmp_path / name).write_text(line + "\n")
+        (tmp_path / name).chmod(0o600)
+    (tmp_path / "open").write_text(line + "\n")
+    (tmp_path / "open").chmod(0o644)
+    server = Server("--tokens", str(tmp_path / "tokens"))
+    try:
+        for options in ({"token": line}, {"token_file": tmp_path / "mine"}):
+            with genie.connect(server.uri, **options) as session:
+                session.ping()
+        with pytest.raises(genie.AuthError, match="token_file="):
+            genie.connect(server.uri)
+        with pytest.raises(genie.AuthError):
+            genie.connect(server.uri, token="alice " + "cd" * 32)
+        with pytest.raises(genie.AuthError, match="chmod"):
+            genie.connect(server.uri, token_file=tmp_path / "open")
+        with pytest.raises(genie.BadInput, match="hexadecimal"):
+            genie.connect(server.uri, token="alice secret")
+        assert issubclass(genie.AuthError, PermissionError)
+    finally:
+        server.stop()
+
+
+def test_a_server_that_restarts_has_forgotten() -> None:
+    server = Server()
+    try:
+        session = genie.connect(server.uri, reconnect=10)
+        tensor = session.put([1.0, 2.0])
+        server.stop()
+        server = Server("--listen", server.uri)
+        with pytest.raises(genie.SessionLost):
+            session.get(tensor)
+        # Another session took its place, where the old handle names nothing.
+        again = session.put([3.0])
+        with pytest.raises(genie.SessionLost, match="earlier session"):
+            session.get(tensor)
+        assert session.get(again).tolist() == [3.0] and session.lost == 1
+    finally:
+        server.stop()
+
+
+def test_a_server_that_is_gone_is_given_up_on() -> None:
+    server = Server()
+    session = genie.connect(server.uri, reconnect=0.3)
+    server.stop()
+    with pytest.raises(genie.ConnectError):
+        session.ping()
+
+
+WAITS = """
+import genie, sys, time
+session = genie.connect(sys.argv[1], reconnect=60)
+tensor = session.put([1.0])
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    session.get(tensor)
+    print("answered", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_an_interrupt_ends_a_call() -> None:
+    server = Server()
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", WAITS, server.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert waiting.stdin and waiting.stdout
+    assert waiting.stdout.readline() == "ready\n"
+    # Stopped: it answers nothing, and no connection breaks.
+    server.process.send_signal(signal.SIGSTOP)
+    while "T (stopped)" not in Path(f"/proc/{server.process.pid}/status").read_text():
+        time.sleep(0.01)
+    try:
+        waiting.stdin.write("\n")
+        waiting.stdin.flush()
+        time.sleep(0.5)
+        began = time.monotonic()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.stdout.readline() == "interrupted\n"
+        assert time.monotonic() - began < 3
+    finally:
+        server.stop()
+        waiting.kill()
+        waiting.wait()
+
+
+def test_a_long_call_does_not_hold_up_another(session: genie.Session) -> None:
+    g = genie.Graph("long")
+    x = g.input("x", "f32", (1400, 1400))
+    y = x
+    for _ in range(4):
+        y = g.op("tanh", g.op("matmul", y, x))
+    g.output("y", g.op("reduce", y, kind="sum"))
+    program = session.define(g)
+    binding = session.bind(program, residents={"x": session.put(np.full((1400, 1400), 1e-3, np.float32))})
+    done = threading.Event()
+
+    def run() -> None:
+        session.run(binding)
+        done.set()
+
+    thread = threading.Thread(target=run)
+    began = time.monotonic()
+    thread.start()
+    time.sleep(0.02)
+    answers = 0
+    while not done.is_set():
+        session.traffic()
+        session.ping()
+        answers += 1
+    took = time.monotonic() - began
+    thread.join()
+    assert answers >= took * 20, f"{answers} round trips beside a call of {took:.2f} s"
+
+
+def test_sessions_are_closed_when_the_interpreter_ends(server: Server) -> None:
+    script = "import genie, sys; s = genie.connect(sys.argv[1]); t = s.put([1.0]); print(s.stats().get('sessions'))"
+    subprocess.run([sys.executable, "-c", script, server.uri], check=True, env=os.environ, timeout=20)
