@@ -9,7 +9,12 @@ from . import device as _device
 _device.register()
 
 from . import ops  # noqa: E402, F401: its modules register what they answer
+from .meaning import Explanation, annotate, explain, phase  # noqa: E402
 from .run import use  # noqa: E402
 from .tensor import RemoteTensor  # noqa: E402
 
-__all__ = ["RemoteTensor", "use"]
+__all__ = ["Explanation", "RemoteTensor", "annotate", "explain", "phase", "use"]
+
+
+def _autoload() -> None:
+    """What torch calls when it is imported: importing this was all."""

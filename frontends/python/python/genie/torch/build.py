@@ -14,13 +14,13 @@ from .node import Node, Shape, empty
 Scalar = bool | int | float
 
 
-def _make(op: str, inputs: tuple[Node, ...], shape: Shape, dtype: str, **attrs: object) -> Node:
+def _make(op: str, inputs: tuple[Node, ...], shape: Shape, dtype: str, /, **attrs: object) -> Node:
     if 0 in shape:
         return empty(shape, dtype, inputs[0].device)
     return Node(op, tuple(attrs.items()), inputs, shape, dtype, inputs[0].device)
 
 
-def _declared(op: str, shape: Shape, dtype: str, device: int, **attrs: object) -> Node:
+def _declared(op: str, shape: Shape, dtype: str, device: int, /, **attrs: object) -> Node:
     if 0 in shape:
         return empty(shape, dtype, device)
     return Node(op, tuple(attrs.items()), (), shape, dtype, device)
@@ -236,13 +236,13 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
 
 
 def pad(x: Node, before: Sequence[int], after: Sequence[int], value: Scalar) -> Node:
-    """x with elements of `value` around it: how many, a dimension each."""
+    """x with elements of a value around it: so many before and after, a dimension each."""
     if not any(before) and not any(after):
         return x
-    shape = tuple(b + n + a for b, n, a in zip(before, x.shape, after))
+    shape = tuple(n + b + a for n, b, a in zip(x.shape, before, after))
     if 0 in x.shape:
         return full(shape, value, x.dtype, x.device)
-    return _make("pad", (x,), shape, x.dtype, before=tuple(before), after=tuple(after), value=value)
+    return _make("pad", (x,), shape, x.dtype, before=tuple(before), after=tuple(after), value=float(value))
 
 
 # ---- reductions and scans
@@ -315,7 +315,7 @@ def take(x: Node, ids: Node, axis: int) -> Node:
 
 def embedding(table: Node, ids: Node) -> Node:
     """Rows of a table `[V, H]`."""
-    return _make("embedding", (table, ids), (*ids.shape, table.shape[1]), table.dtype)
+    return _make("embedding", (table, ids), (*ids.shape, table.shape[1]), table.dtype, dtype=table.dtype)
 
 
 def take_along(x: Node, ids: Node, axis: int) -> Node:
@@ -358,12 +358,25 @@ def batch_norm(x: Node, weight: Node, bias: Node, mean: Node, variance: Node, ep
     return _make("batch_norm", (x, weight, bias, mean, variance), x.shape, x.dtype, eps=eps)
 
 
-def attention(q: Node, k: Node, v: Node, heads: int, kv_heads: int, head_dim: int, scale: float, causal: bool) -> Node:
-    """q `[B, S, heads * head_dim]`, k and v `[B, S, kv_heads * head_dim]`."""
-    return _make(
-        "attention", (q, k, v), q.shape, q.dtype,
-        layer=0, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale, causal=causal,
+def attended(q: Node, k: Node, v: Node, bias: Node | None, causal: bool, scale: float) -> Node:
+    """Attention as it is captured: q `[B, H, S, D]`, k and v `[B, H', L, D]` with H' dividing H, a bias or mask that is broadcast.
+
+    How it is computed is chosen when it runs: by then it is known whether k and v stay, and are a KV cache.
+    """
+    inputs = (q, k, v) if bias is None else (q, k, v, bias)
+    return _make("attended", inputs, (*q.shape[:-1], v.shape[-1]), q.dtype, causal=causal, scale=scale)
+
+
+def attention(q: Node, k: Node, v: Node, cache: Node | None, layer: int, causal: bool, scale: float) -> Node:
+    """Attention in one operation: q `[B, H, S, D]`, k and v `[B, H', S, D]`, which a cache takes in."""
+    batch, heads, length, width = q.shape
+    rows = [reshape(transpose(t, (0, 2, 1, 3)), (batch, length, t.shape[1] * width)) for t in (q, k, v)]
+    inputs = tuple(rows) if cache is None else (*rows, cache)
+    made = _make(
+        "attention", inputs, rows[0].shape, q.dtype,
+        layer=layer, heads=heads, kv_heads=k.shape[1], head_dim=width, scale=scale, causal=causal,
     )  # fmt: skip
+    return transpose(reshape(made, (batch, length, heads, width)), (0, 2, 1, 3))
 
 
 def conv2d(

@@ -16,12 +16,14 @@ Shape = tuple[int, ...]
 class Node:
     """One value: an operation over other nodes, data of this process that has not travelled yet, or a tensor on the server.
 
-    `op` is the graph's name of the operation, or one of three that are no operation: `resident` (`value` is the server's tensor),
-    `host` (`value` is the data, little-endian and row-major) and `empty` (a shape that has no element). `holders` counts the
-    storages that hold the node: what is computed and held stays on the server.
+    `op` is the graph's name of the operation, or one of those that are none: `resident` (`value` is the server's tensor), `host`
+    (`value` is the data, little-endian and row-major), `empty` (a shape that has no element), `cached` (`value` says which part of a
+    KV cache it is), and `attended`, attention whose form is chosen when it runs. `holders` counts the
+    storages that hold the node, and `readers` the nodes that are to be computed from it: what is computed and held, or read by what
+    was not computed with it, stays on the server.
     """
 
-    __slots__ = ("attrs", "device", "dtype", "holders", "inputs", "op", "phase", "pending", "residency", "shape", "value")
+    __slots__ = ("attrs", "device", "dtype", "holders", "inputs", "op", "pending", "phase", "readers", "residency", "shape", "value")
 
     def __init__(
         self,
@@ -40,13 +42,19 @@ class Node:
         self.device = device
         self.value: Any = None
         self.holders = 0
+        self.readers = 0
         self.phase: str | None = CURRENT.phase
         self.residency: str | None = None
         # Nodes that would have to run for this one, at the most: those that two inputs share are counted twice.
         pending = 1
         for node in inputs:
             pending += node.pending
+            node.readers += 1
         self.pending = pending
+
+    def __del__(self) -> None:
+        for node in self.inputs:
+            node.readers -= 1
 
     @property
     def numel(self) -> int:
@@ -70,14 +78,29 @@ class Node:
         self.value = value
         self.op = "resident"
         self.attrs = ()
+        for node in self.inputs:
+            node.readers -= 1
         self.inputs = ()
         self.pending = 0
+
+    def rewrite(self, other: Node) -> None:
+        """The same value, computed another way."""
+        for node in other.inputs:
+            node.readers += 1
+        for node in self.inputs:
+            node.readers -= 1
+        self.op, self.attrs, self.inputs, self.pending = other.op, other.attrs, other.inputs, other.pending
+
+    def settle_cached(self, value: Any) -> None:
+        """The server has it as a part of a KV cache."""
+        self.settle(value)
+        self.op = "cached"
 
     def __repr__(self) -> str:
         return f"Node({self.op} {self.dtype}{list(self.shape)})"
 
 
-LEAVES = frozenset(("resident", "host", "empty"))
+LEAVES = frozenset(("resident", "host", "empty", "cached", "kv_cache"))
 
 
 class _Current:

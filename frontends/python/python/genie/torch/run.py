@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .caches import Caches, KvCache, place
 from .node import Node, Shape
 
 #: Programs that a device keeps; the one used longest ago goes first.
 MOST_PROGRAMS = 96
-#: Outputs of one run.
-MOST_OUTPUTS = 32
+#: Outputs of one run: as many as come back and stay together may be 64.
+MOST_OUTPUTS = 48
 #: Inputs of one run that are given with it.
 MOST_ARGUMENTS = 60
 #: Bytes that travel inside a request or its answer; what is larger is put and fetched.
@@ -45,7 +46,7 @@ class Given:
     tensor: Any = None
 
 
-class Backend(Protocol):
+class Backend(Caches, Protocol):
     """A server, as it is needed here."""
 
     def define(self, device: int, lines: Sequence[Line], outputs: Sequence[int], phase: str | None) -> Any:
@@ -54,14 +55,40 @@ class Backend(Protocol):
     def forget(self, program: Any) -> None:
         """The program is not needed any more."""
 
-    def run(self, program: Any, bound: Sequence[tuple[int, Any]], given: Sequence[Given], wanted: int, keep: int) -> list[Any]:
-        """Runs it, with tensors bound and given. Gives, an output each, its bytes where bit i of `wanted` is set, and its tensor where bit i of `keep` is."""
+    def run(
+        self,
+        program: Any,
+        bound: Sequence[tuple[int, Any]],
+        given: Sequence[Given],
+        wanted: int,
+        keep: int,
+        cache: tuple[int, KvCache] | None,
+    ) -> list[Any]:
+        """Runs it, with tensors bound and given, and the cache that it appends to, which is made if it has no handle yet. Gives, an output each, its bytes where bit i of `wanted` is set, and its tensor where bit i of `keep` is."""
 
     def put(self, device: int, data: Any, dtype: str, shape: Shape, weight: bool) -> Any:
         """Brings data to the server; gives the tensor."""
 
     def get(self, tensor: Any) -> Any:
         """The bytes of a tensor."""
+
+    def copy(self, tensor: Any, device: int) -> Any:
+        """The same tensor on another device."""
+
+    def devices(self) -> list[dict[str, Any]]:
+        """What devices there are."""
+
+    def allocated(self, device: int) -> int:
+        """Bytes that this session holds on a device."""
+
+    def synchronise(self) -> None:
+        """Waits until all that was asked for is done, and all that is not needed is freed."""
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received so far."""
+
+    def describe(self, lines: Sequence[Line], outputs: Sequence[int], phase: str | None) -> tuple[str, int, int]:
+        """A graph as text, its floating-point operations, and the bytes that it reads and writes."""
 
 
 @dataclass(slots=True)
@@ -82,6 +109,17 @@ class Runs:
     nodes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A graph that ran: its lines and outputs, and how many bytes its arguments had here and on the server."""
+
+    lines: list[Line]
+    outputs: tuple[int, ...]
+    phase: str | None
+    bytes_up: int
+    bytes_there: int
+
+
 class Runner:
     """Runs nodes on one server."""
 
@@ -90,22 +128,24 @@ class Runner:
         self.plans: OrderedDict[Any, Plan] = OrderedDict()
         self.counts = Runs()
         self._lock = threading.RLock()
+        self._watch: Callable[[Ran], None] | None = None
 
-    def realise(self, roots: Sequence[Node], fetch: bool = False) -> list[Any]:
-        """Computes nodes of one device, and all they need. With `fetch` it gives the bytes of each."""
+    def realise(self, roots: Sequence[Node], fetch: bool = False, watch: Callable[[Ran], None] | None = None) -> list[Any]:
+        """Computes nodes of one device, and all they need. With `fetch` it gives the bytes of each; `watch` is told of each run."""
         with self._lock:
+            self._watch = watch
             found: dict[int, Any] = {}
             between: list[Node] = []
             try:
                 while waiting := [node for node in dict.fromkeys(roots) if not node.is_leaf()]:
-                    order = _order(waiting)
+                    order = order_of(waiting)
                     part = _part(order, waiting)
                     if part is not waiting:
                         # The rest needs what this part gives.
                         for node in part:
                             node.holders += 1
                         between += part
-                    self._run(order if part is waiting else _order(part), part, found if fetch else None)
+                    self._run(order if part is waiting else order_of(part), part, found if fetch else None)
                     if fetch and part is waiting:
                         break
             finally:
@@ -124,43 +164,72 @@ class Runner:
             return data
         if node.op == "empty":
             return b""
+        if node.op == "cached":
+            self._uncache(node)
         return node.value if node.op == "host" else self.backend.get(node.value)
 
     def _run(self, order: list[Node], roots: list[Node], fetched: dict[int, Any] | None) -> None:
+        asked = set(map(id, roots))
+        inside = _readers(order)
+
+        def stays(node: Node) -> bool:
+            # Whoever holds a value, or has captured something that reads it, will want it, and it is there now. The rest is for this
+            # run alone.
+            return node.holders > 0 or node.readers > inside[id(node)]
+
+        kept = [node for node in order if not node.is_leaf() and (id(node) in asked or (node.op != "full" and stays(node)))]
+        many = len(kept) > MOST_OUTPUTS
+        if many:
+            kept = roots
+        # What a cache takes in stays there, so everything that was computed from it must stay, too.
+        placed = place(order, lambda node: not many and id(node) not in asked and stays(node), self.backend)
+        if placed is not None:
+            grown = {id(node) for node, _, _ in placed.parts}
+            kept = [node for node in kept if id(node) not in grown]
+        order = order_of(kept)
         for node in order:
-            if node.op == "host" and node.nbytes > INLINE_BYTES:
+            if node.op == "cached":
+                self._uncache(node)
+            elif node.op == "host" and node.nbytes > INLINE_BYTES:
                 self.put(node)
         captured = Captured(order)
-        asked = set(map(id, roots))
-        # Whoever holds a value will want it, and it is there now. The rest is for this run alone.
-        kept = [node for node in order if not node.is_leaf() and (node.holders or id(node) in asked)]
-        if len(kept) > MOST_OUTPUTS:
-            kept = [node for node in kept if id(node) in asked]
+        phase = roots[0].phase or (placed.phase if placed is not None else _phase(order))
         outputs = tuple(captured.index[id(node)] for node in kept)
-        plan = self._plan(captured, outputs, roots[0])
+        plan = self._plan(captured, outputs, roots[0].device, phase)
+        if self._watch is not None:
+            self._watch(captured.told(outputs, plan.lifted, phase))
         wanted = keep = 0
         for bit, node in enumerate(kept):
             if fetched is not None and id(node) in asked and node.nbytes <= INLINE_BYTES:
                 wanted |= 1 << bit
-                if not node.holders:
+                if not stays(node):
                     continue
             keep |= 1 << bit
         self.counts.requests += 1
         self.counts.nodes += len(order)
         bound, given = captured.arguments(plan.lifted)
-        values = self.backend.run(plan.program, bound, given, wanted, keep)
+        values = self.backend.run(plan.program, bound, given, wanted, keep, captured.cache)
+        if placed is not None:
+            placed.settle()
         for bit, (node, (data, tensor)) in enumerate(zip(kept, values)):
             if fetched is not None and wanted >> bit & 1:
                 fetched[id(node)] = data
             if keep >> bit & 1:
                 node.settle(tensor)
 
-    def _plan(self, captured: Captured, outputs: tuple[int, ...], root: Node) -> Plan:
-        key = (root.device, root.phase, outputs, tuple(captured.lines))
+    def _uncache(self, node: Node) -> None:
+        """Somebody reads a cache's keys or values as the tensor that they are in torch: they become one."""
+        data = self.backend.read_cache(node.value.cache.handle, node.value)
+        node.settle(self.backend.put(node.device, data, node.dtype, node.shape, False))
+
+    def _plan(self, captured: Captured, outputs: tuple[int, ...], device: int, phase: str | None) -> Plan:
+        key = (device, phase, outputs, tuple(captured.lines))
         values = tuple(captured.numbers.values())
         plan = self.plans.get(key)
         if plan is None:
-            plan = Plan(None, frozenset(), values)
+            # A graph has its numbers as floats of 64 bits.
+            odd = (line for line, value in captured.numbers.items() if not _is_plain(value))
+            plan = Plan(None, frozenset(odd), values)
         else:
             lines = tuple(captured.numbers)
             changed = {line for line, a, b in zip(lines, plan.values, values) if not _same(a, b)} - plan.lifted
@@ -170,8 +239,10 @@ class Runner:
             # The same but for numbers: those that change are arguments from now on, unless they are too many.
             self.backend.forget(plan.program)
             lifted = plan.lifted | changed
-            plan = Plan(None, lifted if len(lifted) <= MOST_LIFTED else frozenset(), values)
-        plan.program = self.backend.define(root.device, captured.definition(plan.lifted), outputs, root.phase)
+            if len(lifted) > MOST_LIFTED:
+                lifted = frozenset(line for line, value in captured.numbers.items() if not _is_plain(value))
+            plan = Plan(None, lifted, values)
+        plan.program = self.backend.define(device, captured.definition(plan.lifted), outputs, phase)
         self.counts.defined += 1
         self.plans[key] = plan
         while len(self.plans) > MOST_PROGRAMS:
@@ -182,7 +253,7 @@ class Runner:
 class Captured:
     """A graph as it was captured: its shape, and apart from that the numbers and tensors that it reads."""
 
-    __slots__ = ("given", "index", "lines", "numbers", "weights")
+    __slots__ = ("cache", "given", "index", "lines", "numbers", "weights")
 
     def __init__(self, order: Sequence[Node]) -> None:
         self.index: dict[int, int] = {}
@@ -192,6 +263,7 @@ class Captured:
         #: Weights and other tensors that come from outside, by line.
         self.weights: list[tuple[int, Node]] = []
         self.given: list[tuple[int, Node]] = []
+        self.cache: tuple[int, KvCache] | None = None
         index, lines = self.index, self.lines
         for i, node in enumerate(order):
             index[id(node)] = i
@@ -203,6 +275,8 @@ class Captured:
                 weight = node.residency == "weight" and op == "resident"
                 op = "weight" if weight else "argument"
                 (self.weights if weight else self.given).append((i, node))
+            elif op == "kv_cache":
+                self.cache = i, node.value
             lines.append((op, attrs, tuple([index[id(x)] for x in node.inputs]), node.dtype, node.shape))
 
     def definition(self, lifted: frozenset[int]) -> list[Line]:
@@ -212,6 +286,12 @@ class Captured:
             op, _, inputs, dtype, shape = lines[i]
             lines[i] = ("argument", (), (), dtype, shape) if i in lifted else (op, (("value", value),), inputs, dtype, shape)
         return lines
+
+    def told(self, outputs: tuple[int, ...], lifted: frozenset[int], phase: str | None) -> Ran:
+        """What `explain` says of it."""
+        up = sum(node.nbytes for _, node in self.given if node.op == "host") + 8 * len(lifted)
+        there = sum(node.nbytes for _, node in [*self.given, *self.weights] if node.op == "resident")
+        return Ran(self.definition(lifted), outputs, phase, up, there)
 
     def arguments(self, lifted: frozenset[int]) -> tuple[list[tuple[int, Any]], list[Given]]:
         """What is bound to the program once, and what is given with this run."""
@@ -234,7 +314,11 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and repr(a) == repr(b) if isinstance(a, float) else a == b and type(a) is type(b)
 
 
-def _order(roots: Sequence[Node]) -> list[Node]:
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, int) or abs(value) <= 1 << 53
+
+
+def order_of(roots: Sequence[Node]) -> list[Node]:
     """All nodes that the roots need, each after those that it reads."""
     order: list[Node] = []
     seen: set[int] = set()
@@ -250,6 +334,20 @@ def _order(roots: Sequence[Node]) -> list[Node]:
                 if id(read) not in seen:
                     stack.append((read, False))
     return order
+
+
+def _phase(order: Sequence[Node]) -> str | None:
+    """The phase that a graph without a KV cache shows: images are looked at by convolutions."""
+    return "vision" if any(node.op == "conv2d" for node in order) else None
+
+
+def _readers(order: Sequence[Node]) -> dict[int, int]:
+    """How many of the nodes read each."""
+    readers = dict.fromkeys(map(id, order), 0)
+    for node in order:
+        for read in node.inputs:
+            readers[id(read)] += 1
+    return readers
 
 
 def _part(order: list[Node], roots: list[Node]) -> list[Node]:

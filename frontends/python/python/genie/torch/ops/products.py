@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from .. import build
-from ..dispatch import HANDLERS, aten
-from ..dtypes import is_float
+from ..dispatch import HANDLERS, LIBRARY, aten
+from ..dtypes import TYPES, is_float, name_of
 from ..node import Node
-from ..operands import integers, operand, scalar
-from ..tensor import RemoteTensor, node_of, wrap
+from ..operands import device_among, integers, operand, scalar
+from ..tensor import RemoteTensor, device_of, node_of, wrap
 
 
 def _pair(a: RemoteTensor, b: Any) -> tuple[Node, Node]:
@@ -204,61 +204,55 @@ def pdist(self: RemoteTensor, p: float = 2) -> RemoteTensor:
 # ---- attention
 
 
-@HANDLERS.add("_fused_sdp_choice.default")
-def attention_choice(*_: Any, **__: Any) -> int:
-    # torch has attention in one piece asked of the device, instead of taking it apart.
-    return int(torch.nn.attention.SDPBackend.OVERRIDEABLE)
-
-
-@HANDLERS.add("_scaled_dot_product_fused_attention_overrideable.default")
 def attention(
     query: RemoteTensor,
     key: RemoteTensor,
     value: RemoteTensor,
-    attn_bias: RemoteTensor | None = None,
+    attn_mask: RemoteTensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    return_debug_mask: bool = False,
     *,
     scale: float | None = None,
-) -> tuple[Any, ...]:
-    q, k, v = (node_of(t) for t in (query, key, value))
-    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    made = attended(q, k, v, None if attn_bias is None else node_of(attn_bias), is_causal, factor, dropout_p)
-    # What comes beside it is for the way back, and for generators of dropout.
-    nothing = wrap(build.empty((0,), "f32", q.device))
-    seed = wrap(build.empty((0,), "i64", q.device))
-    return wrap(made), nothing, nothing, nothing, q.shape[2], k.shape[2], seed, seed, nothing
+    enable_gqa: bool = False,
+) -> RemoteTensor:
+    """Attention in one piece: torch would take it apart before a device sees it."""
+    device = device_among((query, key, value))
+    q, k, v = (operand(t, name_of(t.dtype), device) for t in (query, key, value))
+    bias = None if attn_mask is None else operand(attn_mask, name_of(attn_mask.dtype), device)
+    if bias is not None and is_causal:
+        raise RuntimeError("_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True")
+    lead = build.broadcast_shapes(*(t.shape[: -3 if enable_gqa else -2] for t in (q, k, v)))
+    # Whatever stands before heads is one batch; where there are no heads, there is one.
+    rows, heads = (math.prod(lead[:-1]), lead[-1]) if not enable_gqa and lead else (math.prod(lead), 1)
 
+    def laid(t: Node) -> Node:
+        inner = t.shape[-3:] if enable_gqa else t.shape[-2:]
+        t = build.expand(t, (*lead, *inner))
+        return build.reshape(t, (rows, *inner) if enable_gqa else (rows, heads, *inner))
 
-def attended(q: Node, k: Node, v: Node, bias: Node | None, causal: bool, scale: float, dropout: float = 0.0) -> Node:
-    """q `[B, H, S, D]`, k and v `[B, H', L, D]` with H' dividing H."""
-    batch, heads, length, width = q.shape
-    kv_heads, seen = k.shape[1], k.shape[2]
-    plain = bias is None and not dropout and v.shape[-1] == width and 0 not in (*q.shape, *k.shape)
-    if plain and length == seen:
-        flat = [build.reshape(build.transpose(t, (0, 2, 1, 3)), (batch, t.shape[2], t.shape[1] * width)) for t in (q, k, v)]
-        made = build.attention(*flat, heads, kv_heads, width, scale, causal)
-        return build.transpose(build.reshape(made, (batch, length, heads, width)), (0, 2, 1, 3))
-    if kv_heads != heads:
-        k, v = (_shared(t, heads) for t in (k, v))
-    scores = build.matmul(_scaled(q, scale), build.transpose(k, (0, 1, 3, 2)))
-    if causal:
-        rows, columns = build.arange(0, 1, length, "i64", q.device), build.arange(0, 1, seen, "i64", q.device)
-        shown = build.compare("le", build.reshape(columns, (1, seen)), build.reshape(rows, (length, 1)))
-        scores = build.where(shown, scores, scalar(-math.inf, scores.dtype, scores.device))
     if bias is not None:
-        if bias.dtype == "bool":
-            scores = build.where(bias, scores, scalar(-math.inf, scores.dtype, scores.device))
-        else:
-            scores = build.add(scores, build.cast(bias, scores.dtype))
-    weights = build.softmax(scores, 3)
-    if dropout:
-        weights = node_of(aten.native_dropout.default(wrap(weights), dropout, True)[0])
-    return build.matmul(weights, v)
+        inner = (q.shape[-3], q.shape[-2], k.shape[-2]) if enable_gqa else (q.shape[-2], k.shape[-2])
+        if len(bias.shape) > len(lead) + len(inner) or math.prod(bias.shape[: -len(inner)] or (1,)) > 1:
+            bias = build.expand(bias, (*lead, *inner))
+            bias = build.reshape(bias, (rows, *inner) if enable_gqa else (rows, heads, *inner))
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if dropout_p:
+        made = _dropped(laid(q), laid(k), laid(v), bias, is_causal, factor, dropout_p)
+    else:
+        made = build.attended(laid(q), laid(k), laid(v), bias, is_causal, factor)
+    return wrap(build.reshape(made, (*lead, *(q.shape[-3:-1] if enable_gqa else q.shape[-2:-1]), v.shape[-1])))
 
 
-def _shared(x: Node, heads: int) -> Node:
-    batch, kv_heads, length, width = x.shape
-    x = build.expand(build.reshape(x, (batch, kv_heads, 1, length, width)), (batch, kv_heads, heads // kv_heads, length, width))
-    return build.reshape(x, (batch, heads, length, width))
+def _dropped(q: Node, k: Node, v: Node, bias: Node | None, causal: bool, scale: float, dropout: float) -> Node:
+    """Attention of which some weights are dropped. Over values that are a one each, attention gives its weights."""
+    batch, heads, length, _ = q.shape
+    kv_heads, seen = k.shape[1:3]
+    ones = aten.eye.default(seen, dtype=TYPES[v.dtype], device=device_of(v.device))
+    weights = build.attended(q, k, build.expand(node_of(ones), (batch, kv_heads, seen, seen)), bias, causal, scale)
+    kept = node_of(aten.native_dropout.default(wrap(weights), dropout, True)[0])
+    made = build.matmul(build.reshape(kept, (batch, kv_heads, heads // kv_heads * length, seen)), v)
+    return build.reshape(made, (batch, heads, length, v.shape[-1]))
+
+
+for _key in ("PrivateUse1", "AutogradPrivateUse1"):
+    LIBRARY.impl("scaled_dot_product_attention", attention, _key)
