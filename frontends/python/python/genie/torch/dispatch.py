@@ -65,7 +65,8 @@ class Handlers(dict[OpOverload, Handler]):
         self[func] = handler
         return handler
 
-    def _functional(self, func: OpOverload, ending: str) -> OpOverload | None:
+    def _functional(self, func: OpOverload, ending: str, beside: frozenset[str] = frozenset()) -> OpOverload | None:
+        """What makes a new tensor of the same arguments, those of these names apart."""
         name = func._schema.name.removeprefix("aten::").removesuffix(ending)
         packet = getattr(aten, name, None)
         if packet is None or not func._schema.name.startswith("aten::"):
@@ -73,12 +74,13 @@ class Handlers(dict[OpOverload, Handler]):
         wanted = [(a.name, str(a.type)) for a in func._schema.arguments if not a.is_out]
         for overload in packet.overloads():
             found = getattr(packet, overload)
-            if found is not func and not found._schema.is_mutable and [(a.name, str(a.type)) for a in found._schema.arguments] == wanted:
+            taken = [(a.name, str(a.type)) for a in found._schema.arguments if a.name not in beside]
+            if found is not func and not found._schema.is_mutable and taken == wanted:
                 return found
         return None
 
     def _in_place(self, func: OpOverload) -> Handler | None:
-        if not func._schema.name.endswith("_") or not func._schema.is_mutable:
+        if not func._schema.name.endswith("_") or not func._schema.is_mutable or func._schema.name.startswith(_LISTS):
             return None
         functional = self._functional(func, "_")
         if functional is None:
@@ -100,12 +102,15 @@ class Handlers(dict[OpOverload, Handler]):
         if not outs:
             return None
         functional = self._functional(func, "")
-        if functional is None:
+        made = functional or self._functional(func, "", _OPTIONS)
+        if made is None:
             return None
 
         def into(*args: Any, **kwargs: Any) -> Any:
             targets = [kwargs.pop(name) for name in outs]
-            values = functional(*args, **kwargs)
+            if functional is None:
+                kwargs.update(dtype=targets[0].dtype, device=targets[0].device)
+            values = made(*args, **kwargs)
             for target, value in zip(targets, values if len(outs) > 1 else [values]):
                 if not isinstance(target, RemoteTensor):
                     raise _mixed(func, target)
@@ -140,7 +145,7 @@ class Handlers(dict[OpOverload, Handler]):
     @staticmethod
     def _foreach(func: OpOverload) -> Handler | None:
         # A list at a time; torch's own way for devices that have nothing better goes through the list.
-        if not func._schema.name.startswith("aten::_foreach_"):
+        if not func._schema.name.startswith(_LISTS):
             return None
         slow = torch._C.DispatchKey.CompositeExplicitAutograd
         if not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeExplicitAutograd"):
@@ -176,6 +181,10 @@ _NEAREST: tuple[tuple[tuple[str, ...], str], ...] = (
     (("pool",), "max, average and adaptive pools work"),
 )
 _OTHERWISE = "docs/ops.md lists what works; x.cpu() brings a tensor to where torch itself can do it"
+#: What tensors from nothing are told beside their contents.
+_OPTIONS = frozenset(("dtype", "layout", "device", "pin_memory"))
+#: Operations that do many tensors at once.
+_LISTS = "aten::_foreach_"
 _NAMES = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long", "int32": "Int", "uint8": "Byte", "bool": "Bool"}
 # Decompositions that ask for values, or make types that the server has not.
 _NOT_AS_TORCH_DOES: set[OpOverload] = set()

@@ -91,6 +91,9 @@ class RemoteTensor(torch.Tensor):
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"{text[:-1]}, device='{self.device}'{grad})"
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.dim() == 0 else repr(self), spec)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) in memo:
             return memo[id(self)]
@@ -153,7 +156,7 @@ def view_of(base: RemoteTensor, like: torch.Tensor, *steps: storage.Step) -> Rem
         base.dtype,
         base.device.index,
         like.stride(),
-        like.storage_offset(),
+        base.storage_offset() + like.storage_offset(),
     )
 
 
