@@ -54,6 +54,10 @@ class Handlers(dict[OpOverload, Handler]):
 
         return register
 
+    def of(self, func: OpOverload) -> Handler:
+        """The function for an operation."""
+        return self.get(func) or self.find(func)
+
     def find(self, func: OpOverload) -> Handler:
         """The function for an operation that has none of its own yet.
 
@@ -85,12 +89,13 @@ class Handlers(dict[OpOverload, Handler]):
         functional = self._functional(func, "_")
         if functional is None:
             return None
+        handler_of = self.of
 
         def in_place(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not isinstance(self, RemoteTensor):
                 raise _mixed(func, self)
-            value = functional(self, *args, **kwargs)
-            if not torch.can_cast(value.dtype, self.dtype):
+            value = handler_of(functional)(self, *args, **kwargs)
+            if value.dtype != self.dtype and not torch.can_cast(value.dtype, self.dtype):
                 kind = str(value.dtype).removeprefix("torch.")
                 raise RuntimeError(f"result type {_NAMES.get(kind, kind)} can't be cast to the desired output type {self.dtype}")
             return write(self, node_of(value))
@@ -110,7 +115,7 @@ class Handlers(dict[OpOverload, Handler]):
             targets = [kwargs.pop(name) for name in outs]
             if functional is None:
                 kwargs.update(dtype=targets[0].dtype, device=targets[0].device)
-            values = made(*args, **kwargs)
+            values = self.of(made)(*args, **kwargs)
             for target, value in zip(targets, values if len(outs) > 1 else [values]):
                 if not isinstance(target, RemoteTensor):
                     raise _mixed(func, target)
@@ -177,7 +182,7 @@ _NEAREST: tuple[tuple[tuple[str, ...], str], ...] = (
     (("lstm", "gru", "rnn", "cudnn", "miopen", "mkldnn"), "torch.nn.LSTM, GRU and RNN are not here as one piece; use their cells step by step"),
     (("bessel", "polynomial", "igamma", "zeta", "erfcx", "ndtri", "airy"), "of the special functions erf, erfinv, lgamma, digamma and i0 work"),
     (("_loss",), "cross_entropy, nll_loss, mse_loss and the other elementwise losses work; compute this one on x.cpu()"),
-    (("upsample", "grid_sampler"), "interpolate by nearest, linear, bilinear or bicubic without antialias works, and grid_sample in two dimensions"),
+    (("upsample", "grid_sampler"), "interpolate by nearest, linear, bilinear or bicubic without antialias works, and so does grid_sample"),
     (("pool",), "max, average and adaptive pools work"),
 )
 _OTHERWISE = "docs/ops.md lists what works; x.cpu() brings a tensor to where torch itself can do it"

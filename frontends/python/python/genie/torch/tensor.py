@@ -61,9 +61,7 @@ class RemoteTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        handler = HANDLERS.get(func)
-        if handler is None:
-            handler = HANDLERS.find(func)
+        handler = HANDLERS.get(func) or HANDLERS.find(func)
         return handler(*args, **kwargs) if kwargs else handler(*args)
 
     # ---- what has no operation of its own
@@ -147,17 +145,13 @@ def wrap(node: Node) -> RemoteTensor:
     return RemoteTensor(storage.Storage(node), (), node.shape, TYPES[node.dtype], node.device)
 
 
-def view_of(base: RemoteTensor, like: torch.Tensor, *steps: storage.Step) -> RemoteTensor:
-    """A view of a tensor's storage; `like` has its sizes, strides and offset."""
-    return RemoteTensor(
-        base._storage,
-        base._chain + steps,
-        tuple(like.shape),
-        base.dtype,
-        base.device.index,
-        like.stride(),
-        base.storage_offset() + like.storage_offset(),
-    )
+def view_of(
+    base: RemoteTensor, size: tuple[int, ...], stride: tuple[int, ...], offset: int, steps: tuple[storage.Step, ...]
+) -> RemoteTensor:
+    """A view of a tensor's storage, that begins `offset` elements after the tensor."""
+    held = base._storage
+    node = held.node
+    return RemoteTensor(held, base._chain + steps, size, TYPES[node.dtype], node.device, stride, base.storage_offset() + offset)
 
 
 def adopt(tensor: RemoteTensor, new: RemoteTensor) -> RemoteTensor:

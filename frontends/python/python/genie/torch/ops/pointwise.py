@@ -12,7 +12,7 @@ from .. import build
 from ..dispatch import HANDLERS
 from ..dtypes import NAMES, is_float, name_of
 from ..node import Node
-from ..operands import device_among, floating, operand, promoted, scalar
+from ..operands import both, device_among, floating, operand, promoted, scalar
 from ..tensor import RemoteTensor, node_of, wrap
 
 # ---- one operand
@@ -176,13 +176,6 @@ def frexp(self: RemoteTensor) -> Any:
 
 
 # ---- two operands
-
-
-def both(a: Any, b: Any, dtype: str | None = None) -> tuple[Node, Node]:
-    """Two operands in the type that torch promotes them to, or in the one given."""
-    device = device_among((a, b))
-    dtype = dtype or promoted(a, b)
-    return operand(a, dtype, device), operand(b, dtype, device)
 
 
 @HANDLERS.add("add.Tensor", "add.Scalar")
