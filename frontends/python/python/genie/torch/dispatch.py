@@ -141,8 +141,8 @@ class Handlers(dict[OpOverload, Handler]):
         from torch._decomp import decomposition_table
 
         made_of = decomposition_table.get(func)
-        if made_of is not None and func not in _NOT_AS_TORCH_DOES:
-            return made_of
+        if made_of is not None:
+            return widened(made_of) if func._schema.name in _ROUNDED_ONCE else made_of
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             return func.decompose
         return None
@@ -191,8 +191,43 @@ _OPTIONS = frozenset(("dtype", "layout", "device", "pin_memory"))
 #: Operations that do many tensors at once.
 _LISTS = "aten::_foreach_"
 _NAMES = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long", "int32": "Int", "uint8": "Byte", "bool": "Bool"}
-# Decompositions that ask for values, or make types that the server has not.
-_NOT_AS_TORCH_DOES: set[OpOverload] = set()
+#: Operations whose decompositions would round to a half type at every step.
+_ROUNDED_ONCE = frozenset(
+    f"aten::{name}" for name in (
+        "linalg_cross", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "logaddexp", "logaddexp2",
+        "smooth_l1_loss", "huber_loss", "mse_loss", "nll_loss_forward", "nll_loss2d_forward", "softplus", "mish", "log_sigmoid_forward",
+        "hardswish", "hardsigmoid", "elu", "celu", "selu", "glu", "renorm", "sinc", "special_entr", "xlogy", "_prelu_kernel",
+        "special_xlog1py", "logit", "linalg_vector_norm", "norm", "dist",
+    )
+)  # fmt: skip
+
+
+def widened(handler: Handler) -> Handler:
+    """The same in float32 where the operands are of a half type, rounded to that once, at the end."""
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        narrow: list[str] = []
+
+        def widen(value: Any) -> Any:
+            if isinstance(value, RemoteTensor) and (dtype := value._storage.node.dtype) in ("f16", "bf16"):
+                narrow.append(dtype)
+                return wrap(build.cast(node_of(value), "f32"))
+            return value
+
+        args, kwargs = tuple(map(widen, args)), {name: widen(value) for name, value in kwargs.items()}
+        made = handler(*args, **kwargs)
+        if not narrow:
+            return made
+
+        def back(value: Any) -> Any:
+            if isinstance(value, RemoteTensor) and value._storage.node.dtype == "f32":
+                return wrap(build.cast(node_of(value), narrow[0]))
+            return value
+
+        return tuple(map(back, made)) if isinstance(made, tuple) else back(made)
+
+    return apply
+
 
 
 def _mixed(func: OpOverload, target: Any) -> RuntimeError:

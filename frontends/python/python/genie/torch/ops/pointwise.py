@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import build
-from ..dispatch import HANDLERS
+from ..dispatch import HANDLERS, widened
 from ..dtypes import NAMES, is_float, name_of
 from ..node import Node
 from ..operands import both, device_among, floating, operand, promoted, scalar
@@ -403,6 +403,7 @@ def clamp_max(self: RemoteTensor, max: Any) -> RemoteTensor:  # noqa: A002: torc
 
 
 @HANDLERS.add("lerp.Scalar", "lerp.Tensor")
+@widened
 def lerp(self: RemoteTensor, end: RemoteTensor, weight: Any) -> RemoteTensor:
     a, b = both(self, end)
     w = operand(weight, a.dtype, a.device)
@@ -414,6 +415,7 @@ def lerp(self: RemoteTensor, end: RemoteTensor, weight: Any) -> RemoteTensor:
 
 
 @HANDLERS.add("addcmul.default")
+@widened
 def addcmul(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> RemoteTensor:
     dtype, device = promoted(self, tensor1, tensor2), device_among((self, tensor1, tensor2))
     a, b, c = (operand(v, dtype, device) for v in (self, tensor1, tensor2))
@@ -422,6 +424,7 @@ def addcmul(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> RemoteT
 
 
 @HANDLERS.add("addcdiv.default")
+@widened
 def addcdiv(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> RemoteTensor:
     dtype, device = promoted(self, tensor1, tensor2), device_among((self, tensor1, tensor2))
     if not is_float(dtype):
