@@ -155,7 +155,7 @@ impl Ports {
         self.outputs.iter().map(|output| output.name.clone()).collect()
     }
 
-    /// The outputs that a run can choose among: a mask has 32 bits.
+    /// The outputs that a run can choose among: a mask has 64 bits.
     pub(crate) fn all_outputs(&self) -> u64 {
         u64::MAX.checked_shr(64 - self.outputs.len().min(64) as u32).unwrap_or(0)
     }

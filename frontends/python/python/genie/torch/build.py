@@ -7,9 +7,10 @@ nothing makes no node.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 
-from .node import Node, Shape, empty
+from .node import Node, Shape, empty, host
 
 Scalar = bool | int | float
 
@@ -54,7 +55,10 @@ def axes_of(axes: Sequence[int] | int | None, rank: int) -> tuple[int, ...]:
 def broadcast_shapes(*shapes: Shape) -> Shape:
     """NumPy's rule. Raises RuntimeError, as torch words it, where sizes do not fit."""
     first = shapes[0]
-    if all(shape == first for shape in shapes):
+    for shape in shapes:
+        if shape != first:
+            break
+    else:
         return first
     rank = max(map(len, shapes))
     out = [1] * rank
@@ -75,10 +79,19 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
 
 def full(shape: Shape, value: Scalar, dtype: str, device: int) -> Node:
     """Every element is `value`. A scalar is one number that is broadcast, so that the program does not depend on it."""
-    if dtype == "bool":
-        value = bool(value)
-    scalar = Node("full", (("value", value),), (), (), dtype, device)
-    return expand(scalar, shape)
+    return expand(number(bool(value) if dtype == "bool" else value, dtype, device), shape)
+
+
+def number(value: Scalar, dtype: str, device: int) -> Node:
+    """A scalar of this value, which is one of the type's."""
+    if dtype == "i64" and not -EXACT <= value <= EXACT:
+        # The graph's numbers are floats of 64 bits: this one would become another.
+        return host(struct.pack("<q", value), (), dtype, device)
+    return Node("full", (("value", value),), (), (), dtype, device)
+
+
+#: Integers up to here are floats of 64 bits, too.
+EXACT = 1 << 53
 
 
 def arange(start: Scalar, step: Scalar, count: int, dtype: str, device: int) -> Node:
@@ -112,9 +125,14 @@ def gelu(x: Node, tanh: bool) -> Node:
     return _make("gelu", (x,), x.shape, x.dtype, tanh=tanh)
 
 
+def _pair(a: Shape, b: Shape) -> Shape:
+    # Mostly one is a number, or they are the same.
+    return a if a == b or not b else b if not a else broadcast_shapes(a, b)
+
+
 def binary(op: str, a: Node, b: Node) -> Node:
     """An operation of two operands of one type, broadcast."""
-    return _make(op, (a, b), broadcast_shapes(a.shape, b.shape), a.dtype)
+    return _make(op, (a, b), _pair(a.shape, b.shape), a.dtype)
 
 
 def add(a: Node, b: Node) -> Node:
@@ -139,7 +157,7 @@ def div(a: Node, b: Node) -> Node:
 
 def compare(op: str, a: Node, b: Node) -> Node:
     """`eq`, `ne`, `lt`, `le`, `gt` or `ge` of two operands of one type -> bool."""
-    return _make(op, (a, b), broadcast_shapes(a.shape, b.shape), "bool")
+    return _make(op, (a, b), _pair(a.shape, b.shape), "bool")
 
 
 def where(condition: Node, a: Node, b: Node) -> Node:
@@ -315,7 +333,7 @@ def take(x: Node, ids: Node, axis: int) -> Node:
 
 def embedding(table: Node, ids: Node) -> Node:
     """Rows of a table `[V, H]`."""
-    return _make("embedding", (table, ids), (*ids.shape, table.shape[1]), table.dtype)
+    return _make("embedding", (table, ids), (*ids.shape, table.shape[1]), table.dtype, dtype=table.dtype)
 
 
 def take_along(x: Node, ids: Node, axis: int) -> Node:

@@ -54,6 +54,10 @@ class Handlers(dict[OpOverload, Handler]):
 
         return register
 
+    def of(self, func: OpOverload) -> Handler:
+        """The function for an operation."""
+        return self.get(func) or self.find(func)
+
     def find(self, func: OpOverload) -> Handler:
         """The function for an operation that has none of its own yet.
 
@@ -65,7 +69,8 @@ class Handlers(dict[OpOverload, Handler]):
         self[func] = handler
         return handler
 
-    def _functional(self, func: OpOverload, ending: str) -> OpOverload | None:
+    def _functional(self, func: OpOverload, ending: str, beside: frozenset[str] = frozenset()) -> OpOverload | None:
+        """What makes a new tensor of the same arguments, those of these names apart."""
         name = func._schema.name.removeprefix("aten::").removesuffix(ending)
         packet = getattr(aten, name, None)
         if packet is None or not func._schema.name.startswith("aten::"):
@@ -73,22 +78,24 @@ class Handlers(dict[OpOverload, Handler]):
         wanted = [(a.name, str(a.type)) for a in func._schema.arguments if not a.is_out]
         for overload in packet.overloads():
             found = getattr(packet, overload)
-            if found is not func and not found._schema.is_mutable and [(a.name, str(a.type)) for a in found._schema.arguments] == wanted:
+            taken = [(a.name, str(a.type)) for a in found._schema.arguments if a.name not in beside]
+            if found is not func and not found._schema.is_mutable and taken == wanted:
                 return found
         return None
 
     def _in_place(self, func: OpOverload) -> Handler | None:
-        if not func._schema.name.endswith("_") or not func._schema.is_mutable:
+        if not func._schema.name.endswith("_") or not func._schema.is_mutable or func._schema.name.startswith(_LISTS):
             return None
         functional = self._functional(func, "_")
         if functional is None:
             return None
+        handler_of = self.of
 
         def in_place(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not isinstance(self, RemoteTensor):
                 raise _mixed(func, self)
-            value = functional(self, *args, **kwargs)
-            if not torch.can_cast(value.dtype, self.dtype):
+            value = handler_of(functional)(self, *args, **kwargs)
+            if value.dtype != self.dtype and not torch.can_cast(value.dtype, self.dtype):
                 kind = str(value.dtype).removeprefix("torch.")
                 raise RuntimeError(f"result type {_NAMES.get(kind, kind)} can't be cast to the desired output type {self.dtype}")
             return write(self, node_of(value))
@@ -100,12 +107,15 @@ class Handlers(dict[OpOverload, Handler]):
         if not outs:
             return None
         functional = self._functional(func, "")
-        if functional is None:
+        made = functional or self._functional(func, "", _OPTIONS)
+        if made is None:
             return None
 
         def into(*args: Any, **kwargs: Any) -> Any:
             targets = [kwargs.pop(name) for name in outs]
-            values = functional(*args, **kwargs)
+            if functional is None:
+                kwargs.update(dtype=targets[0].dtype, device=targets[0].device)
+            values = self.of(made)(*args, **kwargs)
             for target, value in zip(targets, values if len(outs) > 1 else [values]):
                 if not isinstance(target, RemoteTensor):
                     raise _mixed(func, target)
@@ -131,8 +141,8 @@ class Handlers(dict[OpOverload, Handler]):
         from torch._decomp import decomposition_table
 
         made_of = decomposition_table.get(func)
-        if made_of is not None and func not in _NOT_AS_TORCH_DOES:
-            return made_of
+        if made_of is not None:
+            return widened(made_of) if func._schema.name in _ROUNDED_ONCE else made_of
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             return func.decompose
         return None
@@ -140,7 +150,7 @@ class Handlers(dict[OpOverload, Handler]):
     @staticmethod
     def _foreach(func: OpOverload) -> Handler | None:
         # A list at a time; torch's own way for devices that have nothing better goes through the list.
-        if not func._schema.name.startswith("aten::_foreach_"):
+        if not func._schema.name.startswith(_LISTS):
             return None
         slow = torch._C.DispatchKey.CompositeExplicitAutograd
         if not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeExplicitAutograd"):
@@ -172,13 +182,52 @@ _NEAREST: tuple[tuple[tuple[str, ...], str], ...] = (
     (("lstm", "gru", "rnn", "cudnn", "miopen", "mkldnn"), "torch.nn.LSTM, GRU and RNN are not here as one piece; use their cells step by step"),
     (("bessel", "polynomial", "igamma", "zeta", "erfcx", "ndtri", "airy"), "of the special functions erf, erfinv, lgamma, digamma and i0 work"),
     (("_loss",), "cross_entropy, nll_loss, mse_loss and the other elementwise losses work; compute this one on x.cpu()"),
-    (("upsample", "grid_sampler"), "interpolate by nearest, linear, bilinear or bicubic without antialias works, and grid_sample in two dimensions"),
+    (("upsample", "grid_sampler"), "interpolate by nearest, linear, bilinear or bicubic without antialias works, and so does grid_sample"),
     (("pool",), "max, average and adaptive pools work"),
 )
 _OTHERWISE = "docs/ops.md lists what works; x.cpu() brings a tensor to where torch itself can do it"
+#: What tensors from nothing are told beside their contents.
+_OPTIONS = frozenset(("dtype", "layout", "device", "pin_memory"))
+#: Operations that do many tensors at once.
+_LISTS = "aten::_foreach_"
 _NAMES = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long", "int32": "Int", "uint8": "Byte", "bool": "Bool"}
-# Decompositions that ask for values, or make types that the server has not.
-_NOT_AS_TORCH_DOES: set[OpOverload] = set()
+#: Operations whose decompositions would round to a half type at every step.
+_ROUNDED_ONCE = frozenset(
+    f"aten::{name}" for name in (
+        "linalg_cross", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "logaddexp", "logaddexp2",
+        "smooth_l1_loss", "huber_loss", "mse_loss", "nll_loss_forward", "nll_loss2d_forward", "softplus", "mish", "log_sigmoid_forward",
+        "hardswish", "hardsigmoid", "elu", "celu", "selu", "glu", "renorm", "sinc", "special_entr", "xlogy", "_prelu_kernel",
+        "special_xlog1py", "logit", "linalg_vector_norm", "norm", "dist",
+    )
+)  # fmt: skip
+
+
+def widened(handler: Handler) -> Handler:
+    """The same in float32 where the operands are of a half type, rounded to that once, at the end."""
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        narrow: list[str] = []
+
+        def widen(value: Any) -> Any:
+            if isinstance(value, RemoteTensor) and (dtype := value._storage.node.dtype) in ("f16", "bf16"):
+                narrow.append(dtype)
+                return wrap(build.cast(node_of(value), "f32"))
+            return value
+
+        args, kwargs = tuple(map(widen, args)), {name: widen(value) for name, value in kwargs.items()}
+        made = handler(*args, **kwargs)
+        if not narrow:
+            return made
+
+        def back(value: Any) -> Any:
+            if isinstance(value, RemoteTensor) and value._storage.node.dtype == "f32":
+                return wrap(build.cast(node_of(value), narrow[0]))
+            return value
+
+        return tuple(map(back, made)) if isinstance(made, tuple) else back(made)
+
+    return apply
+
 
 
 def _mixed(func: OpOverload, target: Any) -> RuntimeError:

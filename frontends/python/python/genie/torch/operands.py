@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import build
-from .dtypes import NAMES, name_of
+from .dtypes import FLOATS, NAMES, name_of
 from .node import Node, host
 from .tensor import RemoteTensor, node_of
 
@@ -55,13 +55,13 @@ def operand(value: Any, dtype: str, device: int) -> Node:
 
 def scalar(value: bool | int | float, dtype: str, device: int) -> Node:
     """A number as a node of this type, converted as torch does it."""
-    if dtype == "bool":
-        value = bool(value)
-    elif dtype in ("i64", "i32", "u8"):
-        value = wrapped(int(value), dtype)
-    else:
+    if dtype in FLOATS:
         value = float(value)
-    return Node("full", (("value", value),), (), (), dtype, device)
+    elif dtype == "bool":
+        value = bool(value)
+    else:
+        value = wrapped(int(value), dtype)
+    return build.number(value, dtype, device)
 
 
 def wrapped(value: int, dtype: str) -> int:
@@ -71,8 +71,35 @@ def wrapped(value: int, dtype: str) -> int:
     return value - (1 << bits) if dtype != "u8" and value >> (bits - 1) else value
 
 
+def with_number(dtype: str, number: bool | int | float) -> str:
+    """The type that torch gives a tensor of this type and a number: the tensor's, unless the number is of a higher kind."""
+    if dtype in FLOATS or number.__class__ is bool:
+        return dtype
+    if number.__class__ is float:
+        return NAMES[torch.get_default_dtype()]
+    return "i64" if dtype == "bool" else dtype
+
+
 def promoted(*values: Any) -> str:
     """The type that torch gives a result of these operands."""
+    first = values[0]
+    if isinstance(first, RemoteTensor):
+        dtype = first._storage.node.dtype
+        for value in values[1:]:
+            if isinstance(value, RemoteTensor):
+                if value._storage.node.dtype != dtype:
+                    break
+            elif value.__class__ not in _NUMBERS or with_number(dtype, value) != dtype:
+                break
+        else:
+            return dtype
+    return _promoted(values)
+
+
+_NUMBERS = frozenset((bool, int, float))
+
+
+def _promoted(values: Sequence[Any]) -> str:
     if len(values) == 1:
         return name_of(values[0].dtype)
     dtype = torch.result_type(values[0], values[1])
@@ -83,6 +110,22 @@ def promoted(*values: Any) -> str:
             known = torch.empty((1,) if dimensioned else (), dtype=dtype, device="meta")
             dtype = torch.result_type(known, value)
     return name_of(dtype)
+
+
+def both(a: Any, b: Any, dtype: str | None = None) -> tuple[Node, Node]:
+    """Two operands in the type that torch promotes them to, or in the one given."""
+    if isinstance(a, RemoteTensor):
+        x = node_of(a)
+        if isinstance(b, RemoteTensor):
+            y = node_of(b)
+            if x.dtype == y.dtype and x.device == y.device and (dtype is None or dtype == x.dtype):
+                return x, y
+        elif b.__class__ in _NUMBERS:
+            kind = dtype or with_number(x.dtype, b)
+            return build.cast(x, kind), scalar(b, kind, x.device)
+    device = device_among((a, b))
+    dtype = dtype or promoted(a, b)
+    return operand(a, dtype, device), operand(b, dtype, device)
 
 
 def floating(dtype: str) -> str:

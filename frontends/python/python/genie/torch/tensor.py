@@ -61,9 +61,7 @@ class RemoteTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        handler = HANDLERS.get(func)
-        if handler is None:
-            handler = HANDLERS.find(func)
+        handler = HANDLERS.get(func) or HANDLERS.find(func)
         return handler(*args, **kwargs) if kwargs else handler(*args)
 
     # ---- what has no operation of its own
@@ -90,6 +88,9 @@ class RemoteTensor(torch.Tensor):
         text = repr(self.detach().cpu())
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"{text[:-1]}, device='{self.device}'{grad})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.dim() == 0 else repr(self), spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) in memo:
@@ -144,17 +145,13 @@ def wrap(node: Node) -> RemoteTensor:
     return RemoteTensor(storage.Storage(node), (), node.shape, TYPES[node.dtype], node.device)
 
 
-def view_of(base: RemoteTensor, like: torch.Tensor, *steps: storage.Step) -> RemoteTensor:
-    """A view of a tensor's storage; `like` has its sizes, strides and offset."""
-    return RemoteTensor(
-        base._storage,
-        base._chain + steps,
-        tuple(like.shape),
-        base.dtype,
-        base.device.index,
-        like.stride(),
-        like.storage_offset(),
-    )
+def view_of(
+    base: RemoteTensor, size: tuple[int, ...], stride: tuple[int, ...], offset: int, steps: tuple[storage.Step, ...]
+) -> RemoteTensor:
+    """A view of a tensor's storage, that begins `offset` elements after the tensor."""
+    held = base._storage
+    node = held.node
+    return RemoteTensor(held, base._chain + steps, size, TYPES[node.dtype], node.device, stride, base.storage_offset() + offset)
 
 
 def adopt(tensor: RemoteTensor, new: RemoteTensor) -> RemoteTensor:

@@ -154,6 +154,22 @@ def rectangle(n: int, m: int, *, dtype: Any = None, layout: Any = None, device: 
     return wrap(build.cast(build.compare("eq", build.reshape(rows, (n, 1)), build.reshape(columns, (1, m))), kind_of(dtype)))
 
 
+def _triangle(name: str) -> None:
+    @factory(name)
+    def apply(
+        row: int, col: int, offset: int = 0, *, dtype: Any = torch.int64, layout: Any = None, device: Any = None, pin_memory: Any = None
+    ) -> RemoteTensor:
+        from .transfer import upload
+
+        kind = name_of(dtype or torch.int64)
+        # torch counts them here: how many there are is known only then.
+        return wrap(upload(getattr(torch, name)(row, col, offset), kind, index_of(device)))
+
+
+_triangle("tril_indices")
+_triangle("triu_indices")
+
+
 # ---- like another tensor
 
 

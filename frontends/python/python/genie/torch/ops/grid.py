@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from .. import build
-from ..dispatch import HANDLERS
+from ..dispatch import HANDLERS, widened
 from ..node import Node
 from ..operands import scalar
 from ..tensor import RemoteTensor, node_of, wrap
@@ -82,6 +82,7 @@ def _cubic(t: Node) -> list[Node]:
 
 
 @HANDLERS.add("grid_sampler_2d.default", "grid_sampler_3d.default")
+@widened
 def grid_sampler(input: RemoteTensor, grid: RemoteTensor, interpolation_mode: int, padding_mode: int, align_corners: bool) -> RemoteTensor:  # noqa: A002
     x, places = node_of(input), node_of(grid)
     sizes, rank = x.shape[2:], len(x.shape) - 2

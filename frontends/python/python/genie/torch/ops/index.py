@@ -276,20 +276,18 @@ def _chosen_scalar(x: Node, chosen: Node) -> RemoteTensor:
 
 @HANDLERS.add("cat.default")
 def cat(tensors: Sequence[RemoteTensor], dim: int = 0) -> RemoteTensor:
-    device = device_among(tensors)
-    dtype = promoted(*tensors)
-    # Of old, tensors without elements of any shape may be among them.
-    parts = [t for t in tensors if tuple(t.shape) != (0,)]
-    if not parts:
+    dtype, device = promoted(*tensors), device_among(tensors)
+    nodes = [operand(tensor, dtype, device) for tensor in tensors]
+    if len(nodes) > 1 or nodes[0].shape == (0,):
+        # Of old, tensors without elements of any shape may be among them.
+        nodes = [node for node in nodes if node.shape != (0,)]
+    if not nodes:
         return wrap(build.empty((0,), dtype, device))
-    nodes = [operand(t, dtype, device) if t.dim() else None for t in parts]
-    if None in nodes:
+    if any(not node.shape for node in nodes):
         raise RuntimeError("zero-dimensional tensor (at position 0) cannot be concatenated")
     first = nodes[0]
-    assert first is not None
     axis = build.axis_of(dim, len(first.shape))
     for node in nodes[1:]:
-        assert node is not None
         if len(node.shape) != len(first.shape):
             raise RuntimeError(f"Tensors must have same number of dimensions: got {len(first.shape)} and {len(node.shape)}")
         for i, (a, b) in enumerate(zip(first.shape, node.shape)):
@@ -297,7 +295,7 @@ def cat(tensors: Sequence[RemoteTensor], dim: int = 0) -> RemoteTensor:
                 raise RuntimeError(
                     f"Sizes of tensors must match except in dimension {axis}. Expected size {a} but got size {b} for tensor number 1 in the list."
                 )
-    return wrap(build.concat(nodes, axis))  # type: ignore[arg-type]
+    return wrap(build.concat(nodes, axis))
 
 
 @HANDLERS.add("flip.default")

@@ -8,7 +8,7 @@ from typing import Any
 
 
 from .. import build
-from ..dispatch import HANDLERS
+from ..dispatch import HANDLERS, widened
 from ..dtypes import is_float
 from ..node import Node
 from ..operands import integers, scalar
@@ -77,11 +77,12 @@ def group_norm(
     middle = build.reduce("mean", rows, (2,), True)
     off = build.sub(rows, middle)
     inverse = build.unary("rsqrt", build.add(build.reduce("mean", build.mul(off, off), (2,), True), scalar(eps, "f32", x.device)))
-    made = build.reshape(build.cast(build.mul(off, inverse), x.dtype), (N, C, HxW))
+    made = build.reshape(build.mul(off, inverse), (N, C, HxW))
     if weight is not None:
-        made = build.mul(made, build.reshape(node_of(weight), (1, C, 1)))
+        made = build.mul(made, build.cast(build.reshape(node_of(weight), (1, C, 1)), "f32"))
     if bias is not None:
-        made = build.add(made, build.reshape(node_of(bias), (1, C, 1)))
+        made = build.add(made, build.cast(build.reshape(node_of(bias), (1, C, 1)), "f32"))
+    made = build.cast(made, x.dtype)
     statistics = (build.cast(build.reshape(t, (N, group)), x.dtype) for t in (middle, inverse))
     return wrap(build.reshape(made, x.shape)), *(wrap(t) for t in statistics)
 
@@ -112,13 +113,13 @@ def batch_norm(
     count = x.numel // channels
     wide = build.cast(x, "f32")
     spread, middle = variance(wide, axes, False, 0)
-    statistics = [build.cast(t, x.dtype) for t in (middle, spread)]
-    made = build.batch_norm(x, *weights, *statistics, eps)
+    kept = weights[0].dtype
+    made = build.cast(build.batch_norm(wide, *(build.cast(w, "f32") for w in weights), middle, spread, eps), x.dtype)
     for running, now in ((running_mean, middle), (running_var, build.mul(spread, scalar(count / max(1, count - 1), "f32", x.device)))):
         if running is not None:
             running.mul_(1 - momentum).add_(wrap(now), alpha=momentum)
     inverse = build.unary("rsqrt", build.add(spread, scalar(eps, "f32", x.device)))
-    return wrap(made), wrap(middle), wrap(inverse)
+    return wrap(made), wrap(build.cast(middle, kept)), wrap(build.cast(inverse, kept))
 
 
 @HANDLERS.whole("batch_norm.default")
@@ -180,6 +181,7 @@ def embedding_renorm(self: RemoteTensor, indices: RemoteTensor, max_norm: float,
 
 
 @HANDLERS.add("_embedding_bag.default", "_embedding_bag_forward_only.default")
+@widened
 def embedding_bag(
     weight: RemoteTensor,
     indices: RemoteTensor,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from .. import build
-from ..dispatch import HANDLERS
+from ..dispatch import HANDLERS, widened
 from ..dtypes import NAMES, is_float, name_of
 from ..node import Node
-from ..operands import device_among, floating, operand, promoted, scalar
+from ..operands import both, device_among, floating, operand, promoted, scalar
 from ..tensor import RemoteTensor, node_of, wrap
 
 # ---- one operand
@@ -176,13 +176,6 @@ def frexp(self: RemoteTensor) -> Any:
 
 
 # ---- two operands
-
-
-def both(a: Any, b: Any, dtype: str | None = None) -> tuple[Node, Node]:
-    """Two operands in the type that torch promotes them to, or in the one given."""
-    device = device_among((a, b))
-    dtype = dtype or promoted(a, b)
-    return operand(a, dtype, device), operand(b, dtype, device)
 
 
 @HANDLERS.add("add.Tensor", "add.Scalar")
@@ -410,6 +403,7 @@ def clamp_max(self: RemoteTensor, max: Any) -> RemoteTensor:  # noqa: A002: torc
 
 
 @HANDLERS.add("lerp.Scalar", "lerp.Tensor")
+@widened
 def lerp(self: RemoteTensor, end: RemoteTensor, weight: Any) -> RemoteTensor:
     a, b = both(self, end)
     w = operand(weight, a.dtype, a.device)
@@ -421,6 +415,7 @@ def lerp(self: RemoteTensor, end: RemoteTensor, weight: Any) -> RemoteTensor:
 
 
 @HANDLERS.add("addcmul.default")
+@widened
 def addcmul(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> RemoteTensor:
     dtype, device = promoted(self, tensor1, tensor2), device_among((self, tensor1, tensor2))
     a, b, c = (operand(v, dtype, device) for v in (self, tensor1, tensor2))
@@ -429,6 +424,7 @@ def addcmul(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> RemoteT
 
 
 @HANDLERS.add("addcdiv.default")
+@widened
 def addcdiv(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> RemoteTensor:
     dtype, device = promoted(self, tensor1, tensor2), device_among((self, tensor1, tensor2))
     if not is_float(dtype):

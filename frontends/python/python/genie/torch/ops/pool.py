@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import build
-from ..dispatch import HANDLERS
+from ..dispatch import HANDLERS, widened
 from ..dtypes import is_float
 from ..node import Node
 from ..operands import integers, scalar
@@ -198,6 +198,7 @@ for _rank in (1, 2, 3):
 
 
 @HANDLERS.add("_adaptive_avg_pool2d.default", "_adaptive_avg_pool3d.default")
+@widened
 def adaptive_avg_pool(self: RemoteTensor, output_size: Sequence[int]) -> RemoteTensor:
     x = node_of(self)
     lead = len(x.shape) - len(output_size)

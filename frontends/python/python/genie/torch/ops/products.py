@@ -10,11 +10,11 @@ import torch
 
 from .. import build
 from ..caches import shared_heads, weights_of
-from ..dispatch import HANDLERS, aten
-from ..dtypes import is_float, name_of
+from ..dispatch import HANDLERS, LIBRARY, aten
+from ..dtypes import TYPES, is_float, name_of
 from ..node import Node
 from ..operands import device_among, integers, operand, scalar
-from ..tensor import RemoteTensor, node_of, wrap
+from ..tensor import RemoteTensor, device_of, node_of, wrap
 
 
 def _pair(a: RemoteTensor, b: Any) -> tuple[Node, Node]:
@@ -246,6 +246,5 @@ def attention(
     return wrap(build.reshape(made, (*lead, *(q.shape[-3:-1] if enable_gqa else q.shape[-2:-1]), v.shape[-1])))
 
 
-_LIBRARY = torch.library.Library("aten", "IMPL")
 for _key in ("PrivateUse1", "AutogradPrivateUse1"):
-    _LIBRARY.impl("scaled_dot_product_attention", attention, _key)
+    LIBRARY.impl("scaled_dot_product_attention", attention, _key)

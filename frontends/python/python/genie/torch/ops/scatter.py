@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .. import build
-from ..dispatch import HANDLERS
+from ..dispatch import HANDLERS, widened
 from ..dtypes import is_float
 from ..node import Node
 from ..operands import device_among, operand, scalar
@@ -49,6 +49,7 @@ def _reduced(x: Node, ids: Node, new: Node, axis: int, reduce: str, include_self
 
 
 @HANDLERS.add("scatter_reduce.two")
+@widened
 def scatter_reduce(
     self: RemoteTensor, dim: int, index: RemoteTensor, src: RemoteTensor, reduce: str, *, include_self: bool = True
 ) -> RemoteTensor:
@@ -62,6 +63,7 @@ def scatter_reduce(
 
 
 @HANDLERS.add("index_reduce.default")
+@widened
 def index_reduce(
     self: RemoteTensor, dim: int, index: RemoteTensor, source: RemoteTensor, reduce: str, *, include_self: bool = True
 ) -> RemoteTensor:

@@ -14,34 +14,36 @@ from ..storage import Expand, Permute, Reshape, Slice, Step, Strided
 from ..tensor import RemoteTensor, adopt, node_of, shadow, view_of, wrap
 
 Steps = Callable[..., Sequence[Step]]
+Handler = Callable[..., RemoteTensor]
 
 
 def view(name: str) -> Callable[[Steps], Steps]:
     """Registers a view. The function gets its tensor, what torch makes of its shadow, and the arguments; it gives the steps."""
 
     def register(steps: Steps) -> Steps:
-        packet, _, overload = name.partition(".")
-        func = getattr(getattr(aten, packet), overload or "default")
-
-        def handler(self: RemoteTensor, *args: Any, **kwargs: Any) -> RemoteTensor:
-            like = func(shadow(self), *args, **kwargs)
-            return view_of(self, like, *steps(self, like, *args, **kwargs))
-
-        HANDLERS.add(name)(handler)
+        HANDLERS.add(name)(_asked(name, steps))
         return steps
 
     return register
 
 
-@view("view.default")
-@view("_unsafe_view.default")
-@view("unsqueeze.default")
-@view("squeeze.default")
-@view("squeeze.dim")
-@view("squeeze.dims")
-@view("_reshape_alias.default")
+def _asked(name: str, steps: Steps) -> Handler:
+    packet, _, overload = name.partition(".")
+    func = getattr(getattr(aten, packet), overload or "default")
+
+    def handler(self: RemoteTensor, *args: Any, **kwargs: Any) -> RemoteTensor:
+        like = func(shadow(self), *args, **kwargs)
+        return view_of(self, tuple(like.shape), like.stride(), like.storage_offset(), tuple(steps(self, like, *args, **kwargs)))
+
+    return handler
+
+
 def _reshaped(self: RemoteTensor, like: torch.Tensor, *_: Any, **__: Any) -> Sequence[Step]:
     return [Reshape(tuple(like.shape))] if like.shape != self.shape else []
+
+
+for _name in ("squeeze.default", "squeeze.dim", "squeeze.dims", "_reshape_alias.default"):
+    view(_name)(_reshaped)
 
 
 @view("alias.default")
@@ -51,24 +53,9 @@ def _same(self: RemoteTensor, like: torch.Tensor) -> Sequence[Step]:
     return []
 
 
-@view("expand.default")
-def _expanded(self: RemoteTensor, like: torch.Tensor, *_: Any, **__: Any) -> Sequence[Step]:
-    return [Expand(tuple(like.shape))] if like.shape != self.shape else []
-
-
 @view("permute.default")
 def _permuted(self: RemoteTensor, like: torch.Tensor, dims: Sequence[int]) -> Sequence[Step]:
     return [Permute([build.axis_of(d, self.dim()) for d in dims])]
-
-
-@view("transpose.int")
-def _transposed(self: RemoteTensor, like: torch.Tensor, dim0: int, dim1: int) -> Sequence[Step]:
-    rank = self.dim()
-    perm = list(range(rank))
-    if rank:
-        a, b = build.axis_of(dim0, rank), build.axis_of(dim1, rank)
-        perm[a], perm[b] = b, a
-    return [Permute(perm)]
 
 
 @view("t.default")
@@ -76,20 +63,122 @@ def _t(self: RemoteTensor, like: torch.Tensor) -> Sequence[Step]:
     return [Permute((1, 0))] if self.dim() == 2 else []
 
 
-@view("slice.Tensor")
-def _sliced(
-    self: RemoteTensor, like: torch.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Sequence[Step]:
-    axis = build.axis_of(dim, self.dim())
-    first, last, _ = slice(start, end, step).indices(self.shape[axis])
-    return [Slice(axis, first, max(first, last), step)]
+# ---- those that models take all the time: sizes and strides are worked out here, which takes a fifth of the time
 
 
-@view("select.int")
-def _selected(self: RemoteTensor, like: torch.Tensor, dim: int, index: int) -> Sequence[Step]:
-    axis = build.axis_of(dim, self.dim())
-    at = index % self.shape[axis]
-    return [Slice(axis, at, at + 1, 1), Reshape(tuple(like.shape))]
+def often(name: str) -> Callable[[Handler], Handler]:
+    """Registers a view that works out by itself what it looks like. Where it cannot, or the arguments are wrong, torch is asked."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.add(name)(handler)
+        return handler
+
+    return register
+
+
+_view_asked = _asked("view.default", _reshaped)
+
+
+@often("view.default")
+@often("_unsafe_view.default")
+def reshaped(self: RemoteTensor, size: Sequence[int]) -> RemoteTensor:
+    shape = tuple(self.shape)
+    stride = _row_major(shape)
+    if self.stride() != stride:
+        return _view_asked(self, size)
+    wanted = tuple(size)
+    count = math.prod(shape)
+    if -1 in wanted:
+        known = -math.prod(wanted)
+        if known <= 0 or count % known:
+            return _view_asked(self, size)
+        wanted = tuple(count // known if n == -1 else n for n in wanted)
+    elif math.prod(wanted) != count:
+        return _view_asked(self, size)
+    return view_of(self, wanted, _row_major(wanted), 0, (Reshape(wanted),) if wanted != shape else ())
+
+
+@often("transpose.int")
+def transposed(self: RemoteTensor, dim0: int, dim1: int) -> RemoteTensor:
+    size, stride = list(self.shape), list(self.stride())
+    rank = len(size)
+    a, b = build.axis_of(dim0, rank), build.axis_of(dim1, rank)
+    if not rank or a == b:
+        return view_of(self, tuple(size), tuple(stride), 0, ())
+    perm = list(range(rank))
+    for values in (perm, size, stride):
+        values[a], values[b] = values[b], values[a]
+    return view_of(self, tuple(size), tuple(stride), 0, (Permute(perm),))
+
+
+@often("unsqueeze.default")
+def unsqueezed(self: RemoteTensor, dim: int) -> RemoteTensor:
+    size, stride = list(self.shape), list(self.stride())
+    axis = build.axis_of(dim, len(size) + 1)
+    stride.insert(axis, size[axis] * stride[axis] if axis < len(size) else 1)
+    size.insert(axis, 1)
+    shape = tuple(size)
+    return view_of(self, shape, tuple(stride), 0, (Reshape(shape),))
+
+
+@often("slice.Tensor")
+def sliced(self: RemoteTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> RemoteTensor:
+    size, stride = list(self.shape), list(self.stride())
+    axis = build.axis_of(dim, len(size))
+    if not size:
+        raise RuntimeError("slice() cannot be applied to a 0-dim tensor.")
+    if step <= 0:
+        raise RuntimeError("slice step must be positive")
+    first, last, _ = slice(start, end, step).indices(size[axis])
+    last = max(first, last)
+    count = -(-(last - first) // step)
+    if count == size[axis]:
+        return view_of(self, tuple(size), tuple(stride), 0, ())
+    offset = first * stride[axis]
+    size[axis], stride[axis] = count, stride[axis] * step
+    return view_of(self, tuple(size), tuple(stride), offset, (Slice(axis, first, last, step),))
+
+
+def _expanded(self: RemoteTensor, like: torch.Tensor, *_: Any, **__: Any) -> Sequence[Step]:
+    return [Expand(tuple(like.shape))] if like.shape != self.shape else []
+
+
+_expand_asked = _asked("expand.default", _expanded)
+
+
+@often("expand.default")
+def expanded(self: RemoteTensor, size: Sequence[int], *, implicit: bool = False) -> RemoteTensor:
+    shape, stride = tuple(self.shape), self.stride()
+    lead = len(size) - len(shape)
+    wanted, strides = list(size), [0] * len(size)
+    for i, n in enumerate(wanted):
+        if i < lead:
+            if n < 2:
+                return _expand_asked(self, size)
+        elif n in (-1, shape[i - lead]):
+            wanted[i], strides[i] = shape[i - lead], stride[i - lead]
+        elif shape[i - lead] != 1 or n < 0:
+            return _expand_asked(self, size)
+    made = tuple(wanted)
+    return view_of(self, made, tuple(strides), 0, (Expand(made),) if made != shape else ())
+
+
+@often("select.int")
+def selected(self: RemoteTensor, dim: int, index: int) -> RemoteTensor:
+    size, stride = list(self.shape), list(self.stride())
+    if not size:
+        raise IndexError("select() cannot be applied to a 0-dim tensor.")
+    axis = build.axis_of(dim, len(size))
+    if not -size[axis] <= index < size[axis]:
+        raise IndexError(f"select(): index {index} out of range for tensor of size {size} at dimension {axis}")
+    at = index % size[axis]
+    offset = at * stride[axis]
+    del size[axis], stride[axis]
+    shape = tuple(size)
+    return view_of(self, shape, tuple(stride), offset, (Slice(axis, at, at + 1, 1), Reshape(shape)))
+
+
+# ---- others
 
 
 @view("diagonal.default")
@@ -117,12 +206,12 @@ def _unfolded(self: RemoteTensor, like: torch.Tensor, dimension: int, size: int,
     return [Strided(tuple(like.shape), (*windowed, strides[axis]), 0)]
 
 
-def _row_major(shape: Sequence[int]) -> list[int]:
-    strides, stride = [0] * len(shape), 1
-    for i in range(len(shape) - 1, -1, -1):
-        strides[i] = stride
-        stride *= shape[i]
-    return strides
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    strides, stride = [], 1
+    for size in reversed(shape):
+        strides.append(stride)
+        stride *= size or 1
+    return tuple(reversed(strides))
 
 
 @HANDLERS.add("as_strided.default")
@@ -190,7 +279,7 @@ def split(self: RemoteTensor, split_size: int, dim: int = 0) -> list[torch.Tenso
     if split_size < 0 or (split_size == 0 and size):
         raise RuntimeError(f"split expects split_size be non-negative, but got split_size={split_size}")
     starts = range(0, size, split_size) if size else [0]
-    return [aten.slice.Tensor(self, axis, at, min(size, at + split_size)) for at in starts]
+    return [sliced(self, axis, at, min(size, at + split_size)) for at in starts]
 
 
 @HANDLERS.add("split_with_sizes.default")
@@ -203,7 +292,7 @@ def split_with_sizes(self: RemoteTensor, split_sizes: Sequence[int], dim: int = 
         )
     out, at = [], 0
     for size in split_sizes:
-        out.append(aten.slice.Tensor(self, axis, at, at + size))
+        out.append(sliced(self, axis, at, at + size))
         at += size
     return out
 
@@ -218,7 +307,7 @@ def tensor_split(self: RemoteTensor, tensor_indices_or_sections: torch.Tensor, d
 @HANDLERS.add("unbind.int")
 def unbind(self: RemoteTensor, dim: int = 0) -> list[torch.Tensor]:
     axis = build.axis_of(dim, self.dim())
-    return [aten.select.int(self, axis, i) for i in range(self.shape[axis])]
+    return [selected(self, axis, i) for i in range(self.shape[axis])]
 
 
 # ---- the same without sharing memory
