@@ -178,6 +178,9 @@ class Runner:
             return node.holders > 0 or node.readers > inside[id(node)]
 
         kept = [node for node in order if not node.is_leaf() and (id(node) in asked or (node.op != "full" and stays(node)))]
+        # The same elements in another shape cost nothing to have again.
+        there = set(map(id, kept))
+        kept = [n for n in kept if n.op != "reshape" or id(n) in asked or not (n.inputs[0].is_leaf() or id(n.inputs[0]) in there)]
         many = len(kept) > MOST_OUTPUTS
         if many:
             kept = roots

@@ -11,10 +11,10 @@ import torch
 from .. import build
 from ..caches import shared_heads, weights_of
 from ..dispatch import HANDLERS, LIBRARY, aten
-from ..dtypes import TYPES, is_float, name_of
+from ..dtypes import is_float, name_of
 from ..node import Node
 from ..operands import device_among, integers, operand, scalar
-from ..tensor import RemoteTensor, device_of, node_of, wrap
+from ..tensor import RemoteTensor, node_of, wrap
 
 
 def _pair(a: RemoteTensor, b: Any) -> tuple[Node, Node]:
