@@ -51,11 +51,12 @@ pub(crate) fn load_tensors<'py>(
         done += spec.bytes();
         tell("hashing tensors", done, total)?;
     }
-    let offered = py.detach(|| shared.with(|session| session.offer(device, &entries)))?;
+    let offered = py.detach(|| shared.with(None, |session| session.offer(device, &entries)))?;
+    let (offered, life) = (offered.what, offered.life);
     let specs = entries.iter().zip(&offered);
     let missing: u64 =
         specs.filter(|(_, o)| !matches!(o, Offered::Present(_))).map(|((_, spec), _)| spec.bytes()).sum();
-    let counters = py.detach(|| shared.with(|session| Ok(session.counters())))?;
+    let counters = py.detach(|| shared.with(None, |session| Ok(session.counters())))?.what;
     let before = counters.up.load(Ordering::Relaxed);
     let shown = progress.map(|progress| progress.clone().unbind());
     let mut look = || {
@@ -75,14 +76,16 @@ pub(crate) fn load_tensors<'py>(
             let data = Bytes::from_owner(data);
             py.detach(|| {
                 shared.call(
+                    Some(life),
                     Left::Tensor,
                     |session| session.start_put(&spec, data, options),
                     |session, pending| session.finish_put(pending),
                     &mut look,
                 )
             })?
+            .what
         };
-        tensors.set_item(name, Tensor::new(shared, tensor))?;
+        tensors.set_item(name, Tensor::new(shared, tensor, life))?;
     }
     Ok(tensors)
 }

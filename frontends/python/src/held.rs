@@ -10,9 +10,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
 
 use crate::dtype;
-use crate::errors::{bad_input, lost};
+use crate::errors::bad_input;
 use crate::graph::Node;
-use crate::shared::Shared;
+use crate::shared::{Shared, Stop};
 
 /// A handle that is freed when nobody refers to it any more.
 pub(crate) struct Held {
@@ -24,8 +24,12 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn new(shared: &Arc<Shared>, handle: Handle) -> Self {
-        Self { shared: shared.clone(), handle, life: shared.life(), freed: AtomicBool::new(false) }
+    pub(crate) fn new(shared: &Arc<Shared>, handle: Handle, life: u64) -> Self {
+        Self { shared: shared.clone(), handle, life, freed: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn life(&self) -> u64 {
+        self.life
     }
 
     /// The handle, for a call on this session.
@@ -37,7 +41,7 @@ impl Held {
             return Err(bad_input("this was freed: upload it again"));
         }
         if self.life != session.life() {
-            return Err(lost("this went with an earlier session, which the server has lost: upload and define again"));
+            return Err(Stop::Lost.into());
         }
         Ok(self.handle)
     }
@@ -64,8 +68,8 @@ pub(crate) struct Tensor {
 }
 
 impl Tensor {
-    pub(crate) fn new(shared: &Arc<Shared>, tensor: client::Tensor) -> Self {
-        Self { held: Held::new(shared, tensor.handle), tensor }
+    pub(crate) fn new(shared: &Arc<Shared>, tensor: client::Tensor, life: u64) -> Self {
+        Self { held: Held::new(shared, tensor.handle, life), tensor }
     }
 }
 

@@ -46,6 +46,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(graph::dump, module)?)?;
     module.add_class::<model::Model>()?;
     module.add_class::<model::Tokens>()?;
+    module.add_function(wrap_pyfunction!(shared::after_fork, module)?)?;
     module.add_function(wrap_pyfunction!(model::load_model, module)?)?;
     module.add_function(wrap_pyfunction!(files::load_tensors, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))

@@ -28,7 +28,7 @@ pub(crate) struct Block {
     /// In bytes.
     strides: Vec<isize>,
     writable: bool,
-    owner: Owner,
+    _owner: Owner,
 }
 
 /// What keeps a block's memory.
@@ -44,7 +44,7 @@ pub(crate) enum Owner {
     /// An object's that speaks DLPack.
     Tensor { _kept: dlpack::Managed },
     /// Another block's, seen with another type or shape.
-    Other(Arc<Block>),
+    Other { _kept: Arc<Block> },
 }
 
 // SAFETY: the bytes lie still, and each owner may be dropped on any thread: `View` and `Managed` attach to Python for it, the others are
@@ -65,15 +65,17 @@ impl Block {
         for i in (1..shape.len()).rev() {
             strides[i - 1] = strides[i] * shape[i];
         }
-        Self { at, spec, shape, strides, writable, owner }
+        Self { at, spec, shape, strides, writable, _owner: owner }
     }
 
     /// What a get brought.
-    pub(crate) fn of_region(region: Region, spec: TensorSpec, home: Weak<Shared>) -> PyResult<Self> {
+    pub(crate) fn of_region(region: Region, spec: TensorSpec, home: &Arc<Shared>) -> PyResult<Self> {
         check_length(region.len(), &spec)?;
         Ok(match region.try_thaw() {
             Ok(mut slab) => {
                 let at = NonNull::from(&mut slab[..]).cast();
+                home.lend(&slab);
+                let home = Arc::downgrade(home);
                 // SAFETY: a slab's memory lies still, and `check_length` has compared its bytes.
                 unsafe { Self::new(at, spec, true, Owner::Slab { slab: Some(slab), home }) }
             }
@@ -98,7 +100,7 @@ impl Block {
         check_length(self.bytes().len(), &spec)?;
         let (at, writable) = (self.at, self.writable);
         // SAFETY: the other block keeps the bytes, of which there are as many.
-        Ok(unsafe { Self::new(at, spec, writable, Owner::Other(self)) })
+        Ok(unsafe { Self::new(at, spec, writable, Owner::Other { _kept: self }) })
     }
 
     pub(crate) fn spec(&self) -> &TensorSpec {
@@ -110,19 +112,13 @@ impl Block {
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.spec.bytes() as usize) }
     }
 
-    /// As a payload: where it lies, but for what a get brought. Over a link that shares memory the server would keep a tensor in that
-    /// very memory, which Python may still write.
-    pub(crate) fn payload(self: &Arc<Self>) -> Bytes {
-        match &self.root().owner {
-            Owner::Slab { .. } | Owner::Region { .. } => Bytes::copy_from_slice(self.bytes()),
-            _ => Bytes::from_owner(Payload(self.clone())),
-        }
-    }
-
-    fn root(&self) -> &Self {
-        match &self.owner {
-            Owner::Other(other) => other.root(),
-            _ => self,
+    /// As a payload: where it lies, but for memory that a get of this session brought, by whatever way it came here. Over a link that shares
+    /// memory the server would keep the tensor in there, where Python may still write.
+    pub(crate) fn payload(self: Arc<Self>, session: &Shared) -> Bytes {
+        if session.has_lent(self.bytes()) {
+            Bytes::copy_from_slice(self.bytes())
+        } else {
+            Bytes::from_owner(Payload(self))
         }
     }
 

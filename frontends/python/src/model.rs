@@ -143,7 +143,7 @@ impl Model {
         text: bool,
         after: bool,
     ) -> PyResult<Tokens> {
-        if !(0.0..=100.0).contains(&temperature) || !(top_p > 0.0 && top_p <= 1.0) {
+        if !((0.0..=100.0).contains(&temperature) && top_p > 0.0 && top_p <= 1.0) {
             return Err(bad_input("temperature is from 0 to 100, top_p above 0 and up to 1"));
         }
         let sampling = Sampling { temperature, top_k: top_k.into(), top_p, seed };

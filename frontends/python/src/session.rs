@@ -18,7 +18,7 @@ use crate::errors::{bad_input, unreachable};
 use crate::graph::{self, Graph};
 use crate::held::{Binding, Cache, Held, Ports, Program, Tensor};
 use crate::memory::{self, Block};
-use crate::shared::{Left, Shared, Stop};
+use crate::shared::{Left, Made, Shared, Stop};
 
 /// Graphs of so many bytes are looked for by their hash before they are sent.
 const LOOKED_FOR: usize = 16 << 10;
@@ -34,12 +34,12 @@ impl Session {
     fn call<T: Send>(
         &self,
         py: Python<'_>,
-        left: Left,
+        (life, left): (Option<u64>, Left),
         start: impl FnOnce(&mut blocking::Session) -> Result<blocking::Pending, ClientError> + Send,
         finish: impl FnOnce(&mut blocking::Session, blocking::Pending) -> Result<T, ClientError> + Send,
-    ) -> PyResult<T> {
+    ) -> PyResult<Made<T>> {
         let mut look = || Python::attach(|py| py.check_signals());
-        Ok(py.detach(|| self.shared.call(left, start, finish, &mut look))?)
+        Ok(py.detach(|| self.shared.call(life, left, start, finish, &mut look))?)
     }
 
     /// The same, and tells `progress` how many of `total` bytes have moved.
@@ -47,13 +47,13 @@ impl Session {
         &self,
         py: Python<'_>,
         (progress, total, up): (Option<&Bound<'_, PyAny>>, u64, bool),
-        left: Left,
+        (life, left): (Option<u64>, Left),
         start: impl FnOnce(&mut blocking::Session) -> Result<blocking::Pending, ClientError> + Send,
         finish: impl FnOnce(&mut blocking::Session, blocking::Pending) -> Result<T, ClientError> + Send,
-    ) -> PyResult<T> {
-        let Some(progress) = progress else { return self.call(py, left, start, finish) };
+    ) -> PyResult<Made<T>> {
+        let Some(progress) = progress else { return self.call(py, (life, left), start, finish) };
         let tell = progress.clone().unbind();
-        let counters = self.with(py, |session| Ok(session.counters()))?;
+        let counters = self.with(py, None, |session| Ok(session.counters()))?.what;
         let moved = || if up { &counters.up } else { &counters.down }.load(Ordering::Relaxed);
         let before = moved();
         let mut look = || {
@@ -62,7 +62,7 @@ impl Session {
                 tell.bind(py).call1(((moved() - before).min(total), total)).map(|_| ())
             })
         };
-        let done = py.detach(|| self.shared.call(left, start, finish, &mut look))?;
+        let done = py.detach(|| self.shared.call(life, left, start, finish, &mut look))?;
         progress.call1((total, total))?;
         Ok(done)
     }
@@ -70,30 +70,35 @@ impl Session {
     fn with<T: Send>(
         &self,
         py: Python<'_>,
+        life: Option<u64>,
         work: impl FnOnce(&mut blocking::Session) -> Result<T, ClientError> + Send,
-    ) -> PyResult<T> {
-        let done: Result<T, Stop> = py.detach(|| self.shared.with(work));
-        Ok(done?)
+    ) -> PyResult<Made<T>> {
+        Ok(py.detach(|| self.shared.with(life, work))?)
     }
 
     /// The handles of a bind's inputs.
     fn handles(
         &self,
-        ports: &Ports,
+        program: &Program,
         given: Option<&Bound<'_, PyDict>>,
         uses: &mut Vec<Py<PyAny>>,
     ) -> PyResult<Vec<(u32, Handle)>> {
         let Some(given) = given else { return Ok(Vec::new()) };
         let one = |(key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
-            let handle = if let Ok(tensor) = value.cast::<Tensor>() {
-                tensor.get().held.handle(&self.shared)?
+            let held = if let Ok(tensor) = value.cast::<Tensor>() {
+                &tensor.get().held
             } else if let Ok(cache) = value.cast::<Cache>() {
-                cache.get().held.handle(&self.shared)?
+                &cache.get().held
             } else {
                 return Err(bad_input("residents are tensors or caches of this session: put the array first"));
             };
+            let handle = held.handle(&self.shared)?;
+            if held.life() != program.held.life() {
+                return Err(Stop::Lost.into());
+            }
+            let input = program.ports.input(&key)?;
             uses.push(value.unbind());
-            Ok((ports.input(&key)?, handle))
+            Ok((input, handle))
         };
         given.iter().map(one).collect()
     }
@@ -219,13 +224,14 @@ impl Session {
         let spec = block.spec().clone();
         let total = spec.bytes();
         let hash = weight.then(|| py.detach(|| ContentHash::of(block.bytes())));
+        let data = py.detach(|| block.payload(&self.shared));
         let start = move |session: &mut blocking::Session| {
-            session.start_put(&spec, block.payload(), PutOptions { device, name: name.as_deref(), weight: hash })
+            session.start_put(&spec, data, PutOptions { device, name: name.as_deref(), weight: hash })
         };
-        let tensor = self.watched(py, (progress, total, true), Left::Tensor, start, |session, pending| {
-            session.finish_put(pending)
-        })?;
-        Ok(Tensor::new(&self.shared, tensor))
+        let watch = (progress, total, true);
+        let put =
+            self.watched(py, watch, (None, Left::Tensor), start, |session, pending| session.finish_put(pending))?;
+        Ok(Tensor::new(&self.shared, put.what, put.life))
     }
 
     /// The elements of a tensor.
@@ -238,20 +244,20 @@ impl Session {
     ) -> PyResult<Bound<'py, PyAny>> {
         let tensor = tensor.get();
         let (handle, spec) = (tensor.held.handle(&self.shared)?, tensor.tensor.spec.clone());
-        let region = self.watched(
+        let got = self.watched(
             py,
             (progress, spec.bytes(), false),
-            Left::Bytes,
+            (Some(tensor.held.life()), Left::Bytes),
             |session| session.start_get(handle, 0, spec.bytes()),
             |session, pending| session.finish_get(pending),
         )?;
-        memory::array(py, Arc::new(Block::of_region(region, spec, Arc::downgrade(&self.shared))?))
+        memory::array(py, Arc::new(Block::of_region(got.what, spec, &self.shared)?))
     }
 
     /// Finds a tensor by its name.
     fn lookup(&self, py: Python<'_>, name: &str) -> PyResult<Tensor> {
-        let tensor = self.with(py, |session| session.lookup(name))?;
-        Ok(Tensor::new(&self.shared, tensor))
+        let found = self.with(py, None, |session| session.lookup(name))?;
+        Ok(Tensor::new(&self.shared, found.what, found.life))
     }
 
     /// Registers a graph, or its encoding.
@@ -265,27 +271,29 @@ impl Session {
             }
         };
         let (ports, encoded) = (Arc::new(Ports::of(&verified)), verified.encode());
-        let known = if encoded.len() < LOOKED_FOR {
-            None
-        } else {
+        let made = (None, Left::Program);
+        let mut defined = None;
+        if encoded.len() >= LOOKED_FOR {
             let hash = ContentHash(verified.hash().0);
-            self.call(
+            let known = self.call(
                 py,
-                Left::Program,
+                made,
                 |session| Ok(session.start_define_known(device, hash)),
                 |session, pending| session.finish_define_known(pending),
-            )?
-        };
-        let program = match known {
-            Some(program) => program,
+            )?;
+            defined = known.what.map(|what| Made { what, life: known.life });
+        }
+        let defined = match defined {
+            Some(defined) => defined,
             None => self.call(
                 py,
-                Left::Program,
+                made,
                 |session| Ok(session.start_define(device, &encoded)),
                 |session, pending| session.finish_define(pending),
             )?,
         };
-        Ok(Program { held: Held::new(&self.shared, program.handle), program, ports, device })
+        let Made { what: program, life } = defined;
+        Ok(Program { held: Held::new(&self.shared, program.handle, life), program, ports, device })
     }
 
     /// Joins a program with what is the same in every run: residents (tensors and caches), weights, arrays.
@@ -302,8 +310,8 @@ impl Session {
         defined.held.handle(&self.shared)?;
         let ports = defined.ports.clone();
         let mut uses = vec![program.clone().into_any().unbind()];
-        let residents = self.handles(&ports, residents, &mut uses)?;
-        let weights = self.handles(&ports, weights, &mut uses)?;
+        let residents = self.handles(defined, residents, &mut uses)?;
+        let weights = self.handles(defined, weights, &mut uses)?;
         let fixed = Inputs::of(&ports, fixed)?;
         if !fixed.residents.is_empty() {
             return Err(bad_input("fixed inputs are arrays: tensors are bound as residents"));
@@ -312,8 +320,9 @@ impl Session {
         let start = |session: &mut blocking::Session| {
             session.start_bind(&program, &BindInputs { weights, residents, fixed: fixed.iter().map(input).collect() })
         };
-        let binding = self.call(py, Left::Binding, start, |session, pending| session.finish_bind(pending))?;
-        Ok(Binding { held: Held::new(&self.shared, binding.0), binding, ports, _uses: uses })
+        let of = (Some(defined.held.life()), Left::Binding);
+        let Made { what: binding, life } = self.call(py, of, start, |session, pending| session.finish_bind(pending))?;
+        Ok(Binding { held: Held::new(&self.shared, binding.0, life), binding, ports, _uses: uses })
     }
 
     /// Makes an empty KV cache that fits an input of a program, with room for `reserve` tokens.
@@ -328,41 +337,42 @@ impl Session {
         let defined = program.get();
         defined.held.handle(&self.shared)?;
         let (input, program) = (defined.ports.input(input)?, defined.program);
-        let cache = self.with(py, |session| session.create_cache(&program, input, reserve))?;
-        Ok(Cache { held: Held::new(&self.shared, cache.0), cache })
+        let life = Some(defined.held.life());
+        Ok(self.cache(self.with(py, life, |session| session.create_cache(&program, input, reserve))?))
     }
 
     /// A second cache with the same tokens.
     fn fork_cache(&self, py: Python<'_>, cache: &Bound<'_, Cache>) -> PyResult<Cache> {
-        cache.get().held.handle(&self.shared)?;
-        let cache = cache.get().cache;
-        let cache = self.with(py, |session| session.fork_cache(cache))?;
-        Ok(Cache { held: Held::new(&self.shared, cache.0), cache })
+        let Cache { held, cache } = cache.get();
+        held.handle(&self.shared)?;
+        Ok(self.cache(self.with(py, Some(held.life()), |session| session.fork_cache(*cache))?))
     }
 
     /// Forgets a cache's tokens from `length` on.
     fn truncate_cache(&self, py: Python<'_>, cache: &Bound<'_, Cache>, length: u32) -> PyResult<()> {
-        cache.get().held.handle(&self.shared)?;
-        let cache = cache.get().cache;
-        self.with(py, |session| session.truncate_cache(cache, length))
+        let Cache { held, cache } = cache.get();
+        held.handle(&self.shared)?;
+        self.with(py, Some(held.life()), |session| session.truncate_cache(*cache, length)).map(|_| ())
     }
 
     /// A cache's tokens, as the server has them: `[blocks, layers, 2, kv_heads, 64, head_dim]`, of which the last block's may mean nothing.
     fn get_cache<'py>(&self, py: Python<'py>, cache: &Bound<'_, Cache>) -> PyResult<Bound<'py, PyBytes>> {
-        let handle = cache.get().held.handle(&self.shared)?;
-        let bytes = self.with(py, |session| {
+        let held = &cache.get().held;
+        let handle = held.handle(&self.shared)?;
+        let read = |session: &mut blocking::Session| {
             let spec = session.describe(handle)?.spec;
             session.get_range(handle, 0, spec.bytes())
-        })?;
+        };
+        let bytes = self.with(py, Some(held.life()), read)?.what;
         Ok(PyBytes::new(py, &bytes))
     }
 
     /// The same tensor on another device of the server; it does not pass this process.
     fn copy(&self, py: Python<'_>, tensor: &Bound<'_, Tensor>, device: u16) -> PyResult<Tensor> {
-        tensor.get().held.handle(&self.shared)?;
-        let source = tensor.get().tensor.clone();
-        let copy = self.with(py, |session| session.copy(&source, device))?;
-        Ok(Tensor::new(&self.shared, copy))
+        let Tensor { held, tensor } = tensor.get();
+        held.handle(&self.shared)?;
+        let Made { what: copy, life } = self.with(py, Some(held.life()), |session| session.copy(tensor, device))?;
+        Ok(Tensor::new(&self.shared, copy, life))
     }
 
     /// Runs a binding. Bit i of `wanted`: output i comes back; of `keep`: it stays as a tensor. Without `wanted`, all that are not kept.
@@ -382,9 +392,9 @@ impl Session {
         let tensors = inputs.residents(&self.shared)?;
         let wanted = wanted.unwrap_or(bound.ports.all_outputs() & !keep);
         let (arrays, options) = (inputs.arrays, RunOptions { position, wanted, keep });
-        let mut outputs = self.call(
+        let Made { what: mut outputs, life } = self.call(
             py,
-            Left::Outputs,
+            (Some(bound.held.life()), Left::Outputs),
             |session| {
                 let residents: Vec<_> = tensors.iter().map(|(node, tensor)| (*node, tensor)).collect();
                 let arrays: Vec<_> = arrays.iter().map(input).collect();
@@ -396,20 +406,21 @@ impl Session {
             Value::Inline { index, .. } => (*index, false),
             Value::Resident { index, .. } => (*index, true),
         });
-        let values = outputs.values.into_iter().map(|value| self.value(py, value)).collect::<PyResult<Vec<_>>>()?;
+        let values =
+            outputs.values.into_iter().map(|value| self.value(py, value, life)).collect::<PyResult<Vec<_>>>()?;
         PyList::new(py, values)
     }
 
     /// The server's devices: index, name, model, capability, bytes in all, bytes free.
     fn devices(&self, py: Python<'_>) -> PyResult<Vec<Device>> {
-        let devices = self.with(py, blocking::Session::devices)?;
+        let devices = self.with(py, None, blocking::Session::devices)?.what;
         let one = |d: client::DeviceInfo| (d.index, d.name, d.model, d.capability, d.total_bytes, d.free_bytes);
         Ok(devices.into_iter().map(one).collect())
     }
 
     /// The server's counters.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.with(py, blocking::Session::stats)?;
+        let stats = self.with(py, None, blocking::Session::stats)?.what;
         let all = PyDict::new(py);
         stats.into_iter().try_for_each(|(name, value)| all.set_item(name, value))?;
         Ok(all)
@@ -417,7 +428,7 @@ impl Session {
 
     /// Bytes sent and received so far, headers included.
     fn traffic(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
-        self.with(py, |session| Ok(session.traffic()))
+        Ok(self.with(py, None, |session| Ok(session.traffic()))?.what)
     }
 
     /// Seconds of an empty round trip.
@@ -426,7 +437,7 @@ impl Session {
         let mut echo = Vec::new();
         self.call(
             py,
-            Left::Nothing,
+            (None, Left::Nothing),
             |session| Ok(session.start_echo(&[])),
             |session, pending| session.finish_echo(pending, &mut echo),
         )?;
@@ -435,13 +446,17 @@ impl Session {
 }
 
 impl Session {
-    fn value<'py>(&self, py: Python<'py>, value: Value) -> PyResult<Bound<'py, PyAny>> {
+    fn cache(&self, Made { what: cache, life }: Made<client::Cache>) -> Cache {
+        Cache { held: Held::new(&self.shared, cache.0, life), cache }
+    }
+
+    fn value<'py>(&self, py: Python<'py>, value: Value, life: u64) -> PyResult<Bound<'py, PyAny>> {
         match value {
             Value::Inline { dtype, dims, data, .. } => {
                 let spec = memory::spec(dtype, &dims)?;
                 memory::array(py, Arc::new(Block::of_vec(data, spec)?))
             }
-            Value::Resident { tensor, .. } => Ok(Bound::new(py, Tensor::new(&self.shared, tensor))?.into_any()),
+            Value::Resident { tensor, .. } => Ok(Bound::new(py, Tensor::new(&self.shared, tensor, life))?.into_any()),
         }
     }
 }

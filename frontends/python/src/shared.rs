@@ -4,11 +4,13 @@
 //! until it tells them that something was answered, or until it leaves. Whoever begins another call rings a bell, upon which the lock is
 //! let go.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
+use genie_transport::Uri;
 use genie_transport::client::blocking::{Pending, Session};
 use genie_transport::client::{Bell, ClientError, Value};
 use genie_transport::memory::Region;
@@ -30,8 +32,20 @@ const TIDY: Duration = Duration::from_millis(500);
 /// Memory of gets that is kept for the next ones.
 const SPARES: usize = 8;
 
+/// How often this process is the child of a fork.
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+/// Tells a process that it was forked off: the sessions that it has are its parent's.
+#[pyfunction]
+pub(crate) fn after_fork() {
+    FORKS.fetch_add(1, Ordering::AcqRel);
+}
+
 /// A session, and who waits for what.
 pub(crate) struct Shared {
+    /// [`FORKS`] when it was opened. In a child nothing of it is touched: its locks may have been held by threads that are not there, and
+    /// its sockets are the parent's, too.
+    forks: u64,
     /// How it was reached: a model's session is another one on the same server.
     pub(crate) target: Target,
     inner: Mutex<Inner>,
@@ -44,6 +58,8 @@ pub(crate) struct Shared {
     life: AtomicU64,
     to_free: Mutex<Vec<(u64, Handle)>>,
     spares: Mutex<Vec<Region>>,
+    /// Where memory of gets is that Python has, from its first address to the one past its last, on links that may share memory.
+    lent: Mutex<BTreeMap<usize, usize>>,
 }
 
 struct Inner {
@@ -62,14 +78,24 @@ struct Flight {
     pending: Pending,
 }
 
+/// What a call gave, and the life of the session in which it did: what it made belongs there.
+pub(crate) struct Made<T> {
+    pub(crate) what: T,
+    pub(crate) life: u64,
+}
+
 /// Why a call has no result.
 pub(crate) enum Stop {
     /// The session's reason.
     Client(ClientError),
     /// Python's: a signal, or what a callback raised.
     Python(PyErr),
+    /// Something that it names went with an earlier session.
+    Lost,
     /// The session was closed on this side.
     Closed,
+    /// The session is that of the process that this one was forked off.
+    Forked,
 }
 
 impl From<ClientError> for Stop {
@@ -89,6 +115,10 @@ impl From<Stop> for PyErr {
         match stop {
             Stop::Client(error) => errors::client(&error),
             Stop::Python(error) => error,
+            Stop::Lost => {
+                errors::lost("this went with an earlier session, which the server has lost: upload and define again")
+            }
+            Stop::Forked => errors::lost("a session does not outlive a fork: connect again in the new process"),
             Stop::Closed => errors::lost("this session was closed: connect again, and upload again what it held"),
         }
     }
@@ -131,8 +161,21 @@ impl Inner {
         self.session.as_mut().ok_or(Stop::Closed)
     }
 
-    fn begin(&mut self, start: impl FnOnce(&mut Session) -> Result<Pending, ClientError>) -> Result<u64, Stop> {
-        let pending = start(self.session()?)?;
+    /// The session, if what is from that life is there still.
+    fn session_of(&mut self, life: Option<u64>) -> Result<&mut Session, Stop> {
+        let session = self.session()?;
+        match life {
+            Some(life) if life != session.sessions_lost() => Err(Stop::Lost),
+            _ => Ok(session),
+        }
+    }
+
+    fn begin(
+        &mut self,
+        life: Option<u64>,
+        start: impl FnOnce(&mut Session) -> Result<Pending, ClientError>,
+    ) -> Result<u64, Stop> {
+        let pending = start(self.session_of(life)?)?;
         self.next += 1;
         self.flights.push(Flight { number: self.next, pending });
         Ok(self.next)
@@ -175,6 +218,7 @@ impl Shared {
         let inner =
             Inner { session: Some(session), flights: Vec::new(), next: 0, left: VecDeque::new(), used: Instant::now() };
         let shared = Arc::new(Self {
+            forks: FORKS.load(Ordering::Acquire),
             target,
             inner: Mutex::new(inner),
             changed: Condvar::new(),
@@ -183,6 +227,7 @@ impl Shared {
             life: AtomicU64::new(0),
             to_free: Mutex::default(),
             spares: Mutex::default(),
+            lent: Mutex::default(),
         });
         let weak = Arc::downgrade(&shared);
         std::thread::Builder::new().name("genie-keeper".into()).spawn(move || keep(&weak))?;
@@ -196,29 +241,53 @@ impl Shared {
 
     /// Frees something with the next call, or soon.
     pub(crate) fn free_later(&self, life: u64, handle: Handle) {
+        if self.check().is_err() {
+            return;
+        }
         locked(&self.to_free).push((life, handle));
+    }
+
+    /// Python gets memory of a get.
+    pub(crate) fn lend(&self, memory: &[u8]) {
+        if matches!(self.target.uri, Uri::Shm { .. } | Uri::Genie { .. }) {
+            let Range { start, end } = memory.as_ptr_range();
+            locked(&self.lent).insert(start.addr(), end.addr());
+        }
+    }
+
+    /// Whether some of this is such memory.
+    pub(crate) fn has_lent(&self, memory: &[u8]) -> bool {
+        let Range { start, end } = memory.as_ptr_range();
+        let lent = locked(&self.lent);
+        lent.range(..end.addr()).next_back().is_some_and(|(_, &past)| past > start.addr())
     }
 
     /// Keeps memory of a get for another.
     pub(crate) fn take_back(&self, region: Region) {
+        if self.check().is_err() {
+            return;
+        }
+        locked(&self.lent).remove(&region.as_ptr().addr());
         let mut spares = locked(&self.spares);
         if spares.len() < SPARES {
             spares.push(region);
         }
     }
 
-    /// Makes one request and waits for its answer. `look` is called ten times a second; where it fails, the request is cancelled and left
+    /// Makes one request and waits for its answer; `life` is that of the handles in it. `look` is called ten times a second; where it fails, the request is cancelled and left
     /// to `left`. The caller is not attached to Python.
     pub(crate) fn call<T>(
         &self,
+        life: Option<u64>,
         left: Left,
         start: impl FnOnce(&mut Session) -> Result<Pending, ClientError>,
         finish: impl FnOnce(&mut Session, Pending) -> Result<T, ClientError>,
         look: &mut dyn FnMut() -> PyResult<()>,
-    ) -> Result<T, Stop> {
+    ) -> Result<Made<T>, Stop> {
+        self.check()?;
         let mut inner = self.lock();
         self.tidy(&mut inner);
-        let number = inner.begin(start)?;
+        let number = inner.begin(life, start)?;
         loop {
             let turn;
             (inner, turn) = self.turn(inner, number);
@@ -236,18 +305,24 @@ impl Shared {
         }
     }
 
-    /// Does something quick with the session.
-    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Session) -> Result<T, ClientError>) -> Result<T, Stop> {
+    /// Does something quick with the session; `life` is that of the handles in it.
+    pub(crate) fn with<T>(
+        &self,
+        life: Option<u64>,
+        work: impl FnOnce(&mut Session) -> Result<T, ClientError>,
+    ) -> Result<Made<T>, Stop> {
+        self.check()?;
         let mut inner = self.lock();
         self.tidy(&mut inner);
-        let done = inner.session().and_then(|session| Ok(work(session)?));
-        self.heard(&mut inner);
+        let done = inner.session_of(life).and_then(|session| Ok(work(session)?));
+        let life = self.heard(&mut inner);
         self.let_go(inner);
-        done
+        done.map(|what| Made { what, life })
     }
 
     /// Ends the session. Calls that other threads are in fail.
     pub(crate) fn close(&self) -> Result<(), Stop> {
+        self.check()?;
         let session = self.lock().session.take();
         self.changed.notify_all();
         Ok(session.map_or(Ok(()), Session::close)?)
@@ -255,7 +330,11 @@ impl Shared {
 
     /// Whether it was.
     pub(crate) fn is_closed(&self) -> bool {
-        self.lock().session.is_none()
+        self.check().is_err() || self.lock().session.is_none()
+    }
+
+    fn check(&self) -> Result<(), Stop> {
+        if self.forks == FORKS.load(Ordering::Acquire) { Ok(()) } else { Err(Stop::Forked) }
     }
 
     // ---- inside
@@ -315,22 +394,23 @@ impl Shared {
         mut inner: MutexGuard<'_, Inner>,
         number: u64,
         finish: impl FnOnce(&mut Session, Pending) -> Result<T, ClientError>,
-    ) -> Result<T, Stop> {
+    ) -> Result<Made<T>, Stop> {
         let flight = inner.take(number);
         let done = inner.session().and_then(|session| match flight {
             Some(flight) => Ok(finish(session, flight)?),
             None => Err(ClientError::Interrupted.into()),
         });
-        self.heard(&mut inner);
+        let life = self.heard(&mut inner);
         self.let_go(inner);
-        done
+        done.map(|what| Made { what, life })
     }
 
-    fn heard(&self, inner: &mut Inner) {
-        if let Some(session) = &mut inner.session {
-            self.life.store(session.sessions_lost(), Ordering::Release);
-        }
+    /// The life that the session is in, after a call.
+    fn heard(&self, inner: &mut Inner) -> u64 {
         inner.used = Instant::now();
+        let life = inner.session.as_mut().map_or_else(|| self.life(), Session::sessions_lost);
+        self.life.store(life, Ordering::Release);
+        life
     }
 
     /// Unlocks, and wakes those whose bytes this thread may have moved, or who move them from now on.
@@ -346,13 +426,16 @@ impl Shared {
     fn tidy(&self, inner: &mut Inner) {
         let Inner { session: Some(session), left, .. } = inner else { return };
         let life = session.sessions_lost();
-        for (of, handle) in std::mem::take(&mut *locked(&self.to_free)) {
+        // Taken out first: a request may end others, whose memory is Python's to give back, and whoever has Python may want these lists.
+        let to_free = std::mem::take(&mut *locked(&self.to_free));
+        for (of, handle) in to_free {
             // What was made in another life went with it.
             if of == life {
                 left.push_back((session.start_free(handle), Left::Nothing));
             }
         }
-        for spare in std::mem::take(&mut *locked(&self.spares)) {
+        let spares = std::mem::take(&mut *locked(&self.spares));
+        for spare in spares {
             session.recycle(spare);
         }
         while let Some((pending, _)) = left.front()
@@ -366,8 +449,12 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        let forked = self.check().is_err();
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(session) = inner.session.take() {
+        if forked {
+            // Closing it, or its sockets' goodbyes, would end the parent's.
+            std::mem::forget(inner.session.take());
+        } else if let Some(session) = inner.session.take() {
             // A server that is not there is waited for: not here. What is not closed ends with its lease.
             let closing = move || drop(session.close());
             drop(std::thread::Builder::new().name("genie-closing".into()).spawn(closing));
@@ -416,6 +503,7 @@ fn keep(shared: &Weak<Shared>) {
         if idle {
             let mut echo = Vec::new();
             let said = shared.call(
+                None,
                 Left::Nothing,
                 |session| Ok(session.start_echo(&[])),
                 |session, pending| session.finish_echo(pending, &mut echo),

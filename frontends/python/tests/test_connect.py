@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -54,10 +53,11 @@ def test_shared_memory(tmp_path: Path) -> None:
             tensor = session.put(data)
             array = session.get(tensor)
             # Over shared memory a tensor may lie in what was put: not in what can still be written here.
-            copy, before = session.put(array), data.copy()
+            copies, before = [session.put(array), session.put(array.numpy()), session.put(array.numpy()[5:])], data.copy()
             array.numpy()[:] = 0
             data[:] = 1
-            np.testing.assert_array_equal(session.get(copy).numpy(), before)
+            for copy, first in zip(copies, (0, 0, 5)):
+                np.testing.assert_array_equal(session.get(copy).numpy(), before[first:])
             np.testing.assert_array_equal(session.get(tensor).numpy(), before)
     finally:
         server.stop()
@@ -183,5 +183,31 @@ def test_a_long_call_does_not_hold_up_another(session: genie.Session) -> None:
 
 
 def test_sessions_are_closed_when_the_interpreter_ends(server: Server) -> None:
-    script = "import genie, sys; s = genie.connect(sys.argv[1]); t = s.put([1.0]); print(s.stats().get('sessions'))"
-    subprocess.run([sys.executable, "-c", script, server.uri], check=True, env=os.environ, timeout=20)
+    script = "import genie, sys; session = genie.connect(sys.argv[1]); kept = session.put(bytes(50_000_000))"
+    with genie.connect(server.uri) as session:
+        before = session.devices()[0].free_bytes
+        subprocess.run([sys.executable, "-c", script, server.uri], check=True, timeout=20)
+        assert session.devices()[0].free_bytes >= before - 10_000_000
+
+
+FORKS = """
+import genie, os, sys
+session = genie.connect(sys.argv[1])
+tensor = session.put([1.0, 2.0])
+child = os.fork()
+if child == 0:
+    try:
+        session.get(tensor)
+    except genie.SessionLost as error:
+        assert "fork" in str(error)
+        with genie.connect(sys.argv[1]) as own:
+            assert own.get(own.put([3.0])).tolist() == [3.0]
+        del session, tensor
+        sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert session.get(tensor).tolist() == [1.0, 2.0] and session.lost == 0
+"""
+
+
+def test_a_session_stays_with_the_process_that_opened_it(server: Server) -> None:
+    subprocess.run([sys.executable, "-c", FORKS, server.uri], check=True, timeout=30)

@@ -119,3 +119,68 @@ def test_mistakes_are_seen_where_they_are_made(session: genie.Session) -> None:
     with pytest.raises(genie.RemoteError) as caught:
         session.run(program, {"x": np.zeros(4, np.float32)})
     assert caught.value.code == "BadArgument" and caught.value.took_effect is False
+
+
+def test_every_op_can_be_written() -> None:
+    g = genie.Graph("all")
+    x = g.input("x", "f32", (1, 4, 8, 8))
+    ids = g.input("ids", "i32", (2, 3))
+    table = g.input("table", "f32", (10, 32), role="weight")
+    w = g.input("w", "f32", (16, 32), role="weight")
+    c = g.input("c", "f32", (4,), role="weight")
+    h = g.input("h", "f32", (32,), role="weight")
+    k = g.input("k", "f32", (6, 2, 3, 3), role="weight")
+    blocks = g.input("blocks", "u8", (2, 34))
+    positions = g.input("positions", "i32", (2, 3))
+    g.op("conv2d", x, k, stride=(2, 2), padding=(1, 1, 1, 1), groups=2)
+    g.op("batch_norm", x, c, c, c, c, eps=1e-5)
+    for kind in ("max", "average"):
+        g.op("pool", x, kind=kind, kernel=[2, 2], stride=[2, 2], count_padding=False)
+    e = g.op("embedding", table, ids, dtype="f32")
+    assert e.shape == (2, 3, 32)
+    g.op("rms_norm", e, h, eps=1e-6)
+    g.op("layer_norm", e, h, h, eps=1e-6)
+    q = g.op("rope", e, positions, theta=1e4, head_dim=8, style="half")
+    g.op("attention", q, e, e, heads=4, kv_heads=4, head_dim=8, scale=0.3, causal=True)
+    assert g.op("linear", e, w, layout="out_in").shape == (2, 3, 16)
+    assert g.op("matmul", e, g.op("transpose", w, perm=[1, 0])).shape == (2, 3, 16)
+    for name in ("silu", "relu", "sigmoid", "tanh", "abs", "neg", "exp", "log", "sqrt"):
+        g.op(name, e)
+    g.op("gelu", e, tanh=True)
+    for name in ("add", "sub", "mul", "div"):
+        g.op(name, e, e)
+    g.op("softmax", e, axis=-1)
+    assert g.op("reshape", e, dims=(6, -1)).shape == (6, 32)
+    assert g.op("slice", e, axis=1, start=-2, end=None, step=1).shape == (2, 2, 32)
+    assert g.op("concat", e, e, axis=0).shape == (4, 3, 32)
+    for kind in ("sum", "mean", "max", "min", "prod"):
+        assert g.op("reduce", e, kind=kind, axes=[1], keep_dims=True).shape == (2, 1, 32)
+    assert g.op("argmax", e, axis=-1).dtype == "i32"
+    assert g.op("cast", e, to="float16").dtype == "f16"
+    g.op("gather", table, ids)
+    flat = g.op("reshape", ids, dims=[6])
+    g.op("scatter", table, flat, g.op("reshape", e, dims=[6, 32]))
+    assert g.op("dequantize", blocks, format="q8_0", to="bf16").shape == (2, 32)
+    for name, attributes in [("zeros", {}), ("ones", {}), ("full", {"value": 2}), ("rand", {"seed": 1}), ("randn", {"seed": 1})]:
+        assert g.op(name, dtype="f32", dims=[2, 2], **attributes).shape == (2, 2)
+    g.op("arange", dtype="i64", dims=[5], start=3)
+    logits = g.op("reshape", g.op("slice", e, axis=1, start=-1), dims=[2, 32])
+    real, whole = g.input("real", "f32", (2, 2)), g.input("whole", "i64", (2, 2))
+    g.output("token", g.op("sample", logits, real, whole, positions))
+    assert genie.dump(g.encode()) == g.dump()
+
+
+def test_what_python_adds_is_little(session: genie.Session) -> None:
+    def best(work: object, of: int = 300) -> float:
+        times = []
+        for _ in range(of):
+            began = time.perf_counter()
+            work()  # type: ignore[operator]
+            times.append(time.perf_counter() - began)
+        return min(times) * 1e6
+
+    data = np.ones(16, np.float32)
+    g = relu(16)
+    # A call without its wait; an array's way in; an op.
+    assert best(session.traffic) + best(lambda: genie.asarray(data)) <= 10
+    assert best(lambda: g.op("relu", 0)) <= 20

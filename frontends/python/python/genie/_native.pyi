@@ -18,6 +18,8 @@ def to_dlpack(memory: Memory, versioned: bool) -> object: ...
 def dump(encoded: bytes) -> str:
     """An encoded graph as text."""
 
+def after_fork() -> None: ...
+
 class Tensor:
     """A tensor that lives on the server. Freed there when nothing refers to it any more."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,8 +17,6 @@ from ._progress import Bar, Progress, shown
 from .errors import BadInput, Error
 
 if TYPE_CHECKING:
-    import os
-
     from ._model import Generation, Model
 
 #: Open sessions: what is still open when the interpreter ends is closed then, so that the server need not keep it.
@@ -226,6 +225,15 @@ def _both(results: list[Any], names: list[str], back: int, kept: int) -> dict[in
         tensor = next(rest) if kept >> index & 1 else None
         both[index] = (array, tensor)
     return both
+
+
+def _forked() -> None:
+    _native.after_fork()
+    _open.clear()
+
+
+# A child has its parent's sockets, which it must not use.
+os.register_at_fork(after_in_child=_forked)
 
 
 @atexit.register

@@ -345,6 +345,10 @@ def scatter_along(x: Node, ids: Node, updates: Node, axis: int, kind: str = "set
     """torch.scatter: updates have the shape of ids. `kind`: `set`, `add`, `mul`, `max` or `min`."""
     if 0 in ids.shape:
         return x
+    if x.dtype == "bool" and kind != "set":
+        # Of truth values the sum is whether any holds, the product whether all do.
+        kind = {"add": "max", "mul": "min"}.get(kind, kind)
+        return cast(scatter_along(cast(x, "u8"), ids, cast(updates, "u8"), axis, kind), "bool")
     return _make("scatter_along", (x, ids, updates), x.shape, x.dtype, axis=axis, kind=kind)
 
 

@@ -23,7 +23,7 @@ class Node:
     was not computed with it, stays on the server.
     """
 
-    __slots__ = ("attrs", "device", "dtype", "holders", "inputs", "op", "pending", "phase", "readers", "residency", "shape", "value")
+    __slots__ = ("attrs", "device", "dtype", "holders", "inputs", "op", "pending", "phase", "readers", "residency", "sent", "shape", "value")
 
     def __init__(
         self,
@@ -45,6 +45,8 @@ class Node:
         self.readers = 0
         self.phase: str | None = CURRENT.phase
         self.residency: str | None = None
+        # How often data of this process has travelled with a run.
+        self.sent = 0
         # Nodes that would have to run for this one, at the most: those that two inputs share are counted twice.
         pending = 1
         for node in inputs:

@@ -20,9 +20,11 @@ MOST_PROGRAMS = 96
 #: Outputs of one run: as many as come back and stay together may be 64.
 MOST_OUTPUTS = 48
 #: Inputs of one run that are given with it.
-MOST_ARGUMENTS = 60
+MOST_ARGUMENTS = 64
 #: Bytes that travel inside a request or its answer; what is larger is put and fetched.
 INLINE_BYTES = 32 << 10
+#: Tensors of this process that travel with one run, and how large one is that is put once it has travelled twice.
+MOST_HERE, WORTH_KEEPING = 24, 256
 #: Numbers of one graph that may be arguments.
 MOST_LIFTED = 24
 #: Nodes of one graph.
@@ -193,7 +195,11 @@ class Runner:
         for node in order:
             if node.op == "cached":
                 self._uncache(node)
-            elif node.op == "host" and node.nbytes > INLINE_BYTES:
+        # What is large, or comes again and again, or is too much for one request, is put where it stays.
+        here = [node for node in order if node.op == "host"]
+        for node in here:
+            node.sent += 1
+            if len(here) > MOST_HERE or node.nbytes > INLINE_BYTES or (node.sent > 2 and node.nbytes > WORTH_KEEPING):
                 self.put(node)
         captured = Captured(order)
         phase = roots[0].phase or (placed.phase if placed is not None else _phase(order))

@@ -11,8 +11,9 @@ import torch
 from .. import build
 from ..device import current_device
 from ..dispatch import HANDLERS, LIBRARY
-from ..dtypes import NAMES, name_of
+from ..dtypes import FLOATS, NAMES, name_of
 from ..node import Node
+from ..operands import integers, wrapped
 from ..tensor import RemoteTensor, wrap
 
 
@@ -107,6 +108,9 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: Any = None, layout: Any
     kind, index = kind_of(dtype), index_of(device)
     if steps < 0:
         raise RuntimeError("number of steps must be non-negative")
+    if kind not in FLOATS:
+        values = _spaced(start, end, steps)
+        return wrap(build.cast(integers([wrapped(int(value), kind) for value in values], (steps,), index), kind))
     if steps < 2:
         return wrap(build.full((steps,), start, kind, index))
     # From both ends, as torch does it, so that the last element is `end`.
@@ -114,6 +118,13 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: Any = None, layout: Any
     up = build.arange(float(start), step, half, "f32", index)
     down = build.flip(build.arange(float(end), -step, steps - half, "f32", index), [0])
     return wrap(build.cast(build.concat([up, down], 0), kind))
+
+
+def _spaced(start: Any, end: Any, steps: int) -> list[float]:
+    """For whole numbers: each is cut off, so that it must be exact before."""
+    start, end = int(start), int(end)
+    step = (end - start) / (steps - 1) if steps > 1 else 0
+    return [start + step * i if i < steps // 2 or steps == 1 else end - step * (steps - i - 1) for i in range(steps)]
 
 
 @factory("linspace.Tensor_Tensor", "linspace.Tensor_Scalar", "linspace.Scalar_Tensor")
@@ -125,6 +136,10 @@ def linspace_between(start: Any, end: Any, steps: int, **options: Any) -> Remote
 def logspace(
     start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None
 ) -> RemoteTensor:
+    kind, index = kind_of(dtype), index_of(device)
+    if kind not in FLOATS:
+        values = [wrapped(int(base**power), kind) for power in _spaced(start, end, steps)]
+        return wrap(build.cast(integers(values, (steps,), index), kind))
     powers = build.cast(linspace(start, end, steps, dtype=dtype, device=device)._storage.node, "f32")
     made = build.binary("pow", build.full((), base, "f32", powers.device), powers)
     return wrap(build.cast(made, kind_of(dtype)))

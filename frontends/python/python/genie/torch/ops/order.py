@@ -375,7 +375,8 @@ def histc(self: RemoteTensor, bins: int = 100, min: Any = 0, max: Any = 0) -> Re
 @HANDLERS.add("bincount.default")
 def bincount(self: RemoteTensor, weights: RemoteTensor | None = None, minlength: int = 0) -> RemoteTensor:
     x = build.cast(node_of(self), "i64")
-    dtype = "i64" if weights is None else name_of(weights.dtype)
+    # Of weights that are no float32, torch makes float64.
+    dtype = "i64" if weights is None else name_of(weights.dtype if weights.dtype == torch.float32 else torch.float64)
     if not x.numel:
         return wrap(build.full((minlength,), 0, dtype, x.device))
     size = max(minlength, int(download(build.reduce("max", x, (0,))).item()) + 1)

@@ -182,9 +182,9 @@ def frexp(self: RemoteTensor) -> Any:
 def add(self: Any, other: Any, alpha: Any = 1) -> RemoteTensor:
     a, b = both(self, other)
     if alpha != 1:
-        if a.dtype == "bool":
+        if not is_float(a.dtype) and isinstance(alpha, float):
             raise RuntimeError("For integral input tensors, argument alpha must not be a floating point number.")
-        b = build.mul(b, scalar(alpha, b.dtype, b.device))
+        b = build.binary("bit_and" if b.dtype == "bool" else "mul", b, scalar(alpha, b.dtype, b.device))
     return wrap(build.binary("bit_or", a, b) if a.dtype == "bool" else build.add(a, b))
 
 

@@ -44,7 +44,8 @@ def _of_integers(a: Node, b: Node, bias: Node | None) -> Node:
     # Products of integers are few and small: their sums must be exact, so no matrix unit is asked.
     left = build.reshape(a, (*a.shape, 1))
     right = build.reshape(b, (*b.shape[:-2], 1, *b.shape[-2:]))
-    made = build.reduce("sum", build.mul(left, right), (len(right.shape) - 2,))
+    terms = build.mul(left, right)
+    made = build.reduce("sum", terms, (len(terms.shape) - 2,))
     return made if bias is None else build.add(made, bias)
 
 

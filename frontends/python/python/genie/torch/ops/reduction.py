@@ -161,7 +161,8 @@ def _quantifier(name: str, kind: str) -> None:
     @HANDLERS.add(f"{name}.dims")
     def over(self: RemoteTensor, dim: Axes = None, keepdim: bool = False) -> RemoteTensor:
         if dim is not None and not dim:
-            return wrap(truth(node_of(self)))
+            made = truth(node_of(self))
+            return wrap(build.cast(made, "u8") if self.dtype == torch.uint8 else made)
         return reduced(self, dim, keepdim)
 
 
