@@ -42,6 +42,7 @@ test: setup model lint ## Everything that must pass; CI runs this
 	@$(CARGO) build --locked --workspace --all-targets
 	@$(CARGO) test --locked --workspace
 	@tools/test-python
+	@tools/test-python --torch
 	@if [ -n "$(NATIVE)" ] || tools/soft-roce --can > /dev/null; then $(MAKE) --no-print-directory test-rdma; fi
 	@if tools/soft-roce --can > /dev/null; then tools/setup --rdma && tools/shaped --far; fi
 	@NATIVE=$(NATIVE) tools/untested
@@ -52,6 +53,7 @@ test-rdma: model ## The tests over RDMA, in a guest with soft-RoCE; NATIVE=1: ov
 
 test-python: model ## The tests of the Python package alone
 	@tools/test-python
+	@tools/test-python --torch
 
 kernels: setup ## Makes cuda-kernels/ptx and its table from the sources, with a pinned compiler that needs no GPU
 	@tools/build-kernels
