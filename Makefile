@@ -13,6 +13,7 @@ export CARGO_INCREMENTAL ?= 0
 
 NATIVE ?=
 ONLY ?=
+BUILT = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -41,8 +42,8 @@ demo: build model ## A real model answers from a server process; then the semant
 test: setup model lint ## Everything that must pass; CI runs this
 	@$(CARGO) build --locked --workspace --all-targets
 	@$(CARGO) test --locked --workspace
-	@tools/test-python
-	@tools/test-python --torch
+	@GENIE_COMMAND=$(BUILT)/genie tools/test-python
+	@GENIE_COMMAND=$(BUILT)/genie tools/test-python --torch
 	@if [ -n "$(NATIVE)" ] || tools/soft-roce --can > /dev/null; then $(MAKE) --no-print-directory test-rdma; fi
 	@if tools/soft-roce --can > /dev/null; then tools/setup --rdma && tools/shaped --far; fi
 	@NATIVE=$(NATIVE) tools/untested
