@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from .. import build
 from ..dispatch import HANDLERS, LIBRARY, aten
 from ..dtypes import TYPES, is_float, name_of
