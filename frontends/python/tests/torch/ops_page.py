@@ -40,8 +40,8 @@ This page is printed by `frontends/python/tests/torch/ops_page.py`; a test runs 
 REST = """
 ## What does not
 
-Each raises `NotImplementedError`, which names the operation and what works instead, unless a number of passing samples is given: then it
-is some of the samples that do.
+What is refused raises `NotImplementedError`, which names the operation and what works instead. Where some of the samples pass, their
+number is given.
 
 | operation | passing samples | what is said |
 |---|---|---|

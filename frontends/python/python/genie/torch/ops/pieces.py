@@ -68,14 +68,14 @@ def multi_head_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, embed_dim: int, num_head: int,
     qkv_weight: torch.Tensor, qkv_bias: torch.Tensor, proj_weight: torch.Tensor, proj_bias: torch.Tensor,
     mask: torch.Tensor | None = None, need_weights: bool = True, average_attn_weights: bool = True, mask_type: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     weights, biases = qkv_weight.chunk(3), qkv_bias.chunk(3)
     q, k, v = (_heads(functional.linear(x, w, b), num_head) for x, w, b in zip((query, key, value), weights, biases))
     shown = _shown(mask, mask_type)
     made = functional.scaled_dot_product_attention(q, k, v, attn_mask=shown)
     out = functional.linear(made.transpose(1, 2).flatten(2), proj_weight, proj_bias)
     if not need_weights:
-        return out, out.new_empty(0)
+        return out, None
     scores = q * (q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if shown is not None:
         scores = scores.masked_fill(shown.logical_not(), float("-inf")) if shown.dtype == torch.bool else scores + shown
