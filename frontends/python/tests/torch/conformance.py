@@ -44,6 +44,8 @@ class Outcome:
     """How an operation fared."""
 
     name: str
+    #: The operation of aten that it comes down to, as the database has it.
+    aten: str = ""
     samples: int = 0
     passed: int = 0
     #: Samples that ask for float64, complex numbers or another type that the device has not: they say nothing of the operation.
@@ -177,7 +179,7 @@ def survey(dtype: torch.dtype, only: set[str] | None = None, verbose: bool = Fal
     for op in op_db:
         if dtype not in op.supported_dtypes("cpu") or (only and name_of(op) not in only and op.name not in only):
             continue
-        outcome = Outcome(name_of(op))
+        outcome = Outcome(name_of(op), op.aten_name or "")
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:

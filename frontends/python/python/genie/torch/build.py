@@ -10,7 +10,8 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 
-from .node import Node, Shape, empty, host
+from .node import Node, Shape, host
+from .node import empty as empty
 
 Scalar = bool | int | float
 

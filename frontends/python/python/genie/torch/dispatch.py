@@ -179,7 +179,7 @@ _NEAREST: tuple[tuple[tuple[str, ...], str], ...] = (
         ("linalg", "cholesky", "lu_", "_qr", "geqrf", "svd", "eig", "lstsq", "triangular", "inverse", "det", "ormqr", "matrix_exp"),
         "matrix products, norms and torch.linalg.vector_norm work here; factorise x.cpu() and bring the result back",
     ),
-    (("lstm", "gru", "rnn", "cudnn", "miopen", "mkldnn"), "torch.nn.LSTM, GRU and RNN are not here as one piece; use their cells step by step"),
+    (("nested",), "there are no nested tensors here; use padded ones with a mask (TransformerEncoder: enable_nested_tensor=False)"),
     (("bessel", "polynomial", "igamma", "zeta", "erfcx", "ndtri", "airy"), "of the special functions erf, erfinv, lgamma, digamma and i0 work"),
     (("_loss",), "cross_entropy, nll_loss, mse_loss and the other elementwise losses work; compute this one on x.cpu()"),
     (("upsample", "grid_sampler"), "interpolate by nearest, linear, bilinear or bicubic without antialias works, and so does grid_sample"),

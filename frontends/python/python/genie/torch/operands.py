@@ -96,7 +96,7 @@ def promoted(*values: Any) -> str:
     return _promoted(values)
 
 
-_NUMBERS = frozenset((bool, int, float))
+_NUMBERS: frozenset[Any] = frozenset((bool, int, float))
 
 
 def _promoted(values: Sequence[Any]) -> str:

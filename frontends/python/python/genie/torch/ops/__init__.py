@@ -1,8 +1,9 @@
 """What each of torch's operations is made of. A module a family; each registers its operations when it is imported."""
 
-from . import creation, grid, index, layers, order, pointwise, pool, products, random, reduction, scatter, transfer, views
+from . import autocast, creation, grid, index, layers, order, pieces, pointwise, pool, products, random, reduction, scatter, transfer, views
 from . import prims  # isort: skip: other names of what those register
 
 __all__ = [
-    "creation", "grid", "index", "layers", "order", "pointwise", "pool", "prims", "products", "random", "reduction", "scatter", "transfer", "views",
+    "autocast", "creation", "grid", "index", "layers", "order", "pieces", "pointwise", "pool", "prims", "products", "random", "reduction",
+    "scatter", "transfer", "views",
 ]  # fmt: skip

@@ -17,7 +17,6 @@ from ..operands import integers, wrapped
 from ..tensor import RemoteTensor, wrap
 
 
-
 def factory(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers what makes a tensor where no operand says that it is ours, but `device=` does."""
 

@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-
 from .. import build
 from ..dispatch import HANDLERS, widened
 from ..dtypes import is_float
 from ..node import Node
-from ..operands import integers, scalar
+from ..operands import scalar
 from ..tensor import RemoteTensor, node_of, wrap
 from .index import _ids
 from .pool import Sizes, per_axis

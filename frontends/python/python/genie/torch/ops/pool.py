@@ -33,7 +33,11 @@ def _batched(self: RemoteTensor, rank: int) -> tuple[Node, bool]:
     return (build.reshape(x, (1, *x.shape)), True) if len(x.shape) == rank + 1 else (x, False)
 
 
-def _size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool) -> int:
+def _counts(sizes: Sequence[int], kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, ceil: bool) -> Sizes:
+    return tuple(_count(*one, ceil) for one in zip(sizes, kernel, stride, padding, dilation))
+
+
+def _count(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool) -> int:
     """Windows along an axis: with `ceil` the last may reach behind the padding, but begins before it."""
     span = size + 2 * padding - dilation * (kernel - 1) - 1
     count = (-(-span // stride) if ceil else span // stride) + 1
@@ -94,7 +98,7 @@ def _max_pool(self: RemoteTensor, rank: int, kernel_size: Any, stride: Any, padd
     stride = _steps(stride, kernel)
     if any(2 * p > k for p, k in zip(padding, kernel)):
         raise RuntimeError(f"pad should be at most half of effective kernel size, but got pad={padding[0]} and kernel_size={kernel[0]}")
-    count = tuple(_size(n, *v, ceil) for n, *v in zip(x.shape[2:], kernel, stride, padding, dilation))
+    count = _counts(x.shape[2:], kernel, stride, padding, dilation, ceil)
     least = -math.inf if is_float(x.dtype) else 0 if x.dtype == "u8" else -(1 << (63 if x.dtype == "i64" else 31))
     if 0 in x.shape:
         values = build.empty((*x.shape[:2], *count), x.dtype, x.device)
@@ -147,7 +151,7 @@ def _avg_pool(
     stride = _steps(stride, kernel)
     if any(2 * p > k for p, k in zip(padding, kernel)):
         raise RuntimeError(f"pad should be at most half of kernel size, but got pad={padding[0]} and kernel_size={kernel[0]}")
-    count = tuple(_size(n, *v, 1, ceil) for n, *v in zip(x.shape[2:], kernel, stride, padding))
+    count = _counts(x.shape[2:], kernel, stride, padding, (1,) * rank, ceil)
     reach = [(n - 1) * s + k for n, s, k in zip(count, stride, kernel)]
     within = all(r <= n + 2 * p for r, n, p in zip(reach, x.shape[2:], padding))
     if 0 in x.shape:
@@ -259,7 +263,7 @@ def im2col(
 ) -> RemoteTensor:
     x, alone = _batched(self, 2)
     kernel, dilation, padding, stride = (per_axis(v, 2) for v in (kernel_size, dilation, padding, stride))
-    count = tuple(_size(n, *v, False) for n, *v in zip(x.shape[2:], kernel, stride, padding, dilation))
+    count = _counts(x.shape[2:], kernel, stride, padding, dilation, False)
     shape = (x.shape[0], x.shape[1] * math.prod(kernel), math.prod(count))
     if 0 in x.shape:
         return wrap(build.empty(shape[1:] if alone else shape, x.dtype, x.device))

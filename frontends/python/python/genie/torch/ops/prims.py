@@ -19,7 +19,7 @@ from .transfer import item, to_copy
 #: The same, with the same arguments: its name there, and aten's.
 _SAME = {
     "bessel_i0": "i0", "erf_inv": "erfinv", "rev": "flip", "shift_left": "bitwise_left_shift.Tensor",
-    "shift_right_arithmetic": "bitwise_right_shift.Tensor", "view_of": "alias", "transpose": "permute", 
+    "shift_right_arithmetic": "bitwise_right_shift.Tensor", "view_of": "alias", "transpose": "permute",
     "squeeze": "squeeze.dims", "conj": "alias", "conj_physical": "alias", "real": "alias", "fill": "fill.Scalar",
     "as_strided": "as_strided", "as_strided_scatter": "as_strided_scatter", "cat": "cat", "clone": "clone", "reshape": "reshape",
     "copy_to": "copy_", "pow": "pow.Tensor_Tensor",

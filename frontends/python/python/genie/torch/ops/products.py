@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from .. import build
 from ..caches import shared_heads, weights_of
 from ..dispatch import HANDLERS, LIBRARY, aten

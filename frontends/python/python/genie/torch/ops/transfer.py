@@ -133,14 +133,3 @@ def is_pinned(self: RemoteTensor, device: Any = None) -> bool:
 @HANDLERS.add("is_same_size.default")
 def is_same_size(self: RemoteTensor, other: torch.Tensor) -> bool:
     return self.shape == other.shape
-
-
-
-
-def _copy_from(self: torch.Tensor, dst: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-    # Where torch copies beneath the dispatcher of operations: `torch.tensor(..., device=)`.
-    return copy_in(dst, self, non_blocking)
-
-
-_LIBRARY = torch.library.Library("aten", "IMPL")
-_LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
