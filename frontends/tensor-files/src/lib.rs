@@ -94,7 +94,7 @@ pub struct Tensor {
 impl Tensor {
     /// The bytes that its type and dimensions say; `None`: more than can be counted.
     pub fn byte_len(&self) -> Option<u64> {
-        strided::byte_len(self.dtype, &self.dims)
+        genie_graph::byte_len(self.dtype, &self.dims)
     }
 }
 
@@ -112,7 +112,8 @@ pub enum Contents {
 /// What reading a file may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of all that cannot stay a part of the file: tensors whose elements lie in another order, and what was compressed.
+    /// Bytes of all that cannot stay a part of the file (tensors whose elements lie in another order, what was compressed), and of bools,
+    /// which are looked at one by one.
     pub expanded_bytes: u64,
     /// Tensors in one file.
     pub tensors: usize,

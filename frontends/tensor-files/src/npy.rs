@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
-use genie_graph::DType;
+use genie_graph::{DType, byte_len};
 
 use crate::cursor::Cursor;
-use crate::strided::{Allowance, MAX_RANK, View, byte_len, strides};
+use crate::strided::{Allowance, MAX_RANK, View, strides};
 use crate::{Contents, Format, Limits, ReadError, Tensor, WriteError};
 
 pub(crate) const MAGIC: &[u8] = b"\x93NUMPY";

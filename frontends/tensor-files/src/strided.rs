@@ -1,21 +1,12 @@
 //! Tensors whose elements lie anywhere in a storage.
 
 use bytes::Bytes;
-use genie_graph::DType;
+use genie_graph::{DType, byte_len};
 
 use crate::{Format, Limits, ReadError};
 
 /// More dimensions than PyTorch and NumPy have are nobody's.
 pub(crate) const MAX_RANK: usize = 64;
-
-/// Bytes of a contiguous tensor; `None`: more than can be counted.
-pub(crate) fn byte_len(dtype: DType, dims: &[u64]) -> Option<u64> {
-    // A dimension of 0 makes nothing of all others, however large: their product is not to overflow.
-    if dims.contains(&0) {
-        return Some(0);
-    }
-    dims.iter().try_fold(dtype.bytes(), |bytes, dim| bytes.checked_mul(*dim))
-}
 
 /// What may still be allocated.
 #[derive(Debug)]
@@ -28,10 +19,6 @@ pub(crate) struct Allowance {
 impl Allowance {
     pub(crate) fn new(format: Format, limits: &Limits) -> Self {
         Self { format, left: limits.expanded_bytes, limit: limits.expanded_bytes }
-    }
-
-    pub(crate) fn left(&self) -> u64 {
-        self.left
     }
 
     /// Takes `bytes` of it.
@@ -93,8 +80,12 @@ impl View<'_> {
             }
             .ok_or_else(outside)?
         };
-        if self.dtype == DType::Bool && data.iter().any(|&byte| byte > 1) {
-            return Err(ReadError::malformed(format, "a bool is neither 0 nor 1"));
+        if self.dtype == DType::Bool {
+            // To look at them is work, too: a list may name the same large tensor many times.
+            allowance.take(total)?;
+            if data.iter().any(|&byte| byte > 1) {
+                return Err(ReadError::malformed(format, "a bool is neither 0 nor 1"));
+            }
         }
         Ok(data)
     }
