@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::BodyDataStream;
 use axum::http::StatusCode;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -74,7 +74,7 @@ const UNSAID: usize = 64 << 10;
 /// # Errors
 /// 413 if it is larger than `most`, 408 if it comes too slowly, 503 if there is no memory for it, 400 if it breaks off.
 pub(crate) async fn read(
-    body: Body,
+    stream: &mut BodyDataStream,
     length: Option<u64>,
     most: u64,
     patience: Duration,
@@ -89,7 +89,6 @@ pub(crate) async fn read(
     let room = length.map_or(UNSAID, |length| usize::try_from(length).unwrap_or(UNSAID));
     let full = |_| Failure::busy("no memory for the body now: try again later");
     bytes.try_reserve_exact(room).map_err(full)?;
-    let mut stream = body.into_data_stream();
     let mut deadline = Instant::now() + patience;
     let mut next = LEAST;
     loop {
@@ -115,29 +114,46 @@ pub(crate) async fn read(
     }
 }
 
+/// What is read of a body that nobody wants, and for how long: a client that is still sending finds the answer only then.
+const LINGER_BYTES: usize = 16 << 20;
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Reads on, a little, after an answer that did not wait for the body.
+pub(crate) async fn linger(stream: &mut BodyDataStream) {
+    let (deadline, mut left) = (Instant::now() + LINGER, LINGER_BYTES);
+    while let Ok(Some(Ok(chunk))) = timeout_at(deadline, stream.next()).await {
+        match left.checked_sub(chunk.len()) {
+            Some(less) => left = less,
+            None => return,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::Body;
     use futures_util::stream;
 
-    fn chunks(chunks: Vec<&'static [u8]>) -> Body {
-        Body::from_stream(stream::iter(chunks.into_iter().map(|c| Ok::<_, std::io::Error>(Bytes::from_static(c)))))
+    fn chunks(chunks: Vec<&'static [u8]>) -> BodyDataStream {
+        let chunks = chunks.into_iter().map(|c| Ok::<_, std::io::Error>(Bytes::from_static(c)));
+        Body::from_stream(stream::iter(chunks)).into_data_stream()
     }
 
     #[tokio::test]
     async fn a_body_is_bounded_and_what_it_took_is_given_back() {
         let budget = Budget::new(10);
         let mut charge = budget.charge();
-        let body = read(chunks(vec![b"abc", b"def"]), None, 6, Duration::from_secs(9), &mut charge).await.unwrap();
+        let body = read(&mut chunks(vec![b"abc", b"def"]), None, 6, Duration::from_secs(9), &mut charge).await.unwrap();
         assert_eq!((&body[..], budget.held()), (&b"abcdef"[..], 6));
         let mut other = budget.charge();
-        let full = read(chunks(vec![b"12345"]), Some(5), 6, Duration::from_secs(9), &mut other).await.unwrap_err();
+        let full = read(&mut chunks(vec![b"12345"]), Some(5), 6, Duration::from_secs(9), &mut other).await.unwrap_err();
         assert_eq!(full.status, StatusCode::SERVICE_UNAVAILABLE);
         drop((charge, other));
         assert_eq!(budget.held(), 0);
         let mut charge = budget.charge();
-        for (length, body) in [(Some(7), chunks(vec![])), (None, chunks(vec![b"abcd", b"efg"]))] {
-            let large = read(body, length, 6, Duration::from_secs(9), &mut charge).await.unwrap_err();
+        for (length, mut body) in [(Some(7), chunks(vec![])), (None, chunks(vec![b"abcd", b"efg"]))] {
+            let large = read(&mut body, length, 6, Duration::from_secs(9), &mut charge).await.unwrap_err();
             assert_eq!(large.status, StatusCode::PAYLOAD_TOO_LARGE);
         }
     }
@@ -152,8 +168,8 @@ mod tests {
         let budget = Budget::new(1 << 20);
         let mut charge = budget.charge();
         let begun = Instant::now();
-        let body = Body::from_stream(Box::pin(drips));
-        let slow = read(body, Some(1 << 20), 1 << 20, Duration::from_secs(10), &mut charge).await.unwrap_err();
+        let mut body = Body::from_stream(Box::pin(drips)).into_data_stream();
+        let slow = read(&mut body, Some(1 << 20), 1 << 20, Duration::from_secs(10), &mut charge).await.unwrap_err();
         assert_eq!(slow.status, StatusCode::REQUEST_TIMEOUT);
         assert!(begun.elapsed() < Duration::from_secs(12));
     }

@@ -97,6 +97,8 @@ pub(crate) struct Shared {
 
 /// Bytes of a request's headers.
 const HEADER_BYTES: usize = 32 << 10;
+/// Bytes that each connection reads ahead.
+const BUFFER_BYTES: usize = 128 << 10;
 /// Headers of a request.
 const HEADERS: usize = 64;
 
@@ -209,6 +211,7 @@ where
         .header_read_timeout(shared.settings.patience)
         .max_header_size(HEADER_BYTES)
         .max_headers(HEADERS)
+        .max_buf_size(BUFFER_BYTES)
         .half_close(false)
         .serve_connection(TokioIo::new(stream), answer)
         .await;

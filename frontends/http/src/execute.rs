@@ -1,6 +1,6 @@
 //! `POST /execute`: one op.
 
-use genie_graph::{GraphBuilder, InputRole, NodeId, Shape, TensorType};
+use genie_graph::{GraphBuilder, InputRole, NodeId, Shape, TensorType, VerifyError};
 use genie_tensor_files::{Contents, Format, Limits, Tensor, read};
 use serde_json::Value;
 
@@ -55,7 +55,14 @@ pub(crate) fn declare(graph: &mut GraphBuilder, tensors: &[Tensor]) -> Result<Ve
     let input = |(i, tensor): (usize, &Tensor)| {
         let ty = TensorType { dtype: tensor.dtype, shape: Shape::fixed(&tensor.dims) };
         let declared = graph.input(&format!("x{i}"), InputRole::Argument, ty);
-        declared.map_err(|error| Failure::fields(format!("tensor {i}, of shape {:?}: {error}", tensor.dims)))
+        declared.map_err(|error| {
+            // The node's number is the door's own affair.
+            let reason = match error {
+                VerifyError::Type { source, .. } => source.to_string(),
+                other => other.to_string(),
+            };
+            Failure::fields(format!("tensor {i} cannot be taken: {reason}"))
+        })
     };
     tensors.iter().enumerate().map(input).collect()
 }

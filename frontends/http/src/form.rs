@@ -63,7 +63,7 @@ pub(crate) fn parts(body: &Bytes, boundary: &str) -> Result<Vec<Part>, Failure> 
     let line = format!("\r\n--{boundary}");
     let finder = memmem::Finder::new(line.as_bytes());
     // The first may have nothing before it, not even the end of a line.
-    let mut rest = match body.strip_prefix(&line.as_bytes()[2..]) {
+    let mut rest = match body.strip_prefix(b"--").and_then(|rest| rest.strip_prefix(boundary.as_bytes())) {
         Some(rest) => rest,
         None => finder
             .find(body)

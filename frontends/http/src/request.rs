@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
-use axum::extract::Request;
+use axum::body::{Body, BodyDataStream};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
@@ -49,11 +49,11 @@ pub(crate) async fn answer(
     shared: Arc<Shared>,
     connection: Arc<Connection>,
     token: Option<Arc<Token>>,
-    request: Request,
+    head: &Parts,
+    body: &mut BodyDataStream,
     read: fn(&[Part], &Limits) -> Result<Work, Failure>,
 ) -> Result<Response, Failure> {
     let begun = Instant::now();
-    let (head, body) = request.into_parts();
     let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let boundary = form::boundary(text(header::CONTENT_TYPE))?;
     let length = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());

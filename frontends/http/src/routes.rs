@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
+use axum::body::BodyDataStream;
 use axum::extract::Request;
+use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use genie_transport::auth::Token;
 use serde_json::{Value, json};
 
+use crate::body;
 use crate::connections::Connection;
 use crate::door::Shared;
 use crate::error::Failure;
@@ -38,7 +41,18 @@ pub(crate) async fn answer(
         Some((path, _, runs)) => (*path, *runs),
         None => ("other", false),
     };
-    let response = respond(&shared, connection, from, request).await.unwrap_or_else(Failure::into_response);
+    let (head, body) = request.into_parts();
+    let mut body = body.into_data_stream();
+    let response = match respond(&shared, connection, from, &head, &mut body).await {
+        Ok(response) => response,
+        Err(failure) => {
+            // Who waits to be told to go on sends nothing.
+            if !head.headers.contains_key(header::EXPECT) {
+                body::linger(&mut body).await;
+            }
+            failure.into_response()
+        }
+    };
     shared.stats.answered(endpoint, runs, response.status().as_u16(), begun.elapsed());
     response
 }
@@ -47,13 +61,14 @@ async fn respond(
     shared: &Arc<Shared>,
     connection: Arc<Connection>,
     from: SocketAddr,
-    request: Request,
+    head: &Parts,
+    body: &mut BodyDataStream,
 ) -> Result<Response, Failure> {
-    let token = shared.gate.admit(request.uri(), request.headers(), from)?;
-    let Some((path, wanted, _)) = ENDPOINTS.iter().find(|(path, ..)| *path == request.uri().path()) else {
+    let token = shared.gate.admit(&head.uri, &head.headers, from)?;
+    let Some((path, wanted, _)) = ENDPOINTS.iter().find(|(path, ..)| *path == head.uri.path()) else {
         return Err(Failure::new(StatusCode::NOT_FOUND, "there is nothing here; GET / says what there is"));
     };
-    if request.method() != wanted && !(wanted == Method::GET && request.method() == Method::HEAD) {
+    if head.method != *wanted && !(*wanted == Method::GET && head.method == Method::HEAD) {
         let failure = Failure::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} takes {wanted}"));
         let allow = wanted.as_str().parse().map_err(Failure::internal)?;
         let mut response = failure.into_response();
@@ -67,8 +82,8 @@ async fn respond(
             let text = metrics(shared, token).await?;
             Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
         }
-        "/execute" => request::answer(shared.clone(), connection, token, request, execute::read_form).await,
-        _ => request::answer(shared.clone(), connection, token, request, subgraph::read_form).await,
+        "/execute" => request::answer(shared.clone(), connection, token, head, body, execute::read_form).await,
+        _ => request::answer(shared.clone(), connection, token, head, body, subgraph::read_form).await,
     }
 }
 

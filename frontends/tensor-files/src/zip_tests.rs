@@ -129,7 +129,7 @@ fn what_is_wrong_is_said() {
     for end in 0..good.len() {
         assert!(entry(&good[..end], "a", 0).is_err(), "{end}");
     }
-    let file: Vec<_> = (0..101).map(|i| i.to_string()).collect();
-    let entries: Vec<_> = file.iter().map(|name| (name.as_str(), &b""[..], STORED)).collect();
-    assert!(matches!(entry(&super::tests::file(&entries), "1", 0), Err(ReadError::TooLarge { wanted: 101, .. })));
+    let names: Vec<_> = (0..101).map(|i| i.to_string()).collect();
+    let entries: Vec<_> = names.iter().map(|name| (name.as_str(), &b""[..], STORED)).collect();
+    assert!(matches!(entry(&file(&entries), "1", 0), Err(ReadError::TooLarge { wanted: 101, .. })));
 }

@@ -45,20 +45,21 @@ fn damage(bytes: &mut Vec<u8>, others: &[Vec<u8>], dice: &mut Dice) {
         [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 1 << 40, u64::MAX >> 1, u64::MAX];
     for _ in 0..=dice.below(4) {
         let at = dice.below(bytes.len() + 1);
-        let length = dice.below(1 << dice.below(8)).min(bytes.len() - at);
+        let reach = 1 << dice.below(8);
+        let length = dice.below(reach).min(bytes.len() - at);
         match dice.below(8) {
             0 => bytes.truncate(at),
             1 => drop(bytes.drain(at..at + length)),
             2 => {
                 let copy = bytes[at..at + length].to_vec();
                 let to = dice.below(bytes.len() + 1);
-                bytes.splice(to..to, copy);
+                drop(bytes.splice(to..to, copy));
             }
             3 => {
                 let other = &others[dice.below(others.len())];
                 let from = dice.below(other.len());
                 let end = other.len().min(from + 1 + dice.below(64));
-                bytes.splice(at..at + length, other[from..end].iter().copied());
+                drop(bytes.splice(at..at + length, other[from..end].iter().copied()));
             }
             4 => {
                 let value = ODD[dice.below(ODD.len())].to_le_bytes();
@@ -73,7 +74,7 @@ fn damage(bytes: &mut Vec<u8>, others: &[Vec<u8>], dice: &mut Dice) {
                     *digit = b'0' + dice.below(10) as u8;
                 }
             }
-            6 => bytes.splice(at..at, vec![dice.roll() as u8; 1 << dice.below(12)]).for_each(drop),
+            6 => drop(bytes.splice(at..at, vec![dice.roll() as u8; 1 << dice.below(12)])),
             _ => {
                 if let Some(byte) = bytes.get_mut(at) {
                     *byte ^= 1 << dice.below(8);

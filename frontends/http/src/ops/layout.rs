@@ -59,7 +59,8 @@ fn flatten(call: &mut Call<'_>) -> Result<NodeId, Failure> {
     }
     let start = call.axis(call.kwargs.int("start_dim")?.unwrap_or(0), dims.len())?;
     let end = call.axis(call.kwargs.int("end_dim")?.unwrap_or(-1), dims.len())?;
-    let (Some(before), Some(joined), Some(after)) = (dims.get(..start), dims.get(start..=end), dims.get(end + 1..))
+    let (Some(before), Some(joined), Some(after)) =
+        (dims.get(..start), dims.get(start..=end).filter(|joined| !joined.is_empty()), dims.get(end + 1..))
     else {
         return Err(call.refuse("needs 'start_dim' before 'end_dim'"));
     };

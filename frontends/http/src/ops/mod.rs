@@ -87,6 +87,7 @@ impl Call<'_> {
         match error {
             // The node's number is the door's own affair.
             VerifyError::Op { source, .. } => Failure::fields(format!("'{}' {source}", self.name)),
+            VerifyError::Type { source, .. } => Failure::fields(format!("'{}': {source}", self.name)),
             other => Failure::fields(format!("'{}': {other}", self.name)),
         }
     }

@@ -4,6 +4,7 @@ mod benches;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod driver;
 mod gpus;
+mod http;
 mod killed;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod libraries;

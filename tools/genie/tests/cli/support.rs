@@ -46,6 +46,13 @@ impl Server {
         assert!(Command::new("kill").args([name, &pid]).status().expect("kill starts").success());
     }
 
+    /// Memory that it has now.
+    pub(crate) fn resident_kb(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory is told");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     pub(crate) fn wait(mut self) -> ExitStatus {
         self.child.wait().expect("it can be waited for")
     }
