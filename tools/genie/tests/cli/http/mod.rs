@@ -58,7 +58,7 @@ fn results_come_in_the_format_that_came_and_can_be_sent_again() {
             assert!(answer.header("content-disposition").contains(&format!("result.{}", format.extension())));
             now = answer.body;
         }
-        assert_eq!(genie_tensor_files::Format::of(&now), Some(format));
+        assert_eq!(Format::of(&now), Some(format));
         assert_eq!(tensor(&now), f32s(&[3], &[-0.0, -0.5, -(2.0_f32.sqrt())]));
     }
     // A name stays.
