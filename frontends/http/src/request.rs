@@ -10,8 +10,8 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
-use genie_graph::VerifiedGraph;
-use genie_tensor_files::{Contents, Format, Limits, Tensor, write};
+use genie_graph::{DType, VerifiedGraph};
+use genie_tensor_files::{Contents, Format, Limits, Tensor, WriteError, write};
 use genie_transport::auth::Token;
 
 use crate::body::{self, Charge};
@@ -93,6 +93,10 @@ impl Job {
             let _turn = self.shared.readers.acquire().await.map_err(Failure::internal)?;
             tokio::task::spawn_blocking(parse).await.map_err(Failure::internal)?
         }?;
+        // Before it runs for nothing.
+        if work.reply.format == Format::Npy && run::output_dtype(&work.graph) == Some(DType::BF16) {
+            return Err(WriteError::NoSuchType.into());
+        }
         let apart = work.inputs.iter().filter(|tensor| !is_within(&place, &tensor.data)).map(|t| t.data.len() as u64);
         self.charge.grow(apart.sum())?;
         let result = run::output_bytes(&work.graph).unwrap_or(u64::MAX);

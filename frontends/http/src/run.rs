@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use genie_graph::{Sizes, VerifiedGraph};
+use genie_graph::{DType, Sizes, VerifiedGraph};
 use genie_tensor_files::Tensor;
 use genie_transport::client::{BindInputs, ClientError, Input, PutOptions, RunOptions, Value};
 use genie_transport::wire::{DecodeError, TensorSpec};
@@ -31,6 +31,11 @@ pub(crate) fn output_bytes(graph: &VerifiedGraph) -> Option<u64> {
     let node = graph.outputs.first()?.node;
     let dims = graph.concrete(node, &Sizes::default())?;
     genie_graph::byte_len(graph.nodes.get(node.0 as usize)?.ty.dtype, &dims)
+}
+
+/// Its elements' type.
+pub(crate) fn output_dtype(graph: &VerifiedGraph) -> Option<DType> {
+    Some(graph.nodes.get(graph.outputs.first()?.node.0 as usize)?.ty.dtype)
 }
 
 /// Runs a graph with these inputs, in the order of its input nodes, which are its first.

@@ -102,8 +102,8 @@ pub(crate) struct ServeArgs {
     /// Let other machines in over links that do not encrypt (tcp://, rdma://), by token: for a network that is trusted.
     #[arg(long)]
     plaintext_off_host: bool,
-    /// Open an HTTP door, too: tensor files in, tensor files out (docs/http.md). Without an address at 127.0.0.1:8888; without this flag
-    /// there is none. With --tls-cert it speaks HTTPS; who may reach it is as for --listen. There may be an address after =: --http=[::1]:80
+    /// Open an HTTP door, too: tensor files in, tensor files out (docs/http.md). Without an address it is at 127.0.0.1:8888; without this
+    /// flag there is none. With --tls-cert it speaks HTTPS. Who may reach it is as for --listen.
     #[arg(long, value_name = "HOST:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:8888")]
     http: Option<String>,
     /// Bytes of one HTTP request, and of one answer: all requests together may hold four times as many.
