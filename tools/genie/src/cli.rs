@@ -65,6 +65,7 @@ pub(crate) enum BenchCommand {
     Latency(bench::latency::LatencyArgs),
     Put(bench::put::PutArgs),
     Decode(bench::decode::DecodeArgs),
+    Http(bench::http::HttpArgs),
 }
 
 #[cfg(test)]
@@ -98,6 +99,10 @@ mod tests {
             "genie bench price --serve --serve-args=--unchecked --op put,get --sizes 1M,4M --pairs 5 --json",
             "genie bench price --uri tcps://a:2,tcp://a:1 --ca ca.pem --sizes 64M",
             "genie bench interference --serve --tensor 1G --json",
+            "genie serve --device cpu --http",
+            "genie serve --http --device cpu --http-limit 64M",
+            "genie serve --http 127.0.0.1:0 --listen tcp://127.0.0.1:0",
+            "genie bench http --sizes 64K,4M --json",
             "genie bench growth --serve --connections 1,10000 --residents 1,100000 --json",
             "genie serve --listen tcps://0.0.0.0:7070 --tokens t --tls-cert c --tls-key k --client-ca a --plaintext-off-host",
             "genie ping tcps://gpu:7070 --token-file t --ca a --tls-cert c --tls-key k",

@@ -58,6 +58,7 @@ fn main() -> ExitCode {
             BenchCommand::Latency(args) => bench::latency::run(&args, say),
             BenchCommand::Put(args) => bench::put::run(&args, say),
             BenchCommand::Decode(args) => bench::decode::run(&args, say),
+            BenchCommand::Http(args) => bench::http::run(&args, say),
         },
         Command::Explain(args) => explain::run(&args, say),
         Command::Token(args) => token::run(&args, say),

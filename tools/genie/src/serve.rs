@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use genie_executor::device::{Device, select};
 use genie_executor::{Config, Executor};
+use genie_http::Door;
 use genie_transport::Uri;
 use genie_transport::auth::{Guard, Tokens};
 use genie_transport::connection::{Directory, Offers, Settings};
@@ -101,6 +102,19 @@ pub(crate) struct ServeArgs {
     /// Let other machines in over links that do not encrypt (tcp://, rdma://), by token: for a network that is trusted.
     #[arg(long)]
     plaintext_off_host: bool,
+    /// Open an HTTP door, too: tensor files in, tensor files out (docs/http.md). Without an address it is at 127.0.0.1:8888; without this
+    /// flag there is none. With --tls-cert it speaks HTTPS. Who may reach it is as for --listen.
+    #[arg(long, value_name = "HOST:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:8888")]
+    http: Option<String>,
+    /// Bytes of one HTTP request, and of one answer: all requests together may hold four times as many.
+    #[arg(long, value_name = "BYTES", value_parser = size, default_value = "1G", requires = "http")]
+    http_limit: u64,
+    /// Seconds that an HTTP client may take over its headers, and over each 64 KiB of a body or an answer.
+    #[arg(long, value_name = "S", default_value_t = 30.0, value_parser = seconds, requires = "http")]
+    http_patience: f64,
+    /// HTTP connections at a time: for one more the oldest goes whose request has not come whole.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..), requires = "http")]
+    http_connections: u16,
     /// Let clients that ask for it do without checksums over tensors on their way: a bit that flips then goes unnoticed.
     #[arg(long)]
     unchecked: bool,
@@ -117,6 +131,9 @@ struct Ready {
     /// Where it listens, in the order asked for.
     uris: Vec<String>,
     devices: Vec<String>,
+    /// Where the HTTP door is, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http: Option<String>,
     pid: u32,
 }
 
@@ -167,13 +184,24 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
             let server = server.clone();
             listening.spawn(async move { server.run(listener).await });
         }
-        ready(&Ready { uri, uris, devices: names, pid: std::process::id() }, say)?;
+        let inside = args.http.as_deref().map(|address| Inside::open(address, args, &access)).transpose()?;
+        let (http, door) = match inside {
+            Some(inside) => {
+                let server = server.clone();
+                listening.spawn(async move { server.run(inside.listener).await });
+                (Some(inside.door.url().to_owned()), Some((inside.door, inside.folder)))
+            }
+            None => (None, None),
+        };
+        ready(&Ready { uri, uris, devices: names, http, pid: std::process::id() }, say)?;
         tokio::select! {
             () = ticks(&executor) => {}
             () = reloads(args, &access, server.directory(), &executor) => {}
             () = stop.asked() => {}
         }
         listening.shutdown().await;
+        // Requests that are under way are told by the server that it stops; the folder of its socket goes with the door.
+        drop(door);
         // The listeners are gone: who reconnects now waits for the next server, and finds this one's sessions gone.
         tracing::info!("stopping: what runs comes to its end");
         let ending = tokio::task::spawn_blocking(move || executor.shutdown());
@@ -227,7 +255,36 @@ fn ready(ready: &Ready, say: Say) -> Result<()> {
     if say.json {
         return say::line(&serde_json::to_string(ready)?);
     }
-    say::line(&format!("genie: serving {} on {}", ready.devices.join(", "), ready.uris.join(", ")))
+    let http = ready.http.iter().map(String::as_str);
+    let places: Vec<_> = ready.uris.iter().map(String::as_str).chain(http).collect();
+    say::line(&format!("genie: serving {} on {}", ready.devices.join(", "), places.join(", ")))
+}
+
+/// The HTTP door, and the server's address that is for it alone: shared memory, by a socket in a folder that only this user may enter.
+struct Inside {
+    door: Door,
+    listener: Listener,
+    folder: tempfile::TempDir,
+}
+
+impl Inside {
+    fn open(address: &str, args: &ServeArgs, access: &Access) -> Result<Self> {
+        let folder =
+            tempfile::Builder::new().prefix("genie-http-").tempdir().context("a folder for the HTTP door's socket")?;
+        let path = folder.path().join("socket");
+        let path = path.to_str().context("the folder for temporary files has a name that is not UTF-8")?;
+        let uri: Uri = format!("shm://{path}").parse()?;
+        let listener = Listener::bind_with(&uri, access)?;
+        let settings = genie_http::Settings {
+            body_bytes: args.http_limit,
+            memory_bytes: args.http_limit.saturating_mul(4),
+            connections: args.http_connections.into(),
+            patience: Duration::from_secs_f64(args.http_patience),
+            ..genie_http::Settings::default()
+        };
+        let door = Door::open(address, uri, access, settings)?;
+        Ok(Self { door, listener, folder })
+    }
 }
 
 /// Who is let in.

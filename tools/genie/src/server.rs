@@ -12,6 +12,7 @@ use genie_transport::Uri;
 pub(crate) struct OwnServer {
     child: Child,
     uris: Vec<Uri>,
+    http: Option<String>,
 }
 
 impl OwnServer {
@@ -29,9 +30,9 @@ impl OwnServer {
             command.args(["--listen", &uri.to_string()]);
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting a server")?;
-        let ready = child.stdout.take().map(ready_uris);
+        let ready = child.stdout.take().map(ready);
         match ready {
-            Some(Ok(uris)) => Ok(Self { child, uris }),
+            Some(Ok((uris, http))) => Ok(Self { child, uris, http }),
             Some(Err(error)) => {
                 // It says on standard error why.
                 let _ = child.wait();
@@ -44,6 +45,11 @@ impl OwnServer {
     /// Where it listens: there is always a first address.
     pub(crate) fn uri(&self) -> &Uri {
         &self.uris[0]
+    }
+
+    /// Where its HTTP door is, if it was told to have one.
+    pub(crate) fn http(&self) -> Option<&str> {
+        self.http.as_deref()
     }
 
     /// All addresses where it listens.
@@ -72,13 +78,15 @@ impl Drop for OwnServer {
     }
 }
 
-fn ready_uris(out: impl Read) -> Result<Vec<Uri>> {
+/// Where it listens, and where its HTTP door is.
+fn ready(out: impl Read) -> Result<(Vec<Uri>, Option<String>)> {
     let mut line = String::new();
     BufReader::new(out).read_line(&mut line)?;
     let ready: serde_json::Value = serde_json::from_str(&line).context("the server did not start")?;
     let uris = ready.get("uris").and_then(serde_json::Value::as_array).filter(|uris| !uris.is_empty());
     let uris = uris.context("the server did not say where it listens")?;
-    uris.iter().map(|uri| Ok(uri.as_str().unwrap_or_default().parse()?)).collect()
+    let uris = uris.iter().map(|uri| Ok(uri.as_str().unwrap_or_default().parse()?)).collect::<Result<_>>()?;
+    Ok((uris, ready.get("http").and_then(serde_json::Value::as_str).map(str::to_owned)))
 }
 
 #[cfg(test)]
@@ -88,10 +96,11 @@ mod tests {
     #[test]
     fn the_ready_line_is_read() {
         let line = b"{\"uri\": \"tcp://127.0.0.1:9\", \"uris\": [\"tcp://127.0.0.1:9\", \"tcp://[::1]:9\"], \"devices\": []}\n";
-        let uris = ready_uris(&line[..]).unwrap();
+        let (uris, http) = super::ready(&line[..]).unwrap();
+        assert_eq!(http, None);
         assert_eq!(uris.iter().map(Uri::to_string).collect::<Vec<_>>(), ["tcp://127.0.0.1:9", "tcp://[::1]:9"]);
         for bad in [&b""[..], b"{\"uris\": []}\n"] {
-            assert!(ready_uris(bad).is_err());
+            assert!(super::ready(bad).is_err());
         }
     }
 }

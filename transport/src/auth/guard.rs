@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::exchange::{Channel, Exchange};
 use super::identity::Identity;
 use super::secret::{Secret, draw};
-use super::tokens::Tokens;
-use crate::wire::{ErrorCode, Mac, Proof, RemoteError};
+use super::tokens::{Token, Tokens};
+use crate::wire::{ErrorCode, Mac, Proof, RemoteError, token_name};
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $counter:literal),+ $(,)?) => {
@@ -229,6 +229,33 @@ impl Guard {
         }
     }
 
+    /// Checks a token that is shown itself, as an HTTP client shows it, where tokens are asked for.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unauthorized`], for a name as for a secret; it was counted and logged as a proof is.
+    pub fn admit_secret(
+        &self,
+        name: &str,
+        secret: &Secret,
+        channel: &Channel,
+        now: Instant,
+    ) -> Result<Arc<Token>, RemoteError> {
+        let tokens = self.tokens();
+        let token = tokens.as_ref().and_then(|tokens| tokens.find(name));
+        // As long for a name that there is not as for a wrong secret.
+        let right = token.map_or(&self.nobody, |token| &token.secret) == secret;
+        match token {
+            Some(token) if right => Ok(token.clone()),
+            _ => {
+                // What is no name may be anything, and is not logged.
+                let name = token_name(name.as_bytes()).unwrap_or_default();
+                let message =
+                    "this token is not known here, or its secret is another: check the token file on both sides";
+                Err(self.refuse(Refused::WrongToken, channel, name, message, now))
+            }
+        }
+    }
+
     /// Counts and logs a refusal, and gives what the client is told.
     pub fn refuse(&self, why: Refused, channel: &Channel, name: &str, message: &str, now: Instant) -> RemoteError {
         self.count(why);
@@ -319,7 +346,6 @@ impl std::fmt::Debug for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::Token;
 
     fn proof(token: &Token, nonce: &[u8; 32], binding: Option<[u8; 32]>) -> Proof {
         let client_nonce = [9; 32];
@@ -354,6 +380,22 @@ mod tests {
         assert!(guard.check(&second, &tls, &proof(&alice, &second, None), now).is_err());
         assert_eq!(counted(&guard, Refused::WrongToken), 4);
         assert!(guard.check(&second, &tls, &proof(&alice, &second, Some([1; 32])), now).is_ok());
+    }
+
+    #[test]
+    fn a_secret_that_is_shown_must_be_that_of_its_name() {
+        let (alice, bob) = (Token::draw("alice").unwrap(), Token::draw("bob").unwrap());
+        let guard = Guard::with_tokens(Tokens::new([alice.clone(), bob.clone()]));
+        let (plain, now) = (Channel::default(), Instant::now());
+        let shown = |name: &str, secret: &Secret| guard.admit_secret(name, secret, &plain, now);
+        assert_eq!(*shown("alice", &alice.secret).unwrap(), alice);
+        for (name, secret) in
+            [("alice", &bob.secret), ("carol", &alice.secret), ("", &alice.secret), ("a\nb", &alice.secret)]
+        {
+            assert_eq!(shown(name, secret).unwrap_err().code, ErrorCode::Unauthorized, "{name}");
+        }
+        assert_eq!(counted(&guard, Refused::WrongToken), 4);
+        assert!(Guard::open().admit_secret("alice", &alice.secret, &plain, now).is_err());
     }
 
     #[test]

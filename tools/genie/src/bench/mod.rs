@@ -5,6 +5,7 @@ pub(crate) mod decode;
 mod figure;
 mod floors;
 pub(crate) mod growth;
+pub(crate) mod http;
 pub(crate) mod interference;
 pub(crate) mod latency;
 mod load;

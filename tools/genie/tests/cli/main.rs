@@ -6,6 +6,7 @@ mod c_library;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod driver;
 mod gpus;
+mod http;
 mod killed;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod libraries;

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 /// A server of a test, killed with it.
 pub(crate) struct Server {
@@ -46,6 +46,13 @@ impl Server {
         assert!(Command::new("kill").args([name, &pid]).status().expect("kill starts").success());
     }
 
+    /// Memory that it has now.
+    pub(crate) fn resident_kb(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory is told");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     pub(crate) fn wait(mut self) -> ExitStatus {
         self.child.wait().expect("it can be waited for")
     }
@@ -68,6 +75,8 @@ impl Certificate {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("a certificate can be made");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // A certificate of its signer's name passes for its own signer's with OpenSSL.
+        params.distinguished_name.push(DnType::CommonName, "an authority");
         let key = || KeyPair::generate().expect("a key can be made");
         let authority = CertifiedIssuer::self_signed(params, key()).expect("a certificate can be made");
         let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a certificate can be made");

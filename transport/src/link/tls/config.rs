@@ -100,7 +100,8 @@ impl TlsServer {
         self.asks_for_certificates
     }
 
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
+    /// What it is now, for a door that speaks something else than Genie's protocol.
+    pub fn config(&self) -> Arc<ServerConfig> {
         self.loaded().config
     }
 
