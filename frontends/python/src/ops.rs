@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use genie_graph::{
-    ArgReduceKind, BinaryKind, CompareKind, CumulativeKind, DType, LinearLayout, Op, PoolKind, QuantFormat, RandomKind, ReduceKind,
-    RopeStyle, ScatterKind, TensorType, UnaryKind,
+    ArgReduceKind, BinaryKind, CompareKind, CumulativeKind, DType, LinearLayout, Op, PoolKind, QuantFormat, RandomKind,
+    ReduceKind, RopeStyle, ScatterKind, TensorType, UnaryKind,
 };
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;

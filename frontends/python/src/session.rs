@@ -118,8 +118,9 @@ impl<'py> Inputs<'py> {
         let mut inputs = Self { arrays: Vec::new(), residents: Vec::new() };
         for (key, value) in given.into_iter().flatten() {
             let node = ports.input(&key)?;
-            let node = u16::try_from(node)
-                .map_err(|_| bad_input(format!("node {node} is too far on to be given with a run: bind it as a resident")))?;
+            let node = u16::try_from(node).map_err(|_| {
+                bad_input(format!("node {node} is too far on to be given with a run: bind it as a resident"))
+            })?;
             match value.cast_into::<Tensor>() {
                 Ok(tensor) => inputs.residents.push((node, tensor)),
                 Err(other) => inputs.arrays.push((node, array(&other.into_inner())?)),

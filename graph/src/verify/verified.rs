@@ -131,7 +131,8 @@ impl VerifiedGraph {
         });
         let first = steps.next()??;
         let symbolic = |dim: &Dim| matches!(dim, Dim::Symbol(Symbol::Batch | Symbol::Sequence));
-        let one = steps.all(|step| step == Some(first)) && !self.nodes.iter().any(|n| n.ty.shape.0.iter().any(symbolic));
+        let one =
+            steps.all(|step| step == Some(first)) && !self.nodes.iter().any(|n| n.ty.shape.0.iter().any(symbolic));
         one.then_some(first)
     }
 
