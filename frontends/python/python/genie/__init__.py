@@ -9,6 +9,7 @@
 from . import aio
 from ._array import Array, asarray
 from ._connect import connect, current_session
+from ._meaning import annotate, explain, phase
 from ._model import Generation, Model
 from ._native import Binding, Cache, Graph, Node, Program, Tensor, __version__, dump
 from ._session import Device, Session
@@ -51,8 +52,11 @@ __all__ = [
     "UnsupportedOp",
     "__version__",
     "aio",
+    "annotate",
     "asarray",
     "connect",
     "current_session",
     "dump",
+    "explain",
+    "phase",
 ]

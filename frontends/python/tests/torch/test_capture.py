@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import genie.torch
 import pytest
 import torch
@@ -138,3 +143,11 @@ def test_explain_says_what_it_took() -> None:
         assert genie.torch.explain(x.exp()).phase == "vision"
     with pytest.raises(ValueError, match="no phase"), genie.torch.phase("lunch"):
         pass
+
+
+def test_the_example_runs_as_users_have_it(runner: Runner) -> None:
+    """A process of its own, where nothing but torch is imported before the device is named."""
+    example = Path(__file__).resolve().parents[4] / "examples/pytorch/hello.py"
+    environment = {**os.environ, "GENIE_SERVER": runner.backend.session.uri}
+    said = subprocess.run([sys.executable, str(example)], env=environment, capture_output=True, text=True, timeout=300)
+    assert (said.stdout.split(), said.returncode) == (["0.52", "True", "prefill"], 0), said.stderr
