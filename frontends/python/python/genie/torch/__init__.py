@@ -14,7 +14,3 @@ from .run import use  # noqa: E402
 from .tensor import RemoteTensor  # noqa: E402
 
 __all__ = ["Explanation", "RemoteTensor", "annotate", "explain", "phase", "use"]
-
-
-def _autoload() -> None:
-    """What torch calls when it is imported: importing this was all."""

@@ -179,8 +179,12 @@ def register() -> None:
     """Makes `torch.device("remote_accelerator:0")` and `torch.remote_accelerator` mean this. Once a process."""
     if hasattr(torch, NAME):
         return
-    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-
+    try:
+        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+    except ImportError as error:
+        raise ImportError(
+            f"PyTorch {torch.__version__} cannot have a device that is written in Python, as remote_accelerator is: use PyTorch 2.15"
+        ) from error
     module = types.ModuleType(f"torch.{NAME}", "Devices of a Genie server.")
     for item in _PUBLIC:
         setattr(module, item.__name__, item)
