@@ -152,22 +152,6 @@ def _is_in_bad_fork() -> bool:
     return False
 
 
-class _Hook(torch._C._acc.PrivateUse1Hooks):  # type: ignore[name-defined,misc]
-    def is_available(self) -> bool:
-        return True
-
-    def has_primary_context(self, dev_id: int) -> bool:
-        return True
-
-    def is_built(self) -> bool:
-        return True
-
-
-class _Guard(torch._C._acc.DeviceGuard):  # type: ignore[name-defined,misc]
-    def type_(self) -> Any:
-        return torch._C._autograd.DeviceType.PrivateUse1
-
-
 _PUBLIC: tuple[Callable[..., Any] | type, ...] = (
     device_count, is_available, current_device, set_device, device, get_device_properties, get_device_name, mem_get_info,
     memory_allocated, synchronize, empty_cache, manual_seed, manual_seed_all, get_rng_state, set_rng_state,
@@ -185,6 +169,20 @@ def register() -> None:
         raise ImportError(
             f"PyTorch {torch.__version__} cannot have a device that is written in Python, as remote_accelerator is: use PyTorch 2.15"
         ) from error
+    class _Hook(torch._C._acc.PrivateUse1Hooks):  # type: ignore[name-defined,misc]
+        def is_available(self) -> bool:
+            return True
+
+        def has_primary_context(self, dev_id: int) -> bool:
+            return True
+
+        def is_built(self) -> bool:
+            return True
+
+    class _Guard(torch._C._acc.DeviceGuard):  # type: ignore[name-defined,misc]
+        def type_(self) -> Any:
+            return torch._C._autograd.DeviceType.PrivateUse1
+
     module = types.ModuleType(f"torch.{NAME}", "Devices of a Genie server.")
     for item in _PUBLIC:
         setattr(module, item.__name__, item)
