@@ -209,6 +209,25 @@ static inline void sincospi(double x, double *sine, double *cosine) {
     default: *sine = -c, *cosine = s; break;
     }
 }
+// The inverse of the error function, by Newton's method on the complement, whose digits last.
+static inline float erfinvf(float x) {
+    const double a = fabs(double(x));
+    if (!(a < 1.0)) return a == 1.0 ? copysignf(INFINITY, x) : NAN;
+    double y = 0.0;
+    for (int i = 0; i < 100; i++) {
+        const double off = a < 0.5 ? erf(y) - a : (1.0 - a) - erfc(y);
+        const double step = off / (1.1283791670955126 * exp(-y * y));
+        y -= step;
+        if (fabs(step) <= 1e-14 * y) break;
+    }
+    return copysignf(float(y), x);
+}
+// Bessel's I0, as the mean of e^(x cos t): evenly spaced points find a periodic function's exactly.
+static inline float cyl_bessel_i0f(float x) {
+    double sum = 0.0;
+    for (int i = 0; i < 400; i++) sum += exp(double(x) * cos(i * 3.14159265358979323846 / 200.0));
+    return float(sum / 400.0);
+}
 static inline double __ddiv_rn(double a, double b) { return a / b; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }

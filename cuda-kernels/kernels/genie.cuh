@@ -193,6 +193,12 @@ __device__ __forceinline__ float block_max(float x, float *scratch) {
     return warp_max(x);
 }
 
+// Whether an integer is below 0, which those without a sign never are.
+template <typename T> __device__ __forceinline__ bool is_negative(T x) {
+    if constexpr (T(-1) < T(0)) return x < T(0);
+    return false;
+}
+
 // EACH_FLOAT(X): X(T, name) for each float type; EACH_TYPE(X) for each element type. Bool is a byte of its own kind.
 struct boolean {
     u8 byte;

@@ -9,8 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use genie_executor::device::cpu::CpuDevice;
-use genie_executor::device::{Device, Memory, Row};
-use genie_graph::{DType, Dim, GraphBuilder, InputRole, LinearLayout, Op, PoolKind, QuantFormat, Symbol, TensorType};
+use genie_executor::device::{Device, HostTensor, Memory, Row};
+use genie_graph::{
+    CompareKind, CumulativeKind, DType, Dim, GraphBuilder, InputRole, LinearLayout, Op, PoolKind, QuantFormat,
+    RandomKind, ScatterKind, Symbol, TensorType, UnaryKind,
+};
 use genie_transport::memory::Region;
 
 use support::models::{Config, gpt2, llama};
@@ -76,6 +79,36 @@ fn a_step_in_steady_state_allocates_nothing() {
         }
     }
     images_and_blocks();
+    order_and_lookups();
+}
+
+/// The same for a program that sorts, takes what it sorted, scatters it, carries sums, chooses, and draws random numbers.
+fn order_and_lookups() {
+    let mut b = GraphBuilder::new("order");
+    let argument = |b: &mut GraphBuilder, name: &str, dtype, dims: &[u64]| {
+        b.input(name, InputRole::Argument, TensorType::new(dtype, dims.iter().map(|&d| d.into()))).unwrap()
+    };
+    let (x, key) = (argument(&mut b, "x", DType::F32, &[7, 300]), argument(&mut b, "key", DType::I64, &[2]));
+    let order = b.push(Op::ArgSort { axis: 0, descending: true }, &[x]).unwrap();
+    let sorted = b.push(Op::TakeAlong { axis: 0 }, &[x, order]).unwrap();
+    let back = b.push(Op::ScatterAlong { axis: 0, kind: ScatterKind::Add }, &[x, order, sorted]).unwrap();
+    let sums = b.push(Op::Cumulative { kind: CumulativeKind::Sum, axis: 1 }, &[back]).unwrap();
+    let random = Op::Random { kind: RandomKind::Normal, dtype: DType::F16, dims: vec![7.into(), 1.into()] };
+    let random = b.push(random, &[key]).unwrap();
+    let random = b.push(Op::Cast { to: DType::F32 }, &[random]).unwrap();
+    let above = b.push(Op::Compare { kind: CompareKind::Gt }, &[sums, random]).unwrap();
+    let chosen = b.push(Op::Where, &[above, sums, random]).unwrap();
+    let y = b.push(Op::Unary { kind: UnaryKind::Lgamma }, &[chosen]).unwrap();
+    b.output("y", y);
+    let program = CpuDevice::new(0, 2, 1 << 26).unwrap().load(Arc::new(b.finish().unwrap())).unwrap();
+    let key = HostTensor { dtype: Some(DType::I64), dims: vec![2], data: vec![5; 16] };
+    let arguments = [tensor(&[7, 300], &vec![0.5; 2100]), key];
+    let mut outputs = Vec::new();
+    let mut step = || program.run(&[], &mut [Row::new(&arguments, &mut outputs, u64::MAX)]).unwrap();
+    (0..2).for_each(|_| step());
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    (0..10).for_each(|_| step());
+    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0, "order and lookups");
 }
 
 /// The same for a program of convolutions, pools, a norm, a product that reads blocks, and a scatter.

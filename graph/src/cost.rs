@@ -190,7 +190,7 @@ mod tests {
         let ty = |dtype, dims: &[u64]| TensorType { dtype, shape: Shape::fixed(dims) };
         let (x, ids) = (ty(DType::F32, &[4, 100]), ty(DType::I64, &[4, 3]));
         // 100 elements are halved 7 times.
-        let sorted = cost(Op::ArgSort { axis: -1, descending: true }, &[x.clone()]);
+        let sorted = cost(Op::ArgSort { axis: -1, descending: true }, std::slice::from_ref(&x));
         assert_eq!(sorted, Cost { flops: 400 * 7, bytes: 400 * 4 + 400 * 8 });
         let taken = cost(Op::TakeAlong { axis: 1 }, &[x.clone(), ids.clone()]);
         assert_eq!(taken, Cost { flops: 0, bytes: 12 * 8 + 2 * 12 * 4 });

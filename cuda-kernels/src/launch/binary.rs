@@ -102,7 +102,7 @@ pub fn binary(
 }
 
 /// The dimensions of the result.
-fn joint(check: Check, a: &[u64], b: &[u64]) -> Result<Vec<u64>, LaunchError> {
+pub(super) fn joint(check: Check, a: &[u64], b: &[u64]) -> Result<Vec<u64>, LaunchError> {
     let rank = a.len().max(b.len());
     let size = |dims: &[u64], i: usize| (i + dims.len()).checked_sub(rank).map_or(1, |k| dims[k]);
     (0..rank)

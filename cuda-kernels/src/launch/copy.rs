@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::elementwise::{THREADS, blocks};
-use super::strided::{Dims, MOST_DIMS, Walk};
+use super::strided::{Dims, MOST_DIMS, Walk, contiguous};
 use crate::kernel::{self, Kernel, Launch};
 use crate::view::{Check, LaunchError, View};
 
@@ -61,6 +61,37 @@ pub fn copy(dims: &[u64], x: Strided<'_>, y: Strided<'_>) -> Result<Option<Launc
     let walk = Walk::new(dims, [x.strides, y.strides]);
     let from = x.view.at + x.start * bytes;
     let to = y.view.at + y.start * bytes;
+    moved(check, walk, bytes, from, to)
+}
+
+/// y, of these dimensions (the outermost first, no more than 8) as x, has x's elements in the opposite order along the dimensions that
+/// are `flipped`. Both are contiguous, of one type, and may not overlap, which is not checked.
+///
+/// # Errors
+/// [`LaunchError`].
+pub fn flip(dims: &[u64], flipped: &[bool], x: View, y: View) -> Result<Option<Launch>, LaunchError> {
+    let check = Check("flip");
+    check.same_type("y", y, x)?;
+    check.size("the number of dimensions", dims.len() as u64, dims.len() <= MOST_DIMS, "no more than 8")?;
+    check.size("the number of choices", flipped.len() as u64, flipped.len() == dims.len(), "that of the dimensions")?;
+    let count = check.product("x", dims)?;
+    check.tensor("x", x, count)?;
+    check.tensor("y", y, count)?;
+    if count == 0 {
+        return Ok(None);
+    }
+    let own = contiguous(dims);
+    let (mut start, mut strides) = (0, own.clone());
+    for (axis, stride) in strides.iter_mut().enumerate().filter(|&(axis, _)| flipped[axis] && dims[axis] > 1) {
+        start += (dims[axis] - 1) * *stride;
+        // Kernels count with signs.
+        *stride = stride.wrapping_neg();
+    }
+    let bytes = x.dtype.bytes();
+    moved(check, Walk::new(dims, [&strides, &own]), bytes, x.at + start * bytes, y.at)
+}
+
+fn moved(check: Check, walk: Walk<2>, bytes: u64, from: u64, to: u64) -> Result<Option<Launch>, LaunchError> {
     match tiled(check, &walk, bytes, from, to)? {
         Some(launch) => Ok(Some(launch)),
         None => apart(check, walk, bytes, from, to).map(Some),
@@ -76,7 +107,9 @@ fn apart(check: Check, mut walk: Walk<2>, mut bytes: u64, from: u64, to: u64) ->
         while bytes < 16 && (from | to).is_multiple_of(2 * bytes) && even(&walk) {
             bytes *= 2;
             walk.sizes[0] /= 2;
-            walk.strides[1..].iter_mut().flatten().for_each(|stride| *stride /= 2);
+            // One that goes backwards is negative.
+            let halve = |stride: &mut u64| *stride = (stride.cast_signed() / 2).cast_unsigned();
+            walk.strides[1..].iter_mut().flatten().for_each(halve);
         }
     }
     let kernel: &'static Kernel = match bytes {
@@ -130,7 +163,7 @@ fn tiled(check: Check, walk: &Walk<2>, bytes: u64, from: u64, to: u64) -> Result
             .chain(others.clone().map(|d| walk.sizes[d]))
             .collect(),
         strides: [in_y, in_x]
-            .map(|d| walk.strides[d].map(|stride| stride * side))
+            .map(|d| walk.strides[d].map(|stride| stride.wrapping_mul(side)))
             .into_iter()
             .chain(others.map(|d| walk.strides[d]))
             .collect(),

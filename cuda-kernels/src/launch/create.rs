@@ -1,7 +1,7 @@
 //! Tensors made from nothing.
 
 use bytemuck::{Pod, Zeroable};
-use genie_graph::DType;
+use genie_graph::{DType, RandomKind};
 
 use super::elementwise::{THREADS, blocks};
 use crate::kernel::{self, Kernel, Launch};
@@ -101,6 +101,44 @@ fn random(check: Check, kernels: [&'static Kernel; 3], seed: u64, y: View) -> Re
     }
     let params = RandomParams { y: y.at, count: y.elements, seed };
     Ok(Some(Launch::new(kernel, [blocks(y.elements.div_ceil(4)), 1, 1], [THREADS, 1, 1], 0, &params)))
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct KeyedParams {
+    y: u64,
+    count: u64,
+    key: u64,
+}
+
+/// Numbers of the stream that `key` names when the launch runs, i64 `[2]`: key and first block. Uniform and normal ones are those of
+/// [`genie_graph::random::fill_uniform_from`] and [`genie_graph::random::fill_normal_from`], as exact as [`rand`] and [`randn`]; bits are
+/// those of [`genie_graph::random::fill_bits_from`].
+///
+/// # Errors
+/// [`LaunchError`].
+pub fn random_by(kind: RandomKind, key: View, y: View) -> Result<Option<Launch>, LaunchError> {
+    let check = Check("random");
+    let kernel: &'static Kernel = match (kind, y.dtype) {
+        (RandomKind::Uniform, DType::F32) => &kernel::RANDOM_UNIFORM_F32,
+        (RandomKind::Uniform, DType::F16) => &kernel::RANDOM_UNIFORM_F16,
+        (RandomKind::Uniform, DType::BF16) => &kernel::RANDOM_UNIFORM_BF16,
+        (RandomKind::Normal, DType::F32) => &kernel::RANDOM_NORMAL_F32,
+        (RandomKind::Normal, DType::F16) => &kernel::RANDOM_NORMAL_F16,
+        (RandomKind::Normal, DType::BF16) => &kernel::RANDOM_NORMAL_BF16,
+        (RandomKind::Bits, DType::I64) => &kernel::RANDOM_BITS,
+        (_, other) => return Err(check.wrong_type("y", other)),
+    };
+    if key.dtype != DType::I64 {
+        return Err(check.wrong_type("key", key.dtype));
+    }
+    check.tensor("key", key, 2)?;
+    check.tensor("y", y, y.elements)?;
+    if y.elements == 0 {
+        return Ok(None);
+    }
+    let params = KeyedParams { y: y.at, count: y.elements, key: key.at };
+    Ok(Some(Launch::new(kernel, [blocks(y.elements.div_ceil(2)), 1, 1], [THREADS, 1, 1], 0, &params)))
 }
 
 #[repr(C)]

@@ -13,15 +13,18 @@ pub mod create;
 pub mod dequant;
 pub mod elementwise;
 pub mod epilogue;
+pub mod functions;
 pub mod gather;
 pub mod gemm;
 pub mod matvec;
 pub mod norm;
+pub mod pairs;
 pub mod pool;
 pub mod reduce;
 pub mod rope;
 pub mod sample;
 pub mod softmax;
+pub mod take;
 pub mod weight;
 pub mod workspace;
 

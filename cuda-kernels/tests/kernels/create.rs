@@ -1,10 +1,10 @@
 //! Tensors made from nothing.
 
-use genie_cuda_kernels::launch::create::{arange, fill, positions, rand, randn};
-use genie_graph::{DType, random};
+use genie_cuda_kernels::launch::create::{arange, fill, positions, rand, randn, random_by};
+use genie_graph::{DType, RandomKind, random};
 use half::{bf16, f16};
 
-use super::support::{FLOATS, Tensor, run};
+use super::support::{FLOATS, Tensor, assert_close, precision, run};
 
 #[test]
 fn fills_write_every_element_and_no_other() {
@@ -106,4 +106,30 @@ fn positions_follow_the_lengths_in_memory() {
     assert!(positions(lens.view(), y.view(), 2, 3).is_err());
     assert!(positions(lens.view(), y.view(), 2, 1 << 31).is_err());
     assert!(matches!(positions(lens.tail(2), y.tail(4), 0, 3), Ok(None)));
+}
+
+/// The stream that a key in memory names is the one that the host makes; where 64 bits do not hold a block's number, too.
+#[test]
+fn a_key_in_memory_names_a_stream() {
+    for (key, start) in [(7, 0), (u64::MAX, 1 << 40), (3, u64::MAX - 1)] {
+        let words = Tensor::of_i64(&[key.cast_signed(), start.cast_signed()]);
+        for count in [1, 7, 1000] {
+            let (mut floats, mut bits) = (vec![0.0; count], vec![0; count]);
+            let mut y = Tensor::poisoned(DType::F32, count);
+            run(random_by(RandomKind::Uniform, words.view(), y.view()), &mut [&mut y]);
+            random::fill_uniform_from(key, start, 0, &mut floats);
+            assert_eq!(y.values(), floats.iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+            run(random_by(RandomKind::Normal, words.view(), y.view()), &mut [&mut y]);
+            random::fill_normal_from(key, start, 0, &mut floats);
+            let expected: Vec<f64> = floats.iter().map(|&v| v.into()).collect();
+            assert_close("normal", &y.values(), &expected, 2.0 * precision(DType::F32), 0.0);
+            let mut y = Tensor::poisoned(DType::I64, count);
+            run(random_by(RandomKind::Bits, words.view(), y.view()), &mut [&mut y]);
+            random::fill_bits_from(key, start, 0, &mut bits);
+            assert_eq!(y.bytes(), bits.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+        }
+    }
+    let (key, y) = (Tensor::of_i64(&[1, 2, 3]), Tensor::poisoned(DType::F32, 4));
+    assert!(random_by(RandomKind::Uniform, key.view(), y.view()).is_err());
+    assert!(random_by(RandomKind::Bits, key.view(), y.view()).is_err());
 }

@@ -8,7 +8,7 @@ use genie_executor::device::cpu::CpuDevice;
 use genie_executor::device::cuda::CudaDevice;
 use genie_executor::device::{Device, DeviceError};
 use genie_executor::{Config, Mode};
-use genie_graph::Phase;
+use genie_graph::{DType, GraphBuilder, InputRole, Op, Phase, TensorType};
 use genie_transport::wire::{ContentHash, Effect, ErrorCode, Offered, PutTarget, Request, ResidencyCode};
 
 use crate::client::{
@@ -65,6 +65,22 @@ fn decode(client: &mut Client<'_>, model: &Model, steps: usize) -> Vec<i32> {
             last
         })
         .collect()
+}
+
+/// An op that a GPU has no kernel for is told when the program is defined, with the device that lacks it; a CPU beside it takes it.
+#[test]
+fn an_op_without_a_kernel_is_refused_by_its_name() {
+    let (server, _gpu) = server(Mode::Inline);
+    let mut client = server.client();
+    let mut g = GraphBuilder::new("order");
+    let x = g.input("x", InputRole::Argument, TensorType::new(DType::F32, [4.into()])).unwrap();
+    let y = g.push(Op::ArgSort { axis: 0, descending: false }, &[x]).unwrap();
+    g.output("y", y);
+    let graph = g.finish().unwrap().encode();
+    let error = client.call(Request::Define { device: 0, graph: &graph }).unwrap_err();
+    let expected = "cuda:0 has no kernel for `argsort` yet: run this graph on a cpu device";
+    assert_eq!((error.code, &error.message[..]), (ErrorCode::UnsupportedOp, expected));
+    assert!(client.call(Request::Define { device: 1, graph: &graph }).is_ok());
 }
 
 #[test]

@@ -287,11 +287,11 @@ mod power {
                     let even = exponent & 1 == 0;
                     return match base {
                         1 => 1,
-                        _ if base == (0 as $t).wrapping_sub(1) => if even { 1 } else { base },
+                        _ if base == !0 => if even { 1 } else { base },
                         _ => 0,
                     };
                 }
-                let (mut base, mut exponent, mut product) = (base, exponent, 1 as $t);
+                let (mut base, mut exponent, mut product): ($t, $t, $t) = (base, exponent, 1);
                 while exponent != 0 {
                     if exponent & 1 == 1 {
                         product = product.wrapping_mul(base);

@@ -28,13 +28,13 @@ pub(super) fn apply(op: &Op, dims: &[usize], x: &[&Tensor]) -> Vec<f64> {
         Op::Cumulative { kind, axis } => {
             let axis = wrap(*axis, dims.len());
             each(&|i| {
-                let mut sofar = (0..=i[axis]).map(|j| x[0].at(&with(i, axis, j)));
+                let sofar = (0..=i[axis]).map(|j| x[0].at(&with(i, axis, j)));
                 match kind {
                     CumulativeKind::Sum => sofar.sum(),
                     CumulativeKind::Prod => sofar.product(),
                     _ if sofar.clone().any(f64::is_nan) => f64::NAN,
                     CumulativeKind::Max => sofar.fold(f64::NEG_INFINITY, f64::max),
-                    CumulativeKind::Min => sofar.by_ref().fold(f64::INFINITY, f64::min),
+                    CumulativeKind::Min => sofar.fold(f64::INFINITY, f64::min),
                 }
             })
         }
@@ -219,7 +219,7 @@ fn binary(kind: BinaryKind, dtype: DType, a: f64, b: f64) -> f64 {
                 a * b.exp2()
             }
         }
-        BinaryKind::ShiftRight if b < 0.0 => (a / 1e30).floor(),
+        BinaryKind::ShiftRight if b < 0.0 || b >= width => -f64::from(u8::from(a < 0.0)),
         BinaryKind::ShiftRight => (a / b.exp2()).floor(),
     }
 }

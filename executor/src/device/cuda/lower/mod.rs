@@ -10,6 +10,7 @@ mod fuse;
 mod image;
 mod layout;
 mod norm;
+mod pointwise;
 mod product;
 
 use std::collections::HashMap;
@@ -26,19 +27,9 @@ use crate::device::KvSpec;
 pub(super) fn missing(node: &Node) -> Option<&'static str> {
     match &node.op {
         Op::Reduce { .. } if node.ty.dtype == DType::Bool => Some("reduce of bool"),
-        op @ (Op::Unary { .. }
-        | Op::Binary { .. }
-        | Op::Compare { .. }
-        | Op::Where
-        | Op::Broadcast { .. }
-        | Op::Cumulative { .. }
-        | Op::ArgSort { .. }
-        | Op::TakeAlong { .. }
-        | Op::ScatterAlong { .. }
-        | Op::ArgReduce { .. }
-        | Op::Random { .. }
-        | Op::Flip { .. }
-        | Op::Pad { .. }) => Some(op.name()),
+        op @ (Op::Cumulative { .. } | Op::ArgSort { .. } | Op::ScatterAlong { .. } | Op::ArgReduce { .. }) => {
+            Some(op.name())
+        }
         _ => None,
     }
 }
@@ -307,6 +298,15 @@ impl Lowering<'_> {
             Op::Conv2d { .. } => self.convolution(),
             Op::BatchNorm { eps } => self.batch_norm(*eps),
             Op::Pool { .. } => self.pool(),
+            Op::Unary { kind } => self.function(*kind),
+            Op::Binary { kind } => self.combine(*kind),
+            Op::Compare { kind } => self.compare(*kind),
+            Op::Where => self.choose(),
+            Op::Broadcast { .. } => self.broadcast(),
+            Op::Pad { before, value, .. } => self.pad(before, *value),
+            Op::Flip { axes } => self.flip(axes),
+            Op::TakeAlong { axis } => self.take_along(*axis),
+            Op::Random { kind, .. } => self.random(*kind),
             op => {
                 let function = unary(op)?;
                 let x = self.operand(0)?;
