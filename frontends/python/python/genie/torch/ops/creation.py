@@ -10,17 +10,17 @@ import torch
 
 from .. import build
 from ..device import current_device
-from ..dispatch import HANDLERS, LIBRARY
+from ..dispatch import HANDLERS, LIBRARY, AnyHandler
 from ..dtypes import FLOATS, NAMES, name_of
 from ..node import Node
 from ..operands import integers, wrapped
 from ..tensor import RemoteTensor, wrap
 
 
-def factory(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def factory(*names: str) -> Callable[[AnyHandler], AnyHandler]:
     """Registers what makes a tensor where no operand says that it is ours, but `device=` does."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: AnyHandler) -> AnyHandler:
         for name in names:
             LIBRARY.impl(name, function, "PrivateUse1")
         return HANDLERS.add(*(name if "." in name else f"{name}.default" for name in names))(function)

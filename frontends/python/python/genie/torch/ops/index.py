@@ -35,7 +35,8 @@ def _ids(value: Any, device: int) -> Node:
 
 def _positions(self: RemoteTensor, indices: Sequence[Any]) -> list[Node | None]:
     """Indices an axis each; masks become the positions where they hold, which asks the server how many there are."""
-    device, out = self._storage.node.device, []
+    device = self._storage.node.device
+    out: list[Node | None] = []
     for index in indices:
         if index is None:
             out.append(None)
