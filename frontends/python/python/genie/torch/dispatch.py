@@ -20,7 +20,7 @@ Handler = Callable[..., Any]
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
 aten = torch.ops.aten
 #: Functions for where no tensor of ours is there to be asked, or torch does not ask it.
-LIBRARY = torch.library.Library("aten", "IMPL")
+LIBRARY: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
 
 
 class Handlers(dict[OpOverload, Handler]):
@@ -144,7 +144,7 @@ class Handlers(dict[OpOverload, Handler]):
         made_of = decomposition_table.get(func)
         if made_of is not None:
             return widened(made_of) if func._schema.name in _ROUNDED_ONCE else made_of
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func._name, "CompositeImplicitAutograd"):
             return func.decompose
         return None
 
@@ -154,7 +154,7 @@ class Handlers(dict[OpOverload, Handler]):
         if not func._schema.name.startswith(_LISTS):
             return None
         slow = torch._C.DispatchKey.CompositeExplicitAutograd
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeExplicitAutograd"):
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(func._name, "CompositeExplicitAutograd"):
             return None
         return lambda *args, **kwargs: func._op_dk(slow, *args, **kwargs)
 

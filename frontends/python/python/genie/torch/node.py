@@ -46,7 +46,7 @@ class Node:
         self.phase: str | None = CURRENT.phase
         self.residency: str | None = None
         # Nodes that would have to run for this one, at the most: those that two inputs share are counted twice.
-        pending = 1
+        pending: int = 1
         for node in inputs:
             pending += node.pending
             node.readers += 1

@@ -128,7 +128,8 @@ def _spaced(start: Any, end: Any, steps: int) -> list[float]:
 
 @factory("linspace.Tensor_Tensor", "linspace.Tensor_Scalar", "linspace.Scalar_Tensor")
 def linspace_between(start: Any, end: Any, steps: int, **options: Any) -> RemoteTensor:
-    return linspace(*_numbers(start, end), steps, **options)
+    first, last = _numbers(start, end)
+    return linspace(first, last, steps, **options)
 
 
 @factory("logspace")
@@ -146,7 +147,8 @@ def logspace(
 
 @factory("logspace.Tensor_Tensor", "logspace.Tensor_Scalar", "logspace.Scalar_Tensor")
 def logspace_between(start: Any, end: Any, steps: int, base: float = 10.0, **options: Any) -> RemoteTensor:
-    return logspace(*_numbers(start, end), steps, base, **options)
+    first, last = _numbers(start, end)
+    return logspace(first, last, steps, base, **options)
 
 
 def _numbers(*values: Any) -> list[Any]:
