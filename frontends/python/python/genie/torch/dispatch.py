@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._ops import OpOverload
@@ -17,9 +17,10 @@ from . import build
 from .dtypes import NAMES
 
 Handler = Callable[..., Any]
+AnyHandler = TypeVar("AnyHandler", bound=Handler)
 aten = torch.ops.aten
 #: Functions for where no tensor of ours is there to be asked, or torch does not ask it.
-LIBRARY = torch.library.Library("aten", "IMPL")
+LIBRARY: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
 
 
 class Handlers(dict[OpOverload, Handler]):
@@ -30,10 +31,10 @@ class Handlers(dict[OpOverload, Handler]):
         #: Operations that have functions of their own, not made of others.
         self.direct: set[OpOverload] = set()
 
-    def add(self, *names: str) -> Callable[[Handler], Handler]:
+    def add(self, *names: str) -> Callable[[AnyHandler], AnyHandler]:
         """Registers a function for operations by name: `add.Tensor`. A name that this torch does not have is left out."""
 
-        def register(handler: Handler) -> Handler:
+        def register(handler: AnyHandler) -> AnyHandler:
             for name in names:
                 packet, _, overload = name.partition(".")
                 found = getattr(getattr(aten, packet, None), overload or "default", None)
@@ -44,10 +45,10 @@ class Handlers(dict[OpOverload, Handler]):
 
         return register
 
-    def whole(self, *names: str) -> Callable[[Handler], Handler]:
+    def whole(self, *names: str) -> Callable[[AnyHandler], AnyHandler]:
         """As `add`, for operations that torch would take apart before it asks anybody."""
 
-        def register(handler: Handler) -> Handler:
+        def register(handler: AnyHandler) -> AnyHandler:
             for name in names:
                 LIBRARY.impl(name.removesuffix(".default"), handler, "PrivateUse1")
             return self.add(*names)(handler)
@@ -80,7 +81,7 @@ class Handlers(dict[OpOverload, Handler]):
             found = getattr(packet, overload)
             taken = [(a.name, str(a.type)) for a in found._schema.arguments if a.name not in beside]
             if found is not func and not found._schema.is_mutable and taken == wanted:
-                return found
+                return found  # type: ignore[no-any-return]
         return None
 
     def _in_place(self, func: OpOverload) -> Handler | None:
@@ -143,7 +144,7 @@ class Handlers(dict[OpOverload, Handler]):
         made_of = decomposition_table.get(func)
         if made_of is not None:
             return widened(made_of) if func._schema.name in _ROUNDED_ONCE else made_of
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func._name, "CompositeImplicitAutograd"):
             return func.decompose
         return None
 
@@ -153,7 +154,7 @@ class Handlers(dict[OpOverload, Handler]):
         if not func._schema.name.startswith(_LISTS):
             return None
         slow = torch._C.DispatchKey.CompositeExplicitAutograd
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeExplicitAutograd"):
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(func._name, "CompositeExplicitAutograd"):
             return None
         return lambda *args, **kwargs: func._op_dk(slow, *args, **kwargs)
 

@@ -48,7 +48,7 @@ class Node:
         # How often data of this process has travelled with a run.
         self.sent = 0
         # Nodes that would have to run for this one, at the most: those that two inputs share are counted twice.
-        pending = 1
+        pending: int = 1
         for node in inputs:
             pending += node.pending
             node.readers += 1

@@ -57,10 +57,12 @@ class RemoteTensor(torch.Tensor):
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         handler = HANDLERS.get(func) or HANDLERS.find(func)
         return handler(*args, **kwargs) if kwargs else handler(*args)
 
@@ -82,9 +84,10 @@ class RemoteTensor(torch.Tensor):
         return self.detach().cpu().tolist()
 
     def __array__(self, dtype: Any = None) -> Any:
-        return self.detach().cpu().__array__(dtype) if dtype is not None else self.detach().cpu().__array__()
+        here = self.detach().cpu().numpy()
+        return here if dtype is None else here.astype(dtype)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         text = repr(self.detach().cpu())
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"{text[:-1]}, device='{self.device}'{grad})"
@@ -103,7 +106,7 @@ class RemoteTensor(torch.Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A file has the values: it loads on a machine that knows no server, under weights_only, too.
-        return self.detach().cpu().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
+        return self.detach().cpu().requires_grad_(self.requires_grad).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     def backward(self, *_: Any, **__: Any) -> None:
         """Not there.
@@ -156,7 +159,7 @@ def view_of(
 
 def adopt(tensor: RemoteTensor, new: RemoteTensor) -> RemoteTensor:
     """Makes a tensor look at what another one looks at, with its sizes."""
-    torch.Tensor.data.__set__(tensor, new)
+    torch.Tensor.data.__set__(tensor, new)  # type: ignore[attr-defined]
     tensor._storage, tensor._chain, tensor._seen = new._storage, new._chain, None
     return tensor
 

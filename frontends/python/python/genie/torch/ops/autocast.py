@@ -18,8 +18,9 @@ _SINGLE = (
     "softmax.int", "log_softmax.int", "layer_norm", "group_norm", "native_layer_norm", "exp", "log", "pow.Tensor_Scalar", "rsqrt",
     "cross_entropy_loss", "nll_loss", "mse_loss", "cosine_similarity", "cumsum", "cumprod", "norm.Scalar", "cdist", "softplus",
 )  # fmt: skip
-_OTHERS = torch.library.Library("_", "IMPL")
+_OTHERS: Any = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
 _KEY = "AutocastPrivateUse1"
+_KEYS = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _KEY))
 
 
 def _register(name: str, half: bool) -> None:
@@ -32,7 +33,7 @@ def _register(name: str, half: bool) -> None:
         def convert(value: Any) -> Any:
             return value.to(dtype) if isinstance(value, RemoteTensor) and value.dtype.is_floating_point else value
 
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
+        with torch._C._ExcludeDispatchKeyGuard(_KEYS):
             return func(*tree_map(convert, args), **tree_map(convert, kwargs))
 
     LIBRARY.impl(name, cast, _KEY)

@@ -10,17 +10,17 @@ import torch
 
 from .. import build
 from ..device import current_device
-from ..dispatch import HANDLERS, LIBRARY
+from ..dispatch import HANDLERS, LIBRARY, AnyHandler
 from ..dtypes import FLOATS, NAMES, name_of
 from ..node import Node
 from ..operands import integers, wrapped
 from ..tensor import RemoteTensor, wrap
 
 
-def factory(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def factory(*names: str) -> Callable[[AnyHandler], AnyHandler]:
     """Registers what makes a tensor where no operand says that it is ours, but `device=` does."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: AnyHandler) -> AnyHandler:
         for name in names:
             LIBRARY.impl(name, function, "PrivateUse1")
         return HANDLERS.add(*(name if "." in name else f"{name}.default" for name in names))(function)
@@ -128,7 +128,8 @@ def _spaced(start: Any, end: Any, steps: int) -> list[float]:
 
 @factory("linspace.Tensor_Tensor", "linspace.Tensor_Scalar", "linspace.Scalar_Tensor")
 def linspace_between(start: Any, end: Any, steps: int, **options: Any) -> RemoteTensor:
-    return linspace(*_numbers(start, end), steps, **options)
+    first, last = _numbers(start, end)
+    return linspace(first, last, steps, **options)
 
 
 @factory("logspace")
@@ -146,7 +147,8 @@ def logspace(
 
 @factory("logspace.Tensor_Tensor", "logspace.Tensor_Scalar", "logspace.Scalar_Tensor")
 def logspace_between(start: Any, end: Any, steps: int, base: float = 10.0, **options: Any) -> RemoteTensor:
-    return logspace(*_numbers(start, end), steps, base, **options)
+    first, last = _numbers(start, end)
+    return logspace(first, last, steps, base, **options)
 
 
 def _numbers(*values: Any) -> list[Any]:

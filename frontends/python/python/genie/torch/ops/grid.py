@@ -104,6 +104,7 @@ def grid_sampler(input: RemoteTensor, grid: RemoteTensor, interpolation_mode: in
         return wrap(build.reshape(_taps(flat, sizes, [build.unary("round", line) for line in at]), shape))
     floors = [build.unary("floor", line) for line in at]
     fractions = [build.sub(line, floor) for line, floor in zip(at, floors)]
+    steps: tuple[int, ...]
     if interpolation_mode == _BICUBIC:
         steps, weights = (-1, 0, 1, 2), [_cubic(t) for t in fractions]
     else:

@@ -35,7 +35,8 @@ def _ids(value: Any, device: int) -> Node:
 
 def _positions(self: RemoteTensor, indices: Sequence[Any]) -> list[Node | None]:
     """Indices an axis each; masks become the positions where they hold, which asks the server how many there are."""
-    device, out = self._storage.node.device, []
+    device = self._storage.node.device
+    out: list[Node | None] = []
     for index in indices:
         if index is None:
             out.append(None)
@@ -49,8 +50,8 @@ def _positions(self: RemoteTensor, indices: Sequence[Any]) -> list[Node | None]:
             raise IndexError(
                 f"The shape of the mask {list(ids.shape)} at index 0 does not match the shape of the indexed tensor {list(self.shape)} at index {at}"
             )
-        found = nonzero(wrap(ids))
-        out += [node_of(found.select(1, i)) for i in range(len(ids.shape))]
+        found = node_of(nonzero(wrap(ids)))
+        out += [build.reshape(build.slice_axis(found, 1, i, i + 1), found.shape[:1]) for i in range(len(ids.shape))]
     return out
 
 

@@ -32,8 +32,8 @@ def _normalised(x: Node, shape: tuple[int, ...], weight: RemoteTensor | None, bi
             f"size{list(x.shape)}"
         )
     rows = build.reshape(x, (*x.shape[: len(x.shape) - len(shape)], math.prod(shape)))
-    weights = (build.reshape(_given(t, shape, value, x), rows.shape[-1:]) for t, value in ((weight, 1), (bias, 0)))
-    return build.reshape(build.layer_norm(rows, *weights, eps), x.shape), rows
+    scale, shift = (build.reshape(_given(t, shape, value, x), rows.shape[-1:]) for t, value in ((weight, 1), (bias, 0)))
+    return build.reshape(build.layer_norm(rows, scale, shift, eps), x.shape), rows
 
 
 @HANDLERS.whole("layer_norm.default")
@@ -104,16 +104,16 @@ def batch_norm(
     nothing = wrap(build.empty((0,), "f32", x.device))
     if not x.numel:
         return wrap(x), nothing, nothing
-    weights = [_given(t, (channels,), value, x) for t, value in ((weight, 1), (bias, 0))]
+    scale, shift = (_given(t, (channels,), value, x) for t, value in ((weight, 1), (bias, 0)))
     if not training:
-        made = build.batch_norm(x, *weights, node_of(running_mean), node_of(running_var), eps)  # type: ignore[arg-type]
+        made = build.batch_norm(x, scale, shift, node_of(running_mean), node_of(running_var), eps)  # type: ignore[arg-type]
         return wrap(made), nothing, nothing
     axes = tuple(i for i in range(len(x.shape)) if i != 1)
     count = x.numel // channels
     wide = build.cast(x, "f32")
     spread, middle = variance(wide, axes, False, 0)
-    kept = weights[0].dtype
-    made = build.cast(build.batch_norm(wide, *(build.cast(w, "f32") for w in weights), middle, spread, eps), x.dtype)
+    kept = scale.dtype
+    made = build.cast(build.batch_norm(wide, build.cast(scale, "f32"), build.cast(shift, "f32"), middle, spread, eps), x.dtype)
     for running, now in ((running_mean, middle), (running_var, build.mul(spread, scalar(count / max(1, count - 1), "f32", x.device)))):
         if running is not None:
             running.mul_(1 - momentum).add_(wrap(now), alpha=momentum)
@@ -311,5 +311,5 @@ def _transposed(
     w = build.reshape(w, (groups, c // groups, out, *kernel))
     w = build.flip(build.transpose(w, (0, 2, 1, *range(3, 3 + rank))), range(3, 3 + rank))
     w = build.reshape(w, (groups * out, c // groups, *kernel))
-    ends = (tuple(max(0, b) for b in side) for side in (before, after))
-    return _convolved(x, w, bias, (1,) * rank, *ends, dilation, groups)
+    first, last = (tuple(max(0, b) for b in side) for side in (before, after))
+    return _convolved(x, w, bias, (1,) * rank, first, last, dilation, groups)

@@ -73,7 +73,8 @@ def kthvalue(self: RemoteTensor, k: int, dim: int = -1, keepdim: bool = False) -
     if not x.shape:
         return torch.return_types.kthvalue((wrap(x), wrap(build.full((), 0, "i64", x.device))))
     at = build.full(_one(x, axis), k - 1, "i64", x.device)
-    return torch.return_types.kthvalue(tuple(wrap(v) for v in _kth(x, at, axis, keepdim)))
+    values, where = _kth(x, at, axis, keepdim)
+    return torch.return_types.kthvalue((wrap(values), wrap(where)))
 
 
 def _median_along(x: Node, axis: int, keep: bool, skip_nan: bool) -> tuple[Node, Node]:

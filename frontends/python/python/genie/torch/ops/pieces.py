@@ -60,7 +60,7 @@ def _shown(mask: torch.Tensor | None, mask_type: int | None) -> torch.Tensor | N
 
 
 def _heads(x: torch.Tensor, count: int) -> torch.Tensor:
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], count, -1).transpose(1, 2)
 
 
 @HANDLERS.add("_native_multi_head_attention.default")
@@ -93,9 +93,10 @@ def encoder_layer(
     mask: torch.Tensor | None = None, mask_type: int | None = None,
 ) -> Any:  # fmt: skip
     def attend(x: torch.Tensor) -> torch.Tensor:
-        return multi_head_attention(
+        out, _ = multi_head_attention(
             x, x, x, embed_dim, num_heads, qkv_weight, qkv_bias, proj_weight, proj_bias, mask, False, False, mask_type
-        )[0]
+        )
+        return out
 
     def feed(x: torch.Tensor) -> torch.Tensor:
         wide = functional.linear(x, ffn_weight_1, ffn_bias_1)

@@ -149,7 +149,8 @@ def angle(self: RemoteTensor) -> RemoteTensor:
 def polygamma(n: int, self: RemoteTensor) -> RemoteTensor:
     if n:
         raise NotImplementedError(f"remote_accelerator has no polygamma of order {n}: it has digamma, which is order 0; x.cpu() brings it here")
-    return torch.ops.aten.digamma.default(self)
+    x = node_of(self)
+    return wrap(build.unary("digamma", build.cast(x, floating(x.dtype))))
 
 
 @HANDLERS.add("frexp.Tensor")

@@ -53,18 +53,18 @@ for _name, _aten in _SAME.items():
 
 
 @_prim("div")
-def div(self: Any, other: Any) -> torch.Tensor:
+def div(self: Any, other: Any) -> Any:
     whole = not self.dtype.is_floating_point
     return aten.div.Tensor_mode(self, other, rounding_mode="trunc") if whole else aten.div.Tensor(self, other)
 
 
 @_prim("convert_element_type")
-def convert(a: RemoteTensor, dtype: torch.dtype) -> torch.Tensor:
+def convert(a: RemoteTensor, dtype: torch.dtype) -> Any:
     return to_copy(a, dtype=dtype)
 
 
 @_prim("device_put")
-def device_put(a: torch.Tensor, device: Any, non_blocking: bool = False) -> torch.Tensor:
+def device_put(a: torch.Tensor, device: Any, non_blocking: bool = False) -> Any:
     return to_copy(a, device=device)
 
 
@@ -73,7 +73,7 @@ _prim("where")(where)
 
 
 @_prim("broadcast_in_dim")
-def broadcast_in_dim(a: RemoteTensor, shape: Sequence[int], broadcast_dimensions: Sequence[int]) -> torch.Tensor:
+def broadcast_in_dim(a: RemoteTensor, shape: Sequence[int], broadcast_dimensions: Sequence[int]) -> Any:
     placed = [1] * len(shape)
     for size, axis in zip(a.shape, broadcast_dimensions):
         placed[axis] = size
@@ -82,18 +82,18 @@ def broadcast_in_dim(a: RemoteTensor, shape: Sequence[int], broadcast_dimensions
 
 @_prim("collapse_view")
 @_prim("collapse")
-def collapse(a: RemoteTensor, start: int, end: int) -> torch.Tensor:
+def collapse(a: RemoteTensor, start: int, end: int) -> Any:
     return aten.flatten.using_ints(a, start, end)
 
 
 @_prim("split_dim")
-def split_dim(a: RemoteTensor, dim: int, outer_length: int) -> torch.Tensor:
+def split_dim(a: RemoteTensor, dim: int, outer_length: int) -> Any:
     return aten.view.default(a, [*a.shape[:dim], outer_length, a.shape[dim] // outer_length, *a.shape[dim + 1 :]])
 
 
 def _reduction(name: str) -> None:
     @_prim(name)
-    def apply(inp: RemoteTensor, dims: Sequence[int] | None, *, output_dtype: Any = None) -> torch.Tensor:
+    def apply(inp: RemoteTensor, dims: Sequence[int] | None, *, output_dtype: Any = None) -> Any:
         x = node_of(inp)
         if output_dtype is not None:
             x = build.cast(x, name_of(output_dtype))
@@ -106,7 +106,7 @@ for _name in ("sum", "prod", "amax", "amin"):
 
 
 @_prim("var")
-def var(inp: RemoteTensor, dims: Sequence[int] | None, correction: float | None = 1, *, output_dtype: Any = None) -> torch.Tensor:
+def var(inp: RemoteTensor, dims: Sequence[int] | None, correction: float | None = 1, *, output_dtype: Any = None) -> Any:
     return aten.var.correction(inp, dims, correction=correction)
 
 
@@ -116,23 +116,23 @@ def iota(length: int, *, start: int, step: int, dtype: torch.dtype, device: Any,
 
 
 @_prim("full")
-def full(shape: Sequence[int], fill_value: Any, *, dtype: torch.dtype, device: Any, requires_grad: bool) -> torch.Tensor:
+def full(shape: Sequence[int], fill_value: Any, *, dtype: torch.dtype, device: Any, requires_grad: bool) -> Any:
     return aten.full.default(list(shape), fill_value, dtype=dtype, device=device)
 
 
 @_prim("full_like")
-def full_like(a: torch.Tensor, fill_value: Any, *, dtype: torch.dtype, device: Any, requires_grad: bool) -> torch.Tensor:
+def full_like(a: torch.Tensor, fill_value: Any, *, dtype: torch.dtype, device: Any, requires_grad: bool) -> Any:
     return aten.full.default(list(a.shape), fill_value, dtype=dtype, device=device)
 
 
 @_prim("scalar_tensor")
-def scalar_tensor(s: Any, *, dtype: torch.dtype | None = None, device: Any = None) -> torch.Tensor:
+def scalar_tensor(s: Any, *, dtype: torch.dtype | None = None, device: Any = None) -> Any:
     return aten.scalar_tensor.default(s, dtype=dtype, device=device)
 
 
 @_prim("empty_strided")
 @_prim("empty_permuted")
-def empty(shape: Sequence[int], order: Sequence[int], *, dtype: torch.dtype, device: Any, requires_grad: bool) -> torch.Tensor:
+def empty(shape: Sequence[int], order: Sequence[int], *, dtype: torch.dtype, device: Any, requires_grad: bool) -> Any:
     return aten.full.default(list(shape), 0, dtype=dtype, device=device)
 
 

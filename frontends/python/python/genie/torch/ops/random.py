@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def randperm(n: int, *, dtype: Any = None, layout: Any = None, device: Any = Non
     return wrap(build.cast(build.argsort(bits, 0, False), name_of(dtype or torch.int64)))
 
 
-def _like(draw: Any) -> Any:
+def _like(draw: Callable[..., Node]) -> Callable[..., RemoteTensor]:
     def like(
         self: RemoteTensor, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None, memory_format: Any = None
     ) -> RemoteTensor:

@@ -264,7 +264,8 @@ def sort(self: RemoteTensor, dim: int = -1, descending: bool = False) -> Any:
 
 @HANDLERS.add("argsort.stable")
 def argsort(self: RemoteTensor, *, stable: bool = False, dim: int = -1, descending: bool = False) -> RemoteTensor:
-    return sort_stable(self, dim=dim, descending=descending)[1]
+    where: RemoteTensor = sort_stable(self, dim=dim, descending=descending)[1]
+    return where
 
 
 @HANDLERS.add("topk.default")

@@ -217,7 +217,7 @@ def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
 @HANDLERS.add("as_strided.default")
 def as_strided(self: RemoteTensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> RemoteTensor:
     # It looks at the memory, not at what the tensor shows of it.
-    offset = self.storage_offset() if storage_offset is None else storage_offset
+    offset = int(self.storage_offset() if storage_offset is None else storage_offset)
     base = self._storage.node
     reach = offset + 1 + sum((n - 1) * s for n, s in zip(size, stride)) if all(size) else 0
     if reach > base.numel:
@@ -273,7 +273,7 @@ def set_in(self: RemoteTensor, source: RemoteTensor) -> RemoteTensor:
 
 
 @HANDLERS.add("split.Tensor")
-def split(self: RemoteTensor, split_size: int, dim: int = 0) -> list[torch.Tensor]:
+def split(self: RemoteTensor, split_size: int, dim: int = 0) -> list[RemoteTensor]:
     axis = build.axis_of(dim, self.dim())
     size = self.shape[axis]
     if split_size < 0 or (split_size == 0 and size):
@@ -283,14 +283,15 @@ def split(self: RemoteTensor, split_size: int, dim: int = 0) -> list[torch.Tenso
 
 
 @HANDLERS.add("split_with_sizes.default")
-def split_with_sizes(self: RemoteTensor, split_sizes: Sequence[int], dim: int = 0) -> list[torch.Tensor]:
+def split_with_sizes(self: RemoteTensor, split_sizes: Sequence[int], dim: int = 0) -> list[RemoteTensor]:
     axis = build.axis_of(dim, self.dim())
     if sum(split_sizes) != self.shape[axis]:
         raise RuntimeError(
             f"split_with_sizes expects split_sizes to sum exactly to {self.shape[axis]} (input tensor's size at dimension "
             f"{dim}), but got split_sizes={list(split_sizes)}"
         )
-    out, at = [], 0
+    out: list[RemoteTensor] = []
+    at = 0
     for size in split_sizes:
         out.append(sliced(self, axis, at, at + size))
         at += size
@@ -298,14 +299,14 @@ def split_with_sizes(self: RemoteTensor, split_sizes: Sequence[int], dim: int = 
 
 
 @HANDLERS.whole("tensor_split.tensor_indices_or_sections")
-def tensor_split(self: RemoteTensor, tensor_indices_or_sections: torch.Tensor, dim: int = 0) -> list[torch.Tensor]:
+def tensor_split(self: RemoteTensor, tensor_indices_or_sections: torch.Tensor, dim: int = 0) -> list[RemoteTensor]:
     # Where to split is asked of the server: the sizes of tensors are known here.
     where = tensor_indices_or_sections.tolist()
-    return aten.tensor_split(self, where, dim)
+    return list(aten.tensor_split(self, where, dim))
 
 
 @HANDLERS.add("unbind.int")
-def unbind(self: RemoteTensor, dim: int = 0) -> list[torch.Tensor]:
+def unbind(self: RemoteTensor, dim: int = 0) -> list[RemoteTensor]:
     axis = build.axis_of(dim, self.dim())
     return [selected(self, axis, i) for i in range(self.shape[axis])]
 
@@ -334,7 +335,7 @@ for _name in (
 @HANDLERS.add("view.dtype")
 def view_dtype(self: RemoteTensor, dtype: torch.dtype) -> RemoteTensor:
     if dtype == self.dtype:
-        return aten.alias(self)
+        return view_of(self, tuple(self.shape), self.stride(), 0, ())
     raise NotImplementedError(
         f"remote_accelerator does not look at {self.dtype} as {dtype}: .to({dtype}) converts the numbers; x.cpu().view(dtype) has the bits"
     )
