@@ -169,6 +169,7 @@ def register() -> None:
         raise ImportError(
             f"PyTorch {torch.__version__} cannot have a device that is written in Python, as remote_accelerator is: use PyTorch 2.15"
         ) from error
+
     class _Hook(torch._C._acc.PrivateUse1Hooks):  # type: ignore[name-defined,misc]
         def is_available(self) -> bool:
             return True
