@@ -100,6 +100,8 @@ def arange(start: Scalar, step: Scalar, count: int, dtype: str, device: int) -> 
     if count == 0:
         return empty((0,), dtype, device)
     exact = "i64" if dtype in ("i64", "i32", "u8") else "f32"
+    if exact == "i64":
+        start, step = int(start), int(step)
     counted = _declared("arange", (count,), exact, device, start=0.0, step=1.0)
     if step != 1:
         counted = mul(counted, full((), step, exact, device))
@@ -261,7 +263,16 @@ def pad(x: Node, before: Sequence[int], after: Sequence[int], value: Scalar) -> 
     shape = tuple(n + b + a for n, b, a in zip(x.shape, before, after))
     if 0 in x.shape:
         return full(shape, value, x.dtype, x.device)
-    return _make("pad", (x,), shape, x.dtype, before=tuple(before), after=tuple(after), value=float(value))
+    return _make("pad", (x,), shape, x.dtype, before=tuple(before), after=tuple(after), value=_held(value, x.dtype))
+
+
+def _held(value: Scalar, dtype: str) -> float:
+    """A number as its type holds it."""
+    if dtype == "bool":
+        return float(bool(value))
+    if dtype in ("i64", "i32", "u8"):
+        return float(int(value) % 256 if dtype == "u8" else int(value))
+    return float(value)
 
 
 # ---- reductions and scans
@@ -289,6 +300,9 @@ def reduce(kind: str, x: Node, axes: Sequence[int], keep: bool = False) -> Node:
         if kind not in _IDENTITY:
             raise IndexError(f"{kind}(): Expected reduction dim to be specified for input.numel() == 0")
         return full(shape, _IDENTITY[kind](x.dtype), x.dtype, x.device)
+    if x.dtype == "bool":
+        # Of truth values the sum is whether any holds, the product whether all do.
+        kind = {"sum": "max", "prod": "min"}.get(kind, kind)
     return _make("reduce", (x,), shape, x.dtype, kind=kind, axes=tuple(axes), keep_dims=keep)
 
 

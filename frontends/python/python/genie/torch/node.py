@@ -25,6 +25,8 @@ class Node:
 
     __slots__ = ("attrs", "device", "dtype", "holders", "inputs", "op", "pending", "phase", "readers", "residency", "sent", "shape", "value")
 
+    pending: int
+
     def __init__(
         self,
         op: str,
@@ -48,7 +50,7 @@ class Node:
         # How often data of this process has travelled with a run.
         self.sent = 0
         # Nodes that would have to run for this one, at the most: those that two inputs share are counted twice.
-        pending: int = 1
+        pending = 1
         for node in inputs:
             pending += node.pending
             node.readers += 1

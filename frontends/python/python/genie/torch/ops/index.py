@@ -197,7 +197,7 @@ def index_add(self: RemoteTensor, dim: int, index: RemoteTensor, source: RemoteT
     x = node_of(self)
     new = build.cast(node_of(source), x.dtype)
     if alpha != 1:
-        new = build.mul(new, scalar(alpha, x.dtype, x.device))
+        new = build.binary("bit_and" if x.dtype == "bool" else "mul", new, scalar(alpha, x.dtype, x.device))
     return wrap(_rows(x, dim, index, new, "add"))
 
 

@@ -242,6 +242,8 @@ def convolution(
 ) -> RemoteTensor:
     x, w = node_of(input), node_of(weight)
     rank = len(w.shape) - 2
+    if not is_float(x.dtype):
+        raise NotImplementedError("remote_accelerator has no convolution of integers: use float32, which is exact up to 2^24")
     if rank not in (1, 2, 3):
         raise RuntimeError(f"convolution: expected a weight of 3 to 5 dimensions, but got {list(w.shape)}")
     alone = len(x.shape) == rank + 1
