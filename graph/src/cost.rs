@@ -199,7 +199,7 @@ mod tests {
             let scattered = cost(Op::ScatterAlong { axis: 1, kind }, &[x.clone(), ids.clone(), updates.clone()]);
             assert_eq!(scattered, Cost { flops, bytes: 2 * 400 * 4 + 12 * (8 + 4) });
         }
-        let compared = cost(Op::Compare { kind: CompareKind::Lt }, &[x.clone(), ty(DType::F32, &[100])]);
+        let compared = cost(Op::Compare { kind: CompareKind::Lt }, &[x, ty(DType::F32, &[100])]);
         assert_eq!(compared, Cost { flops: 400, bytes: 400 * 4 + 100 * 4 + 400 });
         let random = Op::Random { kind: RandomKind::Bits, dtype: DType::I64, dims: vec![10.into()] };
         assert_eq!(cost(random, &[ty(DType::I64, &[2])]), Cost { flops: 20, bytes: 16 + 80 });
