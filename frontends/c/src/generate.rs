@@ -257,8 +257,8 @@ mod tests {
         assert_eq!(seen(5, &[10]).unwrap(), [10]);
         assert_eq!(seen(7, &[11, 12]).unwrap(), [11, 12]);
         assert_eq!(seen(8, &[10, 11, 12, 13]).unwrap(), [13], "again over a new connection");
-        assert_eq!(seen(6, &[10, 11]).unwrap(), []);
-        assert_eq!(seen(8, &[]).unwrap(), []);
+        assert!(seen(6, &[10, 11]).unwrap().is_empty());
+        assert!(seen(8, &[]).unwrap().is_empty(), "the end");
         assert_eq!(seen(10, &[15]).unwrap_err().status, genie_status::GENIE_ERROR_PROTOCOL);
         assert_eq!(seen(9, &[14]).unwrap(), [14]);
     }
