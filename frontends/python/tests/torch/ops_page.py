@@ -2,12 +2,13 @@
 
     python ops_page.py [--server COMMAND] > docs/ops.md
 
-runs a server of its own, of the command given or of target/debug/genie.
+runs a server of its own, of the command given, of GENIE_COMMAND or of target/debug/genie. `tools/test-python --torch --ops` does it all.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ The error is the largest difference seen, divided by the largest magnitude in th
 not (float64, complex numbers, 8- and 16-bit integers but uint8) say nothing of the operation, and are not counted. Operations that draw
 numbers are compared by shape and type.
 
-This page is printed by `frontends/python/tests/torch/ops_page.py`; a test runs every sample of what it claims.
+`tools/test-python --torch --ops` writes this page; a test runs every sample of what it claims.
 
 ## What works
 
@@ -75,7 +76,7 @@ def claimed() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", default=str(ROOT / "target/debug/genie"), help="the command `genie`")
+    parser.add_argument("--server", default=os.environ.get("GENIE_COMMAND") or str(ROOT / "target/debug/genie"), help="the command `genie`")
     asked = parser.parse_args()
     import genie
     from genie.torch import run
