@@ -81,7 +81,7 @@ impl<'a> Machine<'a> {
             0x95 => drop(self.code.u64().ok_or_else(cut)?),
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
-            b'1' => drop(self.to_mark()?),
+            b'1' => drop(self.pop_to_mark()?),
             b'2' => self.push(*self.top()?),
             b'N' => self.push(Value::None),
             0x88 => self.push(Value::Bool(true)),
@@ -123,12 +123,12 @@ impl<'a> Machine<'a> {
             0x86 => self.tuple_of::<2>()?,
             0x87 => self.tuple_of::<3>()?,
             b't' => {
-                let items = self.to_mark()?;
+                let items = self.pop_to_mark()?;
                 self.tuple(items);
             }
             b']' => self.list(Vec::new()),
             b'l' => {
-                let items = self.to_mark()?;
+                let items = self.pop_to_mark()?;
                 self.list(items);
             }
             b'a' => {
@@ -136,12 +136,12 @@ impl<'a> Machine<'a> {
                 self.append(vec![item])?;
             }
             b'e' => {
-                let items = self.to_mark()?;
+                let items = self.pop_to_mark()?;
                 self.append(items)?;
             }
             b'}' => self.dict(Vec::new()),
             b'd' => {
-                let items = self.to_mark()?;
+                let items = self.pop_to_mark()?;
                 self.dict(pairs(&items)?);
             }
             b's' => {
@@ -149,7 +149,7 @@ impl<'a> Machine<'a> {
                 self.set(vec![(key, value)])?;
             }
             b'u' => {
-                let items = self.to_mark()?;
+                let items = self.pop_to_mark()?;
                 self.set(pairs(&items)?)?;
             }
             b'h' => {
@@ -218,7 +218,7 @@ impl<'a> Machine<'a> {
         Ok(top)
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Value<'a>>, ReadError> {
+    fn pop_to_mark(&mut self) -> Result<Vec<Value<'a>>, ReadError> {
         let mark = self.marks.pop().filter(|mark| *mark <= self.stack.len());
         Ok(self.stack.split_off(mark.ok_or_else(|| bad("a pickle takes more than there is"))?))
     }
