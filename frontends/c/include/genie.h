@@ -575,11 +575,11 @@ typedef struct {
     /**
      * Bit i: output i comes back.
      */
-    uint32_t wanted;
+    uint64_t wanted;
     /**
      * Bit i: output i stays on the server, as a tensor.
      */
-    uint32_t keep;
+    uint64_t keep;
     /**
      * Not 0: the run fails if the cache has not `position` tokens.
      */

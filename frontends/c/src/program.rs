@@ -62,9 +62,9 @@ pub struct genie_argument {
 #[repr(C)]
 pub struct genie_run_options {
     /// Bit i: output i comes back.
-    pub wanted: u32,
+    pub wanted: u64,
     /// Bit i: output i stays on the server, as a tensor.
-    pub keep: u32,
+    pub keep: u64,
     /// Not 0: the run fails if the cache has not `position` tokens.
     pub check_position: u32,
     /// See `check_position`.
