@@ -96,11 +96,11 @@ mod tests {
     #[test]
     fn the_ready_line_is_read() {
         let line = b"{\"uri\": \"tcp://127.0.0.1:9\", \"uris\": [\"tcp://127.0.0.1:9\", \"tcp://[::1]:9\"], \"devices\": []}\n";
-        let (uris, http) = super::ready(&line[..]).unwrap();
+        let (uris, http) = ready(&line[..]).unwrap();
         assert_eq!(http, None);
         assert_eq!(uris.iter().map(Uri::to_string).collect::<Vec<_>>(), ["tcp://127.0.0.1:9", "tcp://[::1]:9"]);
         for bad in [&b""[..], b"{\"uris\": []}\n"] {
-            assert!(super::ready(bad).is_err());
+            assert!(ready(bad).is_err());
         }
     }
 }

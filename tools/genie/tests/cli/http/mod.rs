@@ -150,7 +150,7 @@ fn a_subgraph_is_one_request() {
         let answer = run(request(inputs.clone(), json!("sum")), &files);
         assert_eq!(answer.status, 200, "{inputs}: {}", answer.text());
         assert_eq!(tensor(&answer.body), expected, "{inputs}");
-        assert!(answer.header("server-timing").contains("run;dur=") && answer.header("x-genie-bytes-in") != "");
+        assert!(answer.header("server-timing").contains("run;dur=") && !answer.header("x-genie-bytes-in").is_empty());
     }
     let files = [one(&x), one(&w)];
     let answer = run(request(json!(["x", 2]), json!(11)), &files);
@@ -227,7 +227,7 @@ fn what_is_wrong_is_said_with_the_right_status() {
         ("DELETE", "/", 405),
         ("GET", "/health", 200),
     ] {
-        let answer = door.send(&format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
+        let answer = door.send(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
         assert_eq!(answer.status, status, "{method} {path}");
         assert!(status == 200 || answer.json()["detail"].is_string());
     }
