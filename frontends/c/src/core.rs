@@ -58,7 +58,7 @@ impl Driven {
         // One that another thread has ended is not waited for.
         let mut done =
             |t: &Ticket| requests.iter().find(|r| r.ticket == *t).is_none_or(|r| session.is_done(&r.pending));
-        tickets.iter().position(|t| done(t))
+        tickets.iter().position(done)
     }
 
     /// Whether a thread that sleeps has its answer.
