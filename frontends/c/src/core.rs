@@ -56,9 +56,8 @@ impl Driven {
     fn any_done(&mut self, tickets: &[Ticket]) -> Option<usize> {
         let Self { session, requests } = self;
         // One that another thread has ended is not waited for.
-        let mut done =
-            |t: &Ticket| requests.iter().find(|r| r.ticket == *t).is_none_or(|r| session.is_done(&r.pending));
-        tickets.iter().position(|t| done(t))
+        let done = |t: &Ticket| requests.iter().find(|r| r.ticket == *t).is_none_or(|r| session.is_done(&r.pending));
+        tickets.iter().position(done)
     }
 
     /// Whether a thread that sleeps has its answer.

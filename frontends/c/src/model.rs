@@ -118,7 +118,8 @@ pub unsafe extern "C" fn genie_model_generate(
 fn sampling(options: &genie_text_options) -> Result<Sampling, Failure> {
     let genie_text_options { temperature, top_p, top_k, reserved, seed, .. } = *options;
     let top_p = if top_p == 0.0 { 1.0 } else { top_p };
-    if !(0.0..=100.0).contains(&temperature) || !(top_p > 0.0 && top_p <= 1.0) {
+    let known = (0.0..=100.0).contains(&temperature) && top_p > 0.0 && top_p <= 1.0;
+    if !known {
         return Err(Failure::argument("temperature is from 0 to 100, top_p from 0 to 1"));
     }
     if reserved != 0 {
