@@ -4,9 +4,13 @@
 //! structures as there are ops, none of which could ever grow.
 
 use std::cell::Cell;
+use std::fmt::Debug;
 use std::str::FromStr;
 
-use genie_graph::{DType, Dim, LinearLayout, Op, PoolKind, QuantFormat, ReduceKind, RopeStyle, Symbol};
+use genie_graph::{
+    ArgReduceKind, BinaryKind, CompareKind, CumulativeKind, DType, Dim, LinearLayout, Op, PoolKind, QuantFormat,
+    RandomKind, ReduceKind, RopeStyle, ScatterKind, Symbol, UnaryKind,
+};
 
 use crate::status::Failure;
 
@@ -105,6 +109,31 @@ pub(crate) fn op(name: &str, attributes: &str) -> Result<Op, Failure> {
             }
         }
         "scatter" => Op::Scatter,
+        "unary" => Op::Unary { kind: a.kind(UnaryKind::ALL)? },
+        "binary" => Op::Binary { kind: a.kind(BinaryKind::ALL)? },
+        "compare" => Op::Compare { kind: a.kind(CompareKind::ALL)? },
+        "where" => Op::Where,
+        "broadcast" => Op::Broadcast { dims: a.list("dims", dim)?.ok_or_else(|| a.missing("dims"))? },
+        "cumulative" => Op::Cumulative { kind: a.kind(CumulativeKind::ALL)?, axis: a.or("axis", -1)? },
+        "argsort" => Op::ArgSort { axis: a.or("axis", -1)?, descending: a.or("descending", false)? },
+        "take_along" => Op::TakeAlong { axis: a.or("axis", -1)? },
+        "scatter_along" => Op::ScatterAlong { axis: a.or("axis", -1)?, kind: a.kind(ScatterKind::ALL)? },
+        "arg_reduce" => Op::ArgReduce {
+            kind: a.kind(ArgReduceKind::ALL)?,
+            axis: a.or("axis", -1)?,
+            keep_dims: a.or("keep_dims", false)?,
+        },
+        "random" => Op::Random {
+            kind: a.kind(RandomKind::ALL)?,
+            dtype: a.one_of("dtype", DTYPES, None)?,
+            dims: a.list("dims", dim)?.ok_or_else(|| a.missing("dims"))?,
+        },
+        "flip" => Op::Flip { axes: a.list("axes", parsed)?.unwrap_or_default() },
+        "pad" => Op::Pad {
+            before: a.list("before", parsed)?.ok_or_else(|| a.missing("before"))?,
+            after: a.list("after", parsed)?.ok_or_else(|| a.missing("after"))?,
+            value: a.or("value", 0.0)?,
+        },
         "input" => return Err(Failure::argument("inputs are made by genie_graph_input")),
         _ => return Err(Failure::argument(format!("there is no op \"{name}\": docs/guide/c.md lists them"))),
     };
@@ -146,6 +175,18 @@ fn dim(text: &str) -> Option<Dim> {
 
 fn parsed<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
+}
+
+/// `FloorDivide` as `floor_divide`.
+fn snake(name: &str) -> String {
+    let mut out = String::with_capacity(name.len() + 4);
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !out.is_empty() {
+            out.push('_');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
 }
 
 /// `name=value name=value`, each to be asked for.
@@ -195,6 +236,13 @@ impl<'a> Attributes<'a> {
         chosen
             .map(|(_, value)| *value)
             .ok_or_else(|| Failure::argument(format!("{}: {name}={text} is none of {}", self.op, names())))
+    }
+
+    /// A kind by its name in lower case, words joined by underscores: `is_nan`.
+    fn kind<T: Copy + Debug>(&self, all: &[T]) -> Result<T, Failure> {
+        let names: Vec<_> = all.iter().map(|kind| snake(&format!("{kind:?}"))).collect();
+        let choices: Vec<_> = names.iter().map(String::as_str).zip(all.iter().copied()).collect();
+        self.one_of("kind", &choices, None)
     }
 
     fn list<T>(&self, name: &str, one: impl Fn(&str) -> Option<T>) -> Result<Option<Vec<T>>, Failure> {
@@ -249,6 +297,15 @@ mod tests {
             ("dequantize", "format=q4_1"),
             ("batch_norm", "eps=1e-3"),
             ("pool", "kind=max kernel=2,2"),
+            ("unary", "kind=is_nan"),
+            ("binary", "kind=floor_divide"),
+            ("compare", "kind=le"),
+            ("broadcast", "dims=batch,4"),
+            ("cumulative", "kind=sum"),
+            ("scatter_along", "kind=set axis=0"),
+            ("arg_reduce", "kind=max"),
+            ("random", "kind=normal dtype=f32 dims=2,3"),
+            ("pad", "before=0,1 after=0,2"),
         ];
         // The table of the codec's documentation is the list of all ops.
         let table = include_str!("../../../graph/src/codec/mod.rs");

@@ -30,7 +30,8 @@ fn every_op_makes_what_pytorch_makes() {
     const IDS: Shaped = (I64, &[4]);
     const IMAGE: Shaped = (F32, &[1, 4, 8, 8]);
     let f = |dims: &[u64]| (F32, dims.to_vec());
-    let cases: &[(&[&str], &[Shaped], Value, (DType, Vec<u64>))] = &[
+    type Case<'a> = (&'a [&'a str], &'a [Shaped], Value, (DType, Vec<u64>));
+    let cases: &[Case<'_>] = &[
         (
             &["relu", "silu", "swish", "gelu", "abs", "neg", "negative", "aten::relu", "torch.relu"],
             &[X],
