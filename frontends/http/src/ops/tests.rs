@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use super::*;
 
 type Shaped = (DType, &'static [u64]);
+/// Names of ops, what they are given, and what each of them makes.
+type Case<'a> = (&'a [&'a str], &'a [Shaped], Value, (DType, Vec<u64>));
 
 /// The type of what an op makes.
 fn made(name: &str, inputs: &[Shaped], kwargs: &Value) -> Result<(DType, Vec<u64>), Failure> {
@@ -30,7 +32,6 @@ fn every_op_makes_what_pytorch_makes() {
     const IDS: Shaped = (I64, &[4]);
     const IMAGE: Shaped = (F32, &[1, 4, 8, 8]);
     let f = |dims: &[u64]| (F32, dims.to_vec());
-    type Case<'a> = (&'a [&'a str], &'a [Shaped], Value, (DType, Vec<u64>));
     let cases: &[Case<'_>] = &[
         (
             &["relu", "silu", "swish", "gelu", "abs", "neg", "negative", "aten::relu", "torch.relu"],
