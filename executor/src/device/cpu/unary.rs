@@ -144,6 +144,9 @@ mod tests {
     use super::super::lanes::Isa;
     use super::*;
 
+    /// The function, what it computes, for which numbers.
+    type Case = (UnaryKind, fn(f64) -> f64, Vec<f32>);
+
     /// Numbers between two of one sign, evenly spread over the bits.
     fn between(low: f32, high: f32) -> Vec<f32> {
         let (low, high) = (u64::from(low.to_bits()), u64::from(high.to_bits()));
@@ -155,7 +158,7 @@ mod tests {
     fn results_are_within_two_ulps() {
         let both = |low: f32, high: f32| -> Vec<f32> { between(low, high).into_iter().flat_map(|x| [x, -x]).collect() };
         let all = || both(1e-40, 3e38);
-        let cases: [(UnaryKind, fn(f64) -> f64, Vec<f32>); 22] = [
+        let cases: [Case; 22] = [
             (UnaryKind::Sin, f64::sin, both(1e-40, 1e6)),
             (UnaryKind::Cos, f64::cos, both(1e-40, 1e6)),
             (UnaryKind::Tan, f64::tan, both(1e-40, 1e6)),
