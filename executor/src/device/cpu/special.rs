@@ -89,7 +89,6 @@ mod tests {
 
     /// Values of numbers that an f32 holds, worked out to 40 digits.
     #[test]
-    #[expect(clippy::excessive_precision, reason = "as they were worked out")]
     fn values_are_those_of_the_functions() {
         near(
             erfinv,
