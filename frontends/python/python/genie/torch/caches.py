@@ -82,14 +82,14 @@ def place(order: Sequence[Node], staying: Any, caches: Caches) -> Placed | None:
     found = [node for node in order if node.op == "attended"]
     if not found:
         return None
-    placed = _next_tokens(found, caches) or _prompt(found, staying)
+    placed = _next_tokens(found, staying, caches) or _prompt(found, staying)
     for node in found:
         if node.op == "attended":
             node.rewrite(_plain(node))
     return placed
 
 
-def _next_tokens(found: Sequence[Node], caches: Caches) -> Placed | None:
+def _next_tokens(found: Sequence[Node], staying: Any, caches: Caches) -> Placed | None:
     """Every layer's keys and values are a cache's, joined with one token's."""
     cache: KvCache | None = None
     length = 0
@@ -101,6 +101,9 @@ def _next_tokens(found: Sequence[Node], caches: Caches) -> Placed | None:
         key, value = (part for part in parts if part is not None)
         if cache is None:
             cache, length = key.cache, key.length
+        # Who does not keep what is joined has no use for a cache that has grown; nor may a part of it be asked for as it is.
+        if not (staying(node.inputs[1]) and staying(node.inputs[2])):
+            return None
         same = key.cache is cache and value.cache is cache and key.length == value.length == length
         if not same or key.layer != value.layer or key.values or not value.values or key.layer in layers:
             return None
