@@ -79,9 +79,11 @@ pub(crate) fn record(times: &mut Histogram<u64>, time: Duration) {
     times.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
 }
 
-/// Three digits after the point are more than any of these numbers is good for.
+/// Three digits are more than any of these numbers is good for: after the point, or from the first one that is not zero.
 pub(crate) fn rounded(value: f64) -> f64 {
-    (value * 1e3).round() / 1e3
+    let small = value.is_normal() && value.abs() < 0.1;
+    let scale = if small { 10_f64.powf(2.0 - value.abs().log10().floor()) } else { 1e3 };
+    (value * scale).round() / scale
 }
 
 #[cfg(test)]
@@ -93,6 +95,11 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn small_numbers_keep_their_digits() {
+        assert_eq!([1.23456, 0.5004, 0.000_123_45, 0.0].map(rounded), [1.235, 0.5, 0.000_123, 0.0]);
     }
 
     #[test]
