@@ -115,7 +115,9 @@ def test_a_server_that_is_gone_is_given_up_on() -> None:
 
 
 WAITS = """
-import genie, sys, time
+import genie, signal, sys
+# A shell that starts something in the background has it ignore interrupts, and all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 session = genie.connect(sys.argv[1], reconnect=60)
 tensor = session.put([1.0])
 print("ready", flush=True)
