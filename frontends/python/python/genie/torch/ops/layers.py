@@ -33,7 +33,14 @@ def _normalised(x: Node, shape: tuple[int, ...], weight: RemoteTensor | None, bi
         )
     rows = build.reshape(x, (*x.shape[: len(x.shape) - len(shape)], math.prod(shape)))
     scale, shift = (build.reshape(_given(t, shape, value, x), rows.shape[-1:]) for t, value in ((weight, 1), (bias, 0)))
-    return build.reshape(build.layer_norm(rows, scale, shift, eps), x.shape), rows
+    if eps >= 0:
+        return build.reshape(build.layer_norm(rows, scale, shift, eps), x.shape), rows
+    # The graph's own operation has no eps below zero, which torch lets pass.
+    wide, axis = build.cast(rows, "f32"), (len(rows.shape) - 1,)
+    off = build.sub(wide, build.reduce("mean", wide, axis, True))
+    spread = build.add(build.reduce("mean", build.mul(off, off), axis, True), scalar(eps, "f32", x.device))
+    made = build.mul(build.mul(off, build.unary("rsqrt", spread)), build.cast(scale, "f32"))
+    return build.reshape(build.cast(build.add(made, build.cast(shift, "f32")), x.dtype), x.shape), rows
 
 
 @HANDLERS.whole("layer_norm.default")
