@@ -57,10 +57,12 @@ class Resident:
 class Program:
     """A program, and what it was joined with."""
 
-    __slots__ = ("__weakref__", "bindings", "program")
+    __slots__ = ("__weakref__", "bindings", "program", "weights")
 
-    def __init__(self, program: Any) -> None:
+    def __init__(self, program: Any, weights: frozenset[int]) -> None:
         self.program = program
+        #: Lines of its weights: together they take a few bytes of a bind, where they came to the server together.
+        self.weights = weights
         self.bindings: OrderedDict[tuple[int, ...], tuple[Any, list[Any]]] = OrderedDict()
 
 
@@ -88,7 +90,8 @@ class Server:
 
     def define(self, device: int, lines: Sequence[Line], outputs: Sequence[int], phase: str | None) -> Program:
         """Registers a graph."""
-        return Program(_native.Session.define(self.session, graph_of(lines, outputs, phase), device=device))
+        weights = frozenset(i for i, line in enumerate(lines) if line[0] == "weight")
+        return Program(_native.Session.define(self.session, graph_of(lines, outputs, phase), device=device), weights)
 
     def forget(self, program: Program) -> None:
         """Frees a program and what it was joined with."""
@@ -130,7 +133,10 @@ class Server:
         if found is not None:
             program.bindings.move_to_end(key)
             return found[0]
-        made = _native.Session.bind(self.session, program.program, residents={line: resident.tensor for line, resident in bound})
+        weights, residents = {}, {}
+        for line, resident in bound:
+            (weights if line in program.weights else residents)[line] = resident.tensor
+        made = _native.Session.bind(self.session, program.program, weights=weights, residents=residents)
         # It must not keep alive what nobody else needs, so it goes with the first of them that goes.
         there = weakref.ref(program)
 
