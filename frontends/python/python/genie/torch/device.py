@@ -109,7 +109,7 @@ def mem_get_info(device: Any = None) -> tuple[int, int]:
 
 
 def memory_allocated(device: Any = None) -> int:
-    """Bytes that tensors of this process take on a device."""
+    """Bytes that the server's sessions hold, other processes' and other devices' among them: its counter tells no more."""
     return runner().backend.allocated(_index(device))
 
 

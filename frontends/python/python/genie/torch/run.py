@@ -81,7 +81,7 @@ class Backend(Caches, Protocol):
         """What devices there are."""
 
     def allocated(self, device: int) -> int:
-        """Bytes that this session holds on a device."""
+        """Bytes that the server's sessions hold."""
 
     def synchronise(self) -> None:
         """Waits until all that was asked for is done, and all that is not needed is freed."""

@@ -180,7 +180,7 @@ class Server:
         return [dict(zip(names, device)) for device in _native.Session.devices(self.session)]
 
     def allocated(self, device: int) -> int:
-        """Bytes that this session holds on a device."""
+        """Bytes that the server's sessions hold: of all of them, on all devices."""
         return int(_native.Session.stats(self.session).get("genie_session_bytes", 0))
 
     def traffic(self) -> tuple[int, int]:
