@@ -15,7 +15,7 @@ pub mod select;
 use std::sync::Arc;
 use std::time::Duration;
 
-use genie_graph::{DType, VerifiedGraph};
+use genie_graph::{DType, Sizes, VerifiedGraph};
 
 pub use error::DeviceError;
 pub use kv::{Allocator, KvCache, KvSpec};
@@ -224,6 +224,12 @@ pub trait Loaded: Send + Sync {
     ) -> Result<(), DeviceError> {
         meanwhile();
         self.run(weights, rows)
+    }
+
+    /// Whether a run of a single row without caches, of these sizes, takes the caller's thread no longer than handing it to another
+    /// one would. Asked before each run that could be the caller's.
+    fn is_brief(&self, _sizes: &Sizes) -> bool {
+        false
     }
 
     /// Bytes of the device's memory that it keeps between runs, as far as they are counted; `None`: it keeps nothing there.

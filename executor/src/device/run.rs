@@ -257,6 +257,13 @@ impl<K: PartialEq, P> Plans<K, P> {
     }
 }
 
+impl<K: PartialEq, P> Plans<K, P> {
+    /// The plan, if it is kept.
+    pub(super) fn find(&self, key: &K) -> Option<&P> {
+        self.list.iter().rev().find(|(other, _)| other == key).map(|(_, plan)| &**plan)
+    }
+}
+
 impl<K, P> Plans<K, P> {
     /// Those that are kept.
     pub(super) fn kept(&self) -> impl Iterator<Item = &P> {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use genie_graph::Sizes;
 use genie_transport::wire::{ErrorCode, RemoteError, TensorSpec, limits, write_argument, write_resident};
 
+use super::worker::run_here;
 use super::{Class, Share};
 use crate::account::{Charge, HostMemory};
 use crate::buffers::Buffers;
 use crate::caches::{Turn, serve_lines};
+use crate::config::Mode;
 use crate::core::Core;
 use crate::device::{Kept, Space};
 use crate::error::{fail, partly};
@@ -81,11 +83,22 @@ impl KeptOutput {
 }
 
 impl Job {
-    /// A new run: takes its turns with its caches, and gets ready.
+    /// A new run: takes its turns with its caches, and gets ready. One that is over before the device's thread were awake runs here.
     pub(crate) fn start(self, core: &Arc<Core>) {
-        if let Err(ended) = self.proceed(core) {
+        let device = self.binding.program.device;
+        let lent = self.may_run_here(core).then(|| core.queue(device).lend()).flatten();
+        let done = match lent.filter(|_| self.binding.program.loaded.is_brief(&self.sizes)) {
+            Some(lent) => self.get_ready(core).map(|job| run_here(core, lent, job)),
+            None => self.proceed(core),
+        };
+        if let Err(ended) = done {
             serve_lines(core, ended.caches.clone());
         }
+    }
+
+    /// Whether it waits for nobody: where there is a thread for the device, the caller's may do its work for once.
+    fn may_run_here(&self, core: &Core) -> bool {
+        core.config.mode == Mode::Threads && self.binding.caches.is_empty() && self.generation.is_none()
     }
 
     /// Takes its turn with one cache after another and, when it has them all, gets ready to run.
@@ -104,8 +117,13 @@ impl Job {
         self.begin(core)
     }
 
-    /// Has every cache: checks what could not be checked before, takes memory, and goes to the device's queue.
-    fn begin(mut self, core: &Arc<Core>) -> Result<(), Arc<Binding>> {
+    /// Has every cache: gets ready, and goes to the device's queue.
+    fn begin(self, core: &Arc<Core>) -> Result<(), Arc<Binding>> {
+        self.get_ready(core)?.enqueue(core)
+    }
+
+    /// Checks what could not be checked before, and takes memory.
+    fn get_ready(mut self, core: &Arc<Core>) -> Result<Self, Arc<Binding>> {
         for cache in &self.binding.caches {
             match cache.take() {
                 Some(kv) => self.buffers.kvs.push(kv),
@@ -117,7 +135,7 @@ impl Job {
         }
         let checked = self.take_token().and_then(|()| self.check_position()).and_then(|()| self.prepare(core));
         match checked {
-            Ok(()) => self.enqueue(core),
+            Ok(()) => Ok(self),
             Err(error) => Err(self.end(error)),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::Job;
@@ -50,6 +50,10 @@ struct State {
     decoded: Option<Instant>,
     /// Threads that are to be woken.
     parked: u32,
+    /// The device's own thread is at work.
+    busy: bool,
+    /// Somebody else has the device for a moment.
+    lent: bool,
     /// Nothing is accepted any more.
     closed: bool,
 }
@@ -172,6 +176,21 @@ impl Queue {
         }
     }
 
+    /// Lends the device to the caller, if nothing runs on it and nothing waits for it. What comes meanwhile waits.
+    pub(crate) fn lend(&self) -> Option<Lent<'_>> {
+        // Who has it decides just now what is next.
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        if state.closed || state.busy || state.lent || !state.is_empty() {
+            return None;
+        }
+        state.lent = true;
+        Some(Lent(self))
+    }
+
     /// Polls for news until then.
     fn poll<'a>(&'a self, state: MutexGuard<'a, State>, until: Instant) -> MutexGuard<'a, State> {
         let known = self.news.load(Ordering::Acquire);
@@ -251,8 +270,33 @@ impl Queue {
     }
 }
 
+/// The device is the holder's to use.
+pub(crate) struct Lent<'a>(&'a Queue);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.lent = false;
+        // Whoever was woken for what came meanwhile found the device lent, and sleeps again.
+        if state.is_empty() {
+            return;
+        }
+        self.0.tell(state);
+    }
+}
+
 impl State {
+    fn is_empty(&self) -> bool {
+        self.decode.jobs.is_empty() && self.prefill.jobs.is_empty() && self.bulk.is_empty()
+    }
+
     fn take(&mut self, batch: &mut Vec<Job>, most: usize) -> Next {
+        let next = if self.lent { Next::Idle } else { self.choose(batch, most) };
+        self.busy = matches!(next, Next::Batch | Next::Task(_));
+        next
+    }
+
+    fn choose(&mut self, batch: &mut Vec<Job>, most: usize) -> Next {
         let prefill_is_due = self.prefill.jobs.front().is_some_and(|(_, job)| {
             let patience = (job.sizes.sequence / TOKENS_PER_PASS).clamp(1, PREFILL_PATIENCE);
             u64::from(self.prefill_passed) >= patience
@@ -341,6 +385,30 @@ mod tests {
             // Who is not told looks again at the end of its poll.
             assert!(began.elapsed() < LONG / 2);
         }
+    }
+
+    #[test]
+    fn a_device_is_lent_while_nothing_waits_and_what_comes_waits_for_it() {
+        let queue = Queue::default();
+        let mut batch = Vec::new();
+        let lent = queue.lend();
+        assert!(lent.is_some() && queue.lend().is_none(), "one at a time");
+        assert!(queue.push_task(Box::new(|_| ())).is_ok());
+        assert!(matches!(queue.take(&mut batch, 1), Next::Idle), "it is lent");
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| queue.wait(&mut Vec::new(), 1, Duration::ZERO));
+            while !parked(&queue) {
+                std::thread::yield_now();
+            }
+            drop(lent);
+            assert!(matches!(waiter.join().unwrap(), Next::Task(_)), "who sleeps is woken for what came meanwhile");
+        });
+        assert!(queue.lend().is_none(), "its own thread is at work");
+        assert!(matches!(queue.take(&mut batch, 1), Next::Idle));
+        assert!(queue.push_task(Box::new(|_| ())).is_ok());
+        assert!(queue.lend().is_none(), "something waits");
+        queue.close();
+        assert!(queue.lend().is_none(), "nothing is accepted any more");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::batch::{Rows, execute, give_up};
 use super::job::Said;
-use super::queue::Next;
+use super::queue::{Lent, Next};
 use super::{Class, Job};
 use crate::core::Core;
 
@@ -72,6 +72,22 @@ pub(crate) fn run_device(core: &Arc<Core>, device: u16) {
             }
         }
     }
+}
+
+/// Runs a job that nothing was waiting before, on the caller's thread. Who has lent the device gets it back at the end.
+pub(super) fn run_here(core: &Arc<Core>, lent: Lent<'_>, job: Job) {
+    let device = job.binding.program.device;
+    let mut scratch = std::mem::take(&mut *core.scratch(device));
+    let Scratch { batch, rows, said } = &mut scratch;
+    batch.push(job);
+    if catch_unwind(AssertUnwindSafe(|| execute(core, batch, rows, said))).is_err() {
+        tracing::error!(device, "a run ended by a bug: it fails, and the device goes on");
+        give_up(core, batch);
+    }
+    Said::all(said);
+    *core.scratch(device) = scratch;
+    drop(lent);
+    core.check_device(device);
 }
 
 /// Does one thing that waits for the device: runs one batch, or one piece of bulk work. Whether there was any.

@@ -6,6 +6,7 @@ use super::bell::Bell;
 use super::lanes::Lanes;
 use crate::connection::Client;
 use crate::link::wait::{Interest, Waiter};
+use crate::polling::Trials;
 
 /// Turns a client's lanes until something is true.
 pub(super) struct Engine {
@@ -13,6 +14,7 @@ pub(super) struct Engine {
     spin: Duration,
     /// Moving average of how long answers take, in nanoseconds.
     usual: u64,
+    trials: Trials,
     interests: Vec<Interest>,
     waiter: Waiter,
 }
@@ -31,7 +33,7 @@ impl Engine {
         // Two processes that poll on one core only take time from each other.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let spin = if cores > 1 { spin } else { Duration::ZERO };
-        Self { lanes, spin, usual: 0, interests: Vec::new(), waiter: Waiter::default() }
+        Self { lanes, spin, usual: 0, trials: Trials::new(), interests: Vec::new(), waiter: Waiter::default() }
     }
 
     pub(super) fn client(&mut self) -> &mut Client {
@@ -61,7 +63,8 @@ impl Engine {
         let began = Instant::now();
         let mut now = began;
         // Where answers usually take longer than a poll may last, the core is better left to others.
-        let budget = if Duration::from_nanos(self.usual) < self.spin { self.spin } else { Duration::ZERO };
+        let short = Duration::from_nanos(self.usual) < self.spin;
+        let budget = if short || self.trials.on() { self.spin } else { Duration::ZERO };
         let mut looks = LOOKS;
         loop {
             if self.lanes.turn(now) {
@@ -101,6 +104,9 @@ impl Engine {
         // An answer that came before the clock was looked at again took next to no time.
         let took = u64::try_from((now - began).as_nanos()).unwrap_or(u64::MAX / 8).min(u64::MAX / 8);
         self.usual = self.usual - self.usual / 8 + took / 8;
+        if !short && !self.spin.is_zero() && self.trials.waited(Duration::from_nanos(took), self.spin) {
+            self.usual = u64::try_from(self.spin.as_nanos() / 2).unwrap_or(u64::MAX / 8);
+        }
         true
     }
 

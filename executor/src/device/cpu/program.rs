@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use genie_graph::{Sizes, VerifiedGraph, byte_len};
+use genie_graph::{Cost, Sizes, VerifiedGraph, byte_len};
 use genie_transport::memory::{Region, Slab};
 
 use super::Inner;
@@ -10,6 +10,7 @@ use super::constants;
 use super::lower::{Lowered, lower};
 use super::plan::{ALIGN, Place, V};
 use super::step::{CacheView, Context, Failure, MemberSpace};
+use super::team::Team;
 use crate::device::inputs::Argument;
 use crate::device::run::{Batch, Contract, Plans, lock};
 use crate::device::{DeviceError, Loaded, Memory, Row, Space};
@@ -25,7 +26,13 @@ pub(super) struct Program {
 struct Ready {
     lowered: Lowered,
     constants: Option<Slab>,
+    /// It takes less time than waking threads for it would.
+    brief: bool,
 }
+
+/// What a plan that is brief costs at the most, and how many nodes it has: some ten microseconds of one thread.
+const BRIEF: Cost = Cost { flops: 16 << 10, bytes: 256 << 10 };
+const BRIEF_NODES: usize = 64;
 
 impl Ready {
     /// Bytes that it takes, about.
@@ -61,9 +68,15 @@ impl Program {
         let make = || -> Result<Ready, DeviceError> {
             let lowered = lower(&self.contract.graph, &sizes, self.device.team.members())?;
             let constants = self.constants(&lowered)?;
-            Ok(Ready { lowered, constants })
+            Ok(Ready { lowered, constants, brief: self.costs_little(&sizes) })
         };
         lock(&self.plans).get(self.contract.planned(sizes), make, Ready::bytes)
+    }
+
+    fn costs_little(&self, sizes: &Sizes) -> bool {
+        let graph = &self.contract.graph;
+        let cost = graph.total_cost(sizes);
+        graph.nodes.len() <= BRIEF_NODES && cost.flops <= BRIEF.flops && cost.bytes <= BRIEF.bytes
     }
 
     fn constants(&self, lowered: &Lowered) -> Result<Option<Slab>, DeviceError> {
@@ -121,7 +134,9 @@ impl Program {
             failure,
             members,
         };
-        self.device.team.run(&|member| {
+        let team = &self.device.team;
+        let run = if ready.brief { Team::run_alone } else { Team::run };
+        run(team, &|member| {
             for step in &lowered.plan.steps {
                 if step.meet && !member.meet() {
                     return;
@@ -158,6 +173,10 @@ impl Loaded for Program {
         });
         space.sizes = sizes;
         done
+    }
+
+    fn is_brief(&self, sizes: &Sizes) -> bool {
+        lock(&self.plans).find(&self.contract.planned(*sizes)).is_some_and(|ready| ready.brief)
     }
 }
 

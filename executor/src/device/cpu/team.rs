@@ -131,12 +131,23 @@ impl Team {
                 worker.thread().unpark();
             }
         }
-        shared.take_part(0, job);
+        shared.take_part((0, shared.members), job);
         let mut spins = 0;
         while shared.running.0.load(Ordering::Acquire) != 0 {
             relax(&mut spins);
         }
-        if shared.barrier.broken() { Err(DeviceError::Internal("see the log for the panic".into())) } else { Ok(()) }
+        shared.result()
+    }
+
+    /// Runs `job` as a team of the caller alone: the others are not woken.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(super) fn run_alone(&self, job: &(dyn Fn(&Member<'_>) + Sync)) -> Result<(), DeviceError> {
+        let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.shared.barrier.reset();
+        self.shared.take_part((0, 1), job);
+        self.shared.result()
     }
 }
 
@@ -152,6 +163,10 @@ impl Drop for Team {
 }
 
 impl Shared {
+    fn result(&self) -> Result<(), DeviceError> {
+        if self.barrier.broken() { Err(DeviceError::Internal("see the log for the panic".into())) } else { Ok(()) }
+    }
+
     fn work(&self, index: usize) {
         let mut seen = 0;
         loop {
@@ -173,14 +188,14 @@ impl Shared {
             let job = unsafe { *self.job.get() };
             if let Some(job) = job {
                 // SAFETY: as above.
-                self.take_part(index, unsafe { &*job });
+                self.take_part((index, self.members), unsafe { &*job });
             }
             self.running.0.fetch_sub(1, Ordering::Release);
         }
     }
 
-    fn take_part(&self, index: usize, job: &(dyn Fn(&Member<'_>) + Sync)) {
-        let member = Member { share: Share { index, count: self.members }, barrier: &self.barrier };
+    fn take_part(&self, (index, count): (usize, usize), job: &(dyn Fn(&Member<'_>) + Sync)) {
+        let member = Member { share: Share { index, count }, barrier: &self.barrier };
         // Whatever the job left half done is in the run's own memory, which is given up with the run.
         if catch_unwind(AssertUnwindSafe(|| job(&member))).is_err() {
             self.barrier.break_up();
@@ -281,6 +296,21 @@ mod tests {
         });
         assert!(matches!(failed, Err(DeviceError::Internal(_))));
         team.run(&|m| assert!(m.meet())).unwrap();
+    }
+
+    #[test]
+    fn who_runs_alone_meets_nobody() {
+        let team = Team::new(3, "test").unwrap();
+        let ran = AtomicUsize::new(0);
+        let whole = |m: &Member<'_>| {
+            assert!(m.meet());
+            assert_eq!(m.share.split(10, 4), 0..10);
+            ran.fetch_add(1, Ordering::Relaxed);
+        };
+        team.run_alone(&whole).unwrap();
+        assert_eq!(ran.load(Ordering::Relaxed), 1);
+        assert!(team.run_alone(&|_| panic!("on purpose")).is_err());
+        team.run_alone(&whole).unwrap();
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::polling::Trials;
+
 /// How dense the traffic of a lane is, and so how long to poll before parking.
 pub(super) struct Pace {
     spin: Duration,
@@ -14,6 +16,7 @@ pub(super) struct Pace {
     all: Arc<AtomicUsize>,
     most: usize,
     polling: bool,
+    trials: Trials,
     looks: u32,
 }
 
@@ -25,7 +28,7 @@ const SPARSE: u64 = 1_000_000_000;
 
 impl Pace {
     pub(super) fn new(spin: Duration, all: Arc<AtomicUsize>, most: usize) -> Self {
-        Self { spin, last: None, gap: SPARSE, all, most, polling: false, looks: 0 }
+        Self { spin, last: None, gap: SPARSE, all, most, polling: false, trials: Trials::new(), looks: 0 }
     }
 
     pub(super) fn arrived(&mut self, now: Instant) {
@@ -33,6 +36,10 @@ impl Pace {
             let gap = u64::try_from((now - last).as_nanos()).unwrap_or(SPARSE).min(SPARSE);
             // One dense pair is not dense traffic: the average falls by a quarter an arrival.
             self.gap = self.gap - self.gap / 4 + gap / 4;
+            let spin = u64::try_from(self.spin.as_nanos()).unwrap_or(SPARSE);
+            if self.gap >= spin && self.trials.waited(Duration::from_nanos(gap), self.spin) {
+                self.gap = spin / 2;
+            }
         }
     }
 
@@ -53,7 +60,7 @@ impl Pace {
         // registration with the reactor, and traffic at the edge would pay for one with every request.
         let dense = Duration::from_nanos(self.gap) < if self.polling { self.spin * 4 } else { self.spin };
         let late = |now| self.last.is_none_or(|last| now - last >= self.spin);
-        if !dense || now.is_some_and(late) {
+        if !(dense || self.trials.on()) || now.is_some_and(late) {
             self.stop();
             return false;
         }

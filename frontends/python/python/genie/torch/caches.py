@@ -74,14 +74,11 @@ class Placed:
             node.settle_cached(Part(self.cache, layer, values, self.cache.length))
 
 
-def place(order: Sequence[Node], staying: Any, caches: Caches) -> Placed | None:
-    """Chooses how each attention among the nodes is computed, and rewrites it so. At most one cache is appended to in a run.
+def place(found: Sequence[Node], staying: Any, caches: Caches) -> Placed | None:
+    """Chooses how each `attended` node of a run is computed, and rewrites it so. At most one cache is appended to in a run.
 
     `staying` says of a node whether it will be needed after the run.
     """
-    found = [node for node in order if node.op == "attended"]
-    if not found:
-        return None
     placed = _next_tokens(found, staying, caches) or _prompt(found, staying)
     for node in found:
         if node.op == "attended":

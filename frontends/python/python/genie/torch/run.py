@@ -187,16 +187,20 @@ class Runner:
         if many:
             kept = roots
         # What a cache takes in stays there, so everything that was computed from it must stay, too.
-        placed = place(order, lambda node: not many and id(node) not in asked and stays(node), self.backend)
+        attended = [node for node in order if node.op == "attended"]
+        placed = place(attended, lambda node: not many and id(node) not in asked and stays(node), self.backend) if attended else None
         if placed is not None:
             grown = {id(node) for node, _, _ in placed.parts}
             kept = [node for node in kept if id(node) not in grown]
-        order = order_of(kept)
+        if attended or len(kept) != len(roots):
+            order = order_of(kept)
+        here = []
         for node in order:
             if node.op == "cached":
                 self._uncache(node)
+            elif node.op == "host":
+                here.append(node)
         # What is large, or comes again and again, or is too much for one request, is put where it stays.
-        here = [node for node in order if node.op == "host"]
         for node in here:
             node.sent += 1
             if len(here) > MOST_HERE or node.nbytes > INLINE_BYTES or (node.sent > 2 and node.nbytes > WORTH_KEEPING):
