@@ -21,6 +21,7 @@ from conformance import Outcome
 ROOT = Path(__file__).resolve().parents[4]
 PAGE = ROOT / "docs/ops.md"
 _CLAIM = re.compile(r"^\| `([^`]+)` \|")
+_VERSION = re.compile(r"op_db`, torch ([0-9.]+)\)")
 
 HEAD = """# Operations of the PyTorch device
 
@@ -72,6 +73,13 @@ def claimed() -> list[str]:
     """The operations that the page says work."""
     head = PAGE.read_text().partition("## What does not")[0]
     return [found.group(1) for line in head.splitlines() if (found := _CLAIM.match(line))]
+
+
+def version() -> str:
+    """The torch that the page was written with."""
+    found = _VERSION.search(PAGE.read_text())
+    assert found is not None, f"{PAGE} names no torch"
+    return found.group(1)
 
 
 def main() -> None:

@@ -108,6 +108,18 @@ def test_the_device_is_one_of_torch() -> None:
     del held
 
 
+def test_a_loss_that_is_here_has_no_gradients_from_there() -> None:
+    """torch's threads for the device once ended the process with the first error in them; before 2.10 torch itself does not start them."""
+    said = "no autograd" if hasattr(torch._C, "_acc") else "PrivateUse1HooksInterface"
+    here, there = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).to(DEVICE)
+    x = torch.ones(1, 2)
+    for loss in (there(x.to(DEVICE)).cpu().sum(), here(x).to(DEVICE).relu().cpu().sum()):
+        with pytest.raises(RuntimeError, match=said):
+            loss.backward()
+    here(x).sum().backward()
+    assert here.weight.grad is not None
+
+
 def test_what_is_not_there_says_so() -> None:
     x = torch.ones(3, 3, device=DEVICE)
     with pytest.raises(NotImplementedError, match="autograd"):

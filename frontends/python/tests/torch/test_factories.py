@@ -66,6 +66,22 @@ def test_a_default_device_and_a_context() -> None:
     assert torch.zeros(2, device="remote_accelerator").device == torch.device(DEVICE)
 
 
+def test_a_device_without_an_index_is_the_current_one() -> None:
+    """PyTorch asks the device's guard for the index here: 2.6 to 2.9 have one that this package makes."""
+    here = torch.arange(3.0)
+    there = here.to("remote_accelerator")
+    assert torch.equal(there.cpu(), here)
+    moved = torch.nn.Linear(2, 2).to("remote_accelerator").weight
+    made = (there, there.to("remote_accelerator"), there.new_zeros(2), there.new_tensor([1]), there.remote_accelerator(), moved)
+    assert {x.device for x in made} == {torch.device(DEVICE)}
+
+
+@pytest.mark.filterwarnings("ignore:The argument 'device':DeprecationWarning")
+def test_tensors_of_the_cpu_can_still_be_asked_whether_they_are_pinned() -> None:
+    assert not torch.zeros(2).is_pinned()
+    assert not torch.zeros(2).is_pinned("cuda")
+
+
 def test_a_seed_gives_the_same_numbers() -> None:
     def drawn(seed: int) -> list[torch.Tensor]:
         torch.manual_seed(seed)

@@ -48,12 +48,13 @@ def compare(found: Any, wanted: Any) -> None:
             compare(a, b)
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no grad", "grad"])
 @pytest.mark.parametrize("name", MODULES)
-def test_modules(name: str) -> None:
+def test_modules(name: str, grad: bool) -> None:
     make, shape = MODULES[name]
     torch.manual_seed(0)
     model, x = make().eval(), torch.randn(shape)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         compare(copy.deepcopy(model).to(DEVICE)(x.to(DEVICE)), model(x))
 
 

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -107,6 +108,51 @@ def test_states_are_saved_and_loaded() -> None:
         third.load_state_dict(torch.load(file, weights_only=True))
         torch.testing.assert_close(third(x), wanted)
         assert list(model.state_dict()) == list(third.state_dict())
+
+
+def test_files_are_loaded_to_the_device() -> None:
+    """`map_location` once ended the process: torch makes a storage there, for which it has no allocator."""
+    base = torch.arange(12.0).reshape(3, 4)
+    saved = {
+        "base": base, "turned": base.t(), "part": base[1:, ::2], "bytes": torch.tensor([1, 2, 255], dtype=torch.uint8),
+        "half": torch.randn(5, 7).bfloat16(), "count": torch.tensor(3), "none": torch.zeros(0, 2), "weight": torch.nn.Parameter(torch.ones(2)),
+    }  # fmt: skip
+    for location in (DEVICE, "remote_accelerator", torch.device(DEVICE)):
+        file = io.BytesIO()
+        torch.save(saved, file)
+        file.seek(0)
+        found = torch.load(file, map_location=location, weights_only=True)
+        for name, wanted in saved.items():
+            have = found[name]
+            assert (have.device, have.dtype, have.stride()) == (torch.device(DEVICE), wanted.dtype, wanted.stride()), name
+            assert torch.equal(have.cpu(), wanted), name
+        assert isinstance(found["weight"], torch.nn.Parameter)
+        found["base"][2, 0] = -1
+        assert found["turned"][0, 2].item() == found["part"][1, 0].item() == -1, "they shared memory, and do so there"
+
+
+def test_a_state_on_the_device_goes_into_a_module(tmp_path: Path) -> None:
+    model, other, x = network().to(DEVICE), network(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+        torch.save(other.state_dict(), tmp_path / "state.pt")
+        for options in ({}, {"mmap": True}):
+            model.load_state_dict(torch.load(tmp_path / "state.pt", map_location=DEVICE, **options), assign=bool(options))
+            torch.testing.assert_close(model(x.to(DEVICE)).cpu(), other(x))
+
+
+def test_files_that_cannot_be_loaded_there_are_refused() -> None:
+    file = io.BytesIO()
+    torch.save(torch.ones(3), file, _use_new_zipfile_serialization=False)
+    file.seek(0)
+    with pytest.raises(NotImplementedError, match="map_location='cpu'"):
+        torch.load(file, map_location=DEVICE)
+    file = io.BytesIO()
+    torch.save(torch.ones(3, dtype=torch.float64), file)
+    file.seek(0)
+    with pytest.raises(NotImplementedError, match="float64"):
+        torch.load(file, map_location=DEVICE)
 
 
 def test_types_of_modules() -> None:

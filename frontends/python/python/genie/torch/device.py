@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .dtypes import NAMES
+from . import older
 from .random import GENERATOR
 from .run import runner
 
@@ -163,12 +163,18 @@ def register() -> None:
     """Makes `torch.device("remote_accelerator:0")` and `torch.remote_accelerator` mean this. Once a process."""
     if hasattr(torch, NAME):
         return
-    try:
-        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-    except ImportError as error:
-        raise ImportError(
-            f"PyTorch {torch.__version__} cannot have a device that is written in Python, as remote_accelerator is: use PyTorch 2.15"
-        ) from error
+    module = types.ModuleType(f"torch.{NAME}", "Devices of a Genie server.")
+    for item in _PUBLIC:
+        setattr(module, item.__name__, item)
+    module.DeviceProperties = DeviceProperties  # type: ignore[attr-defined]
+    if hasattr(torch._C, "_acc"):
+        _register_in_python(module)
+    else:
+        older.register(NAME, module, current_device)
+
+
+def _register_in_python(module: types.ModuleType) -> None:
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     class _Hook(torch._C._acc.PrivateUse1Hooks):  # type: ignore[name-defined,misc]
         def is_available(self) -> bool:
@@ -184,11 +190,4 @@ def register() -> None:
         def type_(self) -> Any:
             return torch._C._autograd.DeviceType.PrivateUse1
 
-    module = types.ModuleType(f"torch.{NAME}", "Devices of a Genie server.")
-    for item in _PUBLIC:
-        setattr(module, item.__name__, item)
-    module.DeviceProperties = DeviceProperties  # type: ignore[attr-defined]
     _setup_privateuseone_for_python_backend(NAME, module, _Hook(), _Guard())
-
-
-SUPPORTED = tuple(NAMES)

@@ -11,6 +11,10 @@ from . import build, storage
 from .dtypes import NAMES, TYPES
 from .node import Node
 
+NO_AUTOGRAD = (
+    "remote_accelerator has no autograd (backward): train where the parameters are local, and move the model "
+    "with .to('remote_accelerator:0') to run it; torch.no_grad() says so to torch"
+)
 _DEVICES: dict[int, torch.device] = {}
 
 
@@ -113,10 +117,7 @@ class RemoteTensor(torch.Tensor):
 
         Raises NotImplementedError.
         """
-        raise NotImplementedError(
-            "remote_accelerator has no autograd (backward): train where the parameters are local, and move the model "
-            "with .to('remote_accelerator:0') to run it; torch.no_grad() says so to torch"
-        )
+        raise NotImplementedError(NO_AUTOGRAD)
 
     @property
     def data(self) -> Any:

@@ -10,7 +10,7 @@ from .. import build, node, run
 from ..dispatch import HANDLERS, LIBRARY
 from ..dtypes import NAMES, TYPES, name_of
 from ..node import Node
-from ..tensor import RemoteTensor, node_of, wrap, write
+from ..tensor import NO_AUTOGRAD, RemoteTensor, node_of, wrap, write
 
 #: A tensor of this process up to this size travels with the run that first reads it.
 SMALL_BYTES = 4 << 10
@@ -18,6 +18,10 @@ SMALL_BYTES = 4 << 10
 
 def upload(source: torch.Tensor, dtype: str, device: int) -> Node:
     """The values of a tensor of this process."""
+    # A gradient on its way to what was captured. torch would go on in threads of the device's own, where an error ends the process.
+    backward = torch._C._current_autograd_node()
+    if backward is not None and backward.name() == "ToCopyBackward0":
+        raise NotImplementedError(NO_AUTOGRAD)
     if source.layout != torch.strided:
         raise NotImplementedError(f"remote_accelerator has no {source.layout} tensors: use .to_dense()")
     if source.numel() == 0:
