@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TypedDict
 
+from . import _autoload
 from ._session import Session
 from .errors import BadInput
 
@@ -85,4 +86,5 @@ def connect(
     )
     session.device = device
     _last[:] = [session]
+    _autoload.connected()
     return session

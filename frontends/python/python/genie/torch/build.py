@@ -172,6 +172,9 @@ def cast(x: Node, dtype: str) -> Node:
     """The same numbers in another type."""
     if x.dtype == dtype:
         return x
+    if dtype == "u8" and x.dtype in ("f32", "f16", "bf16"):
+        # torch cuts a float off to int64 first, and takes the lowest byte: -1.0 is 255, 300.0 is 44.
+        x = cast(x, "i64")
     if x.op == "full" and not (x.dtype == "f32" and dtype in ("i64", "i32", "u8")):
         return Node("full", x.attrs, (), x.shape, dtype, x.device) if dtype != "bool" else _make("cast", (x,), x.shape, dtype, to=dtype)
     return _make("cast", (x,), x.shape, dtype, to=dtype)

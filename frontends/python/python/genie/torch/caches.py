@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from . import build
+from .dtypes import BYTES
 from .node import Node
 from .operands import scalar
+
+#: Tokens in one block of a KV cache.
+BLOCK = 64
 
 
 class Caches(Protocol):
@@ -27,7 +31,7 @@ class Caches(Protocol):
         """The elements of a part, `[1, kv_heads, length, head_dim]`."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class KvCache:
     """A cache of the server. `handle` is made with the first program that appends to it."""
 
@@ -35,8 +39,14 @@ class KvCache:
     kv_heads: int
     head_dim: int
     dtype: str
+    device: int
     length: int = 0
     handle: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its blocks."""
+        return -(-self.length // BLOCK) * self.layers * 2 * self.kv_heads * BLOCK * self.head_dim * BYTES[self.dtype]
 
     @property
     def attrs(self) -> tuple[tuple[str, Any], ...]:
@@ -109,7 +119,7 @@ def _next_tokens(found: Sequence[Node], staying: Any, caches: Caches) -> Placed 
         return None
     if cache.length != length:
         # Somebody goes on from an earlier token: the later ones stay for whoever has them.
-        cache = KvCache(cache.layers, cache.kv_heads, cache.head_dim, cache.dtype, length, caches.fork_cache(cache.handle, length))
+        cache = KvCache(cache.layers, cache.kv_heads, cache.head_dim, cache.dtype, cache.device, length, caches.fork_cache(cache.handle, length))
     return _appended(cache, layers, lambda x: x.inputs[1], 1)
 
 
@@ -138,7 +148,7 @@ def _prompt(found: Sequence[Node], staying: Any) -> Placed | None:
     if not layers:
         return None
     k = layers[0].inputs[1]
-    cache = KvCache(len(layers), k.shape[1], k.shape[3], k.dtype)
+    cache = KvCache(len(layers), k.shape[1], k.shape[3], k.dtype, k.device)
     return _appended(cache, layers, lambda x: x, k.shape[2])
 
 

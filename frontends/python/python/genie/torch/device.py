@@ -11,7 +11,7 @@ import torch
 
 from . import older
 from .random import GENERATOR
-from .run import runner
+from .run import named, runner
 
 NAME = "remote_accelerator"
 
@@ -37,7 +37,9 @@ class _Current:
 
 
 def device_count() -> int:
-    """Devices of the server."""
+    """Devices of the server; none where no server is named, as torch itself asks this of every device that there may be."""
+    if not named():
+        return 0
     return len(runner().backend.devices())
 
 
@@ -109,7 +111,7 @@ def mem_get_info(device: Any = None) -> tuple[int, int]:
 
 
 def memory_allocated(device: Any = None) -> int:
-    """Bytes that the server's sessions hold, other processes' and other devices' among them: its counter tells no more."""
+    """Bytes of the tensors and KV caches that this process has on a device; what was captured and has not run takes none."""
     return runner().backend.allocated(_index(device))
 
 

@@ -23,9 +23,7 @@ class Node:
     was not computed with it, stays on the server.
     """
 
-    __slots__ = ("attrs", "device", "dtype", "holders", "inputs", "op", "pending", "phase", "readers", "residency", "sent", "shape", "value")
-
-    pending: int
+    __slots__ = ("attrs", "device", "dtype", "holders", "inputs", "op", "phase", "readers", "residency", "sent", "shape", "value")
 
     def __init__(
         self,
@@ -49,12 +47,8 @@ class Node:
         self.residency: str | None = None
         # How often data of this process has travelled with a run.
         self.sent = 0
-        # Nodes that would have to run for this one, at the most: those that two inputs share are counted twice.
-        pending = 1
         for node in inputs:
-            pending += node.pending
             node.readers += 1
-        self.pending = pending
 
     def __del__(self) -> None:
         for node in self.inputs:
@@ -85,7 +79,6 @@ class Node:
         for node in self.inputs:
             node.readers -= 1
         self.inputs = ()
-        self.pending = 0
 
     def rewrite(self, other: Node) -> None:
         """The same value, computed another way."""
@@ -93,7 +86,7 @@ class Node:
             node.readers += 1
         for node in self.inputs:
             node.readers -= 1
-        self.op, self.attrs, self.inputs, self.pending = other.op, other.attrs, other.inputs, other.pending
+        self.op, self.attrs, self.inputs = other.op, other.attrs, other.inputs
 
     def settle_cached(self, value: Any) -> None:
         """The server has it as a part of a KV cache."""
@@ -123,7 +116,6 @@ def resident(value: Any, shape: Shape, dtype: str, device: int) -> Node:
     """A tensor that is on the server."""
     node = Node("resident", (), (), shape, dtype, device)
     node.value = value
-    node.pending = 0
     return node
 
 
@@ -131,12 +123,10 @@ def host(data: Any, shape: Shape, dtype: str, device: int) -> Node:
     """Data of this process, which travels with the run that first needs it."""
     node = Node("host", (), (), shape, dtype, device)
     node.value = data
-    node.pending = 0
     return node
 
 
 def empty(shape: Shape, dtype: str, device: int) -> Node:
     """A tensor without elements: there is nothing to compute, and nothing to send."""
     node = Node("empty", (), (), shape, dtype, device)
-    node.pending = 0
     return node

@@ -76,7 +76,7 @@ def with_number(dtype: str, number: bool | int | float) -> str:
     if dtype in FLOATS or number.__class__ is bool:
         return dtype
     if number.__class__ is float:
-        return NAMES[torch.get_default_dtype()]
+        return name_of(torch.get_default_dtype())
     return "i64" if dtype == "bool" else dtype
 
 
@@ -130,7 +130,7 @@ def both(a: Any, b: Any, dtype: str | None = None) -> tuple[Node, Node]:
 
 def floating(dtype: str) -> str:
     """The type of a result that is no integer."""
-    return dtype if dtype in ("f32", "f16", "bf16") else NAMES[torch.get_default_dtype()]
+    return dtype if dtype in ("f32", "f16", "bf16") else name_of(torch.get_default_dtype())
 
 
 def integers(values: Sequence[int], shape: tuple[int, ...], device: int) -> Node:

@@ -6,6 +6,7 @@ once; after that a run is a program's handle, the handles of the tensors it read
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ class Backend(Caches, Protocol):
         """What devices there are."""
 
     def allocated(self, device: int) -> int:
-        """Bytes that the server's sessions hold."""
+        """Bytes of the tensors and KV caches that this process has on a device."""
 
     def synchronise(self) -> None:
         """Waits until all that was asked for is done, and all that is not needed is freed."""
@@ -147,7 +148,7 @@ class Runner:
                         for node in part:
                             node.holders += 1
                         between += part
-                    self._run(order if part is waiting else order_of(part), part, found if fetch else None)
+                    self._run(order if part is waiting else order_of(part), part, found if fetch and part is waiting else None)
                     if fetch and part is waiting:
                         break
             finally:
@@ -385,20 +386,35 @@ def _part(order: list[Node], roots: list[Node]) -> list[Node]:
 
 
 _RUNNERS: list[Runner] = []
+#: Not empty where the runner is of the session that `genie.connect` opened last, rather than one that `use` was given.
+_FOLLOWS: list[bool] = []
 
 
 def runner() -> Runner:
     """What runs the nodes of `remote_accelerator`: on the server of `genie.connect`, or of GENIE_SERVER."""
-    if not _RUNNERS:
+    import genie
+
+    last = genie.current_session()
+    if not _RUNNERS or (last is not None and _FOLLOWS and last is not _RUNNERS[0].backend.session):  # type: ignore[attr-defined]
         from .server import connect
 
-        _RUNNERS.append(Runner(connect()))
+        # The session that was opened last: the one before may be closed, or its server gone.
+        _RUNNERS[:] = [Runner(connect())]
+        _FOLLOWS[:] = [True]
     return _RUNNERS[0]
+
+
+def named() -> bool:
+    """Whether it is known which server that is."""
+    import genie
+
+    return bool(_RUNNERS or genie.current_session() is not None or os.environ.get("GENIE_SERVER"))
 
 
 def use(backend: Backend) -> Runner:
     """Has everything run on this server from now on. Tensors of another one stay there, and cannot be used with those of this."""
     _RUNNERS[:] = [Runner(backend)]
+    _FOLLOWS.clear()
     return _RUNNERS[0]
 
 

@@ -11,15 +11,13 @@ from typing import Any
 
 from genie import _native
 
-from .caches import KvCache, Part
+from .caches import BLOCK, KvCache, Part
 from .dtypes import BYTES
 from .node import Shape
 from .run import Given, Line
 
 #: Bindings that a program keeps, one for each set of weights that it ran with.
 MOST_BINDINGS = 8
-#: Tokens in one block of a KV cache.
-BLOCK = 64
 
 _UNARY = frozenset((
     "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc", "erfinv", "lgamma", "digamma",
@@ -71,12 +69,20 @@ class Server:
 
     def __init__(self, session: Any) -> None:
         self.session = session
+        # What this process has there, for as long as it has it.
+        self._tensors: weakref.WeakSet[Resident] = weakref.WeakSet()
+        self._caches: weakref.WeakSet[KvCache] = weakref.WeakSet()
+
+    def _held(self, tensor: Any) -> Resident:
+        held = Resident(tensor)
+        self._tensors.add(held)
+        return held
 
     # ---- tensors
 
     def put(self, device: int, data: Any, dtype: str, shape: Shape, weight: bool) -> Resident:
         """Brings data to the server. A weight is named by its content: one that is there already does not travel."""
-        return Resident(_native.Session.put(self.session, data, device=device, dtype=dtype, shape=list(shape), weight=weight))
+        return self._held(_native.Session.put(self.session, data, device=device, dtype=dtype, shape=list(shape), weight=weight))
 
     def get(self, tensor: Resident) -> Any:
         """The bytes of a tensor."""
@@ -84,7 +90,7 @@ class Server:
 
     def copy(self, tensor: Resident, device: int) -> Resident:
         """The same tensor on another device."""
-        return Resident(_native.Session.copy(self.session, tensor.tensor, device))
+        return self._held(_native.Session.copy(self.session, tensor.tensor, device))
 
     # ---- programs
 
@@ -112,6 +118,7 @@ class Server:
         position = None
         if cache is not None:
             line, kv = cache
+            self._caches.add(kv)
             if kv.handle is None:
                 kv.handle = Resident(_native.Session.create_cache(self.session, program.program, line))
             bound = [*bound, (line, kv.handle)]
@@ -123,7 +130,7 @@ class Server:
         out: list[tuple[Any, Resident | None]] = []
         for bit in range((wanted | keep).bit_length()):
             data = next(values) if wanted >> bit & 1 else None
-            kept = Resident(next(values)) if keep >> bit & 1 else None
+            kept = self._held(next(values)) if keep >> bit & 1 else None
             out.append((data, kept))
         return out
 
@@ -180,8 +187,9 @@ class Server:
         return [dict(zip(names, device)) for device in _native.Session.devices(self.session)]
 
     def allocated(self, device: int) -> int:
-        """Bytes that the server's sessions hold: of all of them, on all devices."""
-        return int(_native.Session.stats(self.session).get("genie_session_bytes", 0))
+        """Bytes of the tensors and KV caches that this process has on a device."""
+        tensors = sum(x.tensor.nbytes for x in list(self._tensors) if x.tensor.device == device)
+        return tensors + sum(x.nbytes for x in list(self._caches) if x.device == device)
 
     def traffic(self) -> tuple[int, int]:
         """Bytes sent and received so far."""

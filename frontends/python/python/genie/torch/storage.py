@@ -6,21 +6,34 @@ chain of steps from the storage's tensor to its own, each of which can be read t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from . import build
 from .node import Node, Shape
 
 
+#: Addresses that no process can read or write: whoever takes them for memory of this one ends, and harms nothing.
+_ADDRESSES = itertools.count(1 << 60, 1 << 41)
+
+
 class Storage:
     """One tensor's worth of memory: the node that says what is in it now."""
 
-    __slots__ = ("node", "version")
+    __slots__ = ("_address", "node", "version")
 
     def __init__(self, node: Node) -> None:
         node.holders += 1
         self.node = node
         self.version = 0
+        self._address = 0
+
+    @property
+    def address(self) -> int:
+        """A number that no other storage has, to tell by which tensors share memory."""
+        if not self._address:
+            self._address = next(_ADDRESSES) % (1 << 63)
+        return self._address
 
     def set(self, node: Node) -> None:
         """Replaces what is in it."""

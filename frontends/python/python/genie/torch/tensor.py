@@ -26,6 +26,16 @@ def device_of(index: int) -> torch.device:
     return device
 
 
+class Memory(torch.UntypedStorage):
+    """Memory of a server: whoever saves files asks where it begins, to see which tensors share it."""
+
+    _address = 0
+
+    def data_ptr(self) -> int:
+        """A number that no other memory of the server has."""
+        return self._address
+
+
 class RemoteTensor(torch.Tensor):
     """A tensor that lives on a server, or will: what made it runs when its values are asked for.
 
@@ -94,7 +104,8 @@ class RemoteTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         text = repr(self.detach().cpu())
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"{text[:-1]}, device='{self.device}'{grad})"
+        what = "Parameter containing:\n" if isinstance(self, torch.nn.Parameter) else ""
+        return f"{what}{text[:-1]}, device='{self.device}'{grad})"
 
     def __format__(self, spec: str) -> str:
         return format(self.item() if self.dim() == 0 else repr(self), spec)
@@ -108,9 +119,36 @@ class RemoteTensor(torch.Tensor):
         memo[id(self)] = copy
         return copy
 
+    def __copy__(self) -> Any:
+        # Another tensor on the same memory, as of any tensor: what it is copied by otherwise is a file's.
+        made = self.detach().requires_grad_(self.requires_grad)
+        made = torch.nn.Parameter(made, self.requires_grad) if isinstance(self, torch.nn.Parameter) else made
+        return made
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A file has the values: it loads on a machine that knows no server, under weights_only, too.
-        return self.detach().cpu().requires_grad_(self.requires_grad).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+        here = self.detach().cpu()
+        if isinstance(self, torch.nn.Parameter):
+            here = torch.nn.Parameter(here, self.requires_grad)
+        return here.requires_grad_(self.requires_grad).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
+    def untyped_storage(self) -> Any:
+        """What tensors that share memory share. Its address is nobody's: it says which have it in common."""
+        made = torch.Tensor.untyped_storage(self)
+        made.__class__ = Memory
+        made._address = self._storage.address
+        return made
+
+    def _typed_storage(self) -> Any:
+        # Whoever asks for it makes more of it, which torch cannot on a device without C++: DataLoader's workers do.
+        raise NotImplementedError(
+            "remote_accelerator has no memory that processes could share: make batches of CPU tensors in DataLoader's workers, "
+            "and bring them there with .to(), or leave num_workers at 0"
+        )
+
+    def data_ptr(self) -> int:
+        """As its storage's: nobody can read there."""
+        return self._storage.address + self.storage_offset() * self.element_size()
 
     def backward(self, *_: Any, **__: Any) -> None:
         """Not there.

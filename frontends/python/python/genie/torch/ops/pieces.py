@@ -10,9 +10,51 @@ from torch.nn import functional
 from .. import build
 from ..dispatch import HANDLERS
 from ..node import Node
+from ..operands import integers
 from ..tensor import RemoteTensor, node_of, wrap
 
 Given = RemoteTensor | None
+
+
+@HANDLERS.add("_nested_tensor_from_mask_left_aligned.default")
+def left_aligned(t: RemoteTensor, mask: RemoteTensor) -> bool:
+    # There are no nested tensors here: TransformerEncoder goes on with padded ones.
+    return False
+
+
+@HANDLERS.add("_pack_padded_sequence.default")
+def pack(input: RemoteTensor, lengths: torch.Tensor, batch_first: bool) -> tuple[RemoteTensor, torch.Tensor]:  # noqa: A002: torch's name
+    x = node_of(input)
+    counts = lengths.tolist()
+    batch, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
+    if len(counts) != batch:
+        raise RuntimeError(f"Expected `len(lengths)` to be equal to batch_size, but got {len(counts)} (batch_size={batch})")
+    if any(a < b for a, b in zip(counts, counts[1:])) or min(counts) <= 0 or counts[0] > steps:
+        raise RuntimeError("`lengths` must be in decreasing order, greater than 0, and no longer than the sequences: see enforce_sorted=")
+    sizes = [sum(n > step for n in counts) for step in range(counts[0])]
+    at = [row * steps + step if batch_first else step * batch + row for step, n in enumerate(sizes) for row in range(n)]
+    rows = build.reshape(x, (batch * steps, *x.shape[2:]))
+    return wrap(build.gather(rows, integers(at, (len(at),), x.device))), torch.tensor(sizes)
+
+
+@HANDLERS.add("_pad_packed_sequence.default")
+def unpack(
+    data: RemoteTensor, batch_sizes: torch.Tensor, batch_first: bool, padding_value: float, total_length: int
+) -> tuple[RemoteTensor, torch.Tensor]:
+    x, sizes = node_of(data), batch_sizes.tolist()
+    batch, steps = sizes[0], max(len(sizes), total_length)
+    if 0 < total_length < len(sizes):
+        raise RuntimeError(f"Expected total_length to be at least the length of the longest sequence in input, but got total_length={total_length} and max sequence length being {len(sizes)}")
+    at, begin = [x.shape[0]] * (batch * steps), 0
+    for step, n in enumerate(sizes):
+        for row in range(n):
+            at[row * steps + step if batch_first else step * batch + row] = begin + row
+        begin += n
+    # Where there is nothing, the row behind the last is taken.
+    padded = build.pad(x, (0,) * len(x.shape), (1, *(0 for _ in x.shape[1:])), padding_value)
+    outer = (batch, steps) if batch_first else (steps, batch)
+    made = build.reshape(build.gather(padded, integers(at, (len(at),), x.device)), (*outer, *x.shape[1:]))
+    return wrap(made), torch.tensor([sum(n > row for n in sizes) for row in range(batch)])
 
 
 def _gates(gates: RemoteTensor, bias: Given, count: int) -> list[Node]:

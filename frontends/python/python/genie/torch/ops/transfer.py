@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .. import build, node, run
-from ..dispatch import HANDLERS, LIBRARY
+from ..dispatch import HANDLERS, LIBRARY, aten
 from ..dtypes import NAMES, TYPES, name_of
 from ..node import Node
 from ..tensor import NO_AUTOGRAD, RemoteTensor, node_of, wrap, write
@@ -110,7 +110,8 @@ LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
 _CODES = {"f32": "f", "i64": "q", "i32": "i", "u8": "B", "bool": "?"}
 
 
-@HANDLERS.add("_local_scalar_dense.default")
+# torch.tensor([x[0], x[1]]) reads them where no tensor is asked.
+@HANDLERS.whole("_local_scalar_dense.default")
 def item(self: RemoteTensor) -> Any:
     value = node_of(self)
     code = _CODES.get(value.dtype)
@@ -147,3 +148,15 @@ def is_pinned(self: RemoteTensor, device: Any = None) -> bool:
 @HANDLERS.add("is_same_size.default")
 def is_same_size(self: RemoteTensor, other: torch.Tensor) -> bool:
     return self.shape == other.shape
+
+
+def _pinned(self: torch.Tensor, device: Any = None) -> torch.Tensor:
+    if torch.cuda.is_available() and (device is None or torch.device(device).type == "cuda"):
+        return aten._pin_memory.default._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, self, torch.device("cuda"))
+    # This device's transfers need no pinned memory; whoever asks for some, as DataLoader does, gets a copy.
+    return self.clone()
+
+
+LIBRARY.impl("_pin_memory", _pinned, "CPU")
+LIBRARY.impl("_pin_memory", lambda self, device=None: self, "PrivateUse1")
+HANDLERS.add("_pin_memory.default")(lambda self, device=None: self)

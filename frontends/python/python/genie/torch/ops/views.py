@@ -234,17 +234,19 @@ def as_strided(self: RemoteTensor, size: Sequence[int], stride: Sequence[int], s
 # ---- in place: the tensor looks at its memory in another way
 
 
-def _in_place(name: str) -> None:
+def _in_place(name: str, written: str | None = None) -> None:
     packet, _, overload = name.partition(".")
     viewed = getattr(getattr(aten, packet), overload or "default")
 
-    @HANDLERS.add(f"{packet}_.{overload or 'default'}")
+    @HANDLERS.add(written or f"{packet}_.{overload or 'default'}")
     def apply(self: RemoteTensor, *args: Any, **kwargs: Any) -> RemoteTensor:
         return adopt(self, viewed(self, *args, **kwargs))
 
 
-for _name in ("as_strided", "squeeze", "squeeze.dim", "squeeze.dims", "t", "transpose.int", "unsqueeze"):
+for _name in ("as_strided", "squeeze", "squeeze.dim", "squeeze.dims", "t", "unsqueeze"):
     _in_place(_name)
+# The one whose form in place has another overload.
+_in_place("transpose.int", "transpose_.default")
 
 
 @HANDLERS.add("resize_.default")
