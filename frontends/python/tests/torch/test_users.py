@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import genie
@@ -187,3 +188,31 @@ def test_a_compiled_module_sees_other_weights() -> None:
         compiled(x)
         module.weight.data = torch.full((2, 2), 3.0)
         assert compiled(x).tolist() == [[6.0, 6.0]]
+
+
+def test_a_loop_that_asks_for_nothing_does_not_fill_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genie.torch.tensor.MOST_DEPTH", 100)
+    requests = run.runner().counts.requests
+    x = torch.zeros(2, device=DEVICE)
+    for _ in range(1000):
+        x = x + 1
+    assert run.runner().counts.requests - requests in range(8, 12)
+    assert x.tolist() == [1000.0, 1000.0]
+
+
+def test_a_phase_is_of_its_thread() -> None:
+    seen: list[str | None] = []
+    x = torch.ones(2, device=DEVICE).materialize()
+    with genie.phase("prefill"):
+        thread = threading.Thread(target=lambda: seen.append(genie.explain(x + 1).phase))
+        thread.start()
+        thread.join()
+        seen.append(genie.explain(x + 2).phase)
+    assert seen == [None, "prefill"]
+
+
+def test_what_is_said_of_tensors_here_is_refused() -> None:
+    with pytest.raises(TypeError, match="remote_accelerator, not of cpu"):
+        genie.annotate(torch.ones(2), residency="weight")
+    with pytest.raises(TypeError, match="not of list"):
+        genie.explain([1])

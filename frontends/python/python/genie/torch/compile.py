@@ -1,7 +1,8 @@
 """`torch.compile(model, backend="genie")`: a graph of torch's is captured once, and then run by handle.
 
 What the graph holds still, its parameters, is brought to the server with the first call. A call then sends the inputs that are in this
-process, one request, and fetches the outputs if the inputs were here: where they are on `remote_accelerator`, the outputs stay there.
+process, one request, and fetches the outputs that torch has here. On tensors of `remote_accelerator` torch finds no graphs for a backend:
+they are captured as without it.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def annotate(tensor: RemoteTensor, *, residency: str) -> RemoteTensor:
     """
     if residency not in RESIDENCIES:
         raise ValueError(f"'{residency}' is no residency: say one of {', '.join(RESIDENCIES)}")
-    node_of(tensor).residency = residency
+    _node(tensor).residency = residency
     return tensor
 
 
@@ -70,7 +70,7 @@ class Explanation:
             f"estimated         {self.flops / 1e6:.3f} MFLOP, {self.bytes_touched / 1e6:.3f} MB read and written",
         ]
         if self.seconds is None:
-            lines.append("measured          nothing: it is on the server")
+            lines.append("measured          nothing: there is nothing to compute")
         else:
             rates = f"{self.flops / self.seconds / 1e9:.2f} GFLOP/s, {self.bytes_touched / self.seconds / 1e9:.2f} GB/s"
             lines.append(f"measured          {self.seconds * 1e3:.3f} ms ({rates}); {self.wire_up} bytes up, {self.wire_down} down")
@@ -79,8 +79,8 @@ class Explanation:
 
 def explain(tensor: RemoteTensor) -> Explanation:
     """Computes a tensor, and says what that was: its graph, phase, bytes to move, and the estimated cost beside what was measured."""
+    node = _node(tensor)
     runner = run.runner()
-    node = node_of(tensor)
     before = runner.backend.traffic()
     began = time.perf_counter()
     ran: list[run.Ran] = []
@@ -107,3 +107,10 @@ def explain(tensor: RemoteTensor) -> Explanation:
 def _leaf(node: Node) -> str:
     where = {"resident": "on the server", "cached": "in a KV cache on the server", "host": "in this process, to travel with the run that first reads it"}
     return f"{node.dtype}{list(node.shape)}: {where.get(node.op, 'without elements')}"
+
+
+def _node(tensor: object) -> Node:
+    if isinstance(tensor, RemoteTensor):
+        return node_of(tensor)
+    where = getattr(tensor, "device", type(tensor).__name__)
+    raise TypeError(f"this is about tensors of remote_accelerator, not of {where}: bring it there with .to('remote_accelerator:0')")

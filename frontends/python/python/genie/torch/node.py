@@ -6,6 +6,7 @@ from. Nothing here touches the server.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from .dtypes import BYTES
@@ -20,10 +21,10 @@ class Node:
     (`value` is the data, little-endian and row-major), `empty` (a shape that has no element), `cached` (`value` says which part of a
     KV cache it is), and `attended`, attention whose form is chosen when it runs. `holders` counts the
     storages that hold the node, and `readers` the nodes that are to be computed from it: what is computed and held, or read by what
-    was not computed with it, stays on the server.
+    was not computed with it, stays on the server. `depth` is how many nodes have to run one after the other for it.
     """
 
-    __slots__ = ("attrs", "device", "dtype", "holders", "inputs", "op", "phase", "readers", "residency", "sent", "shape", "value")
+    __slots__ = ("attrs", "depth", "device", "dtype", "holders", "inputs", "op", "phase", "readers", "residency", "sent", "shape", "value")
 
     def __init__(
         self,
@@ -47,8 +48,12 @@ class Node:
         self.residency: str | None = None
         # How often data of this process has travelled with a run.
         self.sent = 0
+        depth = 0
         for node in inputs:
             node.readers += 1
+            if node.depth > depth:
+                depth = node.depth
+        self.depth = depth + 1
 
     def __del__(self) -> None:
         for node in self.inputs:
@@ -79,6 +84,7 @@ class Node:
         for node in self.inputs:
             node.readers -= 1
         self.inputs = ()
+        self.depth = 0
 
     def rewrite(self, other: Node) -> None:
         """The same value, computed another way."""
@@ -100,13 +106,10 @@ class Node:
 LEAVES = frozenset(("resident", "host", "empty", "cached", "kv_cache"))
 
 
-class _Current:
-    """The phase that `genie.phase` has set for what is captured now."""
+class _Current(threading.local):
+    """The phase that `genie.phase` has set for what this thread captures now."""
 
-    __slots__ = ("phase",)
-
-    def __init__(self) -> None:
-        self.phase: str | None = None
+    phase: str | None = None
 
 
 CURRENT = _Current()

@@ -15,6 +15,9 @@ NO_AUTOGRAD = (
     "remote_accelerator has no autograd (backward): train where the parameters are local, and move the model "
     "with .to('remote_accelerator:0') to run it; torch.no_grad() says so to torch"
 )
+#: Operations that wait for one another at the most. A loop that asks for nothing would fill this process with what it captured.
+MOST_DEPTH = 1 << 14
+
 _DEVICES: dict[int, torch.device] = {}
 
 
@@ -184,6 +187,10 @@ def node_of(tensor: RemoteTensor) -> Node:
 
 def wrap(node: Node) -> RemoteTensor:
     """A new tensor with storage of its own."""
+    if node.depth > MOST_DEPTH:
+        from .run import realise
+
+        realise([node])
     return RemoteTensor(storage.Storage(node), (), node.shape, TYPES[node.dtype], node.device)
 
 
