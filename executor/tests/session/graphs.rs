@@ -47,8 +47,13 @@ pub(crate) fn lm(phase: Phase) -> Lm {
 
 /// `y = relu(x)` of `f32 [4]`; the input is node 0.
 pub(crate) fn relu() -> VerifiedGraph {
+    relu_of(4)
+}
+
+/// The same of `f32 [n]`.
+pub(crate) fn relu_of(n: u64) -> VerifiedGraph {
     let mut b = GraphBuilder::new("relu");
-    let x = b.input("x", InputRole::Argument, TensorType::new(DType::F32, [Dim::from(4)])).unwrap();
+    let x = b.input("x", InputRole::Argument, TensorType::new(DType::F32, [Dim::from(n)])).unwrap();
     let y = b.push(Op::Relu, &[x]).unwrap();
     b.output("y", y);
     b.finish().unwrap()

@@ -1,13 +1,15 @@
 //! The same server with threads: nothing here depends on who is faster.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use genie_executor::Mode;
-use genie_graph::Phase;
-use genie_transport::wire::{Arguments, ContentHash, ErrorCode, Request};
+use genie_executor::device::cpu::CpuDevice;
+use genie_graph::{DType, Phase};
+use genie_transport::wire::{Arguments, ContentHash, ErrorCode, Handle, Request, write_argument};
 
-use crate::client::{Answer, Client, Server, Told, noise, sliced_put, tensor, weight};
+use crate::client::{Answer, Client, Out, Server, Told, noise, sliced_put, tensor, weight};
 use crate::fake::continuation;
 
 fn server() -> Server {
@@ -174,4 +176,75 @@ fn a_bug_outside_a_kernel_fails_the_request_and_not_the_device() {
     client.call(Request::Free(filler)).unwrap();
     let id = client.ask_run(&model, &[1], Some(64));
     wait(&client, id).0.unwrap();
+}
+
+/// A server with a CPU device of two threads.
+fn cpu_server() -> Server {
+    Server::with(1, 1 << 20, |config| {
+        config.devices = vec![Arc::new(CpuDevice::new(0, 2, 64 << 20).unwrap())];
+        (config.default_quota, config.max_quota, config.mode) = (64 << 20, 64 << 20, Mode::Threads);
+    })
+}
+
+fn bound(client: &mut Client<'_>, graph: &[u8]) -> Handle {
+    let id = client.ask(Request::Define { device: 0, graph });
+    let Ok(Told::Program(program, _)) = wait(client, id).0 else { panic!() };
+    let (bound, weights, arguments) = (Vec::new(), Vec::new(), Arguments::EMPTY);
+    let id = client.ask(Request::Bind { program, bound, weights, arguments });
+    let Ok(Told::Bound(binding)) = wait(client, id).0 else { panic!() };
+    binding
+}
+
+fn ask_relu(client: &mut Client<'_>, binding: Handle, values: &[f32]) -> u64 {
+    let (mut bytes, data) = (Vec::new(), values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+    write_argument(&mut bytes, 0, DType::F32, &[values.len() as u64], &data).unwrap();
+    let arguments = Arguments::new(1, &bytes).unwrap();
+    client.ask(Request::Run { binding, position: None, wanted: 1, keep: 0, arguments })
+}
+
+fn is_relu(answer: Answer, values: &[f32]) -> bool {
+    let Ok(Told::Ran { outputs, .. }) = answer else { panic!("{answer:?}") };
+    let relu: Vec<u8> = values.iter().flat_map(|v| v.max(0.0).to_le_bytes()).collect();
+    outputs == [Out::Inline(0, relu)]
+}
+
+#[test]
+fn a_brief_run_is_over_when_its_request_has_been_taken() {
+    let server = cpu_server();
+    let mut client = server.client();
+    let binding = bound(&mut client, &crate::graphs::relu().encode());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut at_once = 0;
+    // The first has to be planned, and while the device's thread is at work others are its, too.
+    while at_once < 200 {
+        let values = [at_once as f32, -1.0, 0.5, -3.0];
+        let id = ask_relu(&mut client, binding, &values);
+        let mut heard = client.heard();
+        at_once = if heard.is_empty() { 0 } else { at_once + 1 };
+        let answer = heard.pop().map_or_else(|| wait(&client, id).0, |(_, answer)| answer);
+        assert!(is_relu(answer, &values));
+        assert!(Instant::now() < deadline, "brief runs wait for the device's thread");
+    }
+}
+
+#[test]
+fn brief_runs_and_long_ones_share_the_device() {
+    let server = cpu_server();
+    std::thread::scope(|scope| {
+        for session in 0..4 {
+            let server = &server;
+            scope.spawn(move || {
+                let mut client = server.client();
+                let long = session % 2 == 1;
+                let graph = if long { crate::graphs::relu_of(100_000) } else { crate::graphs::relu() };
+                let binding = bound(&mut client, &graph.encode());
+                let values: Vec<f32> = (0..if long { 100_000 } else { 4 }).map(|i| (i - 2 * session) as f32).collect();
+                for _ in 0..300 {
+                    let id = ask_relu(&mut client, binding, &values);
+                    assert!(is_relu(wait(&client, id).0, &values));
+                }
+            });
+        }
+    });
+    assert_eq!(server.counter("genie_rows_total"), 1200);
 }
