@@ -14,6 +14,7 @@ import genie
 import pytest
 import safetensors.torch
 import torch
+from genie import _autoload
 from genie.torch import run
 from served import Served
 
@@ -216,3 +217,19 @@ def test_what_is_said_of_tensors_here_is_refused() -> None:
         genie.annotate(torch.ones(2), residency="weight")
     with pytest.raises(TypeError, match="not of list"):
         genie.explain([1])
+
+
+def test_a_gpu_of_ones_own_stays_the_accelerator_until_a_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[bool] = []
+    monkeypatch.setattr(_autoload, "_register", lambda: registered.append(True))
+    monkeypatch.setattr(_autoload, "_ASKED_FOR", False)
+    monkeypatch.setattr(_autoload, "_GPUS", (os.devnull,))
+    monkeypatch.delenv("GENIE_SERVER", raising=False)
+    _autoload.load()
+    assert not registered
+    monkeypatch.setenv("GENIE_SERVER", "genie://127.0.0.1:1")
+    _autoload.load()
+    monkeypatch.delenv("GENIE_SERVER")
+    monkeypatch.setattr(_autoload, "_GPUS", ())
+    _autoload.load()
+    assert len(registered) == 2
