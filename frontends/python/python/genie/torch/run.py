@@ -383,6 +383,13 @@ def _part(order: list[Node], roots: list[Node]) -> list[Node]:
 _RUNNERS: list[Runner] = []
 
 
+def is_known() -> bool:
+    """Whether anything says which server `runner` is to use."""
+    from .server import is_named
+
+    return bool(_RUNNERS) or is_named()
+
+
 def runner() -> Runner:
     """What runs the nodes of `remote_accelerator`: on the server of `genie.connect`, or of GENIE_SERVER."""
     if not _RUNNERS:
