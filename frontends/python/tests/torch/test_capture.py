@@ -108,6 +108,26 @@ def test_the_device_is_one_of_torch() -> None:
     del held
 
 
+def test_torch_is_as_it_was_where_no_server_is_named() -> None:
+    """In a process of its own: the package is loaded by whoever imports torch, and may not stand in the way of what the CPU does."""
+    program = """
+import torch
+with torch.random.fork_rng():
+    torch.manual_seed(1)
+layer = torch.nn.Linear(2, 2)
+layer(torch.ones(1, 2)).sum().backward()
+assert not torch.ones(2).is_pinned()
+print(torch.remote_accelerator.device_count(), torch.remote_accelerator.is_available(), layer.weight.grad is not None)
+try:
+    torch.ones(2, device="remote_accelerator").cpu()
+except RuntimeError as error:
+    print(str(error)[:32])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "GENIE_SERVER"}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    assert said.stdout.splitlines() == ["0 False True", "no server for remote_accelerator"], said.stderr
+
+
 def test_a_loss_that_is_here_has_no_gradients_from_there() -> None:
     """torch's threads for the device once ended the process with the first error in them; before 2.10 torch itself does not start them."""
     said = "no autograd" if hasattr(torch._C, "_acc") else "PrivateUse1HooksInterface"

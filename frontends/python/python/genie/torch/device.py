@@ -11,7 +11,7 @@ import torch
 
 from . import older
 from .random import GENERATOR
-from .run import named, runner
+from .run import is_known, runner
 
 NAME = "remote_accelerator"
 
@@ -37,10 +37,9 @@ class _Current:
 
 
 def device_count() -> int:
-    """Devices of the server; none where no server is named, as torch itself asks this of every device that there may be."""
-    if not named():
-        return 0
-    return len(runner().backend.devices())
+    """Devices of the server; none where nothing says which server."""
+    # torch asks this of whoever forks a generator (2.15), be it for the CPU alone.
+    return len(runner().backend.devices()) if is_known() else 0
 
 
 def is_available() -> bool:

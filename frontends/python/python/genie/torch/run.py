@@ -6,7 +6,6 @@ once; after that a run is a program's handle, the handles of the tensors it read
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -390,6 +389,13 @@ _RUNNERS: list[Runner] = []
 _FOLLOWS: list[bool] = []
 
 
+def is_known() -> bool:
+    """Whether anything says which server `runner` is to use."""
+    from .server import is_named
+
+    return bool(_RUNNERS) or is_named()
+
+
 def runner() -> Runner:
     """What runs the nodes of `remote_accelerator`: on the server of `genie.connect`, or of GENIE_SERVER."""
     import genie
@@ -402,13 +408,6 @@ def runner() -> Runner:
         _RUNNERS[:] = [Runner(connect())]
         _FOLLOWS[:] = [True]
     return _RUNNERS[0]
-
-
-def named() -> bool:
-    """Whether it is known which server that is."""
-    import genie
-
-    return bool(_RUNNERS or genie.current_session() is not None or os.environ.get("GENIE_SERVER"))
 
 
 def use(backend: Backend) -> Runner:

@@ -257,6 +257,13 @@ def graph_of(lines: Sequence[Line], outputs: Sequence[int], phase: str | None) -
     return graph
 
 
+def is_named() -> bool:
+    """Whether `genie.connect` or GENIE_SERVER says which server it is."""
+    import genie
+
+    return genie.current_session() is not None or bool(os.environ.get("GENIE_SERVER"))
+
+
 def connect() -> Server:
     """The server of `genie.connect`, if that was called; else of GENIE_SERVER.
 
@@ -264,12 +271,10 @@ def connect() -> Server:
     """
     import genie
 
+    if not is_named():
+        raise RuntimeError(
+            "no server for remote_accelerator: call genie.connect('tcp://HOST:7070'), or set GENIE_SERVER, before the first tensor "
+            "(a server for a try: genie serve --listen tcp://127.0.0.1:7070)"
+        )
     session = genie.current_session()
-    if session is None:
-        if not os.environ.get("GENIE_SERVER"):
-            raise RuntimeError(
-                "no server for remote_accelerator: call genie.connect('tcp://HOST:7070'), or set GENIE_SERVER, before the first tensor "
-                "(a server for a try: genie serve --listen tcp://127.0.0.1:7070)"
-            )
-        session = genie.connect()
-    return Server(session)
+    return Server(genie.connect() if session is None else session)
