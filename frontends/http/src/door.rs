@@ -37,7 +37,8 @@ pub struct Settings {
     pub memory_bytes: u64,
     /// Connections at a time. For one more the oldest goes whose request has not come whole.
     pub connections: usize,
-    /// How long a client may take over its headers, and over each 64 KiB of a body or of an answer.
+    /// How long a client may take over its headers, and over each 64 KiB of a body or of an answer; and how long a token's session stays
+    /// open for its next request.
     pub patience: Duration,
     /// Threads that serve connections.
     pub threads: usize,
@@ -116,18 +117,26 @@ impl Door {
         let encrypted = access.tls.is_some();
         let as_link = if encrypted { Uri::Tls { host, port } } else { Uri::Tcp { host, port } };
         access.check(&as_link, Some(place.ip()))?;
+        // First what may fail: a runtime cannot be dropped by a task of another one.
+        let listener = std::net::TcpListener::bind(place).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(settings.threads.max(1))
             .thread_name("genie-http")
             .enable_all()
             .build()
             .map_err(failed)?;
-        let listener = std::net::TcpListener::bind(place).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let local = listener.local_addr().map_err(failed)?;
         let entered = runtime.enter();
-        let listener = TcpListener::from_std(listener).map_err(failed)?;
+        let listener = TcpListener::from_std(listener);
         drop(entered);
+        let listener = match listener {
+            Ok(listener) => listener,
+            Err(error) => {
+                runtime.shutdown_background();
+                return Err(failed(error));
+            }
+        };
         let url = format!("{}://{local}", if encrypted { "https" } else { "http" });
         let shared = Arc::new(Shared {
             settings,
@@ -139,7 +148,13 @@ impl Door {
             stats: Stats::default(),
             started: Instant::now(),
         });
-        runtime.spawn(accept(listener, access.clone(), shared));
+        runtime.spawn(accept(listener, access.clone(), shared.clone()));
+        runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(settings.patience / 4).await;
+                shared.sessions.close_idle(settings.patience);
+            }
+        });
         Ok(Self { url, runtime: Some(runtime) })
     }
 
@@ -217,5 +232,20 @@ where
         .await;
     if let Err(error) = served {
         tracing::debug!(%from, %error, "a connection at the HTTP door broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The runtime of a door that could not listen was dropped by the task that had opened it, which is a panic.
+    #[tokio::test]
+    async fn a_place_that_is_taken_is_an_error() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let server = "shm:///nowhere".parse().unwrap();
+        let error = Door::open(&address, server, &Access::default(), Settings::default()).unwrap_err();
+        assert!(error.to_string().contains("is another server running there?"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! What a client is told.
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use genie_tensor_files::{ReadError, WriteError};
 use genie_transport::client::ClientError;
@@ -15,11 +15,16 @@ pub(crate) struct Failure {
     pub(crate) detail: String,
     /// What is known besides, as JSON: the ops that there are.
     pub(crate) more: Option<(&'static str, serde_json::Value)>,
+    /// The method that is taken here, where another is not.
+    pub(crate) allow: Option<Method>,
 }
+
+/// Characters of a sentence: files and requests are quoted in some, and may be large.
+const MAX_DETAIL: usize = 1000;
 
 impl Failure {
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), more: None }
+        Self { status, detail: detail.into(), more: None, allow: None }
     }
 
     /// The fields are not those that are wanted, or hold something else.
@@ -49,7 +54,12 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let mut body = json!({ "detail": self.detail });
+        let mut detail = self.detail;
+        if let Some((end, _)) = detail.char_indices().nth(MAX_DETAIL) {
+            detail.truncate(end);
+            detail.push_str(" ...");
+        }
+        let mut body = json!({ "detail": detail });
         if let (Some((name, value)), Some(object)) = (self.more, body.as_object_mut()) {
             object.insert(name.to_owned(), value);
         }
@@ -64,6 +74,9 @@ impl IntoResponse for Failure {
             }
             _ => {}
         }
+        if let Some(Ok(allow)) = self.allow.map(|method| HeaderValue::from_str(method.as_str())) {
+            headers.insert(header::ALLOW, allow);
+        }
         response
     }
 }
@@ -71,8 +84,9 @@ impl IntoResponse for Failure {
 impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         let status = match error {
+            ReadError::NoMemory(_) => return Self::busy(format!("{error} now: try again later")),
             ReadError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            ReadError::DType { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            ReadError::DType { .. } | ReadError::Rank { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             _ => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())
@@ -130,5 +144,21 @@ pub(crate) fn ends_session(error: &ClientError) -> bool {
         }
         ClientError::OutOfMemory { .. } => false,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name in a file of 700 bytes came back as two megabytes.
+    #[tokio::test]
+    async fn what_is_quoted_is_cut() {
+        for (detail, told) in [("é".repeat(999), 999), ("é".repeat(1_000_000), 1004)] {
+            let response = Failure::bad(detail).into_response();
+            let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+            let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(json["detail"].as_str().unwrap().chars().count(), told);
+        }
     }
 }

@@ -97,12 +97,15 @@ pub(crate) fn parts(body: &Bytes, boundary: &str) -> Result<Vec<Part>, Failure> 
 
 /// The name that the headers of a part give, and whether they name a file.
 fn disposition(headers: &[u8]) -> Option<(String, bool)> {
-    let text = std::str::from_utf8(headers).ok()?;
+    // The name of a file may be in any character set.
+    let text = String::from_utf8_lossy(headers);
     let value = text.split("\r\n").find_map(|line| {
         let (name, value) = line.split_once(':')?;
         name.trim().eq_ignore_ascii_case("content-disposition").then(|| value.trim())
     })?;
-    let mut rest = value.strip_prefix("form-data")?;
+    let (kind, _) =
+        value.split_at_checked("form-data".len()).filter(|(kind, _)| kind.eq_ignore_ascii_case("form-data"))?;
+    let mut rest = value.get(kind.len()..)?;
     let (mut name, mut is_file) = (None, false);
     while let Some(parameter) = rest.trim_start().strip_prefix(';') {
         let (key, value) = parameter.split_once('=')?;
@@ -114,30 +117,51 @@ fn disposition(headers: &[u8]) -> Option<(String, bool)> {
                 (value.trim().to_owned(), after)
             }
         };
-        match key.trim() {
-            "name" => name = Some(value),
-            "filename" | "filename*" => is_file = true,
-            _ => {}
+        let key = key.trim();
+        if key.eq_ignore_ascii_case("name") {
+            name = Some(value);
+        } else if key.eq_ignore_ascii_case("filename") || key.eq_ignore_ascii_case("filename*") {
+            is_file = true;
         }
         rest = after;
     }
     Some((name?, is_file))
 }
 
-/// What stands before the closing quote, and what follows it.
+/// What stands before the closing quote, and what follows it. A backslash is one, but before a quote or another.
 fn unquote(text: &str) -> Option<(String, &str)> {
-    let (mut value, mut escaped) = (String::new(), false);
-    for (at, c) in text.char_indices() {
-        match c {
-            '\\' if !escaped => escaped = true,
-            '"' if !escaped => return Some((value, text.get(at + 1..)?)),
-            c => {
-                value.push(c);
-                escaped = false;
-            }
+    let (mut value, mut rest) = (String::new(), text);
+    loop {
+        let (before, mark) = rest.split_at_checked(rest.find(['\\', '"'])?)?;
+        value.push_str(before);
+        if let Some(after) = mark.strip_prefix('"') {
+            return Some((value, after));
         }
+        let after = mark.strip_prefix('\\')?;
+        rest = match after.strip_prefix('"') {
+            // A path of Windows that ends in a backslash.
+            Some(end) if is_end(end) => {
+                value.push('\\');
+                return Some((value, end));
+            }
+            Some(rest) => {
+                value.push('"');
+                rest
+            }
+            None => {
+                value.push('\\');
+                after.strip_prefix('\\').unwrap_or(after)
+            }
+        };
     }
-    None
+}
+
+/// Whether a parameter has ended here: nothing follows, or another does.
+fn is_end(rest: &str) -> bool {
+    let begins = |text: &str, name: &str| text.get(..name.len()).is_some_and(|text| text.eq_ignore_ascii_case(name));
+    let rest = rest.trim_start();
+    let next = rest.strip_prefix(';').map(str::trim_start);
+    rest.is_empty() || next.is_some_and(|next| begins(next, "name=") || begins(next, "filename"))
 }
 
 #[cfg(test)]
@@ -157,6 +181,17 @@ mod tests {
         let part = |name: &str, file, data: &str| (name.to_owned(), file, data.replace('\n', "\r\n"));
         assert_eq!(form(text).unwrap(), [part("operation", false, "relu"), part("f", true, "x\n--A\n")]);
         assert_eq!(form(&format!("before\n{text}")).unwrap().len(), 2);
+        for (disposition, name) in [
+            (r#"Form-Data; NAME="x"; FileName="C:\x\y.pt""#, "x"),
+            (r#"form-data; filename="C:\x\"; name="x""#, "x"),
+            (r#"form-data; name="x"; filename="C:\x\""#, "x"),
+            (r#"form-data; name="a\"b\\c\d"; filename=y"#, r#"a"b\c\d"#),
+        ] {
+            let text = format!("--B\nContent-Disposition: {disposition}\n\n1\n--B--");
+            assert_eq!(form(&text).unwrap(), [part(name, true, "1")], "{disposition}");
+        }
+        let latin = b"--B\r\nContent-Disposition: form-data; name=x; filename=\"\xe9.pt\"\r\n\r\n1\r\n--B--";
+        assert_eq!(parts(&Bytes::from_static(latin), "B").unwrap()[0].name, "x");
         assert_eq!(form("--B--").unwrap(), []);
         let empty = "--B\nContent-Disposition: form-data; name=\"x\"\n\n\n--B--\n";
         assert_eq!(form(empty).unwrap(), [part("x", false, "")]);

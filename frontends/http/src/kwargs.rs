@@ -9,6 +9,14 @@ use crate::error::Failure;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Kwargs(pub(crate) Map<String, Value>);
 
+/// A number as Python has it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Number {
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+}
+
 impl Kwargs {
     /// From a field of a form: JSON, or `True`, `(1, 2)` and words as Python has them.
     pub(crate) fn set_text(&mut self, name: &str, text: &str) -> Result<(), Failure> {
@@ -16,14 +24,19 @@ impl Kwargs {
         let listed = || {
             let inner = text.strip_prefix('(').and_then(|text| text.strip_suffix(')')).unwrap_or(text);
             let inner = inner.trim_end().strip_suffix(',').unwrap_or(inner);
+            if inner.trim().is_empty() {
+                return (inner != text).then(|| Value::Array(Vec::new()));
+            }
             let numbers: Option<Vec<i64>> = inner.split(',').map(|word| word.trim().parse().ok()).collect();
             numbers.filter(|_| inner != text || inner.contains(',')).map(Value::from)
         };
+        // As Python writes them, and JSON does not: .5, 1., +2.
+        let number = || text.parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::from);
         let value = match text {
             "True" => Value::Bool(true),
             "False" => Value::Bool(false),
             "None" => Value::Null,
-            text => match serde_json::from_str(text).ok().or_else(listed) {
+            text => match serde_json::from_str(text).ok().or_else(listed).or_else(number) {
                 Some(value) => value,
                 None => Value::from(text),
             },
@@ -68,11 +81,28 @@ impl Kwargs {
     }
 
     pub(crate) fn float(&self, name: &str) -> Result<Option<f64>, Failure> {
-        self.typed(name, "a number", Value::as_f64)
+        Ok(self.number(name)?.map(|number| match number {
+            Number::Bool(value) => f64::from(u8::from(value)),
+            Number::Int(value) => value as f64,
+            Number::Float(value) => value,
+        }))
+    }
+
+    /// A number; `inf` and `nan`, which JSON has not, are words.
+    pub(crate) fn number(&self, name: &str) -> Result<Option<Number>, Failure> {
+        self.typed(name, "a number", |value| match value {
+            Value::Bool(value) => Some(Number::Bool(*value)),
+            Value::String(word) => word.parse().ok().filter(|number: &f64| !number.is_finite()).map(Number::Float),
+            value => value.as_i64().map(Number::Int).or_else(|| value.as_f64().map(Number::Float)),
+        })
     }
 
     pub(crate) fn flag(&self, name: &str) -> Result<bool, Failure> {
-        Ok(self.typed(name, "true or false", Value::as_bool)?.unwrap_or(false))
+        let flag = self.typed(name, "true or false", |value| match value.as_i64() {
+            Some(number @ (0 | 1)) => Some(number == 1),
+            _ => value.as_bool(),
+        });
+        Ok(flag?.unwrap_or(false))
     }
 
     pub(crate) fn word(&self, name: &str) -> Result<Option<&str>, Failure> {
@@ -144,6 +174,18 @@ mod tests {
         assert_eq!(of("(3,)").ints("x"), Ok(Some(vec![3])));
         assert_eq!(of("2,3").ints("x"), Ok(Some(vec![2, 3])));
         assert_eq!(of("5").ints("x"), Ok(Some(vec![5])));
+        assert_eq!((of("()").ints("x"), of("[]").ints("x")), (Ok(Some(vec![])), Ok(Some(vec![]))));
+        for (text, number) in [
+            (".5", Number::Float(0.5)),
+            ("1.", Number::Float(1.0)),
+            ("-inf", Number::Float(f64::NEG_INFINITY)),
+            ("9007199254740993", Number::Int(9_007_199_254_740_993)),
+            ("True", Number::Bool(true)),
+            ("2.0", Number::Float(2.0)),
+        ] {
+            assert_eq!(of(text).number("x"), Ok(Some(number)), "{text}");
+        }
+        assert_eq!((of("1").flag("x"), of("0").flag("x")), (Ok(true), Ok(false)));
         assert_eq!(
             (of("True").flag("x"), of("false").flag("x"), of("None").flag("x")),
             (Ok(true), Ok(false), Ok(false))
@@ -158,7 +200,7 @@ mod tests {
 
     #[test]
     fn values_of_another_kind_are_refused() {
-        assert!(of("1.5").int("x").is_err() && of("one").float("x").is_err() && of("1").flag("x").is_err());
+        assert!(of("1.5").int("x").is_err() && of("one").float("x").is_err() && of("2").flag("x").is_err());
         assert!(of("[1, 2.5]").ints("x").is_err() && of("-1").pair("x").is_err() && of("[1, 2, 3]").pair("x").is_err());
         assert!(
             of("float64").dtype("x").is_err() && of("99999999999").axis("x").is_err() && of("1").word("x").is_err()

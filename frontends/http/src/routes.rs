@@ -18,6 +18,7 @@ use crate::connections::Connection;
 use crate::door::Shared;
 use crate::error::Failure;
 use crate::sessions::Opened;
+use crate::stats::Stats;
 use crate::{execute, ops, request, subgraph};
 
 /// What there is: path, method, and whether it runs something.
@@ -36,11 +37,11 @@ pub(crate) async fn answer(
     from: SocketAddr,
     request: Request,
 ) -> Response {
-    let begun = Instant::now();
     let (endpoint, runs) = match ENDPOINTS.iter().find(|(path, ..)| *path == request.uri().path()) {
         Some((path, _, runs)) => (*path, *runs),
         None => ("other", false),
     };
+    let answer = Answer { stats: &shared.stats, endpoint, runs, status: GONE, begun: Instant::now() };
     let (head, body) = request.into_parts();
     let mut body = body.into_data_stream();
     let response = match respond(&shared, connection, from, &head, &mut body).await {
@@ -53,8 +54,32 @@ pub(crate) async fn answer(
             failure.into_response()
         }
     };
-    shared.stats.answered(endpoint, runs, response.status().as_u16(), begun.elapsed());
+    answer.given(&response);
     response
+}
+
+/// What is counted for a client that left before its answer: nginx calls it so.
+const GONE: u16 = 499;
+
+/// A request that is counted when this is dropped, whether its client has waited for the answer or not.
+struct Answer<'a> {
+    stats: &'a Stats,
+    endpoint: &'static str,
+    runs: bool,
+    status: u16,
+    begun: Instant,
+}
+
+impl Answer<'_> {
+    fn given(mut self, response: &Response) {
+        self.status = response.status().as_u16();
+    }
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        self.stats.answered(self.endpoint, self.runs, self.status, self.begun.elapsed());
+    }
 }
 
 async fn respond(
@@ -70,10 +95,7 @@ async fn respond(
     };
     if head.method != *wanted && !(*wanted == Method::GET && head.method == Method::HEAD) {
         let failure = Failure::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} takes {wanted}"));
-        let allow = wanted.as_str().parse().map_err(Failure::internal)?;
-        let mut response = failure.into_response();
-        response.headers_mut().insert(header::ALLOW, allow);
-        return Ok(response);
+        return Err(Failure { allow: Some(wanted.clone()), ..failure });
     }
     match *path {
         "/" => Ok(Json(index()).into_response()),
@@ -99,7 +121,7 @@ fn index() -> Value {
 }
 
 async fn health(shared: &Shared, token: Option<Arc<Token>>) -> Result<Value, Failure> {
-    let opened = shared.sessions.of(token).await?;
+    let opened = shared.sessions.brief(token).await?;
     let devices = shared.sessions.seen(&opened, opened.session.devices().await)?;
     let kind = |name: &str| name.split_once(':').map_or(name, |(kind, _)| kind).to_owned();
     let first = devices.first().map(|device| device.name.clone());
@@ -127,11 +149,32 @@ async fn health(shared: &Shared, token: Option<Arc<Token>>) -> Result<Value, Fai
 }
 
 async fn metrics(shared: &Shared, token: Option<Arc<Token>>) -> Result<String, Failure> {
-    let opened: Arc<Opened> = shared.sessions.of(token).await?;
+    let opened: Arc<Opened> = shared.sessions.brief(token).await?;
     let server = shared.sessions.seen(&opened, opened.session.stats().await)?;
     let gauges = [
         ("genie_http_connections", shared.connections.count() as u64),
         ("genie_http_held_bytes", shared.budget.held()),
     ];
     Ok(shared.stats.render(&gauges, &server))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients that left before the answer were in no count: hyper drops the future then.
+    #[test]
+    fn a_request_whose_client_leaves_is_counted() {
+        let stats = Stats::default();
+        let answer = || Answer { stats: &stats, endpoint: "/execute", runs: true, status: GONE, begun: Instant::now() };
+        drop(answer());
+        answer().given(&Failure::bad("x").into_response());
+        answer().given(&Json(1).into_response());
+        let runs = stats.runs();
+        assert_eq!((runs.total_requests, runs.successful, runs.failed), (3, 1, 2));
+        let text = stats.render(&[], &[]);
+        for status in [200, 400, 499] {
+            assert!(text.contains(&format!("status=\"{status}\"}} 1")), "{text}");
+        }
+    }
 }

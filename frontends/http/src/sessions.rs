@@ -1,8 +1,9 @@
-//! The door's own sessions on the server: one for each token, so that quotas and rights are those that every client has.
+//! The door's own sessions on the server: one for each token, so that quotas and rights are those that every client has. One that is not
+//! used for a while is closed: it counts among those that the token may have.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use genie_transport::Uri;
 use genie_transport::auth::Token;
@@ -40,6 +41,7 @@ struct Slot {
     token: Option<Arc<Token>>,
     cell: Arc<OnceCell<Arc<Opened>>>,
     used: u64,
+    last: Instant,
 }
 
 /// An open session.
@@ -58,7 +60,30 @@ impl Sessions {
     /// The session of a token; opened if it is not.
     pub(crate) async fn of(&self, token: Option<Arc<Token>>) -> Result<Arc<Opened>, Failure> {
         let cell = self.slot(token.clone());
-        Ok(cell.get_or_try_init(|| self.open(token)).await?.clone())
+        Ok(cell.get_or_try_init(|| self.open(token, STAGING)).await?.clone())
+    }
+
+    /// The session of a token for a question: if none is open, one that is closed after it.
+    pub(crate) async fn brief(&self, token: Option<Arc<Token>>) -> Result<Arc<Opened>, Failure> {
+        let name = token.as_ref().map(|token| token.name.clone());
+        let open =
+            self.lock().by_name.get(&name).filter(|slot| slot.token == token).and_then(|s| s.cell.get().cloned());
+        match open {
+            Some(open) => Ok(open),
+            None => self.open(token, 0).await,
+        }
+    }
+
+    /// Closes those that nobody uses, and has not for so long.
+    pub(crate) fn close_idle(&self, most: Duration) {
+        let now = Instant::now();
+        self.lock().by_name.retain(|_, slot| {
+            let in_use = slot.cell.get().is_none_or(|opened| Arc::strong_count(opened) > 1);
+            if in_use {
+                slot.last = now;
+            }
+            now.saturating_duration_since(slot.last) < most
+        });
     }
 
     /// What became of a request. A session that is of no use any more is forgotten: the next request opens another.
@@ -75,7 +100,7 @@ impl Sessions {
         let used = open.uses;
         let name = token.as_ref().map(|token| token.name.clone());
         if let Some(slot) = open.by_name.get_mut(&name).filter(|slot| slot.token == token) {
-            slot.used = used;
+            (slot.used, slot.last) = (used, Instant::now());
             return slot.cell.clone();
         }
         if open.by_name.len() >= MOST
@@ -85,12 +110,12 @@ impl Sessions {
             open.by_name.remove(&oldest);
         }
         let cell = Arc::new(OnceCell::new());
-        open.by_name.insert(name, Slot { token, cell: cell.clone(), used });
+        open.by_name.insert(name, Slot { token, cell: cell.clone(), used, last: Instant::now() });
         cell
     }
 
-    async fn open(&self, token: Option<Arc<Token>>) -> Result<Arc<Opened>, Failure> {
-        let mut options = ConnectOptions { staging: STAGING, ..ConnectOptions::default() };
+    async fn open(&self, token: Option<Arc<Token>>, staging: u64) -> Result<Arc<Opened>, Failure> {
+        let mut options = ConnectOptions { staging, ..ConnectOptions::default() };
         options.client.token = token;
         options.client.lease_ms = LEASE_MS;
         options.client.reconnect_for = PATIENCE;

@@ -1,9 +1,9 @@
 //! `POST /execute_subgraph`: several ops, of which one's result comes back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use genie_graph::{GraphBuilder, NodeId};
-use genie_tensor_files::{Contents, Format, Limits, Tensor, read};
+use genie_graph::{GraphBuilder, NodeId, VerifiedGraph};
+use genie_tensor_files::{Contents, Format, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -12,7 +12,7 @@ use crate::execute::declare;
 use crate::form::Part;
 use crate::kwargs::Kwargs;
 use crate::ops;
-use crate::request::{Reply, Work};
+use crate::request::{Files, Reply, Work};
 
 /// Bytes of the JSON.
 const MAX_JSON: usize = 1 << 20;
@@ -37,7 +37,7 @@ struct Operation {
     operation: String,
     inputs: Vec<Id>,
     #[serde(default)]
-    kwargs: Map<String, Value>,
+    kwargs: Option<Map<String, Value>>,
 }
 
 /// A number or a word: 3 and "3" are the same.
@@ -67,10 +67,23 @@ impl Id {
     }
 }
 
+/// A tensor of the request, and its name if it came with one.
+struct Given {
+    name: Option<String>,
+    tensor: Tensor,
+}
+
+/// An op that there is, with what it reads.
+struct Step<'a> {
+    id: String,
+    op: ops::Found<'a>,
+    inputs: Vec<String>,
+    kwargs: Kwargs,
+}
+
 /// What a form of this endpoint asks for.
-pub(crate) fn read_form(parts: &[Part], limits: &Limits) -> Result<Work, Failure> {
-    let (mut request, mut format) = (None, None);
-    let mut tensors = Vec::new();
+pub(crate) fn read_form(parts: &[Part], files: &mut Files<'_>) -> Result<Work, Failure> {
+    let mut request = None;
     for part in parts {
         match part.name.as_str() {
             "request" => {
@@ -83,109 +96,135 @@ pub(crate) fn read_form(parts: &[Part], limits: &Limits) -> Result<Work, Failure
                     return Err(Failure::fields("'request' is given twice"));
                 }
             }
-            "tensors" => {
-                let (one, contents) = read(&part.data, limits)?;
-                format.get_or_insert(one);
-                add(&mut tensors, contents);
-                if tensors.len() > limits.tensors {
-                    return Err(Failure::too_large(format!("there are more than {} tensors", limits.tensors)));
-                }
-            }
+            "tensors" => {}
             other => {
                 let detail = "the fields are 'request' and 'tensors'";
                 return Err(Failure::fields(format!("'{}' is unknown: {detail}", other.escape_debug())));
             }
         }
     }
-    let request =
+    let Request { operations, input_tensors, output_id, device } =
         request.ok_or_else(|| Failure::fields("the field 'request' is missing: JSON with operations and output_id"))?;
-    let format =
-        format.ok_or_else(|| Failure::fields("the field 'tensors' is missing: a .pt, .npy or .safetensors file"))?;
-    write(&request, tensors, format)
-}
-
-/// Adds what a file holds. A tensor without a name is called by its place.
-fn add(tensors: &mut Vec<(String, Tensor)>, contents: Contents) {
-    let first = tensors.len();
-    match contents {
-        Contents::One(tensor) => tensors.push((first.to_string(), tensor)),
-        Contents::List(all) => {
-            tensors.extend((first..).zip(all).map(|(place, tensor)| (place.to_string(), tensor)));
+    let steps = steps(&operations)?;
+    let (mut format, mut tensors) = (None, Vec::new());
+    for part in parts.iter().filter(|part| part.name == "tensors") {
+        let (one, contents) = files.read(&part.data)?;
+        format.get_or_insert(one);
+        match contents {
+            Contents::One(tensor) => tensors.push(Given { name: None, tensor }),
+            Contents::List(all) => tensors.extend(all.into_iter().map(|tensor| Given { name: None, tensor })),
+            Contents::Dict(entries) => {
+                tensors.extend(entries.into_iter().map(|(name, tensor)| Given { name: Some(name), tensor }));
+            }
         }
-        Contents::Dict(entries) => tensors.extend(entries),
+        if tensors.len() > files.tensors() {
+            return Err(Failure::too_large(format!("there are more than {} tensors", files.tensors())));
+        }
     }
+    let places = places(input_tensors.as_ref(), &tensors)?;
+    let (graph, inputs) = write(&steps, &output_id.text(), &tensors, &places)?;
+    Ok(Work { graph, inputs, device, reply: Reply { format: format.unwrap_or(Format::Pt), name: None } })
 }
 
-/// Writes the graph, with as many inputs as it reads.
-fn write(request: &Request, tensors: Vec<(String, Tensor)>, format: Format) -> Result<Work, Failure> {
-    if request.operations.len() > MAX_OPERATIONS {
+/// The ops, before any file is read for them.
+fn steps(operations: &[Operation]) -> Result<Vec<Step<'_>>, Failure> {
+    if operations.len() > MAX_OPERATIONS {
         return Err(Failure::fields(format!("there are more than {MAX_OPERATIONS} operations")));
     }
-    let places = places(request.input_tensors.as_ref(), &tensors)?;
+    operations.iter().map(step).collect()
+}
+
+fn step(operation: &Operation) -> Result<Step<'_>, Failure> {
+    let inputs: Vec<_> = operation.inputs.iter().map(Id::text).collect();
+    let kwargs = Kwargs(operation.kwargs.clone().unwrap_or_default());
+    let id = operation.op_id.text();
+    let op = ops::find(&operation.operation).and_then(|op| op.check(inputs.len(), &kwargs).map(|()| op));
+    Ok(Step { op: op.map_err(|failure| of_step(&id, failure))?, id, inputs, kwargs })
+}
+
+fn of_step(id: &str, failure: Failure) -> Failure {
+    // The end of a detail is cut, and it is what matters here.
+    let shown: String = id.chars().take(64).collect();
+    Failure { detail: format!("operation '{}': {}", shown.escape_debug(), failure.detail), ..failure }
+}
+
+/// Writes the graph, with as many inputs as it reads: each once, whatever ids it has.
+fn write(
+    steps: &[Step<'_>],
+    output: &str,
+    tensors: &[Given],
+    places: &HashMap<String, usize>,
+) -> Result<(VerifiedGraph, Vec<Tensor>), Failure> {
     // The inputs are the first nodes, in the order in which they are read first.
-    let mut used: Vec<(String, Tensor)> = Vec::new();
-    let mut nodes: HashMap<String, NodeId> = HashMap::new();
-    for id in request.operations.iter().flat_map(|operation| &operation.inputs).map(Id::text) {
-        let Some((_, tensor)) = places.get(&id).and_then(|place| tensors.get(*place)) else { continue };
-        if !nodes.contains_key(&id) {
-            // Its node is known when it is declared.
-            nodes.insert(id.clone(), NodeId(0));
-            used.push((id, tensor.clone()));
+    let (mut seen, mut used) = (HashSet::new(), Vec::new());
+    for place in steps.iter().flat_map(|step| &step.inputs).filter_map(|id| places.get(id)) {
+        if seen.insert(*place) {
+            used.push(*place);
         }
     }
-    let (ids, inputs): (Vec<_>, Vec<_>) = used.into_iter().unzip();
+    let inputs: Vec<_> =
+        used.iter().filter_map(|place| tensors.get(*place)).map(|given| given.tensor.clone()).collect();
     let mut graph = GraphBuilder::new("subgraph");
-    for (id, node) in ids.into_iter().zip(declare(&mut graph, &inputs)?) {
-        nodes.insert(id, node);
+    let declared: HashMap<_, _> = used.into_iter().zip(declare(&mut graph, &inputs)?).collect();
+    let mut nodes: HashMap<&str, NodeId> = HashMap::new();
+    for (id, place) in places {
+        if let Some(node) = declared.get(place) {
+            nodes.insert(id, *node);
+        }
     }
-    for operation in &request.operations {
-        let id = operation.op_id.text();
-        let shown = id.escape_debug();
-        let known = |input: &Id| {
-            let input = input.text();
+    for step in steps {
+        let shown = step.id.escape_debug();
+        let known = |input: &String| {
             let missing = || {
                 let detail = "which is neither a tensor nor an operation before it";
                 Failure::fields(format!("operation '{shown}' reads '{}', {detail}", input.escape_debug()))
             };
-            nodes.get(&input).copied().ok_or_else(missing)
+            nodes.get(input.as_str()).copied().ok_or_else(missing)
         };
-        let read = operation.inputs.iter().map(known).collect::<Result<Vec<_>, _>>()?;
-        let built = ops::build(&mut graph, &operation.operation, &read, &Kwargs(operation.kwargs.clone()));
-        let node = built
-            .map_err(|failure| Failure { detail: format!("operation '{shown}': {}", failure.detail), ..failure })?;
-        if places.contains_key(&id) || nodes.insert(id.clone(), node).is_some() {
+        let read = step.inputs.iter().map(known).collect::<Result<Vec<_>, _>>()?;
+        let node = step.op.build(&mut graph, &read, &step.kwargs).map_err(|failure| of_step(&step.id, failure))?;
+        if places.contains_key(&step.id) || nodes.insert(&step.id, node).is_some() {
             return Err(Failure::fields(format!("the id '{shown}' is given twice")));
         }
     }
-    let output = request.output_id.text();
-    let result = nodes.get(&output).copied().filter(|_| !places.contains_key(&output));
+    let result = nodes.get(output).copied().filter(|_| !places.contains_key(output));
     let missing =
         || Failure::fields(format!("'output_id' is '{}', but no operation has that id", output.escape_debug()));
     graph.output("result", result.ok_or_else(missing)?);
     let graph = graph.finish().map_err(|error| Failure::fields(error.to_string()))?;
-    Ok(Work { graph, inputs, device: request.device.clone(), reply: Reply { format, name: None } })
+    Ok((graph, inputs))
 }
 
 /// The place of each input among the tensors, by its id.
-fn places(inputs: Option<&InputTensors>, tensors: &[(String, Tensor)]) -> Result<HashMap<String, usize>, Failure> {
-    let by_name = |name: &str| tensors.iter().position(|(other, _)| other == name);
+fn places(inputs: Option<&InputTensors>, tensors: &[Given]) -> Result<HashMap<String, usize>, Failure> {
+    // A tensor without a name is called by its place.
+    let name = |place: usize, given: &Given| given.name.clone().unwrap_or_else(|| place.to_string());
     let mut places = HashMap::new();
     let mut set = |id: String, place: usize| match places.insert(id.clone(), place) {
         None => Ok(()),
         Some(_) => Err(Failure::fields(format!("two tensors have the id '{}'", id.escape_debug()))),
     };
     match inputs {
-        None => tensors.iter().enumerate().try_for_each(|(place, (name, _))| set(name.clone(), place))?,
+        None => tensors.iter().enumerate().try_for_each(|(place, given)| set(name(place, given), place))?,
         Some(InputTensors::Order(ids)) => {
             if ids.len() != tensors.len() {
                 let detail = format!("'input_tensors' has {} ids, but 'tensors' has {}", ids.len(), tensors.len());
                 return Err(Failure::fields(detail));
             }
-            ids.iter().enumerate().try_for_each(|(place, id)| set(id.text(), place))?;
+            // Files keep names, and not always the order in which they were given.
+            let names: HashMap<_, _> =
+                (0..).zip(tensors).filter_map(|(place, given)| Some((given.name.as_deref()?, place))).collect();
+            let by_name = names.len() == tensors.len() && ids.iter().all(|id| names.contains_key(id.text().as_str()));
+            for (place, id) in ids.iter().map(Id::text).enumerate() {
+                let place = names.get(id.as_str()).copied().filter(|_| by_name).unwrap_or(place);
+                set(id, place)?;
+            }
         }
         Some(InputTensors::Names(names)) => {
+            let known: HashMap<_, _> =
+                tensors.iter().enumerate().rev().map(|(place, given)| (name(place, given), place)).collect();
             for (id, name) in names {
-                let place = by_name(&name.text()).or_else(|| match name {
+                let place = known.get(&name.text()).copied().or_else(|| match name {
                     Id::Number(place) => usize::try_from(*place).ok().filter(|place| *place < tensors.len()),
                     Id::Word(_) => None,
                 });
@@ -196,3 +235,7 @@ fn places(inputs: Option<&InputTensors>, tensors: &[(String, Tensor)]) -> Result
     }
     Ok(places)
 }
+
+#[cfg(test)]
+#[path = "subgraph_tests.rs"]
+mod tests;

@@ -38,6 +38,17 @@ pub enum ReadError {
         /// What to do.
         hint: &'static str,
     },
+    /// A tensor of more dimensions than are carried.
+    #[error("a tensor has {rank} dimensions, but at most {most} are carried: reshape it")]
+    Rank {
+        /// How many it has.
+        rank: usize,
+        /// How many it may have.
+        most: usize,
+    },
+    /// Whoever reads has no memory for what the file makes: later, perhaps.
+    #[error("there is no memory for what the {0} file holds")]
+    NoMemory(Format),
     /// It takes more than [`crate::Limits`] allow.
     #[error("reading the {format} file takes {what} of {wanted}, over the limit of {limit}")]
     TooLarge {

@@ -37,6 +37,7 @@ use bytes::Bytes;
 use genie_graph::DType;
 
 pub use error::{ReadError, WriteError};
+pub use strided::Allowance;
 
 /// What kind of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -131,10 +132,22 @@ impl Default for Limits {
 /// # Errors
 /// [`ReadError`]: what is wrong with it, or what in it is not taken.
 pub fn read(file: &Bytes, limits: &Limits) -> Result<(Format, Contents), ReadError> {
+    read_with(file, limits, &mut Allowance::new(limits.expanded_bytes))
+}
+
+/// Reads a file, which may allocate what is left of `allowance` and not `limits.expanded_bytes`: for files that come together.
+///
+/// # Errors
+/// [`ReadError`]: what is wrong with it, or what in it is not taken.
+pub fn read_with(
+    file: &Bytes,
+    limits: &Limits,
+    allowance: &mut Allowance<'_>,
+) -> Result<(Format, Contents), ReadError> {
     let format = Format::of(file).ok_or(ReadError::Unknown)?;
     let contents = match format {
-        Format::Pt => pt::read(file, limits),
-        Format::Npy => npy::read(file, limits).map(Contents::One),
+        Format::Pt => pt::read(file, limits, allowance),
+        Format::Npy => npy::read(file, allowance).map(Contents::One),
         Format::Safetensors => safetensors::read(file, limits),
     }?;
     Ok((format, contents))

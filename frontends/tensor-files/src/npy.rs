@@ -7,7 +7,7 @@ use genie_graph::{DType, byte_len};
 
 use crate::cursor::Cursor;
 use crate::strided::{Allowance, MAX_RANK, View, strides};
-use crate::{Contents, Format, Limits, ReadError, Tensor, WriteError};
+use crate::{Contents, Format, ReadError, Tensor, WriteError};
 
 pub(crate) const MAGIC: &[u8] = b"\x93NUMPY";
 
@@ -17,7 +17,7 @@ const MAX_HEADER: u64 = 64 << 10;
 /// Elements begin at a multiple of this.
 const ALIGN: usize = 64;
 
-pub(crate) fn read(file: &Bytes, limits: &Limits) -> Result<Tensor, ReadError> {
+pub(crate) fn read(file: &Bytes, allowance: &mut Allowance<'_>) -> Result<Tensor, ReadError> {
     let cut = || ReadError::Cut(Format::Npy);
     let bad = |reason: &str| ReadError::malformed(Format::Npy, reason);
     let mut cursor = Cursor::new(file);
@@ -36,6 +36,10 @@ pub(crate) fn read(file: &Bytes, limits: &Limits) -> Result<Tensor, ReadError> {
     let header =
         Header::parse(text).ok_or_else(|| bad("its header is not a dict of descr, fortran_order and shape"))?;
     let (dtype, big_endian) = element(header.descr)?;
+    let rank = header.shape.len();
+    if rank > MAX_RANK {
+        return Err(ReadError::Rank { rank, most: MAX_RANK });
+    }
     let have = cursor.len() as u64;
     let want = byte_len(dtype, &header.shape).ok_or_else(|| bad("its shape has more elements than can be counted"))?;
     if have < want {
@@ -46,8 +50,8 @@ pub(crate) fn read(file: &Bytes, limits: &Limits) -> Result<Tensor, ReadError> {
     }
     let storage = file.slice(file.len() - cursor.len()..);
     let strides = strides(&header.shape, header.fortran).ok_or_else(|| bad("its shape cannot be counted"))?;
-    let view = View { dtype, dims: &header.shape, strides: &strides, offset: 0, big_endian };
-    let data = view.of(&storage, &mut Allowance::new(Format::Npy, limits))?;
+    let view = View { format: Format::Npy, dtype, dims: &header.shape, strides: &strides, offset: 0, big_endian };
+    let data = view.of(&storage, allowance)?;
     Ok(Tensor { dtype, dims: header.shape, data })
 }
 
@@ -96,7 +100,7 @@ pub(crate) fn write(contents: &Contents) -> Result<Vec<Bytes>, WriteError> {
     header.push('\n');
     let mut head = MAGIC.to_vec();
     head.extend_from_slice(&[1, 0]);
-    // At most 64 dimensions of 20 digits.
+    // At most eight dimensions of 20 digits.
     head.extend_from_slice(
         &u16::try_from(header.len()).map_err(|_| WriteError::Header("too many dimensions".into()))?.to_le_bytes(),
     );
@@ -184,9 +188,6 @@ impl<'a> Words<'a> {
             // Python 2 marked long integers.
             self.0 = rest.strip_prefix('L').unwrap_or(rest);
             numbers.push(digits.parse().ok()?);
-            if numbers.len() > MAX_RANK {
-                return None;
-            }
             if !self.accept(',') {
                 self.expect(')')?;
                 break;
@@ -213,7 +214,7 @@ mod tests {
     }
 
     fn take(file: &Bytes) -> Result<Tensor, ReadError> {
-        read(file, &Limits::default())
+        read(file, &mut Allowance::new(1 << 20))
     }
 
     #[test]
@@ -239,6 +240,7 @@ mod tests {
         assert!(told("{'descr': '<i2', 'fortran_order': False, 'shape': (1,)}", &[0; 8]).contains("i64, i32 or u8"));
         let u8s = |shape: &str| format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}");
         assert!(told(&u8s("(3,)"), &[0; 2]).contains("cut short"));
+        assert!(told(&u8s("(1,1,1,1,1,1,1,1,1)"), &[0]).contains("9 dimensions, but at most 8"));
         assert!(told(&u8s("(3,)"), &[0; 4]).contains("1 bytes follow"));
         assert!(told(&u8s("(4294967296, 4294967296)"), &[0; 4]).contains("counted"));
         for bad in ["(", "(-1,)", "(1, 2", "(1 2)", "(99999999999999999999,)", "3", "(,)", "[3]"] {
@@ -254,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_aligned_and_read_back() {
-        for dims in [vec![], vec![3], vec![2, 3], vec![1; 64]] {
+        for dims in [vec![], vec![3], vec![2, 3], vec![1; 8]] {
             let bytes = dims.iter().product::<u64>() as usize * 2;
             let tensor = Tensor { dtype: DType::F16, dims, data: vec![7; bytes].into() };
             let pieces = write(&Contents::One(tensor.clone())).unwrap();

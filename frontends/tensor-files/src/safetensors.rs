@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use genie_graph::DType;
-use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
+use crate::cursor::Cursor;
 use crate::strided::MAX_RANK;
 use crate::{Contents, Format, Limits, ReadError, Tensor, WriteError};
 
@@ -23,14 +24,18 @@ pub(crate) fn is(bytes: &[u8]) -> bool {
 
 pub(crate) fn read(file: &Bytes, limits: &Limits) -> Result<Contents, ReadError> {
     let bad = |reason: String| ReadError::malformed(Format::Safetensors, reason);
-    let (header, metadata) = SafeTensors::read_metadata(file).map_err(|error| match error {
-        SafeTensorError::InvalidHeaderLength | SafeTensorError::MetadataIncompleteBuffer => {
-            ReadError::Cut(Format::Safetensors)
-        }
-        other => bad(other.to_string()),
-    })?;
-    let data = header.checked_add(8).and_then(|start| file.get(start..)).map(|data| file.slice_ref(data));
-    let data = data.ok_or(ReadError::Cut(Format::Safetensors))?;
+    let cut = || ReadError::Cut(Format::Safetensors);
+    // Here, and not by the library, which adds up what a file says without looking whether the sum can be counted.
+    let mut cursor = Cursor::new(file);
+    let length = cursor.u64().ok_or_else(cut)?;
+    let header = cursor.take(length).ok_or_else(cut)?;
+    let metadata: Metadata = serde_json::from_slice(header).map_err(|error| bad(error.to_string()))?;
+    let data = file.slice(file.len() - cursor.len()..);
+    match metadata.data_len() {
+        said if said > data.len() => return Err(cut()),
+        said if said < data.len() => return Err(bad(format!("{} bytes follow after its elements", data.len() - said))),
+        _ => {}
+    }
     let mut names = metadata.offset_keys();
     if names.len() > limits.tensors {
         let (wanted, limit) = (names.len() as u64, limits.tensors as u64);
@@ -43,7 +48,7 @@ pub(crate) fn read(file: &Bytes, limits: &Limits) -> Result<Contents, ReadError>
         let data = data.get(start..end).map(|part| data.slice_ref(part));
         let data = data.ok_or_else(|| bad(format!("the data of '{name}' lies outside the file")))?;
         if info.shape.len() > MAX_RANK {
-            return Err(bad(format!("'{name}' has {} dimensions", info.shape.len())));
+            return Err(ReadError::Rank { rank: info.shape.len(), most: MAX_RANK });
         }
         let dims = info.shape.iter().map(|&dim| dim as u64).collect();
         let tensor = Tensor { dtype: element(info.dtype)?, dims, data };
@@ -138,6 +143,21 @@ mod tests {
         assert_eq!(write(&twice), Err(WriteError::Twice("a".into())));
     }
 
+    /// Tensors that end at the last byte that can be counted, with the header before them: the sum wrapped round.
+    #[test]
+    fn sizes_that_cannot_be_added_up_are_refused() {
+        let part = (1_u64 << 61) - 1;
+        let one = |i: u64| {
+            format!(
+                "\"{i}\":{{\"dtype\":\"U8\",\"shape\":[{part}],\"data_offsets\":[{},{}]}}",
+                i * part,
+                (i + 1) * part
+            )
+        };
+        let header = format!("{{{}}}", (0..8).map(one).collect::<Vec<_>>().join(","));
+        assert!(told(&header, &[0; 8]).contains("cut short"));
+    }
+
     #[test]
     fn what_is_wrong_is_said() {
         let of = |dtype: &str, shape: &str, end: u64| {
@@ -147,6 +167,8 @@ mod tests {
         assert!(told(&of("I16", "[1]", 2), &[0; 2]).contains("I16, which is not carried: convert them to i64"));
         assert!(told(&of("U8", "[4]", 4), &[0; 3]).contains("cut short"));
         assert!(told(&of("U8", "[4]", 3), &[0; 3]).contains("damaged"));
+        assert!(told(&of("U8", "[3]", 3), &[0; 4]).contains("1 bytes follow"));
+        assert!(told(&of("U8", "[1,1,1,1,1,1,1,1,1]", 1), &[0]).contains("9 dimensions, but at most 8"));
         assert!(told(&of("U8", "[18446744073709551615,2]", 2), &[0; 2]).contains("damaged"));
         assert!(told(&of("BOOL", "[1]", 1), &[2]).contains("neither 0 nor 1"));
         assert!(told("{\"x\":3}", &[]).contains("damaged"));

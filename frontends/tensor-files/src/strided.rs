@@ -1,42 +1,62 @@
 //! Tensors whose elements lie anywhere in a storage.
 
 use bytes::Bytes;
-use genie_graph::{DType, byte_len};
+use genie_graph::{DType, Shape, byte_len};
 
-use crate::{Format, Limits, ReadError};
+use crate::{Format, ReadError};
 
-/// More dimensions than PyTorch and NumPy have are nobody's.
-pub(crate) const MAX_RANK: usize = 64;
+/// Dimensions that a tensor may have. PyTorch and NumPy have up to 64, graphs have not.
+pub(crate) const MAX_RANK: usize = Shape::MAX_RANK;
 
-/// What may still be allocated.
-#[derive(Debug)]
-pub(crate) struct Allowance {
-    format: Format,
+/// What may still be allocated: by one file, or by several that come together.
+pub struct Allowance<'a> {
     left: u64,
     limit: u64,
+    /// Asked before each allocation.
+    grant: Option<&'a mut dyn FnMut(u64) -> bool>,
 }
 
-impl Allowance {
-    pub(crate) fn new(format: Format, limits: &Limits) -> Self {
-        Self { format, left: limits.expanded_bytes, limit: limits.expanded_bytes }
+impl<'a> Allowance<'a> {
+    /// So many bytes.
+    pub fn new(bytes: u64) -> Self {
+        Self { left: bytes, limit: bytes, grant: None }
     }
 
-    /// Takes `bytes` of it.
-    pub(crate) fn take(&mut self, bytes: u64) -> Result<(), ReadError> {
+    /// So many bytes at the most, of which `grant` is asked for each number before it is allocated; `false`: it has not as much now.
+    pub fn granted(bytes: u64, grant: &'a mut dyn FnMut(u64) -> bool) -> Self {
+        Self { left: bytes, limit: bytes, grant: Some(grant) }
+    }
+
+    /// Takes `bytes` of it, which are then allocated.
+    pub(crate) fn take(&mut self, bytes: u64, format: Format) -> Result<(), ReadError> {
+        self.work(bytes, format)?;
+        let granted = self.grant.as_mut().is_none_or(|grant| grant(bytes));
+        if granted { Ok(()) } else { Err(ReadError::NoMemory(format)) }
+    }
+
+    /// Takes `bytes` of it, which are looked at, but not allocated.
+    fn work(&mut self, bytes: u64, format: Format) -> Result<(), ReadError> {
         match self.left.checked_sub(bytes) {
             Some(left) => self.left = left,
             None => {
                 let wanted = (self.limit - self.left).saturating_add(bytes);
-                return Err(ReadError::TooLarge { format: self.format, what: "bytes", wanted, limit: self.limit });
+                return Err(ReadError::TooLarge { format, what: "bytes", wanted, limit: self.limit });
             }
         }
         Ok(())
     }
 }
 
+impl std::fmt::Debug for Allowance<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Allowance").field("left", &self.left).field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
 /// A view of a storage, in elements.
 #[derive(Debug)]
 pub(crate) struct View<'a> {
+    pub(crate) format: Format,
     pub(crate) dtype: DType,
     pub(crate) dims: &'a [u64],
     pub(crate) strides: &'a [u64],
@@ -47,8 +67,8 @@ pub(crate) struct View<'a> {
 
 impl View<'_> {
     /// The elements, row-major and little-endian: a part of the storage where they lie so, else a copy.
-    pub(crate) fn of(&self, storage: &Bytes, allowance: &mut Allowance) -> Result<Bytes, ReadError> {
-        let format = allowance.format;
+    pub(crate) fn of(&self, storage: &Bytes, allowance: &mut Allowance<'_>) -> Result<Bytes, ReadError> {
+        let format = self.format;
         let outside = || ReadError::malformed(format, "a tensor reaches beyond the end of its storage");
         let (size, total) = (self.dtype.bytes(), byte_len(self.dtype, self.dims).ok_or_else(outside)?);
         if total == 0 {
@@ -71,7 +91,7 @@ impl View<'_> {
                     format!("a tensor is larger than what is stored of it: {reason}"),
                 ));
             }
-            allowance.take(total)?;
+            allowance.take(total, format)?;
             match size {
                 1 => self.gather::<1>(storage, total as usize),
                 2 => self.gather::<2>(storage, total as usize),
@@ -82,7 +102,7 @@ impl View<'_> {
         };
         if self.dtype == DType::Bool {
             // To look at them is work, too: a list may name the same large tensor many times.
-            allowance.take(total)?;
+            allowance.work(total, format)?;
             if data.iter().any(|&byte| byte > 1) {
                 return Err(ReadError::malformed(format, "a bool is neither 0 nor 1"));
             }
@@ -112,7 +132,10 @@ impl View<'_> {
     /// Copies element by element. All of them lie within the storage: [`Self::of`] has looked.
     fn gather<const N: usize>(&self, storage: &[u8], total: usize) -> Option<Bytes> {
         let mut out = Vec::with_capacity(total);
-        let mut index = vec![0_u64; self.dims.len()];
+        // A dimension of 1 would be turned at each element, and never moves.
+        let moving = self.dims.iter().zip(self.strides).filter(|(dim, _)| **dim != 1);
+        let (dims, strides): (Vec<u64>, Vec<u64>) = moving.unzip();
+        let mut index = vec![0_u64; dims.len()];
         let mut at = self.offset;
         loop {
             let from = at as usize * N;
@@ -122,11 +145,11 @@ impl View<'_> {
             }
             out.extend_from_slice(&element);
             // The next index, as an odometer.
-            let mut axis = self.dims.len();
+            let mut axis = dims.len();
             loop {
                 let Some(next) = axis.checked_sub(1) else { return Some(out.into()) };
                 axis = next;
-                let (dim, stride, i) = (*self.dims.get(axis)?, *self.strides.get(axis)?, index.get_mut(axis)?);
+                let (dim, stride, i) = (*dims.get(axis)?, *strides.get(axis)?, index.get_mut(axis)?);
                 *i += 1;
                 if *i < dim {
                     at += stride;
@@ -161,8 +184,8 @@ mod tests {
     use super::*;
 
     fn view(dims: &[u64], strides: &[u64], offset: u64, storage: &'static [u8]) -> Result<Vec<u8>, ReadError> {
-        let view = View { dtype: DType::U8, dims, strides, offset, big_endian: false };
-        let mut allowance = Allowance::new(Format::Pt, &Limits::default());
+        let view = View { format: Format::Pt, dtype: DType::U8, dims, strides, offset, big_endian: false };
+        let mut allowance = Allowance::new(4 << 30);
         view.of(&Bytes::from_static(storage), &mut allowance).map(|bytes| bytes.to_vec())
     }
 
@@ -174,6 +197,7 @@ mod tests {
         assert_eq!(view(&[], &[], 2, b"abc").unwrap(), b"c");
         assert_eq!(view(&[0, 9], &[u64::MAX, 7], u64::MAX, b"").unwrap(), b"");
         assert_eq!(view(&[2, 2], &[0, 1], 0, b"abcd").unwrap(), b"abab");
+        assert_eq!(view(&[1, 3, 1, 2, 1], &[9, 1, 9, 3, 9], 0, b"abcdef").unwrap(), b"adbecf");
     }
 
     #[test]
@@ -197,19 +221,32 @@ mod tests {
     #[test]
     fn copies_are_bounded_and_parts_are_not_copied() {
         let storage = Bytes::from_static(&[0; 64]);
-        let view = |strides| View { dtype: DType::U8, dims: &[4, 4], strides, offset: 4, big_endian: false };
-        let mut none = Allowance::new(Format::Pt, &Limits { expanded_bytes: 15, tensors: 1 });
+        let format = Format::Pt;
+        let view = |strides| View { format, dtype: DType::U8, dims: &[4, 4], strides, offset: 4, big_endian: false };
+        let mut none = Allowance::new(15);
         assert_eq!(view(&[4, 1]).of(&storage, &mut none).unwrap().as_ptr(), storage[4..].as_ptr());
         assert!(matches!(
             view(&[1, 4]).of(&storage, &mut none),
             Err(ReadError::TooLarge { wanted: 16, limit: 15, .. })
         ));
+        // What is granted is asked for before it is allocated, and bools are looked at without.
+        let mut asked = Vec::new();
+        let mut grant = |bytes| {
+            asked.push(bytes);
+            asked.len() == 1
+        };
+        let mut granted = Allowance::granted(1000, &mut grant);
+        view(&[4, 1]).of(&storage, &mut granted).unwrap();
+        View { dtype: DType::Bool, ..view(&[1, 4]) }.of(&storage, &mut granted).unwrap();
+        assert_eq!(view(&[1, 4]).of(&storage, &mut granted), Err(ReadError::NoMemory(format)));
+        assert_eq!(asked, [16, 16]);
     }
 
     #[test]
     fn the_other_byte_order_is_turned() {
-        let view = View { dtype: DType::I32, dims: &[2], strides: &[1], offset: 0, big_endian: true };
-        let mut allowance = Allowance::new(Format::Npy, &Limits::default());
+        let format = Format::Npy;
+        let view = View { format, dtype: DType::I32, dims: &[2], strides: &[1], offset: 0, big_endian: true };
+        let mut allowance = Allowance::new(0x1000);
         let data = view.of(&Bytes::from_static(&[0, 0, 0, 1, 0, 0, 2, 0]), &mut allowance).unwrap();
         assert_eq!(&data[..], [1, 0, 0, 0, 0, 2, 0, 0]);
     }

@@ -1,6 +1,8 @@
 //! `genie serve`: the server.
 
+use std::fs::Permissions;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -269,8 +271,7 @@ struct Inside {
 
 impl Inside {
     fn open(address: &str, args: &ServeArgs, access: &Access) -> Result<Self> {
-        let folder =
-            tempfile::Builder::new().prefix("genie-http-").tempdir().context("a folder for the HTTP door's socket")?;
+        let folder = private_folder().context("a folder for the HTTP door's socket")?;
         let path = folder.path().join("socket");
         let path = path.to_str().context("the folder for temporary files has a name that is not UTF-8")?;
         let uri: Uri = format!("shm://{path}").parse()?;
@@ -285,6 +286,11 @@ impl Inside {
         let door = Door::open(address, uri, access, settings)?;
         Ok(Self { door, listener, folder })
     }
+}
+
+/// A folder that only this user may enter.
+fn private_folder() -> std::io::Result<tempfile::TempDir> {
+    tempfile::Builder::new().prefix("genie-http-").permissions(Permissions::from_mode(0o700)).tempdir()
 }
 
 /// Who is let in.
@@ -410,6 +416,13 @@ pub(crate) fn more_descriptors() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Others could enter it, and connect to the socket that asks nobody in particular.
+    #[test]
+    fn nobody_else_may_enter_the_folder_of_the_doors_socket() {
+        let folder = private_folder().unwrap();
+        assert_eq!(std::fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
 
     #[test]
     fn sizes_that_a_client_would_not_take_are_refused() {

@@ -1,119 +1,127 @@
-//! Ops that take elements one by one.
+//! Arithmetic of two: tensors, or a tensor and a number.
 
-use genie_graph::{DType, NodeId, Op};
+use genie_graph::{BinaryKind, DType, NodeId, Op, UnaryKind};
 
-use super::{Call, Def};
+use super::Def;
+use super::call::Call;
+use super::promote::{Operand, promoted};
 use crate::error::Failure;
+use crate::kwargs::Number;
+
+/// Two operands of one type.
+macro_rules! two {
+    ($kind:ident: $($name:literal),+) => {
+        Def { names: &[$($name),+], inputs: (1, 2), kwargs: &["other"], build: |c| binary(c, BinaryKind::$kind) }
+    };
+}
+
+/// Two operands, of floats.
+macro_rules! floats {
+    ($kind:ident: $($name:literal),+) => {
+        Def { names: &[$($name),+], inputs: (1, 2), kwargs: &["other"], build: |c| floats(c, BinaryKind::$kind) }
+    };
+}
 
 pub(super) const TABLE: &[Def] = &[
-    Def { names: &["relu"], inputs: (1, 1), kwargs: &[], build: |c| unary(c, Op::Relu) },
-    Def { names: &["sigmoid"], inputs: (1, 1), kwargs: &[], build: |c| floating(c, Op::Sigmoid) },
-    Def { names: &["tanh"], inputs: (1, 1), kwargs: &[], build: |c| floating(c, Op::Tanh) },
-    Def { names: &["silu", "swish"], inputs: (1, 1), kwargs: &[], build: |c| unary(c, Op::Silu) },
-    Def { names: &["gelu"], inputs: (1, 1), kwargs: &["approximate"], build: gelu },
-    Def { names: &["abs"], inputs: (1, 1), kwargs: &[], build: |c| unary(c, Op::Abs) },
-    Def { names: &["neg", "negative"], inputs: (1, 1), kwargs: &[], build: |c| unary(c, Op::Neg) },
-    Def { names: &["exp"], inputs: (1, 1), kwargs: &[], build: |c| floating(c, Op::Exp) },
-    Def { names: &["log"], inputs: (1, 1), kwargs: &[], build: |c| floating(c, Op::Log) },
-    Def { names: &["sqrt"], inputs: (1, 1), kwargs: &[], build: |c| floating(c, Op::Sqrt) },
     Def { names: &["add"], inputs: (1, 2), kwargs: &["other", "alpha"], build: |c| scaled(c, Op::Add) },
     Def { names: &["sub", "subtract"], inputs: (1, 2), kwargs: &["other", "alpha"], build: |c| scaled(c, Op::Sub) },
     Def { names: &["mul", "multiply"], inputs: (1, 2), kwargs: &["other"], build: mul },
     Def { names: &["div", "divide", "true_divide"], inputs: (1, 2), kwargs: &["other", "rounding_mode"], build: div },
-    Def { names: &["to", "cast"], inputs: (1, 1), kwargs: &["dtype"], build: to },
+    Def { names: &["pow"], inputs: (1, 2), kwargs: &["exponent"], build: pow },
+    two!(FloorDivide: "floor_divide"),
+    two!(Remainder: "remainder"),
+    two!(Fmod: "fmod"),
+    two!(Maximum: "maximum"),
+    two!(Minimum: "minimum"),
+    two!(BitAnd: "bitwise_and"),
+    two!(BitOr: "bitwise_or"),
+    two!(BitXor: "bitwise_xor"),
+    two!(ShiftLeft: "bitwise_left_shift"),
+    two!(ShiftRight: "bitwise_right_shift"),
+    two!(Hypot: "hypot"),
+    floats!(Atan2: "atan2", "arctan2"),
+    floats!(Copysign: "copysign"),
 ];
 
-fn unary(call: &mut Call<'_>, op: Op) -> Result<NodeId, Failure> {
-    let x = call.input(0)?;
-    call.push(op, &[x])
+fn binary(call: &mut Call<'_>, kind: BinaryKind) -> Result<NodeId, Failure> {
+    let operands = call.operands("other")?;
+    let both = call.both(operands, promoted(call, &operands))?;
+    call.push(Op::Binary { kind }, &both)
 }
 
-/// PyTorch makes f32 of integers first.
-fn floating(call: &mut Call<'_>, op: Op) -> Result<NodeId, Failure> {
-    let x = call.input(0)?;
-    let x = if call.dtype(x).is_float() { x } else { call.cast(x, DType::F32)? };
-    call.push(op, &[x])
+fn floats(call: &mut Call<'_>, kind: BinaryKind) -> Result<NodeId, Failure> {
+    let operands = call.operands("other")?;
+    let both = call.both(operands, call.promoted_float(&operands))?;
+    call.push(Op::Binary { kind }, &both)
 }
 
-fn gelu(call: &mut Call<'_>) -> Result<NodeId, Failure> {
-    let tanh = match call.kwargs.word("approximate")? {
-        None | Some("none") => false,
-        Some("tanh") => true,
-        Some(_) => return Err(call.refuse("takes 'none' or 'tanh' for 'approximate'")),
-    };
-    unary(call, Op::Gelu { tanh })
-}
-
-fn to(call: &mut Call<'_>) -> Result<NodeId, Failure> {
-    let to = call.kwargs.dtype("dtype")?.ok_or_else(|| call.refuse("needs 'dtype'"))?;
-    unary(call, Op::Cast { to })
-}
-
+/// Of bools it is whether both are true.
 fn mul(call: &mut Call<'_>) -> Result<NodeId, Failure> {
-    let (a, b) = operands(call)?;
-    call.push(Op::Mul, &[a, b])
+    let operands = call.operands("other")?;
+    let dtype = promoted(call, &operands);
+    let op = if dtype == DType::Bool { Op::Binary { kind: BinaryKind::BitAnd } } else { Op::Mul };
+    let wide = width(dtype, &operands);
+    let both = call.both(operands, wide)?;
+    let y = call.push(op, &both)?;
+    call.cast(y, dtype)
 }
 
-/// `a + alpha * b`.
+/// `a + alpha * b`; of bools it is whether either is true.
 fn scaled(call: &mut Call<'_>, op: Op) -> Result<NodeId, Failure> {
-    let (a, mut b) = operands(call)?;
-    if let Some(alpha) = call.kwargs.float("alpha")? {
-        let dtype = call.dtype(b);
-        if !dtype.is_float() && alpha.fract() != 0.0 {
+    let operands = call.operands("other")?;
+    let dtype = promoted(call, &operands);
+    let alpha = call.kwargs.number("alpha")?.filter(|alpha| !matches!(alpha, Number::Int(1)));
+    let wide = if alpha.is_some() && dtype.is_float() { DType::F32 } else { width(dtype, &operands) };
+    let [a, mut b] = call.both(operands, wide)?;
+    if let Some(alpha) = alpha {
+        if !dtype.is_float() && matches!(alpha, Number::Float(_)) {
             return Err(call.refuse("takes an integer for 'alpha' where tensors hold integers"));
         }
-        let alpha = call.create(Op::Full { value: alpha }, dtype, &[])?;
-        b = call.push(Op::Mul, &[b, alpha])?;
+        let alpha = call.constant(alpha, wide)?;
+        let product = if dtype == DType::Bool { Op::Binary { kind: BinaryKind::BitAnd } } else { Op::Mul };
+        b = call.push(product, &[b, alpha])?;
     }
-    call.push(op, &[a, b])
+    let either = dtype == DType::Bool && op == Op::Add;
+    let y = call.push(if either { Op::Binary { kind: BinaryKind::BitOr } } else { op }, &[a, b])?;
+    call.cast(y, dtype)
 }
 
-/// Of integers f32, unless the result is to be cut to an integer.
+/// Of integers f32, unless the result is to be made whole.
 fn div(call: &mut Call<'_>) -> Result<NodeId, Failure> {
-    let (mut a, mut b) = operands(call)?;
-    let floats = call.dtype(a).is_float();
+    let operands = call.operands("other")?;
+    let dtype = promoted(call, &operands);
     match call.kwargs.word("rounding_mode")? {
-        None if floats => {}
-        None => (a, b) = (call.cast(a, DType::F32)?, call.cast(b, DType::F32)?),
-        Some("trunc") if !floats => {}
-        Some(_) => return Err(call.refuse("takes 'trunc' for 'rounding_mode', and of integers alone")),
-    }
-    call.push(Op::Div, &[a, b])
-}
-
-/// Two tensors, or a tensor and the number `other`, as elements of one type: as PyTorch promotes them.
-fn operands(call: &mut Call<'_>) -> Result<(NodeId, NodeId), Failure> {
-    let a = call.input(0)?;
-    let (b, to) = match (call.inputs.get(1), call.kwargs.float("other")?) {
-        (Some(&b), None) => (b, promoted(call.dtype(a), call.dtype(b))),
-        (None, Some(value)) => {
-            let whole = call.kwargs.int("other").is_ok();
-            let to = match call.dtype(a) {
-                dtype if dtype.is_float() => dtype,
-                DType::Bool if whole => DType::I64,
-                dtype if whole => dtype,
-                _ => DType::F32,
-            };
-            (call.create(Op::Full { value }, to, &[])?, to)
+        None => {
+            let dtype = call.promoted_float(&operands);
+            let both = call.both(operands, width(dtype, &operands))?;
+            let y = call.push(Op::Div, &both)?;
+            call.cast(y, dtype)
         }
-        _ => return Err(call.refuse("takes a second tensor, or a number as 'other'")),
-    };
-    Ok((call.cast(a, to)?, call.cast(b, to)?))
+        Some("trunc") => {
+            let both = call.both(operands, dtype)?;
+            let y = call.push(Op::Div, &both)?;
+            if dtype.is_float() { call.push(Op::Unary { kind: UnaryKind::Trunc }, &[y]) } else { Ok(y) }
+        }
+        Some("floor") => binary(call, BinaryKind::FloorDivide),
+        Some(_) => Err(call.refuse("takes 'trunc' or 'floor' for 'rounding_mode'")),
+    }
 }
 
-/// The element type of a result of these two.
-fn promoted(a: DType, b: DType) -> DType {
-    let rank = |dtype| match dtype {
-        DType::Bool => 0,
-        DType::U8 => 1,
-        DType::I32 => 2,
-        DType::I64 => 3,
-        DType::F16 | DType::BF16 => 4,
-        DType::F32 => 5,
-    };
-    match (a, b) {
-        (DType::F16, DType::BF16) | (DType::BF16, DType::F16) => DType::F32,
-        _ if rank(a) >= rank(b) => a,
-        _ => b,
+fn pow(call: &mut Call<'_>) -> Result<NodeId, Failure> {
+    let operands = call.operands("exponent")?;
+    let dtype = promoted(call, &operands);
+    if let [_, Operand::Number(Number::Int(..0))] = operands
+        && !dtype.is_float()
+    {
+        return Err(call.refuse("takes no integers to a negative power: cast them to float32"));
     }
+    let both = call.both(operands, dtype)?;
+    call.push(Op::Binary { kind: BinaryKind::Pow }, &both)
+}
+
+/// What PyTorch computes with: a number is not rounded to the half of a tensor before it is used.
+fn width(dtype: DType, operands: &[Operand]) -> DType {
+    let half = matches!(dtype, DType::F16 | DType::BF16);
+    let number = operands.iter().any(|operand| matches!(operand, Operand::Number(_)));
+    if half && number { DType::F32 } else { dtype }
 }

@@ -2,8 +2,9 @@
 
 use genie_graph::{NodeId, Op, PoolKind};
 
+use super::Def;
+use super::call::Call;
 use super::matrix::eps;
-use super::{Call, Def};
 use crate::error::Failure;
 
 pub(super) const TABLE: &[Def] = &[
@@ -37,11 +38,12 @@ fn conv2d(call: &mut Call<'_>) -> Result<NodeId, Failure> {
     call.push(op, inputs)
 }
 
-/// In PyTorch's order: x, running mean, running variance, weight, bias.
+/// x, running mean, running variance, weight, bias; PyTorch's own operator has the mean and the variance last.
 fn batch_norm(call: &mut Call<'_>) -> Result<NodeId, Failure> {
     let eps = eps(call, 1e-5)?;
-    let (x, mean, variance) = (call.input(0)?, call.input(1)?, call.input(2)?);
-    let (weight, bias) = (call.input(3)?, call.input(4)?);
+    let [mean, variance, weight, bias] = if call.native { [3, 4, 1, 2] } else { [1, 2, 3, 4] };
+    let [weight, bias] = [call.input(weight)?, call.input(bias)?];
+    let [x, mean, variance] = [call.input(0)?, call.input(mean)?, call.input(variance)?];
     call.push(Op::BatchNorm { eps }, &[x, weight, bias, mean, variance])
 }
 

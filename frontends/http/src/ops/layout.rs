@@ -2,11 +2,16 @@
 
 use genie_graph::{NodeId, Op};
 
-use super::{Call, Def, MANY};
+use super::call::Call;
+use super::promote::{Operand, promoted};
+use super::{Def, MANY};
 use crate::error::Failure;
 
 pub(super) const TABLE: &[Def] = &[
     Def { names: &["transpose", "t"], inputs: (1, 1), kwargs: &["dim0", "dim1"], build: transpose },
+    Def { names: &["expand", "broadcast_to"], inputs: (1, 1), kwargs: &["size", "shape"], build: expand },
+    Def { names: &["flip"], inputs: (1, 1), kwargs: &["dims"], build: flip },
+    Def { names: &["pad"], inputs: (1, 1), kwargs: &["pad", "mode", "value"], build: pad },
     Def { names: &["permute"], inputs: (1, 1), kwargs: &["dims"], build: permute },
     Def { names: &["reshape", "view"], inputs: (1, 1), kwargs: &["shape"], build: reshape },
     Def { names: &["flatten"], inputs: (1, 1), kwargs: &["start_dim", "end_dim"], build: flatten },
@@ -25,8 +30,12 @@ fn transpose(call: &mut Call<'_>) -> Result<NodeId, Failure> {
     let (a, b) = match (call.kwargs.int("dim0")?, call.kwargs.int("dim1")?) {
         (Some(a), Some(b)) => (call.axis(a, rank)?, call.axis(b, rank)?),
         (None, None) if rank == 2 => (0, 1),
+        (None, None) if rank < 2 && call.name == "t" => return call.same(x),
         _ => return Err(call.refuse("needs 'dim0' and 'dim1', unless the tensor has two dimensions")),
     };
+    if a == b {
+        return call.same(x);
+    }
     let mut perm: Vec<u32> = (0..rank as u32).collect();
     perm.swap(a, b);
     call.push(Op::Transpose { perm }, &[x])
@@ -122,14 +131,82 @@ fn narrow(call: &mut Call<'_>) -> Result<NodeId, Failure> {
 }
 
 fn cat(call: &mut Call<'_>) -> Result<NodeId, Failure> {
-    let (inputs, axis) = (call.inputs, call.kwargs.axis("dim")?.unwrap_or(0));
-    call.push(Op::Concat { axis }, inputs)
+    let (all, axis) = (same_type(call)?, call.kwargs.axis("dim")?.unwrap_or(0));
+    call.push(Op::Concat { axis }, &all)
 }
 
 fn stack(call: &mut Call<'_>) -> Result<NodeId, Failure> {
     let axis = call.kwargs.axis("dim")?.unwrap_or(0);
-    let all = call.inputs.iter().map(|&x| inserted(call, x, axis.into())).collect::<Result<Vec<_>, _>>()?;
+    let all = same_type(call)?;
+    let all = all.into_iter().map(|x| inserted(call, x, axis.into())).collect::<Result<Vec<_>, _>>()?;
     call.push(Op::Concat { axis }, &all)
+}
+
+/// All inputs as elements of one type.
+fn same_type(call: &mut Call<'_>) -> Result<Vec<NodeId>, Failure> {
+    let operands: Vec<_> = call.inputs.iter().copied().map(Operand::Tensor).collect();
+    let dtype = promoted(call, &operands);
+    operands.into_iter().map(|operand| call.operand(operand, dtype)).collect()
+}
+
+/// A size of -1 is that of the tensor.
+fn expand(call: &mut Call<'_>) -> Result<NodeId, Failure> {
+    let x = call.input(0)?;
+    let mut dims = call.dims(x);
+    let size = match (call.kwargs.ints("size")?, call.kwargs.ints("shape")?) {
+        (Some(size), None) | (None, Some(size)) => size,
+        _ => return Err(call.refuse("needs 'size'")),
+    };
+    let Some(new) = size.len().checked_sub(dims.len()) else {
+        return Err(call.refuse("takes a size of as many dimensions as the tensor has, or more"));
+    };
+    for (i, &wanted) in size.iter().enumerate() {
+        if i < new {
+            dims.insert(i, 1);
+        }
+        if let Some(dim) = dims.get_mut(i)
+            && (wanted != -1 || i < new)
+        {
+            *dim = u64::try_from(wanted)
+                .map_err(|_| call.refuse("takes -1 for a dimension that there is, and no less"))?;
+        }
+    }
+    call.push(Op::Broadcast { dims: dims.iter().map(|&dim| dim.into()).collect() }, &[x])
+}
+
+fn flip(call: &mut Call<'_>) -> Result<NodeId, Failure> {
+    let x = call.input(0)?;
+    let rank = call.dims(x).len();
+    let dims = call.kwargs.ints("dims")?.ok_or_else(|| call.refuse("needs 'dims'"))?;
+    let axes = dims.into_iter().map(|dim| Ok(call.axis(dim, rank)? as i32)).collect::<Result<Vec<_>, Failure>>()?;
+    // The graph would take none for all.
+    if axes.is_empty() || rank == 0 {
+        return call.same(x);
+    }
+    call.push(Op::Flip { axes }, &[x])
+}
+
+/// How many before and after: of the last dimension first, as PyTorch has it.
+fn pad(call: &mut Call<'_>) -> Result<NodeId, Failure> {
+    let x = call.input(0)?;
+    let rank = call.dims(x).len();
+    if !matches!(call.kwargs.word("mode")?, None | Some("constant")) {
+        return Err(call.refuse("takes 'constant' for 'mode'"));
+    }
+    let pad = call.kwargs.ints("pad")?.ok_or_else(|| call.refuse("needs 'pad'"))?;
+    let value = call.kwargs.float("value")?.unwrap_or(0.0);
+    let (pairs, []) = pad.as_chunks::<2>() else {
+        return Err(call.refuse("takes two numbers in 'pad' for each dimension, from the last one on"));
+    };
+    if pairs.len() > rank {
+        return Err(call.refuse(&format!("has {rank} dimension(s), but 'pad' is for {}", pairs.len())));
+    }
+    let [mut before, mut after] = [vec![0; rank], vec![0; rank]];
+    for (pair, (first, last)) in pairs.iter().zip(before.iter_mut().zip(&mut after).rev()) {
+        let count = |n: i64| u32::try_from(n).map_err(|_| call.refuse("takes no negative number in 'pad': slice it"));
+        (*first, *last) = (count(pair[0])?, count(pair[1])?);
+    }
+    call.push(Op::Pad { before, after, value }, &[x])
 }
 
 /// Rows of a tensor.

@@ -2,7 +2,8 @@
 
 use genie_graph::{LinearLayout, NodeId, Op};
 
-use super::{Call, Def};
+use super::Def;
+use super::call::{Call, broadcast};
 use crate::error::Failure;
 
 pub(super) const TABLE: &[Def] = &[
@@ -13,9 +14,42 @@ pub(super) const TABLE: &[Def] = &[
     Def { names: &["embedding"], inputs: (2, 2), kwargs: &[], build: embedding },
 ];
 
+/// Vectors are a row on the left and a column on the right, and what comes before matrices broadcasts.
 fn matmul(call: &mut Call<'_>) -> Result<NodeId, Failure> {
-    let (a, b) = (call.input(0)?, call.input(1)?);
-    call.push(Op::MatMul, &[a, b])
+    let (mut a, mut b) = (call.input(0)?, call.input(1)?);
+    let (mut left, mut right) = (call.dims(a), call.dims(b));
+    let (row, column) = (left.len() == 1, right.len() == 1);
+    if row {
+        left.insert(0, 1);
+        a = call.reshape(a, &left)?;
+    }
+    if column {
+        right.push(1);
+        b = call.reshape(b, &right)?;
+    }
+    let (Some((before_left, a_dims)), Some((before_right, b_dims))) =
+        (left.split_last_chunk::<2>(), right.split_last_chunk::<2>())
+    else {
+        return Err(call.refuse("takes tensors with dimensions"));
+    };
+    if !before_right.is_empty() && before_left != before_right {
+        let before = broadcast(before_left, before_right);
+        let before = before.ok_or_else(|| call.refuse("takes matrices whose leading dimensions broadcast"))?;
+        a = call.broadcast(a, &[&before[..], a_dims].concat())?;
+        b = call.broadcast(b, &[&before[..], b_dims].concat())?;
+    }
+    let y = call.push(Op::MatMul, &[a, b])?;
+    if !row && !column {
+        return Ok(y);
+    }
+    let mut dims = call.dims(y);
+    if column {
+        dims.pop();
+    }
+    if row {
+        dims.remove(dims.len() - usize::from(!column) - 1);
+    }
+    call.reshape(y, &dims)
 }
 
 /// x, weight `[out, in]`, perhaps a bias.
@@ -24,9 +58,10 @@ fn linear(call: &mut Call<'_>) -> Result<NodeId, Failure> {
     call.push(Op::Linear { layout: LinearLayout::OutIn }, inputs)
 }
 
-/// PyTorch has the ids first, and then the table.
+/// The ids, and then the table; PyTorch's own operator has them the other way round.
 fn embedding(call: &mut Call<'_>) -> Result<NodeId, Failure> {
-    let (ids, table) = (call.input(0)?, call.input(1)?);
+    let (ids, table) = if call.native { (1, 0) } else { (0, 1) };
+    let (ids, table) = (call.input(ids)?, call.input(table)?);
     let dtype = call.dtype(table);
     call.push(Op::Embedding { dtype }, &[table, ids])
 }

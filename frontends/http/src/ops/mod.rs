@@ -1,18 +1,26 @@
 //! Ops by the names that PyTorch has for them, and how each is written as a graph.
 //!
-//! A family of ops is a module with a table; a new op is a line in one of them.
+//! A family of ops is a module with a table; a new op is a line in one of them. [`Call`] is what the lines are written with.
 
+mod call;
+mod compare;
+mod create;
 mod elementwise;
 mod image;
 mod layout;
 mod matrix;
+mod order;
+mod promote;
 mod reduce;
+mod unary;
 
 use axum::http::StatusCode;
-use genie_graph::{DType, GraphBuilder, NodeId, Op, Shape, TensorType};
+use genie_graph::{GraphBuilder, NodeId};
 
 use crate::error::Failure;
 use crate::kwargs::Kwargs;
+
+use call::Call;
 
 /// An op as clients name it.
 pub(crate) struct Def {
@@ -29,7 +37,22 @@ pub(crate) struct Def {
 /// As many as a graph takes.
 const MANY: usize = 64;
 
-const TABLES: [&[Def]; 5] = [elementwise::TABLE, matrix::TABLE, reduce::TABLE, layout::TABLE, image::TABLE];
+const TABLES: [&[Def]; 9] = [
+    unary::TABLE,
+    elementwise::TABLE,
+    compare::TABLE,
+    matrix::TABLE,
+    reduce::TABLE,
+    order::TABLE,
+    layout::TABLE,
+    image::TABLE,
+    create::TABLE,
+];
+
+/// What may stand before a name, the longest first, and whether it is that of PyTorch's own operators: a few of those have their
+/// tensors in another order than the functions for networks, which a bare name stands for.
+const PREFIXES: [(&str, bool); 5] =
+    [("torch.nn.functional.", false), ("torch.ops.aten.", true), ("aten::", true), ("aten.", true), ("torch.", true)];
 
 fn all() -> impl Iterator<Item = &'static Def> {
     TABLES.into_iter().flatten()
@@ -42,106 +65,72 @@ pub(crate) fn names() -> Vec<&'static str> {
     names
 }
 
-/// Writes an op that reads these nodes into a graph.
+/// An op that was asked for by a name that it has.
+#[derive(Clone, Copy)]
+pub(crate) struct Found<'a> {
+    def: &'static Def,
+    name: &'a str,
+    /// By the name of PyTorch's own operator.
+    native: bool,
+}
+
+/// The op of this name.
 ///
 /// # Errors
-/// 400 with the list of ops for one that there is not; 422 for arguments that it does not take.
-pub(crate) fn build(
-    graph: &mut GraphBuilder,
-    operation: &str,
-    inputs: &[NodeId],
-    kwargs: &Kwargs,
-) -> Result<NodeId, Failure> {
+/// 400 with the list of ops for one that there is not.
+pub(crate) fn find(operation: &str) -> Result<Found<'_>, Failure> {
     // As PyTorch's dispatcher writes them: aten::add.Tensor, torch.relu.
-    let name = operation.strip_prefix("aten::").or_else(|| operation.strip_prefix("torch.")).unwrap_or(operation);
+    let prefixed = PREFIXES.iter().find_map(|(prefix, native)| Some((operation.strip_prefix(prefix)?, *native)));
+    let (name, native) = prefixed.unwrap_or((operation, false));
     let name = name.split_once('.').map_or(name, |(name, _overload)| name);
-    let Some(def) = all().find(|def| def.names.contains(&name)) else {
-        let shown: String = operation.chars().take(64).collect();
-        let detail = format!("there is no op '{}'; the list of ops is in 'operations'", shown.escape_debug());
-        let more = Some(("operations", names().into()));
-        return Err(Failure { status: StatusCode::BAD_REQUEST, detail, more });
-    };
-    let (least, most) = def.inputs;
-    if !(least..=most).contains(&inputs.len()) {
-        let wanted = if least == most { least.to_string() } else { format!("{least} to {most}") };
-        return Err(Failure::fields(format!("'{name}' takes {wanted} tensor(s), not {}", inputs.len())));
-    }
-    if let Some(odd) = kwargs.0.keys().find(|key| !def.kwargs.contains(&key.as_str())) {
-        let takes = if def.kwargs.is_empty() { "none".to_owned() } else { def.kwargs.join(", ") };
-        return Err(Failure::fields(format!("'{name}' takes no argument '{}'; it takes: {takes}", odd.escape_debug())));
-    }
-    (def.build)(&mut Call { name, graph, inputs, kwargs })
-}
-
-/// One use of an op.
-pub(crate) struct Call<'a> {
-    name: &'a str,
-    graph: &'a mut GraphBuilder,
-    pub(crate) inputs: &'a [NodeId],
-    pub(crate) kwargs: &'a Kwargs,
-}
-
-impl Call<'_> {
-    fn failure(&self, error: &genie_graph::VerifyError) -> Failure {
-        use genie_graph::VerifyError;
-        match error {
-            // The node's number is the door's own affair.
-            VerifyError::Op { source, .. } => Failure::fields(format!("'{}' {source}", self.name)),
-            VerifyError::Type { source, .. } => Failure::fields(format!("'{}': {source}", self.name)),
-            other => Failure::fields(format!("'{}': {other}", self.name)),
+    match all().find(|def| def.names.contains(&name)) {
+        Some(def) => Ok(Found { def, name, native }),
+        None => {
+            let shown: String = operation.chars().take(64).collect();
+            let detail = format!("there is no op '{}'; the list of ops is in 'operations'", shown.escape_debug());
+            let more = Some(("operations", names().into()));
+            Err(Failure { more, ..Failure::new(StatusCode::BAD_REQUEST, detail) })
         }
     }
+}
 
-    fn push(&mut self, op: Op, inputs: &[NodeId]) -> Result<NodeId, Failure> {
-        self.graph.push(op, inputs).map_err(|error| self.failure(&error))
+impl Found<'_> {
+    /// Whether it takes any tensors.
+    pub(crate) fn takes_tensors(&self) -> bool {
+        self.def.inputs.0 > 0
     }
 
-    /// A node of the graph that is filled where it is used.
-    fn create(&mut self, op: Op, dtype: DType, dims: &[u64]) -> Result<NodeId, Failure> {
-        let ty = TensorType { dtype, shape: Shape::fixed(dims) };
-        self.graph.create(op, ty).map_err(|error| self.failure(&error))
+    /// Whether it takes so many tensors, and arguments of these names.
+    ///
+    /// # Errors
+    /// 422: it does not.
+    pub(crate) fn check(&self, inputs: usize, kwargs: &Kwargs) -> Result<(), Failure> {
+        let Self { def, name, .. } = self;
+        let (least, most) = def.inputs;
+        if !(least..=most).contains(&inputs) {
+            let wanted = if least == most { least.to_string() } else { format!("{least} to {most}") };
+            return Err(Failure::fields(format!("'{name}' takes {wanted} tensor(s), not {inputs}")));
+        }
+        if let Some(odd) = kwargs.0.keys().find(|key| !def.kwargs.contains(&key.as_str())) {
+            let takes = if def.kwargs.is_empty() { "none".to_owned() } else { def.kwargs.join(", ") };
+            let odd = odd.escape_debug();
+            return Err(Failure::fields(format!("'{name}' takes no argument '{odd}'; it takes: {takes}")));
+        }
+        Ok(())
     }
 
-    /// Input `i`; there are as many as the table says at the least.
-    fn input(&self, i: usize) -> Result<NodeId, Failure> {
-        let missing = || Failure::fields(format!("'{}' takes more tensors than there are", self.name));
-        self.inputs.get(i).copied().ok_or_else(missing)
-    }
-
-    fn dtype(&self, node: NodeId) -> DType {
-        self.graph.ty(node).dtype
-    }
-
-    /// Its dimensions: there are no symbols in the door's graphs.
-    fn dims(&self, node: NodeId) -> Vec<u64> {
-        let shape = &self.graph.ty(node).shape;
-        shape.0.iter().map(|dim| if let genie_graph::Dim::Fixed(n) = dim { *n } else { 1 }).collect()
-    }
-
-    /// The node as elements of this type.
-    fn cast(&mut self, node: NodeId, to: DType) -> Result<NodeId, Failure> {
-        if self.dtype(node) == to { Ok(node) } else { self.push(Op::Cast { to }, &[node]) }
-    }
-
-    /// A dimension of a tensor of this rank, counted from either end.
-    fn axis(&self, axis: i64, rank: usize) -> Result<usize, Failure> {
-        let from_start = if axis < 0 { axis.checked_add(rank as i64) } else { Some(axis) };
-        let axis = from_start.and_then(|axis| usize::try_from(axis).ok()).filter(|axis| *axis < rank);
-        axis.ok_or_else(|| {
-            Failure::fields(format!(
-                "'{}': the tensor has {rank} dimension(s), and not the one that is asked for",
-                self.name
-            ))
-        })
-    }
-
-    fn reshape(&mut self, node: NodeId, dims: &[u64]) -> Result<NodeId, Failure> {
-        let dims = dims.iter().map(|&dim| dim.into()).collect();
-        self.push(Op::Reshape { dims }, &[node])
-    }
-
-    fn refuse(&self, detail: &str) -> Failure {
-        Failure::fields(format!("'{}' {detail}", self.name))
+    /// Writes it, of these nodes, into a graph.
+    ///
+    /// # Errors
+    /// 422 for arguments that it does not take.
+    pub(crate) fn build(
+        &self,
+        graph: &mut GraphBuilder,
+        inputs: &[NodeId],
+        kwargs: &Kwargs,
+    ) -> Result<NodeId, Failure> {
+        self.check(inputs.len(), kwargs)?;
+        (self.def.build)(&mut Call { name: self.name, native: self.native, graph, inputs, kwargs })
     }
 }
 

@@ -23,12 +23,12 @@ pub(super) fn is_pickle(bytes: &[u8]) -> bool {
     matches!(bytes, [0x80, 2..=5, ..])
 }
 
-pub(super) fn read(file: &Bytes, limits: &Limits) -> Result<Contents, ReadError> {
+pub(super) fn read(file: &Bytes, limits: &Limits, allowance: &mut Allowance<'_>) -> Result<Contents, ReadError> {
     let bad = |reason: &str| ReadError::malformed(Format::Pt, reason);
     let mut at = 0;
     let mut next = || {
         let rest = file.get(at..).unwrap_or_default();
-        let (value, heap, taken) = pickle::run(rest.get(..MAX_PICKLE).unwrap_or(rest))?;
+        let (value, heap, taken) = pickle::run(rest.get(..MAX_PICKLE).unwrap_or(rest), limits.tensors)?;
         at += taken;
         Ok::<_, ReadError>((value, heap, at))
     };
@@ -38,15 +38,8 @@ pub(super) fn read(file: &Bytes, limits: &Limits) -> Result<Contents, ReadError>
     if next()?.0 != Value::Int(VERSION) {
         return Err(bad("its version is unknown"));
     }
-    let (system, heap, _) = next()?;
-    let little = match system {
-        Value::Dict(index) => heap.dicts.get(index).into_iter().flatten().find_map(|entry| match entry {
-            (Value::Str("little_endian"), Value::Bool(little)) => Some(*little),
-            _ => None,
-        }),
-        _ => None,
-    };
-    let little = little.ok_or_else(|| bad("it does not say its byte order"))?;
+    // What machine wrote it says nothing of the storages: they are little-endian from all of them.
+    next()?;
     let (value, heap, _) = next()?;
     let (keys, key_heap, end) = next()?;
     let keys = match keys {
@@ -70,22 +63,20 @@ pub(super) fn read(file: &Bytes, limits: &Limits) -> Result<Contents, ReadError>
     if cursor.len() != 0 {
         return Err(bad("more follows after its storages"));
     }
-    let mut storages = Storages { all, big_endian: !little };
-    rebuild::contents(value, &heap, &mut storages, limits, &mut Allowance::new(Format::Pt, limits))
+    rebuild::contents(value, &heap, &mut Storages { all }, limits, allowance)
 }
 
 struct Storages<'a> {
     all: HashMap<&'a str, Bytes>,
-    big_endian: bool,
 }
 
 impl rebuild::Storages for Storages<'_> {
-    fn storage(&mut self, key: &str, _: &mut Allowance) -> Result<Bytes, ReadError> {
+    fn storage(&mut self, key: &str, _: &mut Allowance<'_>) -> Result<Bytes, ReadError> {
         let missing = || ReadError::malformed(Format::Pt, format!("the storage '{key}' is missing"));
         self.all.get(key).cloned().ok_or_else(missing)
     }
 
     fn is_big_endian(&self) -> bool {
-        self.big_endian
+        false
     }
 }

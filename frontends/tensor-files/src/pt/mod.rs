@@ -9,6 +9,7 @@ mod zipped;
 
 use bytes::Bytes;
 
+use crate::strided::Allowance;
 use crate::{Contents, Limits, ReadError, WriteError, zip};
 
 /// Whether this begins as one of the two forms.
@@ -16,8 +17,12 @@ pub(crate) fn is(bytes: &[u8]) -> bool {
     bytes.starts_with(zip::MAGIC) || legacy::is_pickle(bytes)
 }
 
-pub(crate) fn read(file: &Bytes, limits: &Limits) -> Result<Contents, ReadError> {
-    if file.starts_with(zip::MAGIC) { zipped::read(file, limits) } else { legacy::read(file, limits) }
+pub(crate) fn read(file: &Bytes, limits: &Limits, allowance: &mut Allowance<'_>) -> Result<Contents, ReadError> {
+    if file.starts_with(zip::MAGIC) {
+        zipped::read(file, limits, allowance)
+    } else {
+        legacy::read(file, limits, allowance)
+    }
 }
 
 pub(crate) fn write(contents: &Contents) -> Result<Vec<Bytes>, WriteError> {

@@ -19,11 +19,11 @@ const MAX_LONG: u64 = 16;
 /// Bytes of the name of something.
 const MAX_NAME: usize = 256;
 
-/// Runs a pickle up to its end; gives what it makes, the objects, and the bytes that it took.
+/// Runs a pickle up to its end; gives what it makes, the objects, and the bytes that it took. `most`: tensors that it may describe.
 ///
 /// # Errors
 /// It is damaged, too large, or asks for something that is not done.
-pub(super) fn run(bytes: &[u8]) -> Result<(Value<'_>, Heap<'_>, usize), ReadError> {
+pub(super) fn run(bytes: &[u8], most: usize) -> Result<(Value<'_>, Heap<'_>, usize), ReadError> {
     let mut machine = Machine {
         code: Cursor::new(bytes),
         stack: Vec::new(),
@@ -34,6 +34,10 @@ pub(super) fn run(bytes: &[u8]) -> Result<(Value<'_>, Heap<'_>, usize), ReadErro
     for _ in 0..MAX_STEPS {
         if let Some(value) = machine.step()? {
             return Ok((value, machine.heap, bytes.len() - machine.code.len()));
+        }
+        // Each takes more than the few bytes that call for it again.
+        if machine.heap.tensors.len() > most {
+            return Err(too_large("tensors", most as u64));
         }
         if machine.stack.len() + machine.marks.len() > MAX_STACK {
             return Err(too_large("a stack", MAX_STACK as u64));
@@ -361,6 +365,12 @@ impl<'a> Machine<'a> {
         let items = self.items(arguments).ok_or_else(other)?;
         let made = match (global, items) {
             (Global::OrderedDict, []) => return Ok(Value::Dict(keep(&mut self.heap.dicts, Vec::new()))),
+            // Of Python 2: a list of pairs.
+            (Global::OrderedDict, &[Value::List(index)]) => {
+                let entries =
+                    self.heap.lists.get(index).and_then(|list| list.iter().map(|&pair| self.pair(pair)).collect());
+                return Ok(Value::Dict(keep(&mut self.heap.dicts, entries.ok_or_else(other)?)));
+            }
             (Global::RebuildParameter, &[tensor @ Value::Tensor(_), Value::Bool(_), _]) => return Ok(tensor),
             (Global::RebuildTensor, &[storage, offset, dims, strides]) => {
                 self.tensor(storage, offset, dims, strides, None)
@@ -391,7 +401,23 @@ impl<'a> Machine<'a> {
             _ => return Err(other()),
         };
         let tensor = made.ok_or_else(other)?;
+        let rank = tensor.dims.len();
+        if rank > MAX_RANK {
+            return Err(ReadError::Rank { rank, most: MAX_RANK });
+        }
         Ok(Value::Tensor(keep(&mut self.heap.tensors, tensor)))
+    }
+
+    /// A key and its value: a list or a tuple of two.
+    fn pair(&self, pair: Value<'a>) -> Option<(Value<'a>, Value<'a>)> {
+        let items = match pair {
+            Value::List(index) => self.heap.lists.get(index).map(Vec::as_slice),
+            pair => self.items(pair),
+        };
+        match *items? {
+            [key, value] => Some((key, value)),
+            _ => None,
+        }
     }
 
     /// Metadata say that elements are to be negated, or conjugated: such a tensor is not what its storage holds.
@@ -415,8 +441,7 @@ impl<'a> Machine<'a> {
         let storage = *self.heap.storages.get(index)?;
         let counts = |tuple| {
             let items = self.items(tuple)?;
-            let counts: Option<Vec<u64>> = items.iter().map(|item| count_of(*item)).collect();
-            counts.filter(|counts| counts.len() <= MAX_RANK)
+            items.iter().map(|item| count_of(*item)).collect::<Option<Vec<u64>>>()
         };
         let (dims, strides) = (counts(dims)?, counts(strides)?);
         let offset = count_of(offset)?;

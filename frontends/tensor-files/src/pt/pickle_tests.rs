@@ -1,7 +1,7 @@
 use super::*;
 
 fn told(code: &[u8]) -> String {
-    match run(code) {
+    match run(code, 64) {
         Ok((value, ..)) => panic!("{code:?} makes {value:?}"),
         Err(error) => error.to_string(),
     }
@@ -46,7 +46,7 @@ fn nothing_is_called_by_any_way_to_name_it() {
 
 #[test]
 fn a_pickle_is_bounded_in_every_direction() {
-    let limit = |code: &[u8]| matches!(run(code), Err(ReadError::TooLarge { .. }));
+    let limit = |code: &[u8]| matches!(run(code, 64), Err(ReadError::TooLarge { .. }));
     assert!(limit(&long(b"", b"(", MAX_STACK + 1, b".")), "marks");
     assert!(limit(&long(b"", b"N", MAX_STACK + 1, b".")), "values");
     assert!(limit(&long(b"N", b"2", MAX_STACK + 1, b".")), "copies");
@@ -56,12 +56,19 @@ fn a_pickle_is_bounded_in_every_direction() {
     assert!(limit(&long(b"N", b"\x94", MAX_MEMO + 1, b".")), "memo");
     // Nested as deep as the stack allows: nothing recurses, neither now nor when it is dropped.
     let nested = long(b")", b"\x85", 1_000_000, b".");
-    let (value, ..) = run(&nested).unwrap();
+    let (value, ..) = run(&nested, 64).unwrap();
     assert!(matches!(value, Value::Tuple(_)));
-    run(&long(b"", b"]", 60_000, &long(b"", b"a", 59_999, b"."))).unwrap();
+    run(&long(b"", b"]", 60_000, &long(b"", b"a", 59_999, b".")), 64).unwrap();
     assert!(told(b"\x8b\xff\xff\xff\xff.").contains("an integer of 4294967295 bytes"));
     assert!(told(b"\x8a\xff.").contains("an integer of 255 bytes"));
     assert!(told(&long(b"c", b"a", 1 << 20, b"\nb\n.")).contains("has no end"));
+    let tensor = [
+        &b"ctorch._utils\n_rebuild_tensor\nq\x01((X\x07\0\0\0storagectorch\nFloatStorage\n"[..],
+        b"X\x01\0\0\0aX\x03\0\0\0cpuK\x01tQK\0)q\x02h\x02tq\x03R",
+    ];
+    let again = b"0h\x01h\x03R";
+    run(&long(&tensor.concat(), again, 63, b"."), 64).unwrap();
+    assert!(limit(&long(&tensor.concat(), again, 64, b".")), "tensors");
     for code in [
         &b"X\xff\xff\xff\xff"[..],
         b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff",
@@ -102,15 +109,29 @@ fn what_is_not_whole_is_refused() {
     // Every instruction alone, and on top of one value of each kind: an answer, whatever it is.
     for first in 0..=255 {
         for under in [&b""[..], b"N", b"]", b"}", b")", b"(", b"K\x01", b"X\x01\0\0\0a"] {
-            let _ = run(&[under, &[first], b"\0\0\0\0\0\0\0\0."].concat());
+            let _ = run(&[under, &[first], b"\0\0\0\0\0\0\0\0."].concat(), 64);
         }
     }
+}
+
+/// Python 2 wrote an OrderedDict with the list of its pairs, which was refused.
+#[test]
+fn an_ordered_dict_of_python_2_is_read() {
+    for (arguments, entries) in
+        [(&b"]"[..], 0), (b"(]X\x01\0\0\0aaK\x01al", 1), (b"((X\x01\0\0\0aK\x01t(X\x01\0\0\0bK\x02tl", 2)]
+    {
+        let code = [&b"ccollections\nOrderedDict\n("[..], arguments, b"tR."].concat();
+        let (value, heap, _) = run(&code, 64).unwrap();
+        assert_eq!(value, Value::Dict(0));
+        assert_eq!(heap.dicts[0].len(), entries);
+    }
+    assert!(told(b"ccollections\nOrderedDict\n((K\x01ltR.").contains("other arguments"));
 }
 
 #[test]
 fn what_holds_itself_is_no_tensor() {
     for code in [&b"]q\x00h\x00a."[..], b"}q\x00X\x01\0\0\0ah\x00s.", b"]q\x00(h\x00tq\x01a."] {
-        run(code).unwrap();
+        run(code, 64).unwrap();
     }
 }
 
@@ -127,6 +148,6 @@ fn numbers_are_those_that_python_wrote() {
         (b"G\0\0\0\0\0\0\0\0.", Value::Float),
         (b"\x88.", Value::Bool(true)),
     ] {
-        assert_eq!(run(code).unwrap().0, value);
+        assert_eq!(run(code, 64).unwrap().0, value);
     }
 }

@@ -11,7 +11,7 @@ use crate::{Contents, Format, Limits, ReadError, Tensor};
 /// Where storages lie.
 pub(super) trait Storages {
     /// All bytes of a storage.
-    fn storage(&mut self, key: &str, allowance: &mut Allowance) -> Result<Bytes, ReadError>;
+    fn storage(&mut self, key: &str, allowance: &mut Allowance<'_>) -> Result<Bytes, ReadError>;
 
     /// Whether the most significant byte of an element comes first.
     fn is_big_endian(&self) -> bool;
@@ -23,7 +23,7 @@ pub(super) fn contents(
     heap: &Heap<'_>,
     storages: &mut dyn Storages,
     limits: &Limits,
-    allowance: &mut Allowance,
+    allowance: &mut Allowance<'_>,
 ) -> Result<Contents, ReadError> {
     let mut tensor = |value: Value<'_>, place: &dyn Fn() -> String| match value {
         Value::Tensor(index) => {
@@ -76,7 +76,7 @@ fn bad(reason: impl Into<String>) -> ReadError {
 fn tensor(
     described: &TensorRef<'_>,
     storages: &mut dyn Storages,
-    allowance: &mut Allowance,
+    allowance: &mut Allowance<'_>,
 ) -> Result<Tensor, ReadError> {
     let &TensorRef { storage, dtype, offset, ref dims, ref strides } = described;
     let bytes = storages.storage(storage.key, allowance)?;
@@ -87,6 +87,6 @@ fn tensor(
     }
     let offset = if storage.dtype.is_some() { offset.checked_add(storage.first) } else { Some(offset) };
     let offset = offset.ok_or_else(wrong)?;
-    let view = View { dtype, dims, strides, offset, big_endian: storages.is_big_endian() };
+    let view = View { format: Format::Pt, dtype, dims, strides, offset, big_endian: storages.is_big_endian() };
     Ok(Tensor { dtype, dims: dims.clone(), data: view.of(&bytes, allowance)? })
 }

@@ -18,10 +18,9 @@ const MAX_PICKLE: usize = 16 << 20;
 /// Entries that are no storages.
 const OTHERS: u64 = 64;
 
-pub(super) fn read(file: &Bytes, limits: &Limits) -> Result<Contents, ReadError> {
+pub(super) fn read(file: &Bytes, limits: &Limits, allowance: &mut Allowance<'_>) -> Result<Contents, ReadError> {
     let bad = |reason: &str| ReadError::malformed(Format::Pt, reason);
     let archive = Archive::open(file, (limits.tensors as u64).saturating_add(OTHERS))?;
-    let mut allowance = Allowance::new(Format::Pt, limits);
     // All lie in one folder, whatever its name.
     let mut roots =
         archive.names().filter_map(|name| name.strip_suffix("/data.pkl")).filter(|root| !root.contains('/'));
@@ -32,7 +31,7 @@ pub(super) fn read(file: &Bytes, limits: &Limits) -> Result<Contents, ReadError>
     if archive.names().any(|name| name.strip_prefix(root).is_some_and(|name| name == "/constants.pkl")) {
         return Err(ReadError::refused("a TorchScript program"));
     }
-    let mut entry = |name: &str| archive.entry(&format!("{root}/{name}"), &mut allowance);
+    let mut entry = |name: &str| archive.entry(&format!("{root}/{name}"), allowance);
     let code = entry("data.pkl")?.unwrap_or_default();
     let big_endian = match entry("byteorder")?.as_deref() {
         None | Some(b"little") => false,
@@ -43,9 +42,9 @@ pub(super) fn read(file: &Bytes, limits: &Limits) -> Result<Contents, ReadError>
         let (wanted, limit) = (code.len() as u64, MAX_PICKLE as u64);
         return Err(ReadError::TooLarge { format: Format::Pt, what: "a pickle", wanted, limit });
     }
-    let (value, heap, _) = pickle::run(&code)?;
+    let (value, heap, _) = pickle::run(&code, limits.tensors)?;
     let mut storages = Storages { archive: &archive, root, big_endian, read: HashMap::new() };
-    rebuild::contents(value, &heap, &mut storages, limits, &mut allowance)
+    rebuild::contents(value, &heap, &mut storages, limits, allowance)
 }
 
 struct Storages<'a> {
@@ -57,7 +56,7 @@ struct Storages<'a> {
 }
 
 impl rebuild::Storages for Storages<'_> {
-    fn storage(&mut self, key: &str, allowance: &mut Allowance) -> Result<Bytes, ReadError> {
+    fn storage(&mut self, key: &str, allowance: &mut Allowance<'_>) -> Result<Bytes, ReadError> {
         if let Some(bytes) = self.read.get(key) {
             return Ok(bytes.clone());
         }

@@ -121,6 +121,37 @@ fn other_machines_reach_it_by_the_rules_of_every_link() {
     assert!(bad(&["serve", "--http-limit", "1G"]).1.contains("--http"));
 }
 
+/// What one request had opened stayed for ever, and a token that may have one session had none left for its own client.
+#[test]
+fn a_tokens_session_is_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (tokens, alice, tcp) = (path("tokens"), path("alice"), "tcp://127.0.0.1:0");
+    good(&["token", "new", "alice", "--tokens", &tokens, "--client", &alice, "--sessions", "1"]);
+    let door = Door::open(&["--tokens", &tokens, "--http-patience", "2"]).with_token(shown(Path::new(&alice)));
+    let uri = door.server.uri.split(", ").find(|uri| uri.starts_with("tcp://")).unwrap_or(tcp).to_owned();
+    let own = || genie(&["info", "--connect", &uri, "--token", &alice]).output().expect("it starts").status.success();
+    assert!(own(), "nobody has a session");
+    assert_eq!(door.get("/health").status, 200);
+    super::client::soon("a question keeps none", own);
+    assert_eq!(door.post("/execute", &relu(4)).status, 200);
+    assert!(!own(), "the door has it, for what comes next");
+    assert_eq!(door.get("/health").status, 200);
+    super::client::soon("the door gives it back", own);
+    assert_eq!(door.post("/execute", &relu(4)).status, 200);
+}
+
+/// It was a panic.
+#[test]
+fn a_port_that_is_taken_is_said() {
+    let door = Door::open(&[]);
+    let taken = format!("127.0.0.1:{}", door.port());
+    let (code, error) =
+        bad(&["serve", "--device", "cpu", "--threads", "1", "--listen", "tcp://127.0.0.1:0", "--http", &taken]);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("is another server running there?"), "{error}");
+}
+
 #[test]
 fn with_certificates_it_speaks_https() {
     let certificate = Certificate::new();
