@@ -7,8 +7,9 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use genie_graph::{DType, Sizes, VerifiedGraph};
 use genie_tensor_files::Tensor;
-use genie_transport::client::{BindInputs, ClientError, Input, PutOptions, RunOptions, Value};
-use genie_transport::wire::{DecodeError, TensorSpec};
+use genie_transport::client::{BindInputs, ClientError, Input, PutOptions, RunOptions, Session, Value};
+use genie_transport::memory::Region;
+use genie_transport::wire::{DecodeError, TensorSpec, limits};
 
 use crate::sessions::Opened;
 
@@ -77,7 +78,7 @@ pub(crate) async fn run(
             match put {
                 Ok(tensor) => {
                     held.add(tensor.handle);
-                    residents.push((node, tensor.handle));
+                    residents.push((node, tensor));
                 }
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -85,14 +86,22 @@ pub(crate) async fn run(
         if let Some(error) = failed {
             return Err(error);
         }
-        let binding = opened.session.bind(&program.program, &BindInputs { residents, ..BindInputs::default() }).await?;
-        held.add(binding.0);
-        let mut outputs =
-            opened.session.run(binding, &[], RunOptions { wanted: 0, keep: 1, ..RunOptions::default() }).await?;
+        let options = RunOptions { wanted: 0, keep: 1, ..RunOptions::default() };
+        let mut outputs = if residents.len() <= limits::ARGUMENTS {
+            let named: Vec<_> = residents.iter().map(|(node, tensor)| (*node, tensor)).collect();
+            opened.session.run_with(program.binding, &[], &named, options).await?
+        } else {
+            let residents = residents.iter().map(|(node, tensor)| (u32::from(*node), tensor.handle)).collect();
+            let inputs = BindInputs { residents, ..BindInputs::default() };
+            let binding = opened.session.bind(&program.program, &inputs).await?;
+            held.add(binding.0);
+            opened.session.run(binding, &[], options).await?
+        };
         match outputs.values.pop() {
             Some(Value::Resident { tensor, .. }) => {
                 held.add(tensor.handle);
-                let data = Bytes::from_owner(opened.session.get(&tensor).await?);
+                let region = Some(opened.session.get(&tensor).await?);
+                let data = Bytes::from_owner(Got { region, session: opened.session.clone() });
                 let dims = tensor.spec.dims().to_vec();
                 (Tensor { dtype: tensor.spec.dtype(), dims, data }, outputs.device)
             }
@@ -102,6 +111,26 @@ pub(crate) async fn run(
     let named = opened.devices.iter().find(|known| known.index == u32::from(device));
     let device = named.map_or_else(|| device.to_string(), |known| known.name.clone());
     Ok(Ran { tensor, device, took: begun.elapsed() })
+}
+
+/// A result, whose memory the next one of its size is got into.
+struct Got {
+    region: Option<Region>,
+    session: Session,
+}
+
+impl AsRef<[u8]> for Got {
+    fn as_ref(&self) -> &[u8] {
+        self.region.as_deref().unwrap_or_default()
+    }
+}
+
+impl Drop for Got {
+    fn drop(&mut self) {
+        if let Some(region) = self.region.take() {
+            self.session.recycle(region);
+        }
+    }
 }
 
 fn argument(index: u16, tensor: &Tensor) -> Input<'_> {

@@ -17,7 +17,7 @@ use super::api::{self, Range};
 use super::engine::Engine;
 use super::lanes::Lanes;
 use super::shares::Passed;
-use super::staging::{JOINED, Staging};
+use super::staging::{JOINED, RECYCLED, Staging};
 use super::{Bell, Cache, ClientError, ConnectOptions, DeviceInfo, PutOptions, Tensor};
 use crate::connection::{Client, Counters, LanePlan, RequestId, SlicePlan};
 use crate::memory::{Landing, Region, SharedBytes, Slab, copy_counted};
@@ -62,9 +62,6 @@ struct Into {
     slab: Slab,
     range: Range,
 }
-
-/// Slabs of earlier gets that are kept for the next ones, at the most.
-const RECYCLED: usize = 8;
 
 /// How often a get that was interrupted is begun again.
 const SECOND_CHANCES: u32 = 16;

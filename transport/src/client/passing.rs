@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use super::shares::{Passed, Shares};
-use super::staging::Staging;
-use crate::memory::{SharedBytes, Slab};
+use super::staging::{JOINED, RECYCLED, Staging};
+use crate::memory::{Region, SharedBytes, Slab};
 use crate::wire::{Caps, Shared};
 
 /// Shared memory of an async session.
@@ -17,6 +17,9 @@ pub(super) struct Passing {
     shares: Arc<Shares>,
     news: Arc<News>,
     staging: Mutex<Staging>,
+    /// Shared memory of earlier gets, to be filled again, and how many bytes of it there may be.
+    spares: Mutex<Vec<Slab>>,
+    limit: u64,
     /// Sessions lost when the staging memory was looked at last.
     staged_for: AtomicU64,
 }
@@ -50,7 +53,8 @@ impl News {
 impl Passing {
     /// Of a session with these shares, and so much staging memory.
     pub(super) fn new(shares: Arc<Shares>, news: Arc<News>, limit: u64) -> Self {
-        Self { shares, news, staging: Mutex::new(Staging::new(limit)), staged_for: AtomicU64::new(0) }
+        let staging = Mutex::new(Staging::new(limit));
+        Self { shares, news, staging, spares: Mutex::default(), limit, staged_for: AtomicU64::new(0) }
     }
 
     /// Memory that the server can use, too. `None`: the link shares none.
@@ -70,9 +74,38 @@ impl Passing {
         if self.lock().is_off() {
             return None;
         }
+        if self.news.can_share.load(Ordering::Acquire) {
+            let mut spares = self.spares();
+            while let Some(at) = spares.iter().position(|spare| spare.len() == len) {
+                let slab = spares.swap_remove(at);
+                // One that is not shared any more is of no use.
+                if let Some(place) = self.shares.find(&slab) {
+                    return Some((slab, place));
+                }
+            }
+        }
         let slab = self.slab(len)?.ok()?;
         let place = self.shares.find(&slab)?;
         Some((slab, place))
+    }
+
+    /// Keeps memory of a get for the next of its size, if it is shared, nobody else has it and there is room: what came first goes first.
+    pub(super) fn recycle(&self, region: Region) {
+        let Ok(slab) = region.try_thaw() else { return };
+        if slab.len() as u64 > self.limit || self.shares.find(&slab).is_none() {
+            return;
+        }
+        slab.join(JOINED);
+        let mut spares = self.spares();
+        spares.push(slab);
+        let all = |spares: &Vec<Slab>| spares.iter().map(|spare| spare.len() as u64).sum::<u64>();
+        while spares.len() > RECYCLED || all(&spares) > self.limit {
+            spares.remove(0);
+        }
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Vec<Slab>> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where bytes lie that the user shares already, with one use taken.

@@ -246,6 +246,11 @@ impl Session {
         landing.finish().and_then(|mut slabs| slabs.pop()).map(Slab::freeze).ok_or(ClientError::Interrupted)
     }
 
+    /// Gives back memory of an earlier get, so that over a link that shares memory (`shm://`) the next of its size needs none.
+    pub fn recycle(&self, region: Region) {
+        self.passing.recycle(region);
+    }
+
     /// Copies a tensor on the server.
     ///
     /// # Errors

@@ -62,6 +62,9 @@ impl Piece {
 /// it only for pieces that are written often.
 pub(super) const JOINED: usize = 16 << 20;
 
+/// Slabs of earlier gets that are kept for the next ones, at the most.
+pub(super) const RECYCLED: usize = 8;
+
 /// Bytes of a piece, at the least: those that are not written take no memory, and what fits one fits any.
 const LEAST: usize = 1 << 20;
 
