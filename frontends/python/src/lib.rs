@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `memory` | `Block`: memory that Python's objects and transfers share; `_native.Memory`, its buffer protocol |
 //! | `buffer` over `protocol`, `dlpack` | the two ways in which memory comes in and goes out without a copy |
-//! | `shared` | one session for many threads |
+//! | `shared`, `cancel` | one session for many threads; what ends a call from outside |
 //! | `session`, `held` | `_native.Session`; tensors, programs and bindings that it has on the server |
 //! | `graph`, `ops` | `_native.Graph`: writes SRGs |
 //! | `model`, `files` | models, and files of tensors |
@@ -13,6 +13,7 @@
 //! Python.
 
 mod buffer;
+mod cancel;
 mod connect;
 mod dlpack;
 mod dtype;
@@ -44,6 +45,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(memory::describe, module)?)?;
     module.add_function(wrap_pyfunction!(dlpack::to_dlpack, module)?)?;
     module.add_function(wrap_pyfunction!(graph::dump, module)?)?;
+    module.add_class::<cancel::Cancel>()?;
     module.add_class::<model::Model>()?;
     module.add_class::<model::Tokens>()?;
     module.add_function(wrap_pyfunction!(shared::after_fork, module)?)?;
