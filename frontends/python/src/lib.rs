@@ -9,8 +9,8 @@
 //! | `graph`, `ops` | `_native.Graph`: writes SRGs |
 //! | `model`, `files` | models, and files of tensors |
 //!
-//! No session's lock is ever taken by a thread that is attached to Python: payloads are given back under that lock, which needs
-//! Python.
+//! No session's lock is ever taken by a thread that is attached to Python: all others would wait for Python as long as bytes are moved.
+//! Nothing of Python's is done under that lock either; what was sent is given back when it is free.
 
 mod buffer;
 mod cancel;

@@ -7,7 +7,7 @@ import ctypes
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import genie
@@ -252,3 +252,17 @@ def test_buffers_are_as_they_are_asked_for() -> None:
         else:
             with pytest.raises(BufferError, match="row-major"):
                 shown(array, columns)
+
+
+# The interpreter got a panic instead.
+def test_a_graph_that_is_being_written_cannot_be_defined(session: genie.Session) -> None:
+    g = genie.Graph()
+
+    def dims() -> Iterator[int]:
+        session.define(g)
+        yield 2
+
+    with pytest.raises(genie.BadInput, match="when it is whole"):
+        g.op("zeros", dtype="f32", dims=dims())
+    g.output("y", g.op("zeros", dtype="f32", dims=[2]))
+    assert session.run(g)[0].tolist() == [0.0, 0.0]
