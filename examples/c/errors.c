@@ -1,6 +1,7 @@
 /* What goes wrong is a status and a sentence, and nothing crashes: wrong arguments, objects that were freed, servers that are not there. */
 #include <genie.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int failures;
@@ -70,6 +71,27 @@ int main(int argc, char **argv)
     expect("no graph", GENIE_ERROR_GRAPH, genie_define_encoded(session, 0, "GSRG", 4, &program, &error), &error);
     expect("no model", GENIE_ERROR_MODEL, genie_model_load(argv[1], NULL, "/nonexistent.gguf", 0, (genie_model **)&nobody, &error), &error);
     genie_graph_free(graph, NULL);
+
+    genie_binding *binding;
+    genie_outputs *outputs;
+    const uint64_t million[1] = {2000000};
+    float *large = calloc(2000000, sizeof *large);
+    expect("graph", GENIE_OK, genie_graph_new("g", &graph, &error), &error);
+    expect("input", GENIE_OK, genie_graph_input(graph, "x", GENIE_ROLE_ARGUMENT, GENIE_F32, 1, million, &node, &error), &error);
+    expect("op", GENIE_OK, genie_graph_op(graph, "neg", &node, 1, NULL, &node, &error), &error);
+    expect("output", GENIE_OK, genie_graph_output(graph, "y", node, &error), &error);
+    expect("define", GENIE_OK, genie_define(session, 0, graph, &program, &error), &error);
+    const genie_bound later = {.input = 0, .reserved = 1, .tensor = tensor};
+    expect("reserved", GENIE_ERROR_ARGUMENT, genie_bind(program, &later, 1, NULL, 0, &binding, &error), &error);
+    expect("bind", GENIE_OK, genie_bind(program, NULL, 0, NULL, 0, &binding, &error), &error);
+    const genie_argument argument = {.input = 0, .dtype = GENIE_F32, .rank = 1, .dims = million, .data = large};
+    expect("too large to go with a run", GENIE_ERROR_ARGUMENT, genie_run(binding, &argument, 1, NULL, &outputs, &error), &error);
+    if (error.effect != GENIE_EFFECT_NONE)
+        failures++;
+    genie_binding_free(binding, NULL);
+    genie_program_free(program, NULL);
+    genie_graph_free(graph, NULL);
+    free(large);
 
     expect("put", GENIE_OK, genie_put(session, GENIE_F32, 2, dims, numbers, NULL, &tensor, &error), &error);
     expect("close", GENIE_OK, genie_close(session, &error), &error);

@@ -144,7 +144,8 @@ typedef enum {
      */
     GENIE_ERROR_CANCELLED = 16,
     /**
-     * The server refused or failed it for another reason: `genie_error.server_code` has the number of docs/protocol.md.
+     * The server refused or failed it for another reason: `genie_error.server_code` has the number of docs/protocol.md, or 0 where the server
+     * is too old to be asked.
      */
     GENIE_ERROR_SERVER = 17,
 } genie_status;
@@ -769,7 +770,8 @@ genie_status genie_traffic(const genie_session *session, uint64_t *sent, uint64_
 /**
  * Makes `size` bytes of memory, zeroed, that the server reads and writes itself where the link shares memory (shm://, and genie:// on one
  * host): a put from it, or from a part of it, copies nothing, and neither does a get to it. Over other links it is ordinary memory, and
- * both work the same. It takes long for much memory: allocate once, and use it again.
+ * both work the same. It takes long for much memory (seconds for some GB), and holds up the session's other calls meanwhile: allocate
+ * once, at the beginning, and use it again.
  *
  * `*memory` is the caller's, to be freed by `genie_memory_free`. While a tensor that was put from it lives, its bytes must not be
  * written: over shared memory the tensor lies there.

@@ -203,7 +203,14 @@ fn follow(core: &Core, ticket: Ticket, mut see: impl FnMut(&[i32]) -> bool) -> R
                 return if wanted { Ok(Finish::Stop) } else { Err(failure) };
             }
         };
-        let fresh = unseen(&generated, &mut next)?;
+        let fresh = match unseen(&generated, &mut next) {
+            Ok(fresh) => fresh,
+            Err(failure) => {
+                // Nobody hears the rest of it.
+                core.of(ticket, Session::cancel)?;
+                return Err(failure);
+            }
+        };
         if !stopped && !fresh.is_empty() && !see(fresh) {
             stopped = true;
             if generated.finish.is_none() {

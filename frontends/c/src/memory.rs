@@ -30,7 +30,8 @@ pub(crate) fn add(core: Arc<Core>, region: Region) -> Result<*mut genie_memory, 
 
 /// Makes `size` bytes of memory, zeroed, that the server reads and writes itself where the link shares memory (shm://, and genie:// on one
 /// host): a put from it, or from a part of it, copies nothing, and neither does a get to it. Over other links it is ordinary memory, and
-/// both work the same. It takes long for much memory: allocate once, and use it again.
+/// both work the same. It takes long for much memory (seconds for some GB), and holds up the session's other calls meanwhile: allocate
+/// once, at the beginning, and use it again.
 ///
 /// `*memory` is the caller's, to be freed by `genie_memory_free`. While a tensor that was put from it lives, its bytes must not be
 /// written: over shared memory the tensor lies there.

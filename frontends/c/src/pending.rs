@@ -29,12 +29,15 @@ pub const GENIE_FOREVER: u32 = u32::MAX;
 
 struct Pending {
     core: Arc<Core>,
+    /// A put's memory. Whoever frees the request waits for it, even while another thread ends it.
+    loan: Option<Loan>,
     /// `None` once somebody has ended it.
     rest: Mutex<Option<(Ticket, Kind)>>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Put(Loan),
+    Put,
     Get,
     Run,
 }
@@ -48,14 +51,28 @@ impl Pending {
     }
 
     /// For whoever ends it, if it is of the kind.
-    fn take(&self, is: fn(&Kind) -> bool) -> Result<(Ticket, Kind), Failure> {
+    fn take(&self, wanted: Kind) -> Result<Ticket, Failure> {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*rest {
+        match *rest {
             None => Err(ended()),
-            Some((_, kind)) if !is(kind) => {
+            Some((_, kind)) if kind != wanted => {
                 Err(Failure::argument("the request is of another kind: finish it as it was started"))
             }
-            Some(_) => rest.take().ok_or_else(ended),
+            Some((ticket, _)) => {
+                *rest = None;
+                Ok(ticket)
+            }
+        }
+    }
+
+    fn take_any(&self) -> Option<(Ticket, Kind)> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Waits until a put's memory is the caller's again. What it was lent for is over, or another thread is about to hear that.
+    fn settle(&self) {
+        if let Some(loan) = &self.loan {
+            self.core.settle(loan);
         }
     }
 }
@@ -64,9 +81,14 @@ fn ended() -> Failure {
     Failure::new(genie_status::GENIE_ERROR_HANDLE, "the request was finished before: only genie_pending_free is left")
 }
 
-fn begin(core: &Arc<Core>, ticket: Ticket, kind: Kind, place: Place<*mut genie_pending>) -> Result<(), Failure> {
+fn begin(
+    core: &Arc<Core>,
+    (ticket, kind): (Ticket, Kind),
+    loan: Option<Loan>,
+    place: Place<*mut genie_pending>,
+) -> Result<(), Failure> {
     let rest = Mutex::new(Some((ticket, kind)));
-    place.set(PENDING.add(Pending { core: core.clone(), rest })?);
+    place.set(PENDING.add(Pending { core: core.clone(), loan, rest })?);
     Ok(())
 }
 
@@ -90,7 +112,7 @@ pub unsafe extern "C" fn genie_start_put(
         let core = sessions().get(session)?.core.clone();
         // SAFETY: the header's rules; what finishes or frees the request returns after the loan is back.
         let (ticket, loan) = unsafe { begin_put(&core, dtype, rank, dims, data, options) }?;
-        begin(&core, ticket, Kind::Put(loan), place)
+        begin(&core, (ticket, Kind::Put), Some(loan), place)
     })
 }
 
@@ -106,9 +128,9 @@ pub unsafe extern "C" fn genie_finish_put(
         // SAFETY: the header's rules for results.
         let place = unsafe { Place::new(tensor, "tensor") }?;
         let pending = PENDING.get(pending)?;
-        let (ticket, kind) = pending.take(|kind| matches!(kind, Kind::Put(_)))?;
+        let ticket = pending.take(Kind::Put)?;
         let put = pending.core.finish(ticket, |s, request| s.finish_put(request));
-        settle(&pending.core, &kind);
+        pending.settle();
         place.set(tensor::add(&pending.core, put?)?);
         Ok(())
     })
@@ -129,7 +151,7 @@ pub unsafe extern "C" fn genie_start_get(
         let place = unsafe { Place::new(pending, "pending") }?;
         let resident = tensor::get(tensor)?;
         let ticket = resident.core.start(|s| s.start_get(resident.tensor.handle, offset, size))?;
-        begin(&resident.core, ticket, Kind::Get, place)
+        begin(&resident.core, (ticket, Kind::Get), None, place)
     })
 }
 
@@ -144,7 +166,7 @@ pub unsafe extern "C" fn genie_finish_get(
         // SAFETY: the header's rules for results.
         let place = unsafe { Place::new(memory, "memory") }?;
         let pending = PENDING.get(pending)?;
-        let (ticket, _) = pending.take(|kind| matches!(kind, Kind::Get))?;
+        let ticket = pending.take(Kind::Get)?;
         let region = pending.core.finish(ticket, |s, request| s.finish_get(request))?;
         place.set(memory::add(pending.core.clone(), region)?);
         Ok(())
@@ -169,7 +191,7 @@ pub unsafe extern "C" fn genie_start_run(
         };
         let bound = self::binding(binding)?;
         let ticket = bound.core.start(|s| s.start_run(bound.binding, &inputs, options))?;
-        begin(&bound.core, ticket, Kind::Run, place)
+        begin(&bound.core, (ticket, Kind::Run), None, place)
     })
 }
 
@@ -184,7 +206,7 @@ pub unsafe extern "C" fn genie_finish_run(
         // SAFETY: the header's rules for results.
         let place = unsafe { Place::new(outputs, "outputs") }?;
         let pending = PENDING.get(pending)?;
-        let (ticket, _) = pending.take(|kind| matches!(kind, Kind::Run))?;
+        let ticket = pending.take(Kind::Run)?;
         let ran = pending.core.finish(ticket, |s, request| s.finish_run(request))?;
         place.set(crate::program::add_outputs(&pending.core, ran)?);
         Ok(())
@@ -236,10 +258,13 @@ pub unsafe extern "C" fn genie_pending_free(pending: *mut genie_pending, error: 
             return Ok(());
         }
         let pending = PENDING.remove(pending)?;
-        let Ok((ticket, kind)) = pending.take(|_| true) else { return Ok(()) };
+        let Some((ticket, kind)) = pending.take_any() else {
+            pending.settle();
+            return Ok(());
+        };
         let core = &pending.core;
-        let ended = core.of(ticket, Session::cancel).and_then(|()| abandon(core, ticket, &kind));
-        settle(core, &kind);
+        let ended = core.of(ticket, Session::cancel).and_then(|()| abandon(core, ticket, kind));
+        pending.settle();
         ended.or_else(|failure| match failure.status {
             // It did nothing, or went with its session.
             genie_status::GENIE_ERROR_CANCELLED
@@ -251,10 +276,10 @@ pub unsafe extern "C" fn genie_pending_free(pending: *mut genie_pending, error: 
 }
 
 /// Ends a request whose result nobody wants.
-fn abandon(core: &Core, ticket: Ticket, kind: &Kind) -> Result<(), Failure> {
+fn abandon(core: &Core, ticket: Ticket, kind: Kind) -> Result<(), Failure> {
     let kept = core.finish(ticket, |s: &mut Session, request: InFlight| {
         Ok::<_, ClientError>(match kind {
-            Kind::Put(_) => vec![s.finish_put(request)?.handle],
+            Kind::Put => vec![s.finish_put(request)?.handle],
             Kind::Get => {
                 s.finish_get(request)?;
                 Vec::new()
@@ -263,10 +288,4 @@ fn abandon(core: &Core, ticket: Ticket, kind: &Kind) -> Result<(), Failure> {
         })
     })?;
     kept.into_iter().try_for_each(|handle| tensor::free(core, handle))
-}
-
-fn settle(core: &Core, kind: &Kind) {
-    if let Kind::Put(loan) = kind {
-        core.settle(loan);
-    }
 }

@@ -287,6 +287,9 @@ pub unsafe extern "C" fn genie_bind(
 }
 
 fn resident(bound: &genie_bound, core: &Arc<Core>) -> Result<Handle, Failure> {
+    if bound.reserved != 0 {
+        return Err(Failure::argument("genie_bound.reserved is not zero: begin with `= {0}`"));
+    }
     let (handle, theirs) = match (bound.tensor.is_null(), bound.cache.is_null()) {
         (false, true) => {
             let resident = tensor::get(bound.tensor)?;

@@ -51,7 +51,8 @@ pub enum genie_status {
     GENIE_ERROR_SERVER_MEMORY = 15,
     /// The request was cancelled.
     GENIE_ERROR_CANCELLED = 16,
-    /// The server refused or failed it for another reason: `genie_error.server_code` has the number of docs/protocol.md.
+    /// The server refused or failed it for another reason: `genie_error.server_code` has the number of docs/protocol.md, or 0 where the server
+    /// is too old to be asked.
     GENIE_ERROR_SERVER = 17,
 }
 
@@ -161,6 +162,8 @@ impl From<ClientError> for Failure {
             ClientError::Unreachable { effect, .. } => (GENIE_ERROR_UNREACHABLE, *effect),
             ClientError::SessionLost(_) => (GENIE_ERROR_SESSION_LOST, Effect::Unknown),
             ClientError::Protocol(_) => (GENIE_ERROR_PROTOCOL, Effect::Unknown),
+            ClientError::Request(_) => (GENIE_ERROR_ARGUMENT, Effect::None),
+            ClientError::ServerTooOld(_) => (GENIE_ERROR_SERVER, Effect::None),
             ClientError::Corrupt(_) => (GENIE_ERROR_CORRUPT, Effect::Unknown),
             ClientError::OutOfMemory { .. } => (GENIE_ERROR_NO_MEMORY, Effect::None),
             ClientError::TokenWanted | ClientError::ServerUnproven { .. } | ClientError::Untrusted { .. } => {
@@ -189,7 +192,7 @@ fn of_code(code: ErrorCode) -> genie_status {
         ErrorCode::OverQuota | ErrorCode::OutOfMemory => GENIE_ERROR_SERVER_MEMORY,
         ErrorCode::Unauthorized | ErrorCode::Forbidden => GENIE_ERROR_ACCESS,
         ErrorCode::Cancelled => GENIE_ERROR_CANCELLED,
-        ErrorCode::EpochGone | ErrorCode::SessionGone => GENIE_ERROR_SESSION_LOST,
+        ErrorCode::EpochGone | ErrorCode::SessionGone | ErrorCode::NoSession => GENIE_ERROR_SESSION_LOST,
         _ => GENIE_ERROR_SERVER,
     }
 }

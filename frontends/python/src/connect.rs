@@ -13,6 +13,7 @@ use genie_transport::link::tls::{TlsClient, TlsFileError};
 use genie_transport::wire::LinkScheme;
 use pyo3::prelude::*;
 
+use crate::cancel;
 use crate::errors::{self, bad_input, unproven, unreachable};
 
 /// A server, and how sessions on it are opened.
@@ -65,7 +66,8 @@ impl Target {
     /// Opens a session, on a thread of its own: signals interrupt the wait.
     pub(crate) fn open(&self, py: Python<'_>) -> PyResult<blocking::Session> {
         let target = self.clone();
-        aside(py, "genie-connect", move || target.connect(), |_| Ok(()))?
+        let mut opened = aside(py, "genie-connect", move || target.connect().map(Opened::new), |_| Ok(()))??;
+        opened.0.take().ok_or_else(|| errors::lost("this session was closed"))
     }
 
     /// The same on this thread, which is not attached to Python.
@@ -90,7 +92,32 @@ impl Target {
     }
 }
 
-/// Does something long on another thread, while this one looks for signals, and at what `look` shows. One that was interrupted goes on there, for nobody.
+/// A session on its way to whoever waits for it. If that is nobody any more, it is closed.
+struct Opened(Option<blocking::Session>);
+
+impl Opened {
+    fn new(session: blocking::Session) -> Self {
+        Self(Some(session))
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(session) = self.0.take() {
+            close_aside(move || session.close());
+        }
+    }
+}
+
+/// Ends a session that nobody refers to any more. A server that is not there is waited for: not here. What cannot be closed ends with its
+/// lease.
+pub(crate) fn close_aside<T>(close: impl FnOnce() -> T + Send + 'static) {
+    let closing = move || drop(close());
+    drop(std::thread::Builder::new().name("genie-closing".into()).spawn(closing));
+}
+
+/// Does something long on another thread, while this one looks for signals, and at what `look` shows. One that was interrupted goes on
+/// there; what it gives is dropped.
 pub(crate) fn aside<T: Send + 'static>(
     py: Python<'_>,
     name: &str,
@@ -112,7 +139,7 @@ pub(crate) fn aside<T: Send + 'static>(
         match heard {
             Ok(done) => return Ok(done),
             Err(RecvTimeoutError::Timeout) => {
-                py.check_signals()?;
+                cancel::check(py)?;
                 look(py)?;
             }
             Err(RecvTimeoutError::Disconnected) => return Err(errors::lost("the thread that did this is gone")),

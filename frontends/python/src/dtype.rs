@@ -4,7 +4,7 @@ use genie_graph::{DType, Dim, Op, Symbol};
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
 
-use crate::errors::bad_input;
+use crate::errors::{bad_input, in_range};
 
 /// An element type: Genie's name for it, NumPy's or PyTorch's, or an object of theirs that has such a name.
 pub(crate) fn dtype(given: &Bound<'_, PyAny>) -> PyResult<DType> {
@@ -39,7 +39,7 @@ fn dim(given: &Bound<'_, PyAny>, infer: bool) -> PyResult<Dim> {
             bad_input(format!("'{name}' is no dimension: write a number, 'batch', 'sequence' or 'position'"))
         });
     }
-    match given.extract::<i64>()? {
+    match in_range::<i64>(given)? {
         -1 if infer => Ok(Op::INFER),
         n => u64::try_from(n).map(Dim::Fixed).map_err(|_| bad_input(format!("a dimension cannot be {n}"))),
     }

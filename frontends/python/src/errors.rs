@@ -3,6 +3,8 @@
 use genie_transport::client::ClientError;
 use genie_transport::wire::{Effect, ErrorCode, RemoteError};
 use pyo3::call::PyCallArgs;
+use pyo3::conversion::FromPyObjectOwned;
+use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 
 /// An exception of `genie.errors`, or why it could not be made.
@@ -18,6 +20,17 @@ fn raise<'py>(py: Python<'py>, class: &str, arguments: impl PyCallArgs<'py>) -> 
 pub(crate) fn bad_input(message: impl Into<String>) -> PyErr {
     let message = message.into();
     Python::attach(|py| raise(py, "BadInput", (message,)))
+}
+
+/// A number, or what has numbers in it: one that is out of its type's range is an argument that cannot be used, too.
+pub(crate) fn in_range<'py, T: FromPyObjectOwned<'py>>(given: &Bound<'py, PyAny>) -> PyResult<T> {
+    given.extract().map_err(|error: T::Error| {
+        let error: PyErr = error.into();
+        match error.is_instance_of::<PyOverflowError>(given.py()) {
+            true => bad_input(format!("{given} is out of range here: {error}")),
+            false => error,
+        }
+    })
 }
 
 /// The server is not there, or the way to it is not.
@@ -42,6 +55,8 @@ pub(crate) fn client(error: &ClientError) -> PyErr {
         ClientError::Unreachable { .. } | ClientError::Interrupted => raise(py, "ConnectError", (error.to_string(),)),
         ClientError::SessionLost(_) => raise(py, "SessionLost", (error.to_string(),)),
         ClientError::OutOfMemory { .. } => raise(py, "OutOfMemory", (error.to_string(),)),
+        ClientError::Request(_) => raise(py, "BadInput", (error.to_string(),)),
+        ClientError::ServerTooOld(_) => raise(py, "UnsupportedOp", (error.to_string(), "UnsupportedOp", false)),
         ClientError::TokenWanted => {
             let message =
                 "the server asks for a token: give token_file=, token= or GENIE_TOKEN_FILE in the environment";

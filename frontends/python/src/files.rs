@@ -6,18 +6,20 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use genie_graph::DType;
 use genie_models::map_file;
-use genie_transport::client::PutOptions;
+use genie_transport::client::{self, PutOptions};
 use genie_transport::memory::Region;
 use genie_transport::wire::{ContentHash, Offered, TensorSpec};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::errors::bad_input;
+use crate::cancel;
+use crate::connect::aside;
+use crate::errors::{bad_input, in_range};
 use crate::held::Tensor;
 use crate::memory;
 use crate::session::Session;
-use crate::shared::Left;
+use crate::shared::{Left, Made, Stop};
 
 /// A tensor of a file.
 struct Stored {
@@ -34,7 +36,7 @@ pub(crate) fn load_tensors<'py>(
     py: Python<'py>,
     session: &Bound<'py, Session>,
     path: PathBuf,
-    device: u16,
+    #[pyo3(from_py_with = in_range)] device: u16,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let shared = &session.get().shared;
@@ -46,22 +48,30 @@ pub(crate) fn load_tensors<'py>(
     };
     let (mut entries, mut done) = (Vec::new(), 0);
     for Stored { spec, data, .. } in &stored {
-        py.check_signals()?;
+        cancel::check(py)?;
         entries.push((py.detach(|| ContentHash::of(data)), spec.clone()));
         done += spec.bytes();
         tell("hashing tensors", done, total)?;
     }
-    let offered = py.detach(|| shared.with(None, |session| session.offer(device, &entries)))?;
-    let (offered, life) = (offered.what, offered.life);
+    // What the server has is held from here on: whatever goes wrong below, or while nobody waits any more, it is freed.
+    let (home, asked) = (shared.clone(), entries.clone());
+    let offer = move || {
+        let Made { what: offered, life } = home.with(None, |session| session.offer(device, &asked))?;
+        let held = |(offered, (_, spec)): (Offered, (_, TensorSpec))| match offered {
+            Offered::Present(handle) => Some(Tensor::new(&home, client::Tensor { handle, device, spec }, life)),
+            _ => None,
+        };
+        Ok::<_, Stop>((offered.into_iter().zip(asked).map(held).collect::<Vec<_>>(), life))
+    };
+    let (offered, life) = aside(py, "genie-offer", offer, |_| Ok(()))??;
     let specs = entries.iter().zip(&offered);
-    let missing: u64 =
-        specs.filter(|(_, o)| !matches!(o, Offered::Present(_))).map(|((_, spec), _)| spec.bytes()).sum();
+    let missing: u64 = specs.filter(|(_, held)| held.is_none()).map(|((_, spec), _)| spec.bytes()).sum();
     let counters = py.detach(|| shared.with(None, |session| Ok(session.counters())))?.what;
     let before = counters.up.load(Ordering::Relaxed);
     let shown = progress.map(|progress| progress.clone().unbind());
     let mut look = || {
         Python::attach(|py| {
-            py.check_signals()?;
+            cancel::check(py)?;
             let Some(shown) = &shown else { return Ok(()) };
             let sent = (counters.up.load(Ordering::Relaxed) - before).min(missing);
             shown.bind(py).call1(("sending tensors", sent, missing)).map(|_| ())
@@ -69,12 +79,12 @@ pub(crate) fn load_tensors<'py>(
     };
     let tensors = PyDict::new(py);
     for ((Stored { name, spec, data }, (hash, _)), offered) in stored.into_iter().zip(entries).zip(offered) {
-        let tensor = if let Offered::Present(handle) = offered {
-            genie_transport::client::Tensor { handle, device, spec }
+        let tensor = if let Some(held) = offered {
+            held
         } else {
             let options = PutOptions { device, name: None, weight: Some(hash) };
             let data = Bytes::from_owner(data);
-            py.detach(|| {
+            let put = py.detach(|| {
                 shared.call(
                     Some(life),
                     Left::Tensor,
@@ -82,10 +92,10 @@ pub(crate) fn load_tensors<'py>(
                     |session, pending| session.finish_put(pending),
                     &mut look,
                 )
-            })?
-            .what
+            })?;
+            Tensor::new(shared, put.what, put.life)
         };
-        tensors.set_item(name, Tensor::new(shared, tensor, life))?;
+        tensors.set_item(name, tensor)?;
     }
     Ok(tensors)
 }

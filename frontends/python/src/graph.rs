@@ -7,7 +7,7 @@ use genie_graph::{
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
-use crate::errors::bad_input;
+use crate::errors::{bad_input, in_range};
 use crate::{dtype, ops};
 
 /// Builds a graph node by node; each is checked as it is added.
@@ -181,7 +181,12 @@ impl Graph {
 
     /// What a run costs, for these sizes: floating-point operations, and bytes read and written.
     #[pyo3(signature = (*, batch=1, sequence=1, position=0))]
-    fn cost(&self, batch: u64, sequence: u64, position: u64) -> PyResult<(u64, u64)> {
+    fn cost(
+        &self,
+        #[pyo3(from_py_with = in_range)] batch: u64,
+        #[pyo3(from_py_with = in_range)] sequence: u64,
+        #[pyo3(from_py_with = in_range)] position: u64,
+    ) -> PyResult<(u64, u64)> {
         let cost = self.verified()?.total_cost(&Sizes { batch, sequence, position });
         Ok((cost.flops, cost.bytes))
     }

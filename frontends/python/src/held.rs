@@ -1,5 +1,6 @@
 //! What a session has on the server.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -159,9 +160,26 @@ impl Ports {
         self.outputs.iter().map(|output| output.name.clone()).collect()
     }
 
-    /// The outputs that a run can choose among: a mask has 64 bits.
-    pub(crate) fn all_outputs(&self) -> u64 {
-        u64::MAX.checked_shr(64 - self.outputs.len().min(64) as u32).unwrap_or(0)
+    /// A mask of all outputs.
+    pub(crate) fn all_outputs(&self) -> PyResult<u64> {
+        let count = self.outputs.len() as u32;
+        match u64::BITS.checked_sub(count) {
+            Some(unused) => Ok(u64::MAX.checked_shr(unused).unwrap_or(0)),
+            None => Err(bad_input(format!(
+                "the program has {count} outputs, of which a run gives some of the first 64: say which are wanted"
+            ))),
+        }
+    }
+
+    /// Bytes of each output where these symbols have these sizes; `None` where others are among its dimensions.
+    fn output_bytes(&self, symbols: &HashMap<String, u64>) -> Vec<Option<u64>> {
+        let size = |dim: &Dim| match dim {
+            Dim::Fixed(n) => Some(*n),
+            Dim::Symbol(symbol) => symbols.get(&symbol.to_string()).copied(),
+        };
+        let bytes =
+            |port: &Port| port.dims.iter().try_fold(port.dtype.bytes(), |bytes, dim| bytes.checked_mul(size(dim)?));
+        self.outputs.iter().map(bytes).collect()
     }
 
     /// The node of an input: by its number, its node or its name.
@@ -209,13 +227,12 @@ impl Program {
     /// Bytes of each output; `None` where they depend on the run.
     #[getter]
     fn output_bytes(&self) -> Vec<Option<u64>> {
-        let bytes = |port: &Port| {
-            port.dims.iter().try_fold(port.dtype.bytes(), |bytes, dim| match dim {
-                Dim::Fixed(n) => bytes.checked_mul(*n),
-                Dim::Symbol(_) => None,
-            })
-        };
-        self.ports.outputs.iter().map(bytes).collect()
+        self.ports.output_bytes(&HashMap::new())
+    }
+
+    /// The same in a run where these symbols have these sizes.
+    fn output_bytes_of(&self, symbols: HashMap<String, u64>) -> Vec<Option<u64>> {
+        self.ports.output_bytes(&symbols)
     }
 
     #[getter]

@@ -4,15 +4,16 @@
 //! |---|---|
 //! | `memory` | `Block`: memory that Python's objects and transfers share; `_native.Memory`, its buffer protocol |
 //! | `buffer` over `protocol`, `dlpack` | the two ways in which memory comes in and goes out without a copy |
-//! | `shared` | one session for many threads |
+//! | `shared`, `cancel` | one session for many threads; what ends a call from outside |
 //! | `session`, `held` | `_native.Session`; tensors, programs and bindings that it has on the server |
 //! | `graph`, `ops` | `_native.Graph`: writes SRGs |
 //! | `model`, `files` | models, and files of tensors |
 //!
-//! No session's lock is ever taken by a thread that is attached to Python: payloads are given back under that lock, which needs
-//! Python.
+//! No session's lock is ever taken by a thread that is attached to Python: all others would wait for Python as long as bytes are moved.
+//! Nothing of Python's is done under that lock either; what was sent is given back when it is free.
 
 mod buffer;
+mod cancel;
 mod connect;
 mod dlpack;
 mod dtype;
@@ -44,6 +45,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(memory::describe, module)?)?;
     module.add_function(wrap_pyfunction!(dlpack::to_dlpack, module)?)?;
     module.add_function(wrap_pyfunction!(graph::dump, module)?)?;
+    module.add_class::<cancel::Cancel>()?;
     module.add_class::<model::Model>()?;
     module.add_class::<model::Tokens>()?;
     module.add_function(wrap_pyfunction!(shared::after_fork, module)?)?;

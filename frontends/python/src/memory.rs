@@ -15,7 +15,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
-use crate::errors::bad_input;
+use crate::errors::{bad_input, in_range};
 use crate::protocol::{self, PyBuffer};
 use crate::shared::Shared;
 use crate::{buffer, dlpack, dtype};
@@ -114,11 +114,11 @@ impl Block {
 
     /// As a payload: where it lies, but for memory that a get of this session brought, by whatever way it came here. Over a link that shares
     /// memory the server would keep the tensor in there, where Python may still write.
-    pub(crate) fn payload(self: Arc<Self>, session: &Shared) -> Bytes {
+    pub(crate) fn payload(self: Arc<Self>, session: &Arc<Shared>) -> Bytes {
         if session.has_lent(self.bytes()) {
             Bytes::copy_from_slice(self.bytes())
         } else {
-            Bytes::from_owner(Payload(self))
+            Bytes::from_owner(Payload { block: Some(self), session: Arc::downgrade(session) })
         }
     }
 
@@ -131,11 +131,24 @@ impl Block {
     }
 }
 
-struct Payload(Arc<Block>);
+/// A block on its way to a session, under whose lock it is dropped.
+struct Payload {
+    /// `None` once it is dropped.
+    block: Option<Arc<Block>>,
+    session: Weak<Shared>,
+}
 
 impl AsRef<[u8]> for Payload {
     fn as_ref(&self) -> &[u8] {
-        self.0.bytes()
+        self.block.as_ref().map_or(&[], |block| block.bytes())
+    }
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        if let (Some(session), Some(block)) = (self.session.upgrade(), self.block.take()) {
+            session.drop_later(block);
+        }
     }
 }
 
@@ -249,7 +262,10 @@ fn class_ref(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
 
 /// The block of a `Memory`; `None` for another object.
 fn of_memory(object: &Bound<'_, PyAny>) -> PyResult<Option<Arc<Block>>> {
-    if !object.is_instance(class_ref(object.py())?)? {
+    let class = class_ref(object.py())?;
+    // Not `isinstance`, which believes an object's `__class__`: what lies in it is read.
+    // SAFETY: attached, and both are there.
+    if unsafe { ffi::PyObject_TypeCheck(object.as_ptr(), class.as_type_ptr()) } == 0 {
         return Ok(None);
     }
     // SAFETY: an instance of `Memory`; its block is null or from `into_raw`, and the object keeps it meanwhile.
@@ -312,7 +328,16 @@ unsafe extern "C" fn get_buffer(object: *mut ffi::PyObject, view: *mut PyBuffer,
             PyBufferError::new_err(message).restore(py);
             return -1;
         }
-        let wants = |flag, list: &[isize]| if has(flag) { list.as_ptr().cast_mut() } else { ptr::null_mut() };
+        let row_major = has(protocol::C_CONTIGUOUS) || has(protocol::ANY_CONTIGUOUS);
+        if has(protocol::F_CONTIGUOUS) && !row_major && block.shape.iter().filter(|&&d| d > 1).count() > 1 {
+            PyBufferError::new_err("this array is row-major: copy it, numpy.asfortranarray(array)").restore(py);
+            return -1;
+        }
+        // A scalar has neither shape nor strides.
+        let wants = |flag, list: &[isize]| match has(flag) && !list.is_empty() {
+            true => list.as_ptr().cast_mut(),
+            false => ptr::null_mut(),
+        };
         (*view).buf = block.at.as_ptr().cast();
         (*view).len = block.spec.bytes() as isize;
         (*view).itemsize = block.spec.dtype().bytes() as isize;
@@ -340,7 +365,7 @@ unsafe extern "C" fn get_buffer(object: *mut ffi::PyObject, view: *mut PyBuffer,
 pub(crate) fn memory<'py>(
     data: &Bound<'py, PyAny>,
     dtype: Option<&Bound<'py, PyAny>>,
-    shape: Option<Vec<u64>>,
+    #[pyo3(from_py_with = in_range)] shape: Option<Vec<u64>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     array(data.py(), seen(data, dtype, shape)?)
 }

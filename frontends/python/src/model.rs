@@ -5,26 +5,73 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use genie_models::remote::{RemoteModel, RemoteModelError, RemoteOptions, Sampling, Stage};
 use genie_models::{ModelError, OpenOptions, TokenStream};
+use genie_transport::connection::Counters;
 use genie_transport::wire::Finish;
 use pyo3::prelude::*;
 
-use crate::connect::aside;
+use crate::cancel;
+use crate::connect::{aside, close_aside};
 use crate::dtype;
-use crate::errors::{self, bad_input, lost};
+use crate::errors::{self, bad_input, in_range, lost, unreachable};
 use crate::session::Session;
+use crate::shared::{Stop, forks};
 
 /// A language model on the server. One generation at a time; others wait.
 #[pyclass(frozen, module = "genie._native")]
 pub(crate) struct Model {
-    remote: Arc<Mutex<Option<RemoteModel>>>,
+    remote: Arc<Remote>,
     model: Arc<genie_models::Model>,
     /// Weights that the server had, weights sent, bytes of these.
     #[pyo3(get)]
     uploaded: (usize, usize, u64),
+}
+
+/// What is on the server. Closed with the last that refers to it: the model, or a generation that goes on without it.
+struct Remote {
+    /// [`forks`] when it was loaded: in a child nothing of it is touched.
+    forks: u64,
+    /// `None` once it is closed. Whoever generates has it.
+    model: Mutex<Option<RemoteModel>>,
+    counters: Arc<Counters>,
+    /// Whether it is to end, which generations look at.
+    closing: AtomicBool,
+}
+
+impl Remote {
+    fn new(mut model: RemoteModel, forks: u64) -> Self {
+        let counters = model.session().counters();
+        Self { forks, model: Mutex::new(Some(model)), counters, closing: AtomicBool::new(false) }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    fn close(&self) -> PyResult<()> {
+        self.closing.store(true, Ordering::Release);
+        let model = locked(&self.model).take();
+        model.map_or(Ok(()), RemoteModel::close).map_err(|error| of_model(&error))
+    }
+
+    fn check(&self) -> PyResult<()> {
+        if self.forks == forks() { Ok(()) } else { Err(Stop::Forked.into()) }
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        let model = self.model.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if self.forks != forks() {
+            // Its socket is the parent's, too: a goodbye would end the parent's session.
+            std::mem::forget(model);
+        } else if let Some(model) = model {
+            close_aside(move || model.close());
+        }
+    }
 }
 
 /// What an upload is at, for whoever shows it.
@@ -43,21 +90,21 @@ pub(crate) fn load_model(
     py: Python<'_>,
     session: &Bound<'_, Session>,
     path: PathBuf,
-    device: u16,
+    #[pyo3(from_py_with = in_range)] device: u16,
     dtype: Option<&Bound<'_, PyAny>>,
     or_none: bool,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Option<Model>> {
     let dtype = dtype.map(dtype::dtype).transpose()?;
-    let opened = genie_models::Model::open(path, OpenOptions { dtype, blocks: dtype.is_none() });
-    let model = match opened {
+    let open = move || genie_models::Model::open(path, OpenOptions { dtype, blocks: dtype.is_none() });
+    let model = match aside(py, "genie-open", open, |_| Ok(()))? {
         Ok(model) => Arc::new(model),
         Err(ModelError::Architecture(_)) if or_none => return Ok(None),
         Err(error) => return Err(bad_input(error.to_string())),
     };
     let target = session.get().shared.target.clone();
-    let (at, unwanted) = (Arc::new(At::default()), Arc::new(AtomicBool::new(false)));
-    let (tell, stop, given) = (at.clone(), unwanted.clone(), model.clone());
+    let at = Arc::new(At::default());
+    let (tell, given, forks) = (at.clone(), model.clone(), forks());
     let establish = move || {
         let session = target.connect()?;
         let options = RemoteOptions { device, ..RemoteOptions::default() };
@@ -71,11 +118,8 @@ pub(crate) fn load_model(
             tell.total.store(total, Ordering::Relaxed);
         };
         let remote = RemoteModel::establish(session, given, &options, watch).map_err(|error| of_model(&error))?;
-        if stop.load(Ordering::Acquire) {
-            remote.close().map_err(|error| of_model(&error))?;
-            return Err(lost("nobody waited for the model"));
-        }
-        Ok(remote)
+        let uploaded = remote.uploaded();
+        Ok::<_, PyErr>((Remote::new(remote, forks), uploaded))
     };
     let look = |_: Python<'_>| {
         let total = at.total.load(Ordering::Relaxed);
@@ -83,12 +127,9 @@ pub(crate) fn load_model(
         let what = if at.uploading.load(Ordering::Relaxed) { "uploading weights" } else { "hashing weights" };
         progress.call1((what, at.done.load(Ordering::Relaxed), total)).map(|_| ())
     };
-    let established = aside(py, "genie-load", establish, look);
-    unwanted.store(established.is_err(), Ordering::Release);
-    let remote = established??;
-    let uploaded = remote.uploaded();
+    let (remote, uploaded) = aside(py, "genie-load", establish, look)??;
     let uploaded = (uploaded.present, uploaded.sent, uploaded.sent_bytes);
-    Ok(Some(Model { remote: Arc::new(Mutex::new(Some(remote))), model, uploaded }))
+    Ok(Some(Model { remote: Arc::new(remote), model, uploaded }))
 }
 
 #[pymethods]
@@ -118,7 +159,7 @@ impl Model {
     }
 
     /// The text of token ids.
-    fn decode(&self, ids: Vec<u32>) -> PyResult<String> {
+    fn decode(&self, #[pyo3(from_py_with = in_range)] ids: Vec<u32>) -> PyResult<String> {
         self.tokenizer()?.decode(&ids).map_err(|error| bad_input(error.to_string()))
     }
 
@@ -133,16 +174,17 @@ impl Model {
     #[pyo3(signature = (prompt, max_new, *, stop, temperature, top_k, top_p, seed, text, after))]
     fn generate(
         &self,
-        prompt: Vec<i32>,
-        max_new: u32,
-        stop: Vec<i32>,
+        #[pyo3(from_py_with = in_range)] prompt: Vec<i32>,
+        #[pyo3(from_py_with = in_range)] max_new: u32,
+        #[pyo3(from_py_with = in_range)] stop: Vec<i32>,
         temperature: f32,
-        top_k: u32,
+        #[pyo3(from_py_with = in_range)] top_k: u32,
         top_p: f32,
-        seed: i64,
+        #[pyo3(from_py_with = in_range)] seed: i64,
         text: bool,
         after: bool,
     ) -> PyResult<Tokens> {
+        self.remote.check()?;
         if !((0.0..=100.0).contains(&temperature) && top_p > 0.0 && top_p <= 1.0) {
             return Err(bad_input("temperature is from 0 to 100, top_p above 0 and up to 1"));
         }
@@ -160,23 +202,32 @@ impl Model {
         std::thread::Builder::new()
             .name("genie-generate".into())
             .spawn(move || work.run(&prompt, max_new, sampling))?;
-        Ok(Tokens { news: Mutex::new(news), stopped })
+        Ok(Tokens { news: Mutex::new(news), stopped, forks: forks() })
     }
 
-    /// Ends its session, after the generation that is in progress.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| {
-            let remote = locked(&self.remote).take();
-            remote.map_or(Ok(()), RemoteModel::close).map_err(|error| of_model(&error))
-        })
+    /// Ends its session, and a generation that is in progress after its next token. A server that does not answer within `patience`
+    /// seconds ends it with its lease.
+    #[pyo3(signature = (patience=None))]
+    fn close(&self, py: Python<'_>, patience: Option<f64>) -> PyResult<()> {
+        self.remote.check()?;
+        let (remote, began) = (self.remote.clone(), Instant::now());
+        let look = |_: Python<'_>| match patience {
+            Some(patience) if began.elapsed().as_secs_f64() > patience => Err(unreachable(
+                "the server did not answer in time: the model's session ends with its lease".to_owned(),
+            )),
+            _ => Ok(()),
+        };
+        aside(py, "genie-closing", move || remote.close(), look)?
     }
 
     /// Bytes sent and received so far, headers included.
-    fn traffic(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
-        py.detach(|| match locked(&self.remote).as_mut() {
-            Some(remote) => Ok(remote.session().traffic()),
-            None => Err(closed()),
-        })
+    fn traffic(&self) -> PyResult<(u64, u64)> {
+        self.remote.check()?;
+        if self.remote.is_closing() {
+            return Err(closed());
+        }
+        let Counters { up, down, .. } = &*self.remote.counters;
+        Ok((up.load(Ordering::Relaxed), down.load(Ordering::Relaxed)))
     }
 }
 
@@ -210,7 +261,7 @@ enum News {
 
 /// A generation, on its thread.
 struct Work {
-    remote: Arc<Mutex<Option<RemoteModel>>>,
+    remote: Arc<Remote>,
     stopped: Arc<AtomicBool>,
     tell: Sender<News>,
     stream: Option<TokenStream>,
@@ -220,34 +271,44 @@ struct Work {
 impl Work {
     fn run(mut self, prompt: &[i32], max_new: u32, sampling: Sampling) {
         let remote = self.remote.clone();
-        let mut remote = locked(&remote);
-        let finish = match remote.as_mut() {
-            Some(remote) => self.generate(remote, prompt, max_new, sampling).map_err(|error| of_model(&error)),
+        let mut model = locked(&remote.model);
+        let finish = match model.as_mut().filter(|_| !remote.is_closing()) {
+            Some(model) => self.generate(model, prompt, max_new, sampling).map_err(|error| of_model(&error)),
             None => Err(closed()),
         };
+        drop(model);
+        // What was cut short must not look whole.
+        let finish = finish.and_then(|finish| finish.ok_or_else(closed));
         let rest = self.stream.as_mut().and_then(TokenStream::finish);
         // Whoever asked may have gone.
         let _ = self.tell.send(News::End(finish, rest));
     }
 
+    /// `None` if the model was closed meanwhile.
     fn generate(
         &mut self,
-        remote: &mut RemoteModel,
+        model: &mut RemoteModel,
         prompt: &[i32],
         max_new: u32,
         sampling: Sampling,
-    ) -> Result<Finish, RemoteModelError> {
-        let mut context = remote.context(sampling)?;
-        let Self { stopped, tell, stream, stop, .. } = self;
+    ) -> Result<Option<Finish>, RemoteModelError> {
+        let mut context = model.context(sampling)?;
+        let Self { remote, stopped, tell, stream, stop } = self;
+        let mut cut = false;
         let each = |token: i32| {
             // The token that ends a text is no part of it.
             let said = stream.as_mut().filter(|_| !stop.contains(&token));
             let text = said.and_then(|stream| stream.push(u32::try_from(token).ok()?));
-            tell.send(News::Token(token, text)).is_ok() && !stopped.load(Ordering::Acquire)
+            let heard = tell.send(News::Token(token, text)).is_ok();
+            cut = remote.is_closing();
+            heard && !cut && !stopped.load(Ordering::Acquire)
         };
-        let finish = remote.generate(&mut context, prompt, max_new, stop, each);
-        remote.forget(context)?;
-        finish
+        let finish = model.generate(&mut context, prompt, max_new, stop, each);
+        model.forget(context)?;
+        Ok(match finish? {
+            Finish::Stop if cut => None,
+            finish => Some(finish),
+        })
     }
 }
 
@@ -256,6 +317,8 @@ impl Work {
 pub(crate) struct Tokens {
     news: Mutex<Receiver<News>>,
     stopped: Arc<AtomicBool>,
+    /// [`forks`] when it began: in a child nobody makes any.
+    forks: u64,
 }
 
 type Next = (Option<i32>, Option<String>, Option<&'static str>);
@@ -264,6 +327,9 @@ type Next = (Option<i32>, Option<String>, Option<&'static str>);
 impl Tokens {
     /// A token, text that became certain with it, and with the last of it why it ended.
     fn next(&self, py: Python<'_>) -> PyResult<Next> {
+        if self.forks != forks() {
+            return Err(Stop::Forked.into());
+        }
         loop {
             let heard = py.detach(|| locked(&self.news).recv_timeout(Duration::from_millis(100)));
             match heard {
@@ -275,7 +341,7 @@ impl Tokens {
                     };
                     return Ok((None, rest, Some(finish)));
                 }
-                Err(RecvTimeoutError::Timeout) => py.check_signals()?,
+                Err(RecvTimeoutError::Timeout) => cancel::check(py)?,
                 Err(RecvTimeoutError::Disconnected) => return Err(lost("this generation has ended")),
             }
         }

@@ -55,6 +55,9 @@ pub(crate) const WRITABLE: c_int = 0x1;
 pub(crate) const FORMAT: c_int = 0x4;
 pub(crate) const ND: c_int = 0x8;
 pub(crate) const STRIDES: c_int = 0x10 | ND;
+pub(crate) const C_CONTIGUOUS: c_int = 0x20 | STRIDES;
+pub(crate) const F_CONTIGUOUS: c_int = 0x40 | STRIDES;
+pub(crate) const ANY_CONTIGUOUS: c_int = 0x80 | STRIDES;
 
 /// The slot of a class's `getbuffer`.
 pub(crate) const GET_BUFFER_SLOT: c_int = 1;

@@ -13,8 +13,9 @@ use genie_transport::wire::{ContentHash, Handle};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
+use crate::cancel;
 use crate::connect::{Given, Target, aside};
-use crate::errors::{bad_input, unreachable};
+use crate::errors::{bad_input, in_range, unreachable};
 use crate::graph::{self, Graph};
 use crate::held::{Binding, Cache, Held, Ports, Program, Tensor};
 use crate::memory::{self, Block};
@@ -38,11 +39,11 @@ impl Session {
         start: impl FnOnce(&mut blocking::Session) -> Result<blocking::Pending, ClientError> + Send,
         finish: impl FnOnce(&mut blocking::Session, blocking::Pending) -> Result<T, ClientError> + Send,
     ) -> PyResult<Made<T>> {
-        let mut look = || Python::attach(|py| py.check_signals());
+        let mut look = || Python::attach(cancel::check);
         Ok(py.detach(|| self.shared.call(life, left, start, finish, &mut look))?)
     }
 
-    /// The same, and tells `progress` how many of `total` bytes have moved.
+    /// The same, and tells `progress` how many of `total` bytes have moved; that all have, its caller tells, once what was made is held.
     fn watched<T: Send>(
         &self,
         py: Python<'_>,
@@ -58,13 +59,11 @@ impl Session {
         let before = moved();
         let mut look = || {
             Python::attach(|py| {
-                py.check_signals()?;
+                cancel::check(py)?;
                 tell.bind(py).call1(((moved() - before).min(total), total)).map(|_| ())
             })
         };
-        let done = py.detach(|| self.shared.call(life, left, start, finish, &mut look))?;
-        progress.call1((total, total))?;
-        Ok(done)
+        Ok(py.detach(|| self.shared.call(life, left, start, finish, &mut look))?)
     }
 
     fn with<T: Send>(
@@ -167,7 +166,7 @@ impl Session {
         key: Option<PathBuf>,
         link: Option<String>,
         lease: f64,
-        quota: u64,
+        #[pyo3(from_py_with = in_range)] quota: u64,
         timeout: f64,
         reconnect: f64,
     ) -> PyResult<Self> {
@@ -216,9 +215,9 @@ impl Session {
         data: &Bound<'_, PyAny>,
         name: Option<String>,
         weight: bool,
-        device: u16,
+        #[pyo3(from_py_with = in_range)] device: u16,
         dtype: Option<&Bound<'_, PyAny>>,
-        shape: Option<Vec<u64>>,
+        #[pyo3(from_py_with = in_range)] shape: Option<Vec<u64>>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Tensor> {
         let block = memory::seen(data, dtype, shape)?;
@@ -232,7 +231,9 @@ impl Session {
         let watch = (progress, total, true);
         let put =
             self.watched(py, watch, (None, Left::Tensor), start, |session, pending| session.finish_put(pending))?;
-        Ok(Tensor::new(&self.shared, put.what, put.life))
+        let tensor = Tensor::new(&self.shared, put.what, put.life);
+        progress.map_or(Ok(()), |progress| progress.call1((total, total)).map(|_| ()))?;
+        Ok(tensor)
     }
 
     /// The elements of a tensor.
@@ -245,27 +246,40 @@ impl Session {
     ) -> PyResult<Bound<'py, PyAny>> {
         let tensor = tensor.get();
         let (handle, spec) = (tensor.held.handle(&self.shared)?, tensor.tensor.spec.clone());
+        let total = spec.bytes();
         let got = self.watched(
             py,
-            (progress, spec.bytes(), false),
+            (progress, total, false),
             (Some(tensor.held.life()), Left::Bytes),
-            |session| session.start_get(handle, 0, spec.bytes()),
+            |session| session.start_get(handle, 0, total),
             |session, pending| session.finish_get(pending),
         )?;
-        memory::array(py, Arc::new(Block::of_region(got.what, spec, &self.shared)?))
+        let block = Block::of_region(got.what, spec, &self.shared)?;
+        progress.map_or(Ok(()), |progress| progress.call1((total, total)).map(|_| ()))?;
+        memory::array(py, Arc::new(block))
     }
 
     /// Finds a tensor by its name.
     fn lookup(&self, py: Python<'_>, name: &str) -> PyResult<Tensor> {
-        let found = self.with(py, None, |session| session.lookup(name))?;
+        let start = |session: &mut blocking::Session| Ok(session.start_lookup(name));
+        // What it finds is a handle of this session, to be freed like any other.
+        let found = self.call(py, (None, Left::Tensor), start, |session, pending| session.finish_put(pending))?;
         Ok(Tensor::new(&self.shared, found.what, found.life))
     }
 
     /// Registers a graph, or its encoding.
     #[pyo3(signature = (graph, device=0))]
-    fn define(&self, py: Python<'_>, graph: &Bound<'_, PyAny>, device: u16) -> PyResult<Program> {
+    fn define(
+        &self,
+        py: Python<'_>,
+        graph: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = in_range)] device: u16,
+    ) -> PyResult<Program> {
         let verified: VerifiedGraph = match graph.cast::<Graph>() {
-            Ok(graph) => graph.borrow().verified()?,
+            Ok(graph) => match graph.try_borrow() {
+                Ok(graph) => graph.verified()?,
+                Err(_) => return Err(bad_input("another thread is adding to this graph: define it when it is whole")),
+            },
             Err(_) => {
                 let bytes = graph.cast::<PyBytes>().map_err(|_| bad_input("define takes a genie.Graph, or bytes"))?;
                 graph::verified(bytes.as_bytes())?
@@ -333,46 +347,63 @@ impl Session {
         py: Python<'_>,
         program: &Bound<'_, Program>,
         input: &Bound<'_, PyAny>,
-        reserve: u32,
+        #[pyo3(from_py_with = in_range)] reserve: u32,
     ) -> PyResult<Cache> {
         let defined = program.get();
         defined.held.handle(&self.shared)?;
         let (input, program) = (defined.ports.input(input)?, defined.program);
-        let life = Some(defined.held.life());
-        Ok(self.cache(self.with(py, life, |session| session.create_cache(&program, input, reserve))?))
+        let of = (Some(defined.held.life()), Left::Cache);
+        let start = |session: &mut blocking::Session| Ok(session.start_create_cache(&program, input, reserve));
+        Ok(self.cache(self.call(py, of, start, |session, pending| session.finish_cache(pending))?))
     }
 
     /// A second cache with the same tokens.
     fn fork_cache(&self, py: Python<'_>, cache: &Bound<'_, Cache>) -> PyResult<Cache> {
         let Cache { held, cache } = cache.get();
         held.handle(&self.shared)?;
-        Ok(self.cache(self.with(py, Some(held.life()), |session| session.fork_cache(*cache))?))
+        let of = (Some(held.life()), Left::Cache);
+        let start = |session: &mut blocking::Session| Ok(session.start_fork_cache(*cache));
+        Ok(self.cache(self.call(py, of, start, |session, pending| session.finish_cache(pending))?))
     }
 
     /// Forgets a cache's tokens from `length` on.
-    fn truncate_cache(&self, py: Python<'_>, cache: &Bound<'_, Cache>, length: u32) -> PyResult<()> {
+    fn truncate_cache(
+        &self,
+        py: Python<'_>,
+        cache: &Bound<'_, Cache>,
+        #[pyo3(from_py_with = in_range)] length: u32,
+    ) -> PyResult<()> {
         let Cache { held, cache } = cache.get();
         held.handle(&self.shared)?;
-        self.with(py, Some(held.life()), |session| session.truncate_cache(*cache, length)).map(|_| ())
+        let of = (Some(held.life()), Left::Nothing);
+        let start = |session: &mut blocking::Session| Ok(session.start_truncate_cache(*cache, length));
+        self.call(py, of, start, |session, pending| session.finish_free(pending)).map(|_| ())
     }
 
     /// A cache's tokens, as the server has them: `[blocks, layers, 2, kv_heads, 64, head_dim]`, of which the last block's may mean nothing.
     fn get_cache<'py>(&self, py: Python<'py>, cache: &Bound<'_, Cache>) -> PyResult<Bound<'py, PyBytes>> {
         let held = &cache.get().held;
         let handle = held.handle(&self.shared)?;
-        let read = |session: &mut blocking::Session| {
-            let spec = session.describe(handle)?.spec;
-            session.get_range(handle, 0, spec.bytes())
-        };
-        let bytes = self.with(py, Some(held.life()), read)?.what;
-        Ok(PyBytes::new(py, &bytes))
+        let (shared, life) = (self.shared.clone(), Some(held.life()));
+        let describe = move || shared.with(life, |session| session.describe(handle));
+        let bytes = aside(py, "genie-describe", describe, |_| Ok(()))??.what.spec.bytes();
+        let start = |session: &mut blocking::Session| session.start_get(handle, 0, bytes);
+        let got = self.call(py, (life, Left::Bytes), start, |session, pending| session.finish_get(pending))?;
+        Ok(PyBytes::new(py, &got.what))
     }
 
     /// The same tensor on another device of the server; it does not pass this process.
-    fn copy(&self, py: Python<'_>, tensor: &Bound<'_, Tensor>, device: u16) -> PyResult<Tensor> {
+    fn copy(
+        &self,
+        py: Python<'_>,
+        tensor: &Bound<'_, Tensor>,
+        #[pyo3(from_py_with = in_range)] device: u16,
+    ) -> PyResult<Tensor> {
         let Tensor { held, tensor } = tensor.get();
         held.handle(&self.shared)?;
-        let Made { what: copy, life } = self.with(py, Some(held.life()), |session| session.copy(tensor, device))?;
+        let of = (Some(held.life()), Left::Tensor);
+        let start = |session: &mut blocking::Session| Ok(session.start_copy(tensor, device));
+        let Made { what: copy, life } = self.call(py, of, start, |session, pending| session.finish_put(pending))?;
         Ok(Tensor::new(&self.shared, copy, life))
     }
 
@@ -383,15 +414,18 @@ impl Session {
         py: Python<'py>,
         binding: &Bound<'py, Binding>,
         inputs: Option<&Bound<'py, PyDict>>,
-        wanted: Option<u64>,
-        keep: u64,
-        position: Option<u32>,
+        #[pyo3(from_py_with = in_range)] wanted: Option<u64>,
+        #[pyo3(from_py_with = in_range)] keep: u64,
+        #[pyo3(from_py_with = in_range)] position: Option<u32>,
     ) -> PyResult<Bound<'py, PyList>> {
         let bound = binding.get();
         bound.held.handle(&self.shared)?;
         let (binding, inputs) = (bound.binding, Inputs::of(&bound.ports, inputs)?);
         let tensors = inputs.residents(&self.shared)?;
-        let wanted = wanted.unwrap_or(bound.ports.all_outputs() & !keep);
+        let wanted = match wanted {
+            Some(wanted) => wanted,
+            None => bound.ports.all_outputs()? & !keep,
+        };
         let (arrays, options) = (inputs.arrays, RunOptions { position, wanted, keep });
         let Made { what: mut outputs, life } = self.call(
             py,
@@ -407,21 +441,26 @@ impl Session {
             Value::Inline { index, .. } => (*index, false),
             Value::Resident { index, .. } => (*index, true),
         });
-        let values =
-            outputs.values.into_iter().map(|value| self.value(py, value, life)).collect::<PyResult<Vec<_>>>()?;
-        PyList::new(py, values)
+        // All are taken before one can fail: what stayed on the server is freed with what holds it.
+        let values: Vec<_> = outputs.values.into_iter().map(|value| self.value(py, value, life)).collect();
+        PyList::new(py, values.into_iter().collect::<PyResult<Vec<_>>>()?)
     }
 
     /// The server's devices: index, name, model, capability, bytes in all, bytes free.
     fn devices(&self, py: Python<'_>) -> PyResult<Vec<Device>> {
-        let devices = self.with(py, None, blocking::Session::devices)?.what;
+        let start = |session: &mut blocking::Session| Ok(session.start_devices());
+        let devices =
+            self.call(py, (None, Left::Nothing), start, |session, pending| session.finish_devices(pending))?;
+        let devices = devices.what;
         let one = |d: client::DeviceInfo| (d.index, d.name, d.model, d.capability, d.total_bytes, d.free_bytes);
         Ok(devices.into_iter().map(one).collect())
     }
 
     /// The server's counters.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.with(py, None, blocking::Session::stats)?.what;
+        let start = |session: &mut blocking::Session| Ok(session.start_stats());
+        let stats = self.call(py, (None, Left::Nothing), start, |session, pending| session.finish_stats(pending))?;
+        let stats = stats.what;
         let all = PyDict::new(py);
         stats.into_iter().try_for_each(|(name, value)| all.set_item(name, value))?;
         Ok(all)

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,9 @@ use genie_transport::memory::Region;
 use genie_transport::wire::Handle;
 use pyo3::prelude::*;
 
-use crate::connect::Target;
+use crate::connect::{Target, close_aside};
 use crate::errors;
+use crate::memory::Block;
 
 /// How long a call goes on without looking whether Python wants something: a signal, a progress bar.
 const LOOK: Duration = Duration::from_millis(100);
@@ -41,6 +42,11 @@ pub(crate) fn after_fork() {
     FORKS.fetch_add(1, Ordering::AcqRel);
 }
 
+/// How often this process was forked off so far.
+pub(crate) fn forks() -> u64 {
+    FORKS.load(Ordering::Acquire)
+}
+
 /// A session, and who waits for what.
 pub(crate) struct Shared {
     /// [`FORKS`] when it was opened. In a child nothing of it is touched: its locks may have been held by threads that are not there, and
@@ -50,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) target: Target,
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// Whether the session was closed on this side.
+    closed: AtomicBool,
     /// Wakes the thread that moves the bytes.
     bell: Bell,
     /// Threads that want the lock.
@@ -58,6 +66,8 @@ pub(crate) struct Shared {
     life: AtomicU64,
     to_free: Mutex<Vec<(u64, Handle)>>,
     spares: Mutex<Vec<Region>>,
+    /// What was sent, and is Python's to give back: that may run anything, and so happens when the session's lock is free.
+    sent: Mutex<Vec<Arc<Block>>>,
     /// Where memory of gets is that Python has, from its first address to the one past its last, on links that may share memory.
     lent: Mutex<BTreeMap<usize, usize>>,
 }
@@ -76,6 +86,9 @@ struct Inner {
 struct Flight {
     number: u64,
     pending: Pending,
+    /// Whether its thread waits for it now. One that looks at what Python wants may do so for long, or make other calls: nobody waits for
+    /// it to take its answer.
+    awaited: bool,
 }
 
 /// What a call gave, and the life of the session in which it did: what it made belongs there.
@@ -137,6 +150,8 @@ pub(crate) enum Left {
     Binding,
     /// It may have kept outputs.
     Outputs,
+    /// It made a cache.
+    Cache,
     /// Bytes come.
     Bytes,
 }
@@ -177,14 +192,14 @@ impl Inner {
     ) -> Result<u64, Stop> {
         let pending = start(self.session_of(life)?)?;
         self.next += 1;
-        self.flights.push(Flight { number: self.next, pending });
+        self.flights.push(Flight { number: self.next, pending, awaited: true });
         Ok(self.next)
     }
 
     fn state(&mut self, number: u64) -> State {
         let Self { session: Some(session), flights, .. } = self else { return State::Answered };
         let mut others = false;
-        for flight in flights {
+        for flight in flights.iter().filter(|flight| flight.awaited) {
             if session.is_done(&flight.pending) {
                 if flight.number == number {
                     return State::Answered;
@@ -193,6 +208,12 @@ impl Inner {
             }
         }
         if others { State::OthersAnswered } else { State::Waiting }
+    }
+
+    fn wait_for(&mut self, number: u64, awaited: bool) {
+        if let Some(flight) = self.flights.iter_mut().find(|flight| flight.number == number) {
+            flight.awaited = awaited;
+        }
     }
 
     fn take(&mut self, number: u64) -> Option<Pending> {
@@ -205,6 +226,8 @@ impl Inner {
         if let (Some(pending), Some(session)) = (self.take(number), &mut self.session) {
             session.cancel(&pending);
             self.left.push_back((pending, left));
+            // Nobody may use the session for a while: the server hears of it now.
+            session.wait_any(std::iter::empty(), Some(Instant::now()));
         }
     }
 }
@@ -218,15 +241,17 @@ impl Shared {
         let inner =
             Inner { session: Some(session), flights: Vec::new(), next: 0, left: VecDeque::new(), used: Instant::now() };
         let shared = Arc::new(Self {
-            forks: FORKS.load(Ordering::Acquire),
+            forks: forks(),
             target,
             inner: Mutex::new(inner),
             changed: Condvar::new(),
+            closed: AtomicBool::new(false),
             bell: Bell::new()?,
             wanting: AtomicUsize::new(0),
             life: AtomicU64::new(0),
             to_free: Mutex::default(),
             spares: Mutex::default(),
+            sent: Mutex::default(),
             lent: Mutex::default(),
         });
         let weak = Arc::downgrade(&shared);
@@ -257,6 +282,9 @@ impl Shared {
 
     /// Whether some of this is such memory.
     pub(crate) fn has_lent(&self, memory: &[u8]) -> bool {
+        if self.check().is_err() {
+            return false;
+        }
         let Range { start, end } = memory.as_ptr_range();
         let lent = locked(&self.lent);
         lent.range(..end.addr()).next_back().is_some_and(|(_, &past)| past > start.addr())
@@ -274,8 +302,13 @@ impl Shared {
         }
     }
 
-    /// Makes one request and waits for its answer; `life` is that of the handles in it. `look` is called ten times a second; where it fails, the request is cancelled and left
-    /// to `left`. The caller is not attached to Python.
+    /// Lets go of something that was sent once the session's lock is free.
+    pub(crate) fn drop_later(&self, block: Arc<Block>) {
+        locked(&self.sent).push(block);
+    }
+
+    /// Makes one request and waits for its answer; `life` is that of the handles in it. `look` is called ten times a second, without the
+    /// lock, and may make other calls; where it fails, the request is cancelled and left to `left`. The caller is not attached to Python.
     pub(crate) fn call<T>(
         &self,
         life: Option<u64>,
@@ -287,16 +320,24 @@ impl Shared {
         self.check()?;
         let mut inner = self.lock();
         self.tidy(&mut inner);
-        let number = inner.begin(life, start)?;
+        let number = match inner.begin(life, start) {
+            Ok(number) => number,
+            Err(stop) => {
+                self.let_go(inner);
+                return Err(stop);
+            }
+        };
         loop {
             let turn;
             (inner, turn) = self.turn(inner, number);
             if let Turn::Answered = turn {
                 return self.end(inner, number, finish);
             }
-            drop(inner);
+            inner.wait_for(number, false);
+            self.let_go(inner);
             let looked = look();
             inner = self.lock();
+            inner.wait_for(number, true);
             if let Err(error) = looked {
                 inner.leave(number, left);
                 self.let_go(inner);
@@ -323,18 +364,20 @@ impl Shared {
     /// Ends the session. Calls that other threads are in fail.
     pub(crate) fn close(&self) -> Result<(), Stop> {
         self.check()?;
-        let session = self.lock().session.take();
-        self.changed.notify_all();
+        self.closed.store(true, Ordering::Release);
+        let mut inner = self.lock();
+        let session = inner.session.take();
+        self.let_go(inner);
         Ok(session.map_or(Ok(()), Session::close)?)
     }
 
     /// Whether it was.
     pub(crate) fn is_closed(&self) -> bool {
-        self.check().is_err() || self.lock().session.is_none()
+        self.check().is_err() || self.closed.load(Ordering::Acquire)
     }
 
     fn check(&self) -> Result<(), Stop> {
-        if self.forks == FORKS.load(Ordering::Acquire) { Ok(()) } else { Err(Stop::Forked) }
+        if self.forks == forks() { Ok(()) } else { Err(Stop::Forked) }
     }
 
     // ---- inside
@@ -368,7 +411,7 @@ impl Shared {
                 State::OthersAnswered => {}
                 State::Waiting => {
                     let Inner { session, flights, .. } = &mut *inner;
-                    let pending = flights.iter().map(|flight| &flight.pending);
+                    let pending = flights.iter().filter(|flight| flight.awaited).map(|flight| &flight.pending);
                     if let Some(session) = session {
                         session.wait_any_or(pending, Some(until), &self.bell);
                     }
@@ -413,13 +456,15 @@ impl Shared {
         life
     }
 
-    /// Unlocks, and wakes those whose bytes this thread may have moved, or who move them from now on.
+    /// Unlocks, and wakes those whose bytes this thread may have moved, or who move them from now on. Whoever has had the lock leaves it here.
     fn let_go(&self, inner: MutexGuard<'_, Inner>) {
         let others = !inner.flights.is_empty();
         drop(inner);
         if others {
             self.changed.notify_all();
         }
+        let sent = std::mem::take(&mut *locked(&self.sent));
+        drop(sent);
     }
 
     /// Frees what nobody refers to any more, and hears what became of requests that nobody waits for.
@@ -455,9 +500,7 @@ impl Drop for Shared {
             // Closing it, or its sockets' goodbyes, would end the parent's.
             std::mem::forget(inner.session.take());
         } else if let Some(session) = inner.session.take() {
-            // A server that is not there is waited for: not here. What is not closed ends with its lease.
-            let closing = move || drop(session.close());
-            drop(std::thread::Builder::new().name("genie-closing".into()).spawn(closing));
+            close_aside(move || session.close());
         }
     }
 }
@@ -470,6 +513,7 @@ fn settle(session: &mut Session, pending: Pending, kind: Left, left: &mut VecDeq
         Left::Tensor => session.finish_put(pending).map(|tensor| made.push(tensor.handle)),
         Left::Program => session.finish_define(pending).map(|program| made.push(program.handle)),
         Left::Binding => session.finish_bind(pending).map(|binding| made.push(binding.0)),
+        Left::Cache => session.finish_cache(pending).map(|cache| made.push(cache.0)),
         Left::Bytes => session.finish_get(pending).map(|region| session.recycle(region)),
         Left::Outputs => session.finish_run(pending).map(|outputs| {
             made.extend(outputs.values.into_iter().filter_map(|value| match value {
@@ -498,8 +542,14 @@ fn keep(shared: &Weak<Shared>) {
             return;
         }
         shared.tidy(&mut inner);
-        let idle = inner.flights.is_empty() && inner.used.elapsed() >= KEEP;
-        drop(inner);
+        let alone = inner.flights.is_empty();
+        let idle = alone && inner.used.elapsed() >= KEEP;
+        let Inner { session, left, .. } = &mut *inner;
+        if let Some(session) = session.as_mut().filter(|_| alone && !left.is_empty()) {
+            let left = left.iter().map(|(pending, _)| pending);
+            session.wait_any_or(left, Some(Instant::now() + LOOK), &shared.bell);
+        }
+        shared.let_go(inner);
         if idle {
             let mut echo = Vec::new();
             let said = shared.call(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import genie
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,6 +59,44 @@ def server() -> Iterator[Server]:
 def session(server: Server) -> Iterator[genie.Session]:
     with genie.connect(server.uri) as session:
         yield session
+
+
+class Halted:
+    """A server of a test's own that can be stopped: it answers nothing, and no connection breaks."""
+
+    def __init__(self) -> None:
+        self.server = Server()
+        self.uri = self.server.uri
+
+    def halt(self) -> None:
+        process = self.server.process
+        process.send_signal(signal.SIGSTOP)
+        while "T (stopped)" not in Path(f"/proc/{process.pid}/status").read_text():
+            time.sleep(0.01)
+
+    def go_on(self) -> None:
+        self.server.process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def halted() -> Iterator[Halted]:
+    halted = Halted()
+    yield halted
+    halted.server.stop()
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    names = {"float32": "F32", "int64": "I64", "uint8": "U8", "bool": "BOOL", "float64": "F64"}
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": names[str(tensor.dtype)],
+            "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + tensor.nbytes],
+        }
+        data += tensor.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 sys.dont_write_bytecode = True

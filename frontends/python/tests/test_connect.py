@@ -12,7 +12,7 @@ from pathlib import Path
 import genie
 import numpy as np
 import pytest
-from conftest import Server
+from conftest import Server, write_safetensors
 
 
 def test_nobody_there_is_an_error_at_once() -> None:
@@ -119,21 +119,27 @@ import genie, signal, sys
 # A shell that starts something in the background has it ignore interrupts, and all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 session = genie.connect(sys.argv[1], reconnect=60)
+path = sys.argv[3]
 tensor = session.put([1.0])
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    session.get(tensor)
+    eval(sys.argv[2])
     print("answered", flush=True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
 
 
-def test_an_interrupt_ends_a_call() -> None:
+@pytest.mark.parametrize(
+    "call",
+    ["session.get(tensor)", "session.lookup('a')", "session.devices()", "session.stats()", "session.copy(tensor, 0)", "session.load(path)"],
+)
+def test_an_interrupt_ends_a_call(call: str, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "some.safetensors", {"x": np.zeros(3, np.float32)})
     server = Server()
     waiting = subprocess.Popen(
-        [sys.executable, "-c", WAITS, server.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITS, server.uri, call, tmp_path / "some.safetensors"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert waiting.stdin and waiting.stdout
     assert waiting.stdout.readline() == "ready\n"

@@ -37,6 +37,13 @@ def test_the_model_of_the_example_answers(server: Server) -> None:
     assert "Paris" in run(server, str(EXAMPLES / "generate.py"), str(SMOLLM2), "The capital of France is")
 
 
+def test_the_guide_has_every_op() -> None:
+    guide = (ROOT / "docs/guide/python.md").read_text()
+    known = re.findall(r'^        "(\w+)" => ', (ROOT / "frontends/python/src/ops.rs").read_text(), re.MULTILINE)
+    assert len(known) > 50
+    assert [name for name in known if name != "input" and f"`{name}`" not in guide] == []
+
+
 def test_the_code_of_the_guide_runs(server: Server, tmp_path: Path) -> None:
     text = (ROOT / "docs/guide/python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

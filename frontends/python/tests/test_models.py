@@ -5,32 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import genie
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Halted, write_safetensors
 
 TINY = ROOT / "tests/golden/tiny-gpt2"
 SMOLLM2 = (
     Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genie/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 )
-
-
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    names = {"float32": "F32", "int64": "I64", "uint8": "U8", "bool": "BOOL", "float64": "F64"}
-    header, data = {}, b""
-    for name, tensor in tensors.items():
-        header[name] = {
-            "dtype": names[str(tensor.dtype)],
-            "shape": list(tensor.shape),
-            "data_offsets": [len(data), len(data) + tensor.nbytes],
-        }
-        data += tensor.tobytes()
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def test_a_file_of_tensors(session: genie.Session, tmp_path: Path) -> None:
@@ -96,6 +84,94 @@ def test_a_model_goes_on_with_tokens(session: genie.Session) -> None:
             model.generate([1], temperature=-1)
     with pytest.raises(genie.SessionLost, match="closed"):
         next(model.generate([1], 1))
+
+
+def sessions(session: genie.Session) -> int:
+    return session.stats()["genie_sessions"]
+
+
+def comes_to(session: genie.Session, count: int) -> bool:
+    until = time.monotonic() + 5
+    while sessions(session) != count and time.monotonic() < until:
+        time.sleep(0.02)
+    return sessions(session) == count
+
+
+# Its session stayed on the server until the lease ended.
+def test_a_model_that_nobody_refers_to_is_closed(halted: Halted) -> None:
+    with genie.connect(halted.uri) as session:
+        model = session.load(TINY)
+        assert sessions(session) == 2
+        # A generation goes on without it.
+        generation = model.generate([1, 2, 3], 8)
+        del model
+        assert len(list(generation)) == 8
+        assert comes_to(session, 1)
+        script = "import genie, sys; model = genie.connect(sys.argv[1]).load(sys.argv[2])"
+        subprocess.run([sys.executable, "-c", script, halted.uri, TINY], check=True, timeout=30)
+        assert comes_to(session, 1)
+
+
+# It waited for all of a generation, which nothing could end.
+def test_a_model_that_is_closed_ends_its_generation(halted: Halted) -> None:
+    with genie.connect(halted.uri) as session:
+        model = session.load(TINY)
+        assert isinstance(model, genie.Model)
+        # It has not made a token when the model is closed, and is ended by its first.
+        halted.halt()
+        generation = model.generate([1, 2, 3], 8)
+        time.sleep(0.1)
+        assert model.traffic()[0] > 0
+        began = time.monotonic()
+        with pytest.raises(genie.ConnectError, match="in time"):
+            model.close(0.3)
+        assert time.monotonic() - began < 3
+        halted.go_on()
+        with pytest.raises(genie.SessionLost, match="closed"):
+            list(generation)
+        with pytest.raises(genie.SessionLost, match="closed"):
+            model.traffic()
+        assert comes_to(session, 1)
+
+
+MODEL_FORKS = """
+import genie, os, sys
+model = genie.connect(sys.argv[1]).load(sys.argv[2])
+expected = list(model.generate([1, 2, 3], 8))
+begun = model.generate([1, 2, 3], 8)
+child = os.fork()
+if child == 0:
+    for work in (lambda: model.generate([1], 1), model.traffic, model.close, lambda: next(begun)):
+        try:
+            work()
+            os._exit(1)
+        except genie.SessionLost as error:
+            assert "fork" in str(error)
+    del model, begun
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert list(model.generate([1, 2, 3], 8)) == expected == list(begun)
+"""
+
+
+def test_a_model_stays_with_the_process_that_loaded_it(halted: Halted) -> None:
+    subprocess.run([sys.executable, "-c", MODEL_FORKS, halted.uri, TINY], check=True, timeout=30)
+
+
+# What the server had already was held for ever, when what it lacked could not be sent.
+def test_a_file_that_cannot_be_loaded_leaves_nothing(halted: Halted, tmp_path: Path) -> None:
+    small, large = np.ones(1000, np.float32), np.zeros(3_000_000, np.float32)
+    write_safetensors(tmp_path / "small.safetensors", {"small": small})
+    write_safetensors(tmp_path / "both.safetensors", {"large": large, "small": small})
+    with genie.connect(halted.uri) as first, genie.connect(halted.uri, quota=1_000_000) as second:
+        kept = first.load(tmp_path / "small.safetensors")
+        before = first.stats()["genie_handles"]
+        with pytest.raises(genie.RemoteOutOfMemory):
+            second.load(tmp_path / "both.safetensors")
+        until = time.monotonic() + 5
+        while first.stats()["genie_handles"] != before and time.monotonic() < until:
+            time.sleep(0.02)
+        assert first.stats()["genie_handles"] == before and kept
 
 
 @pytest.mark.skipif(not SMOLLM2.exists(), reason="no demo model: make model")

@@ -184,3 +184,55 @@ def test_what_python_adds_is_little(session: genie.Session) -> None:
     # A call without its wait; an array's way in; an op.
     assert best(session.traffic) + best(lambda: genie.asarray(data)) <= 10
     assert best(lambda: g.op("relu", 0)) <= 20
+
+
+def test_what_is_too_large_to_go_with_a_run_says_so(session: genie.Session) -> None:
+    g = genie.Graph()
+    g.output("y", g.op("reduce", g.input("x", "f32", (4_000_000,)), kind="sum"))
+    program, data = session.define(g), np.ones(4_000_000, np.float32)
+    with pytest.raises(genie.BadInput, match="nothing was sent: .* is put first"):
+        session.run(program, {"x": data})
+    [y] = session.run(program, {"x": session.put(data)})
+    assert y.tolist() == 4_000_000
+
+
+def test_outputs_whose_size_depends_on_the_run_are_fetched(session: genie.Session) -> None:
+    g = genie.Graph()
+    x = g.input("x", "f32", ("batch", 1000))
+    g.output("y", g.op("neg", x))
+    g.output("total", g.op("reduce", x, kind="sum", axes=[0, 1]))
+    program = session.define(g)
+    assert program.output_bytes == [None, 4] and program.output_bytes_of({"batch": 3}) == [12_000, 4]
+    data = np.random.default_rng(8).standard_normal((2000, 1000)).astype(np.float32)
+    tensor = session.put(data)
+    for key in ("x", 0, x):
+        y, total = session.run(program, {key: tensor})
+        np.testing.assert_array_equal(y.numpy(), -data)
+        assert total.shape == ()
+    before = session.traffic()[0]
+    [small] = session.run(program, {"x": data[:3].copy()}, wanted=["y"])
+    np.testing.assert_array_equal(small.numpy(), -data[:3])
+    # It came with the answer: what goes up is the input, a binding and a run.
+    assert session.traffic()[0] - before < 13_000
+
+
+def test_a_run_has_64_outputs_to_choose_from(session: genie.Session) -> None:
+    def wide(outputs: int) -> genie.Graph:
+        g = genie.Graph("wide")
+        x = g.input("x", "f32", (2,))
+        for index in range(outputs):
+            g.output(f"y{index}", g.op("full", value=index, dtype="f32", dims=[1]))
+        g.output("x", g.op("neg", x))
+        return g
+
+    data = session.put([1.0, 2.0])
+    values = session.run(wide(40), {"x": data})
+    assert [value.tolist() for value in values[:40]] == [[float(index)] for index in range(40)]
+    assert session.run(wide(40), {"x": data}, wanted=["x", "y39"])[1].tolist() == [-1.0, -2.0]
+    program = session.define(wide(70))
+    binding = session.bind(program, residents={"x": data})
+    with pytest.raises(genie.BadInput, match="71 outputs"):
+        session.run(binding)
+    with pytest.raises(genie.BadInput, match="first 64"):
+        session.run(program, {"x": data})
+    assert session.run(binding, wanted=["y63"])[0].tolist() == [63.0]

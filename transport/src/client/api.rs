@@ -226,7 +226,7 @@ pub(super) fn put_new<'a>(spec: &TensorSpec, options: PutOptions<'a>, body: PutB
 pub(super) fn write_inputs(out: &mut Vec<u8>, inputs: &[Input<'_>]) -> Result<u32, ClientError> {
     out.clear();
     for input in inputs {
-        write_argument(out, input.index, input.dtype, input.dims, input.data)?;
+        write_argument(out, input.index, input.dtype, input.dims, input.data).map_err(ClientError::Request)?;
     }
     Ok(inputs.len() as u32)
 }
@@ -239,7 +239,7 @@ pub(super) fn write_run_inputs(
 ) -> Result<u32, ClientError> {
     let count = write_inputs(out, inputs)?;
     for (index, tensor) in residents {
-        write_resident(out, *index, &tensor.spec, tensor.handle)?;
+        write_resident(out, *index, &tensor.spec, tensor.handle).map_err(ClientError::Request)?;
     }
     Ok(count + residents.len() as u32)
 }
@@ -251,7 +251,7 @@ pub(super) fn bind_request<'a>(
     fixed: &'a [u8],
 ) -> Result<Request<'a>, ClientError> {
     let (bound, weights) = bind_entries(program, inputs, spans)?;
-    let arguments = Arguments::new(inputs.fixed.len() as u32, fixed)?;
+    let arguments = Arguments::new(inputs.fixed.len() as u32, fixed).map_err(ClientError::Request)?;
     Ok(Request::Bind { program: program.handle, bound, weights, arguments })
 }
 
@@ -304,11 +304,11 @@ pub(super) fn run_request<'a>(
     count: u32,
     inputs: &'a [u8],
 ) -> Result<Request<'a>, ClientError> {
-    let arguments = Arguments::new(count, inputs)?;
+    let arguments = Arguments::new(count, inputs).map_err(ClientError::Request)?;
     let RunOptions { position, wanted, keep } = options;
     let (length, limit) = (u64::from(wanted.count_ones() + keep.count_ones()), limits::ARGUMENTS as u64);
     if length > limit {
-        return Err(DecodeError::TooLong { what: "outputs of a run", length, limit }.into());
+        return Err(ClientError::Request(DecodeError::TooLong { what: "outputs of a run", length, limit }));
     }
     Ok(Request::Run { binding: binding.0, position, wanted, keep, arguments })
 }

@@ -302,7 +302,7 @@ impl Session {
         options: PutOptions<'_>,
     ) -> Result<Pending, ClientError> {
         if data.len() as u64 != spec.bytes() {
-            return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
+            return Err(ClientError::Request(DecodeError::Range("the data has not the bytes that its shape says")));
         }
         if let Some(Passed { place, bytes, uses_forgotten }) = self.place(&data, &options) {
             let pending = self.start(&api::put_new(spec, options, PutBody::Passed(place)), None);
@@ -343,7 +343,7 @@ impl Session {
     /// If there are none, or more than a tensor can have.
     pub fn start_put_range(&mut self, tensor: &Tensor, offset: u64, data: Bytes) -> Result<Pending, ClientError> {
         let target = PutTarget::Range { handle: tensor.handle, offset };
-        let spec = TensorSpec::new(genie_graph::DType::U8, &[data.len() as u64])?;
+        let spec = TensorSpec::new(genie_graph::DType::U8, &[data.len() as u64]).map_err(ClientError::Request)?;
         self.start_put_into(target, spec, data)
     }
 
@@ -366,7 +366,7 @@ impl Session {
 
     fn start_put_into(&mut self, target: PutTarget<'_>, spec: TensorSpec, data: Bytes) -> Result<Pending, ClientError> {
         if data.len() as u64 != spec.bytes() {
-            return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
+            return Err(ClientError::Request(DecodeError::Range("the data has not the bytes that its shape says")));
         }
         Ok(if spec.bytes() <= self.eager_bytes() {
             let request = Request::Put(PutRequest { target, spec, body: PutBody::Inline(&data) });
@@ -403,7 +403,7 @@ impl Session {
         if length <= self.eager_bytes() {
             return Ok(self.start(&Request::Get { handle, offset, length, sliced: None }, None));
         }
-        let bytes = usize::try_from(length).map_err(|_| DecodeError::Overflow("length"))?;
+        let bytes = usize::try_from(length).map_err(|_| ClientError::Request(DecodeError::Overflow("length")))?;
         let slab = match self.slabs.iter().position(|s| s.len() == bytes) {
             Some(i) => self.slabs.swap_remove(i),
             None if self.staging.is_off() => {

@@ -169,7 +169,7 @@ impl Session {
     /// [`ClientError`]; on a server error nothing changed there.
     pub async fn put(&self, spec: &TensorSpec, data: Bytes, options: PutOptions<'_>) -> Result<Tensor, ClientError> {
         if data.len() as u64 != spec.bytes() {
-            return Err(DecodeError::Range("the data has not the bytes that its shape says").into());
+            return Err(ClientError::Request(DecodeError::Range("the data has not the bytes that its shape says")));
         }
         let (eager, slice_bytes) = (self.eager_bytes, slice_bytes_for(spec.bytes(), self.slice_bytes));
         let spec = spec.clone();
@@ -225,7 +225,7 @@ impl Session {
             };
             return self.call(start, read).await;
         }
-        let bytes = usize::try_from(length).map_err(|_| DecodeError::Overflow("length"))?;
+        let bytes = usize::try_from(length).map_err(|_| ClientError::Request(DecodeError::Overflow("length")))?;
         for _ in 0..SECOND_CHANCES {
             let Some((slab, into)) = self.passing.target(bytes) else { break };
             let start = move |c: &mut Client| c.start(&Request::GetInto { handle, offset, length, into }, None, None).0;
@@ -338,7 +338,7 @@ impl Session {
         // With spans or without: which of the two is sent is known where it is.
         let (by_span, singly) = (api::bind_entries(program, inputs, true)?, api::bind_entries(program, inputs, false)?);
         let program = program.handle;
-        Arguments::new(count, &fixed)?;
+        Arguments::new(count, &fixed).map_err(ClientError::Request)?;
         let start = move |c: &mut Client| {
             let (bound, weights) = if api::takes_sets(c.welcome()) { by_span } else { singly };
             let arguments = Arguments::new(count, &fixed).unwrap_or(Arguments::EMPTY);
@@ -416,7 +416,7 @@ impl Session {
     ) -> Result<Stream, ClientError> {
         let mut encoded = Vec::new();
         let count = api::write_inputs(&mut encoded, &options.inputs)?;
-        Arguments::new(count, &encoded)?;
+        Arguments::new(count, &encoded).map_err(ClientError::Request)?;
         let bytes = |ids: &[i32]| ids.iter().map(|id| id.to_le_bytes()).collect::<Vec<_>>();
         let (prompt, stop) = (bytes(prompt), bytes(&options.stop));
         let (position, max_new) = (options.position, options.max_new);

@@ -122,6 +122,9 @@ def _of_numbers(data: object) -> Array:
         raise BadInput("lists of numbers can be made an array, and nothing else: there has to be one number at least")
     if all(isinstance(item, bool) for item in flat):
         return _native.memory(bytes(flat), "bool", shape)
-    if all(isinstance(item, int) for item in flat):
-        return _native.memory(_arrays.array("q", flat), "i64", shape)
-    return _native.memory(_arrays.array("f", flat), "f32", shape)
+    try:
+        if all(isinstance(item, int) for item in flat):
+            return _native.memory(_arrays.array("q", flat), "i64", shape)
+        return _native.memory(_arrays.array("f", flat), "f32", shape)
+    except OverflowError as error:
+        raise BadInput(f"a number among these has no room in i64, or in f32 beside fractions: {error}") from error

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from . import _autoload
 from ._session import Session
 from .errors import BadInput
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Options(TypedDict, total=False):
@@ -26,7 +29,7 @@ class Options(TypedDict, total=False):
     reconnect: float
 
 
-#: The session that was opened last: where `remote_accelerator` has its tensors.
+#: The session that `connect` opened last: where `remote_accelerator` has its tensors.
 _last: list[Session] = []
 
 
@@ -60,18 +63,7 @@ def connect(
     connection by `lease` seconds. `quota` bytes are what it may hold (0: as the server has it). A server that is not there yet is waited for
     `timeout` seconds, one that goes away in the middle `reconnect` seconds.
     """
-    if uri is None:
-        uri = os.environ.get("GENIE_SERVER")
-        if not uri:
-            raise BadInput("no server: give connect an address, genie://HOST:PORT, or set GENIE_SERVER")
-    if token is None and token_file is None:
-        token_file = os.environ.get("GENIE_TOKEN_FILE") or None
-    if ca is None:
-        ca = os.environ.get("GENIE_CA") or None
-    if cert is None and key is None:
-        cert = os.environ.get("GENIE_TLS_CERT") or None
-        key = os.environ.get("GENIE_TLS_KEY") or None
-    session = Session(
+    session = opened(
         uri,
         token=token,
         token_file=token_file,
@@ -79,12 +71,41 @@ def connect(
         cert=cert,
         key=key,
         link=link,
+        device=device,
         lease=lease,
         quota=quota,
         timeout=timeout,
         reconnect=reconnect,
     )
+<<<<<<< HEAD
     session.device = device
     _last[:] = [session]
     _autoload.connected()
+=======
+    remember(session)
+    return session
+
+
+def remember(session: Session) -> None:
+    """Makes it the current one."""
+    _last[:] = [session]
+
+
+def opened(uri: str | None = None, **options: Unpack[Options]) -> Session:
+    """The same, which does not become the current one."""
+    if uri is None:
+        uri = os.environ.get("GENIE_SERVER")
+        if not uri:
+            raise BadInput("no server: give connect an address, genie://HOST:PORT, or set GENIE_SERVER")
+    device = options.pop("device", 0)
+    if options.get("token") is None and options.get("token_file") is None:
+        options["token_file"] = os.environ.get("GENIE_TOKEN_FILE") or None
+    if options.get("ca") is None:
+        options["ca"] = os.environ.get("GENIE_CA") or None
+    if options.get("cert") is None and options.get("key") is None:
+        options["cert"] = os.environ.get("GENIE_TLS_CERT") or None
+        options["key"] = os.environ.get("GENIE_TLS_KEY") or None
+    session = Session(uri, **options)
+    session.device = device
+>>>>>>> pyc
     return session

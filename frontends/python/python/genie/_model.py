@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from . import _native
 from ._progress import Bar, Progress
-from .errors import BadInput
+from ._session import open_things
+from .errors import BadInput, Error
 
 if TYPE_CHECKING:
     from ._native import Tensor
@@ -26,6 +27,7 @@ class Model:
 
     def __init__(self, native: _native.Model) -> None:
         self._native = native
+        open_things.add(self)
 
     @property
     def name(self) -> str:
@@ -123,9 +125,13 @@ class Model:
         )
         return Generation[str](tokens, seed, True) if text else Generation[int](tokens, seed, False)
 
-    def close(self) -> None:
-        """Ends its session. The server keeps the weights for others as long as it has room."""
-        self._native.close()
+    def close(self, patience: float | None = None) -> None:
+        """Ends its session, and a generation that is in progress. The server keeps the weights for others as long as it has room.
+
+        A server that does not answer within `patience` seconds is left alone: the session ends with its lease.
+        """
+        open_things.discard(self)
+        self._native.close(patience)
 
     def traffic(self) -> tuple[int, int]:
         """Bytes sent and received so far, headers included."""
@@ -137,7 +143,12 @@ class Model:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Error:
+            # What went wrong first says more.
+            if error is None:
+                raise
 
     def __repr__(self) -> str:
         return f"<genie.Model {self.name}>"
@@ -165,6 +176,11 @@ class Generation(Generic[Piece], Iterator[Piece]):
             if piece is not None:
                 return piece  # type: ignore[return-value]
         raise StopIteration
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it gives pieces of text, or token ids."""
+        return self._text
 
     def text(self) -> str:
         """The rest of it, joined."""

@@ -1,12 +1,13 @@
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 from ._array import Array
 
 __version__: str
 
 _Path = str | PathLike[str]
+_T = TypeVar("_T")
 _Told = Callable[[int, int], object]
 
 class Memory:
@@ -19,6 +20,12 @@ def dump(encoded: bytes) -> str:
     """An encoded graph as text."""
 
 def after_fork() -> None: ...
+
+class Cancel:
+    """Ends what another thread is doing in `run`."""
+
+    def run(self, work: Callable[[], _T]) -> _T: ...
+    def set(self) -> None: ...
 
 class Tensor:
     """A tensor that lives on the server. Freed there when nothing refers to it any more."""
@@ -49,6 +56,8 @@ class Program:
     @property
     def output_bytes(self) -> list[int | None]:
         """Bytes of each output; `None` where they depend on the run."""
+    def output_bytes_of(self, symbols: Mapping[str, int]) -> list[int | None]:
+        """The same in a run where `batch`, `sequence` and `position` are as large as this says."""
     @property
     def device(self) -> int: ...
     @property
@@ -118,7 +127,7 @@ class Model:
         text: bool,
         after: bool,
     ) -> Tokens: ...
-    def close(self) -> None: ...
+    def close(self, patience: float | None = None) -> None: ...
     def traffic(self) -> tuple[int, int]: ...
 
 class Tokens:

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native
 from ._array import Array, asarray
-from ._native import Binding, Graph, Program, Tensor
+from ._native import Binding, Graph, Node, Program, Tensor
 from ._progress import Bar, Progress, shown
 from .errors import BadInput, Error
 
 if TYPE_CHECKING:
     from ._model import Generation, Model
 
-#: Open sessions: what is still open when the interpreter ends is closed then, so that the server need not keep it.
-_open: weakref.WeakSet[Session] = weakref.WeakSet()
+#: Open sessions and models: what is still open when the interpreter ends is closed then, so that the server need not keep it.
+open_things: weakref.WeakSet[Session | Model] = weakref.WeakSet()
 
 #: Seconds that the end of the interpreter waits for a server.
 AT_EXIT = 2.0
@@ -52,7 +52,7 @@ class Session(_native.Session):
     device: int = 0
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        _open.add(self)
+        open_things.add(self)
 
     def __enter__(self) -> Session:
         return self
@@ -72,7 +72,7 @@ class Session(_native.Session):
 
         A server that does not answer within `patience` seconds is left alone: the session ends with its lease.
         """
-        _open.discard(self)
+        open_things.discard(self)
         super().close(patience)
 
     def put(
@@ -150,13 +150,15 @@ class Session(_native.Session):
         binding = self.bind(program, residents=residents)
         # What does not fit into the answer stays there, and is fetched.
         sizes = program.output_bytes
+        if None in sizes:
+            sizes = program.output_bytes_of(_symbols(program, {**residents, **arrays}))
         room, fetched = _INLINE - 4096, 0
         for index, size in enumerate(sizes):
             if back >> index & 1:
-                if size is not None and size > room:
+                if size is None or size > room:
                     fetched |= 1 << index
                 else:
-                    room -= size or 0
+                    room -= size
         results = super().run(binding, arrays, back & ~fetched, kept | fetched, position)
         if not fetched:
             return results
@@ -201,6 +203,19 @@ class Session(_native.Session):
         return f"<genie.Session on {self.uri}{' (closed)' if self.closed else ''}>"
 
 
+def _symbols(program: Program, given: Mapping[Any, Any]) -> dict[str, int]:
+    """What the symbols among the inputs' dimensions stand for, as far as what is given shows."""
+    found: dict[str, int] = {}
+    ports = {key: port for port in program.inputs for key in (port[0], port[1])}
+    for key, value in given.items():
+        port = ports.get(key.id if isinstance(key, Node) else key)
+        if port is None or isinstance(value, _native.Cache):
+            continue
+        shape = value.shape if isinstance(value, Tensor) else asarray(value).shape
+        found.update((dim, size) for dim, size in zip(port[4], shape) if isinstance(dim, str))
+    return found
+
+
 def _mask(chosen: int | Iterable[int | str], names: list[str]) -> int:
     if isinstance(chosen, int) and not isinstance(chosen, bool):
         return chosen
@@ -211,8 +226,8 @@ def _mask(chosen: int | Iterable[int | str], names: list[str]) -> int:
         if isinstance(one, str) and one not in names:
             raise BadInput(f"the program has no output '{one}': it has {', '.join(names)}")
         index = names.index(one) if isinstance(one, str) else one
-        if not 0 <= index < min(len(names), 32):
-            raise BadInput(f"output {one} cannot be chosen: the program has {len(names)}, of which the first 32 can")
+        if not 0 <= index < min(len(names), 64):
+            raise BadInput(f"output {one} cannot be chosen: the program has {len(names)}, of which the first 64 can")
         mask |= 1 << index
     return mask
 
@@ -229,7 +244,7 @@ def _both(results: list[Any], names: list[str], back: int, kept: int) -> dict[in
 
 def _forked() -> None:
     _native.after_fork()
-    _open.clear()
+    open_things.clear()
 
 
 # A child has its parent's sockets, which it must not use.
@@ -238,9 +253,9 @@ os.register_at_fork(after_in_child=_forked)
 
 @atexit.register
 def _close_all() -> None:
-    for session in list(_open):
+    for thing in list(open_things):
         try:
-            session.close(AT_EXIT)
+            thing.close(AT_EXIT)
         except Error:
             # The server is gone, or will end the session with its lease.
             pass

@@ -1,7 +1,7 @@
 """The same for asyncio: `session = await genie.aio.connect(...)`.
 
 Each call runs on a thread of the session's own pool, which Python's lock does not hold up: any number of them are in flight together. A
-task that is cancelled stops waiting; its call comes to its end, and what it made on the server is freed.
+task that is cancelled stops waiting; its call is cancelled on the server, too, and what it made there is freed.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from . import _connect, _model
+from . import _connect, _model, _native
 from ._array import Array
 from ._native import Binding, Cache, Graph, Node, Program, Tensor
 from ._progress import Progress
 from ._session import Device, Session
+from .errors import Error, SessionLost
 
 if TYPE_CHECKING:
     import os
@@ -34,15 +35,31 @@ async def connect(uri: str | None = None, **options: Unpack[_connect.Options]) -
     """Opens a session, as `genie.connect` does."""
     pool = ThreadPoolExecutor(CALLS, thread_name_prefix="genie-aio")
     try:
-        session = await _run(pool, functools.partial(_connect.connect, uri, **options))
+        session = await _run(pool, functools.partial(_connect.opened, uri, **options))
     except BaseException:
         pool.shutdown(wait=False)
         raise
+    # Only now: one that nobody waited for is closed again.
+    _connect.remember(session)
     return AsyncSession(session, pool)
 
 
+def _begin(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Future[T]:
+    try:
+        return pool.submit(work)
+    except RuntimeError:
+        raise SessionLost("this session was closed: connect again, and upload again what it held") from None
+
+
 async def _run(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(pool, work)
+    cancel = _native.Cancel()
+    call = _begin(pool, functools.partial(cancel.run, work))
+    try:
+        return await asyncio.wrap_future(call)
+    except asyncio.CancelledError:
+        # One that has not begun is not begun any more; one that has sees this, and gives its thread back.
+        cancel.set()
+        raise
 
 
 class AsyncSession:
@@ -152,9 +169,14 @@ class AsyncSession:
         return await self._call(self.session.ping)
 
     async def close(self) -> None:
-        """See `Session.close`."""
-        await self._call(self.session.close)
-        self._pool.shutdown(wait=False)
+        """See `Session.close`. Calls that are in flight, or wait for a thread, fail."""
+        # On a thread of its own: all of the others may be waiting.
+        closing = ThreadPoolExecutor(1, thread_name_prefix="genie-aio-close")
+        try:
+            await _run(closing, self.session.close)
+        finally:
+            closing.shutdown(wait=False)
+            self._pool.shutdown(wait=False)
 
     async def __aenter__(self) -> AsyncSession:
         return self
@@ -162,7 +184,12 @@ class AsyncSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        try:
+            await self.close()
+        except Error:
+            # What went wrong first says more.
+            if error is None:
+                raise
 
 
 class AsyncGeneration(Generic[Piece], AsyncIterator[Piece]):
@@ -172,17 +199,29 @@ class AsyncGeneration(Generic[Piece], AsyncIterator[Piece]):
         #: The generation itself, with its tokens so far.
         self.generation: _model.Generation[Piece] = generation
         self._pool = pool
+        self._step: Future[Piece | None] | None = None
 
     async def __anext__(self) -> Piece:
         def step() -> Piece | None:
             # A StopIteration cannot pass through a future.
             return next(self.generation, None)
 
-        piece = await _run(self._pool, step)
+        coming = self._step = self._step or _begin(self._pool, step)
+        try:
+            piece = await asyncio.shield(asyncio.wrap_future(coming))
+        except asyncio.CancelledError:
+            # Nobody waits, but the piece will come: it is the next one's.
+            raise
+        except BaseException:
+            self._step = None
+            raise
+        self._step = None
         if piece is None:
             raise StopAsyncIteration
         return piece
 
     async def text(self) -> str:
         """The rest of it, joined."""
-        return await _run(self._pool, self.generation.text)
+        if not self.generation.is_text:
+            return self.generation.text()
+        return "".join([str(piece) async for piece in self])

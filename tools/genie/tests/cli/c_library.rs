@@ -127,6 +127,81 @@ fn tokens_and_certificates_are_options() {
     assert!(out.contains("genie_connect_options.token_file") && out.contains("with one: there and back in"), "{out}");
 }
 
+/// One thread is in `genie_finish_put` when another frees the request; the server stands still meanwhile.
+const FREES_WHILE_ANOTHER_FINISHES: &str = r#"
+#define _POSIX_C_SOURCE 200809L
+#include <genie.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+static genie_pending *pending;
+static volatile int finished, freed;
+
+static void *finish(void *status)
+{
+    genie_tensor *tensor;
+    *(genie_status *)status = genie_finish_put(pending, &tensor, NULL);
+    finished = 1;
+    return NULL;
+}
+
+static void *let_go(void *status)
+{
+    *(genie_status *)status = genie_pending_free(pending, NULL);
+    freed = 1;
+    return NULL;
+}
+
+static void wait_a_while(void)
+{
+    const struct timespec a_while = {.tv_nsec = 300000000};
+    nanosleep(&a_while, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    const uint64_t size = 64 << 20;
+    genie_session *session;
+    genie_status statuses[2];
+    pthread_t threads[2];
+    const pid_t server = argc > 2 ? atoi(argv[2]) : 0;
+    if (server == 0 || genie_connect(argv[1], NULL, &session, NULL) != GENIE_OK)
+        return 2;
+    unsigned char *data = calloc(1, size);
+    kill(server, SIGSTOP);
+    if (genie_start_put(session, GENIE_U8, 1, &size, data, NULL, &pending, NULL) != GENIE_OK)
+        return 3;
+    pthread_create(&threads[0], NULL, finish, &statuses[0]);
+    wait_a_while();
+    pthread_create(&threads[1], NULL, let_go, &statuses[1]);
+    wait_a_while();
+    printf("while it is sent: finished %d, freed %d\n", finished, freed);
+    kill(server, SIGCONT);
+    pthread_join(threads[0], NULL);
+    pthread_join(threads[1], NULL);
+    printf("then: %d %d\n", statuses[0], statuses[1]);
+    free(data);
+    return genie_close(session, NULL) != GENIE_OK;
+}
+"#;
+
+/// `genie_pending_free` said that a put's memory was the caller's again while another thread still waited for the put: it was being sent.
+#[test]
+fn the_memory_of_a_put_is_back_when_its_request_is_freed() {
+    let folder = tempfile::tempdir().expect("there is room");
+    std::fs::write(folder.path().join("frees.c"), FREES_WHILE_ANOTHER_FINISHES).expect("there is room");
+    let line = format!(
+        "cc {STRICT} -pthread frees.c -o frees $(pkg-config --cflags --libs genie) -Wl,-rpath,$(pkg-config --variable=libdir genie)"
+    );
+    shell(&line, folder.path());
+    let server = Server::start();
+    let out = run(&folder.path().join("frees"), &[&server.uri, &server.pid().to_string()]);
+    assert_eq!(out, "while it is sent: finished 0, freed 0\nthen: 0 0\n");
+}
+
 /// Over shared memory a put from registered memory is passed, not sent, and gets arrive there, too.
 #[test]
 fn registered_memory_is_passed() {

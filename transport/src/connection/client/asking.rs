@@ -213,5 +213,5 @@ fn too_long(meta: usize, payload: usize) -> ClientError {
         Ok(..=limits::META_BYTES) => ("payload", payload, limits::CONTROL_PAYLOAD_BYTES),
         _ => ("metadata", meta, limits::META_BYTES),
     };
-    DecodeError::TooLong { what, length: length as u64, limit: limit.into() }.into()
+    ClientError::Request(DecodeError::TooLong { what, length: length as u64, limit: limit.into() })
 }

@@ -28,6 +28,9 @@ pub enum ClientError {
     /// The server sent something that is not the protocol.
     #[error("the server does not follow the protocol: {0}")]
     Protocol(#[from] DecodeError),
+    /// What was asked for cannot be said; nothing was sent.
+    #[error("{0}; nothing was sent: what is too large for one request is put first, and named in it as a tensor")]
+    Request(#[source] DecodeError),
     /// Bytes were corrupted on the way, again and again.
     #[error("bytes were corrupted on the way {0} times: check the network")]
     Corrupt(u32),

@@ -143,7 +143,7 @@ fn what_no_frame_may_hold_is_not_sent() {
     connect(&mut client, now);
     let graph = vec![0; limits::CONTROL_PAYLOAD_BYTES as usize + 1];
     let (id, _) = client.start(&Request::Define { device: 0, graph: &graph }, None, None);
-    assert!(matches!(client.answer(id), Some(Err(ClientError::Protocol(DecodeError::TooLong { .. })))));
+    assert!(matches!(client.answer(id), Some(Err(ClientError::Request(DecodeError::TooLong { .. })))));
     client.end(id);
     assert_eq!(words(&mut client), [], "nothing of it went out");
     let (id, _) = client.start(&Request::Devices, None, None);
