@@ -286,6 +286,20 @@ fn every_op_makes_what_pytorch_makes() {
     assert!(untried.is_empty(), "{untried:?}");
 }
 
+/// The page lists each op by its first name, with what it takes.
+#[test]
+fn the_documentation_has_all_ops() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/http.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for def in all() {
+        // There is one mode.
+        let kwargs = def.kwargs.iter().filter(|name| !matches!(**name, "mode"));
+        for name in def.names.iter().take(1).chain(kwargs) {
+            assert!(page.contains(&format!("`{name}`")), "{name} of {:?}", def.names);
+        }
+    }
+}
+
 #[test]
 fn what_an_op_does_not_take_is_said() {
     const X: Shaped = (F32, &[2, 3]);
