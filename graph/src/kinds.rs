@@ -2,9 +2,9 @@
 
 use crate::types::DType;
 
-/// Enumerations whose codes are their places, with a list of all in that order.
+/// Enumerations whose codes are their places, with a list of all in that order, and the name of each.
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident,)+ })+) => {$(
+    ($($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ })+) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
@@ -15,6 +15,21 @@ macro_rules! kinds {
         impl $name {
             /// Every kind, in codec order.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Every kind with its name, in codec order.
+            pub const NAMED: &'static [(&'static str, Self)] = &[$(($text, Self::$variant),)+];
+
+            /// The name that frontends use.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+
+            /// The kind of this name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::NAMED.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
+            }
         }
     )+};
 }
@@ -30,71 +45,71 @@ kinds! {
     /// | `IsNan`, `IsInf`, `IsFinite` | floats | bool |
     UnaryKind {
         /// Sine, of radians.
-        Sin,
+        Sin = "sin",
         /// Cosine, of radians.
-        Cos,
+        Cos = "cos",
         /// Tangent, of radians.
-        Tan,
+        Tan = "tan",
         /// Inverse sine; NaN outside -1..=1.
-        Asin,
+        Asin = "asin",
         /// Inverse cosine; NaN outside -1..=1.
-        Acos,
+        Acos = "acos",
         /// Inverse tangent.
-        Atan,
+        Atan = "atan",
         /// Hyperbolic sine.
-        Sinh,
+        Sinh = "sinh",
         /// Hyperbolic cosine.
-        Cosh,
+        Cosh = "cosh",
         /// Inverse hyperbolic sine.
-        Asinh,
+        Asinh = "asinh",
         /// Inverse hyperbolic cosine; NaN below 1.
-        Acosh,
+        Acosh = "acosh",
         /// Inverse hyperbolic tangent; infinite at -1 and 1, NaN beyond.
-        Atanh,
+        Atanh = "atanh",
         /// The error function.
-        Erf,
+        Erf = "erf",
         /// 1 - erf x, without the loss of digits.
-        Erfc,
+        Erfc = "erfc",
         /// Inverse of erf; infinite at -1 and 1, NaN beyond.
-        Erfinv,
+        Erfinv = "erfinv",
         /// Logarithm of |gamma(x)|; infinite at 0 and the negative integers.
-        Lgamma,
+        Lgamma = "lgamma",
         /// Derivative of the logarithm of gamma; at 0 the infinity of the other sign, at the negative integers NaN.
-        Digamma,
+        Digamma = "digamma",
         /// e^x - 1, without the loss of digits.
-        Expm1,
+        Expm1 = "expm1",
         /// ln(1 + x), without the loss of digits.
-        Log1p,
+        Log1p = "log1p",
         /// Logarithm to base 2.
-        Log2,
+        Log2 = "log2",
         /// Logarithm to base 10.
-        Log10,
+        Log10 = "log10",
         /// 2^x.
-        Exp2,
+        Exp2 = "exp2",
         /// 1 / sqrt(x).
-        Rsqrt,
+        Rsqrt = "rsqrt",
         /// 1 / x.
-        Reciprocal,
+        Reciprocal = "reciprocal",
         /// Modified Bessel function of the first kind, order 0.
-        I0,
+        I0 = "i0",
         /// Down to a whole number.
-        Floor,
+        Floor = "floor",
         /// Up to a whole number.
-        Ceil,
+        Ceil = "ceil",
         /// To the nearest whole number, the even one of two.
-        Round,
+        Round = "round",
         /// Towards zero to a whole number.
-        Trunc,
+        Trunc = "trunc",
         /// -1, 0 or 1; 0 for NaN.
-        Sign,
+        Sign = "sign",
         /// Each bit the other way; of bool the other value.
-        Not,
+        Not = "not",
         /// Whether it is NaN.
-        IsNan,
+        IsNan = "is_nan",
         /// Whether it is an infinity.
-        IsInf,
+        IsInf = "is_inf",
         /// Whether it is neither NaN nor an infinity.
-        IsFinite,
+        IsFinite = "is_finite",
     }
 
     /// A function of two elements of one type.
@@ -108,95 +123,95 @@ kinds! {
     /// | `ShiftLeft`, `ShiftRight` | integers |
     BinaryKind {
         /// a^b. Integers wrap; to a negative power 1 is 1, -1 is 1 or -1, and others are 0.
-        Pow,
+        Pow = "pow",
         /// The larger; NaN if either is.
-        Maximum,
+        Maximum = "maximum",
         /// The smaller; NaN if either is.
-        Minimum,
+        Minimum = "minimum",
         /// What is left of a divided by b, with the sign of b. An integer b of 0 is a run-time error.
-        Remainder,
+        Remainder = "remainder",
         /// What is left of a divided by b, with the sign of a. An integer b of 0 is a run-time error.
-        Fmod,
+        Fmod = "fmod",
         /// a / b rounded down; such that `b * floor_divide(a, b) + remainder(a, b)` is a. An integer b of 0 is a run-time error.
-        FloorDivide,
+        FloorDivide = "floor_divide",
         /// The angle of the point (b, a), -pi to pi.
-        Atan2,
+        Atan2 = "atan2",
         /// sqrt(a^2 + b^2), without overflow on the way; infinite if either is, NaN or not.
-        Hypot,
+        Hypot = "hypot",
         /// |a| with the sign of b, be it that of a zero.
-        Copysign,
+        Copysign = "copysign",
         /// The next number of the type from a towards b; b where they are equal, NaN if either is.
-        Nextafter,
+        Nextafter = "nextafter",
         /// Bits that are 1 in both.
-        BitAnd,
+        BitAnd = "bit_and",
         /// Bits that are 1 in either.
-        BitOr,
+        BitOr = "bit_or",
         /// Bits that differ.
-        BitXor,
+        BitXor = "bit_xor",
         /// a times 2^b, wrapping; 0 where b is negative or not below the type's bits.
-        ShiftLeft,
+        ShiftLeft = "shift_left",
         /// a / 2^b rounded down; where b is negative or not below the type's bits, as if all bits were shifted out.
-        ShiftRight,
+        ShiftRight = "shift_right",
     }
 
     /// How two elements are compared. Nothing but `Ne` is true of a NaN; false is below true.
     CompareKind {
         /// a = b.
-        Eq,
+        Eq = "eq",
         /// a != b.
-        Ne,
+        Ne = "ne",
         /// a < b.
-        Lt,
+        Lt = "lt",
         /// a <= b.
-        Le,
+        Le = "le",
         /// a > b.
-        Gt,
+        Gt = "gt",
         /// a >= b.
-        Ge,
+        Ge = "ge",
     }
 
     /// What is carried from element to element.
     CumulativeKind {
         /// The sum so far; integers wrap.
-        Sum,
+        Sum = "sum",
         /// The product so far; integers wrap.
-        Prod,
+        Prod = "prod",
         /// The largest so far; NaN from the first NaN on.
-        Max,
+        Max = "max",
         /// The smallest so far; NaN from the first NaN on.
-        Min,
+        Min = "min",
     }
 
     /// What an update does to the element that it is for.
     ScatterKind {
         /// Takes its place; of several the last in row-major order counts. Any type.
-        Set,
+        Set = "set",
         /// Is added. As the others, of any type but bool; integers wrap.
-        Add,
+        Add = "add",
         /// Multiplies it.
-        Mul,
+        Mul = "mul",
         /// The larger stays; NaN if either is.
-        Max,
+        Max = "max",
         /// The smaller stays; NaN if either is.
-        Min,
+        Min = "min",
     }
 
     /// Which element is looked for. NaN counts as the most extreme of all; of equals the first is meant.
     ArgReduceKind {
         /// The largest.
-        Max,
+        Max = "max",
         /// The smallest.
-        Min,
+        Min = "min",
     }
 
     /// How words become samples.
     RandomKind {
         /// Uniform in [0, 1), float: as [`crate::Op::Rand`].
-        Uniform,
+        Uniform = "uniform",
         /// Standard normal, float: as [`crate::Op::Randn`].
-        Normal,
+        Normal = "normal",
         /// Uniform in 0..2^63, i64.
-        Bits,
+        Bits = "bits",
     }
 }
 
@@ -239,5 +254,22 @@ impl RandomKind {
             Self::Uniform | Self::Normal => dtype.is_float(),
             Self::Bits => matches!(dtype, DType::I64),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_kinds_and_the_kinds_only_one() {
+        for (i, kind) in UnaryKind::ALL.iter().enumerate() {
+            assert_eq!((UnaryKind::from_name(kind.name()), UnaryKind::NAMED[i]), (Some(*kind), (kind.name(), *kind)));
+        }
+        for kind in BinaryKind::ALL {
+            assert_eq!(BinaryKind::from_name(kind.name()), Some(*kind));
+        }
+        assert_eq!((UnaryKind::IsNan.name(), BinaryKind::FloorDivide.name()), ("is_nan", "floor_divide"));
+        assert_eq!((UnaryKind::from_name("Sin"), BinaryKind::from_name("")), (None, None));
     }
 }

@@ -4,7 +4,6 @@
 //! structures as there are ops, none of which could ever grow.
 
 use std::cell::Cell;
-use std::fmt::Debug;
 use std::str::FromStr;
 
 use genie_graph::{
@@ -109,22 +108,26 @@ pub(crate) fn op(name: &str, attributes: &str) -> Result<Op, Failure> {
             }
         }
         "scatter" => Op::Scatter,
-        "unary" => Op::Unary { kind: a.kind(UnaryKind::ALL)? },
-        "binary" => Op::Binary { kind: a.kind(BinaryKind::ALL)? },
-        "compare" => Op::Compare { kind: a.kind(CompareKind::ALL)? },
+        "unary" => Op::Unary { kind: a.one_of("kind", UnaryKind::NAMED, None)? },
+        "binary" => Op::Binary { kind: a.one_of("kind", BinaryKind::NAMED, None)? },
+        "compare" => Op::Compare { kind: a.one_of("kind", CompareKind::NAMED, None)? },
         "where" => Op::Where,
         "broadcast" => Op::Broadcast { dims: a.list("dims", dim)?.ok_or_else(|| a.missing("dims"))? },
-        "cumulative" => Op::Cumulative { kind: a.kind(CumulativeKind::ALL)?, axis: a.or("axis", -1)? },
+        "cumulative" => {
+            Op::Cumulative { kind: a.one_of("kind", CumulativeKind::NAMED, None)?, axis: a.or("axis", -1)? }
+        }
         "argsort" => Op::ArgSort { axis: a.or("axis", -1)?, descending: a.or("descending", false)? },
         "take_along" => Op::TakeAlong { axis: a.or("axis", -1)? },
-        "scatter_along" => Op::ScatterAlong { axis: a.or("axis", -1)?, kind: a.kind(ScatterKind::ALL)? },
+        "scatter_along" => {
+            Op::ScatterAlong { axis: a.or("axis", -1)?, kind: a.one_of("kind", ScatterKind::NAMED, None)? }
+        }
         "arg_reduce" => Op::ArgReduce {
-            kind: a.kind(ArgReduceKind::ALL)?,
+            kind: a.one_of("kind", ArgReduceKind::NAMED, None)?,
             axis: a.or("axis", -1)?,
             keep_dims: a.or("keep_dims", false)?,
         },
         "random" => Op::Random {
-            kind: a.kind(RandomKind::ALL)?,
+            kind: a.one_of("kind", RandomKind::NAMED, None)?,
             dtype: a.one_of("dtype", DTYPES, None)?,
             dims: a.list("dims", dim)?.ok_or_else(|| a.missing("dims"))?,
         },
@@ -177,18 +180,6 @@ fn parsed<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
 }
 
-/// `FloorDivide` as `floor_divide`.
-fn snake(name: &str) -> String {
-    let mut out = String::with_capacity(name.len() + 4);
-    for c in name.chars() {
-        if c.is_ascii_uppercase() && !out.is_empty() {
-            out.push('_');
-        }
-        out.push(c.to_ascii_lowercase());
-    }
-    out
-}
-
 /// `name=value name=value`, each to be asked for.
 struct Attributes<'a> {
     op: &'a str,
@@ -236,13 +227,6 @@ impl<'a> Attributes<'a> {
         chosen
             .map(|(_, value)| *value)
             .ok_or_else(|| Failure::argument(format!("{}: {name}={text} is none of {}", self.op, names())))
-    }
-
-    /// A kind by its name in lower case, words joined by underscores: `is_nan`.
-    fn kind<T: Copy + Debug>(&self, all: &[T]) -> Result<T, Failure> {
-        let names: Vec<_> = all.iter().map(|kind| snake(&format!("{kind:?}"))).collect();
-        let choices: Vec<_> = names.iter().map(String::as_str).zip(all.iter().copied()).collect();
-        self.one_of("kind", &choices, None)
     }
 
     fn list<T>(&self, name: &str, one: impl Fn(&str) -> Option<T>) -> Result<Option<Vec<T>>, Failure> {

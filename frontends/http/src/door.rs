@@ -96,6 +96,8 @@ pub(crate) struct Shared {
     pub(crate) started: Instant,
 }
 
+/// Between two looks at which sessions are used.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of a request's headers.
 const HEADER_BYTES: usize = 32 << 10;
 /// Bytes that each connection reads ahead.
@@ -151,7 +153,7 @@ impl Door {
         runtime.spawn(accept(listener, access.clone(), shared.clone()));
         runtime.spawn(async move {
             loop {
-                tokio::time::sleep(settings.patience / 4).await;
+                tokio::time::sleep((settings.patience / 4).max(LEAST_PAUSE)).await;
                 shared.sessions.close_idle(settings.patience);
             }
         });

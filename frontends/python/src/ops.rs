@@ -1,7 +1,5 @@
 //! Ops by name, with their attributes as keyword arguments.
 
-use std::fmt::Debug;
-
 use genie_graph::{
     ArgReduceKind, BinaryKind, CompareKind, CumulativeKind, DType, LinearLayout, Op, PoolKind, QuantFormat, RandomKind,
     ReduceKind, RopeStyle, ScatterKind, TensorType, UnaryKind,
@@ -97,22 +95,22 @@ fn op(name: &str, a: &mut Attributes<'_, '_>) -> PyResult<Op> {
             count_padding: a.or("count_padding", false)?,
         },
         "scatter" => Op::Scatter,
-        "unary" => Op::Unary { kind: a.kind(UnaryKind::ALL)? },
-        "binary" => Op::Binary { kind: a.kind(BinaryKind::ALL)? },
-        "compare" => Op::Compare { kind: a.kind(CompareKind::ALL)? },
+        "unary" => Op::Unary { kind: a.one_of("kind", UnaryKind::NAMED)? },
+        "binary" => Op::Binary { kind: a.one_of("kind", BinaryKind::NAMED)? },
+        "compare" => Op::Compare { kind: a.one_of("kind", CompareKind::NAMED)? },
         "where" => Op::Where,
         "broadcast" => Op::Broadcast { dims: dtype::dims(&a.any("dims")?, false)? },
-        "cumulative" => Op::Cumulative { kind: a.kind(CumulativeKind::ALL)?, axis: a.get("axis")? },
+        "cumulative" => Op::Cumulative { kind: a.one_of("kind", CumulativeKind::NAMED)?, axis: a.get("axis")? },
         "argsort" => Op::ArgSort { axis: a.get("axis")?, descending: a.or("descending", false)? },
         "take_along" => Op::TakeAlong { axis: a.get("axis")? },
-        "scatter_along" => Op::ScatterAlong { axis: a.get("axis")?, kind: a.kind(ScatterKind::ALL)? },
+        "scatter_along" => Op::ScatterAlong { axis: a.get("axis")?, kind: a.one_of("kind", ScatterKind::NAMED)? },
         "arg_reduce" => Op::ArgReduce {
-            kind: a.kind(ArgReduceKind::ALL)?,
+            kind: a.one_of("kind", ArgReduceKind::NAMED)?,
             axis: a.get("axis")?,
             keep_dims: a.or("keep_dims", false)?,
         },
         "random" => Op::Random {
-            kind: a.kind(RandomKind::ALL)?,
+            kind: a.one_of("kind", RandomKind::NAMED)?,
             dtype: a.dtype("dtype")?,
             dims: dtype::dims(&a.any("dims")?, false)?,
         },
@@ -135,18 +133,6 @@ const REDUCTIONS: [(&str, ReduceKind); 5] = [
 ];
 const FORMATS: [(&str, QuantFormat); 3] =
     [("q8_0", QuantFormat::Q8_0), ("q4_0", QuantFormat::Q4_0), ("q4_1", QuantFormat::Q4_1)];
-
-/// `FloorDivide` as `floor_divide`.
-fn snake(name: &str) -> String {
-    let mut out = String::with_capacity(name.len() + 4);
-    for c in name.chars() {
-        if c.is_ascii_uppercase() && !out.is_empty() {
-            out.push('_');
-        }
-        out.push(c.to_ascii_lowercase());
-    }
-    out
-}
 
 /// The keyword arguments of one op.
 struct Attributes<'a, 'py> {
@@ -196,13 +182,6 @@ impl<'py> Attributes<'_, 'py> {
             let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
             bad_input(format!("{}: {name}={value} is none of {}", self.op, names.join(", ")))
         })
-    }
-
-    /// A kind by its name in lower case, words joined by underscores: `is_nan`.
-    fn kind<T: Copy + Debug>(&mut self, all: &[T]) -> PyResult<T> {
-        let names: Vec<_> = all.iter().map(|kind| snake(&format!("{kind:?}"))).collect();
-        let named: Vec<_> = names.iter().map(String::as_str).zip(all.iter().copied()).collect();
-        self.one_of("kind", &named)
     }
 
     fn declared(&mut self) -> PyResult<TensorType> {

@@ -111,7 +111,8 @@ pub(crate) struct ServeArgs {
     /// Bytes of one HTTP request, and of one answer: all requests together may hold four times as many.
     #[arg(long, value_name = "BYTES", value_parser = size, default_value = "1G", requires = "http")]
     http_limit: u64,
-    /// Seconds that an HTTP client may take over its headers, and over each 64 KiB of a body or an answer.
+    /// Seconds that an HTTP client may take over its headers, and over each 64 KiB of a body or an answer; and that a token's session stays
+    /// open after a request.
     #[arg(long, value_name = "S", default_value_t = 30.0, value_parser = seconds, requires = "http")]
     http_patience: f64,
     /// HTTP connections at a time: for one more the oldest goes whose request has not come whole.

@@ -60,7 +60,7 @@ fn mul(call: &mut Call<'_>) -> Result<NodeId, Failure> {
     let operands = call.operands("other")?;
     let dtype = promoted(call, &operands);
     let op = if dtype == DType::Bool { Op::Binary { kind: BinaryKind::BitAnd } } else { Op::Mul };
-    let wide = width(dtype, &operands);
+    let wide = width(call, dtype, &operands);
     let both = call.both(operands, wide)?;
     let y = call.push(op, &both)?;
     call.cast(y, dtype)
@@ -71,13 +71,16 @@ fn scaled(call: &mut Call<'_>, op: Op) -> Result<NodeId, Failure> {
     let operands = call.operands("other")?;
     let dtype = promoted(call, &operands);
     let alpha = call.kwargs.number("alpha")?.filter(|alpha| !matches!(alpha, Number::Int(1)));
-    let wide = if alpha.is_some() && dtype.is_float() { DType::F32 } else { width(dtype, &operands) };
-    let [a, mut b] = call.both(operands, wide)?;
+    let [mut a, mut b] = call.both(operands, dtype)?;
     if let Some(alpha) = alpha {
         if !dtype.is_float() && matches!(alpha, Number::Float(_)) {
             return Err(call.refuse("takes an integer for 'alpha' where tensors hold integers"));
         }
-        let alpha = call.constant(alpha, wide)?;
+        let mut alpha = call.constant(alpha, dtype)?;
+        if dtype.is_float() {
+            // Only the sum is rounded.
+            (a, b, alpha) = (call.cast(a, DType::F32)?, call.cast(b, DType::F32)?, call.cast(alpha, DType::F32)?);
+        }
         let product = if dtype == DType::Bool { Op::Binary { kind: BinaryKind::BitAnd } } else { Op::Mul };
         b = call.push(product, &[b, alpha])?;
     }
@@ -93,7 +96,7 @@ fn div(call: &mut Call<'_>) -> Result<NodeId, Failure> {
     match call.kwargs.word("rounding_mode")? {
         None => {
             let dtype = call.promoted_float(&operands);
-            let both = call.both(operands, width(dtype, &operands))?;
+            let both = call.both(operands, width(call, dtype, &operands))?;
             let y = call.push(Op::Div, &both)?;
             call.cast(y, dtype)
         }
@@ -119,9 +122,12 @@ fn pow(call: &mut Call<'_>) -> Result<NodeId, Failure> {
     call.push(Op::Binary { kind: BinaryKind::Pow }, &both)
 }
 
-/// What PyTorch computes with: a number is not rounded to the half of a tensor before it is used.
-fn width(dtype: DType, operands: &[Operand]) -> DType {
+/// What PyTorch multiplies and divides halves by: what has no dimensions is not rounded to their type before it is used. (What is added is.)
+fn width(call: &Call<'_>, dtype: DType, operands: &[Operand; 2]) -> DType {
     let half = matches!(dtype, DType::F16 | DType::BF16);
-    let number = operands.iter().any(|operand| matches!(operand, Operand::Number(_)));
+    let number = match operands[1] {
+        Operand::Number(_) => true,
+        Operand::Tensor(node) => call.dims(node).is_empty(),
+    };
     if half && number { DType::F32 } else { dtype }
 }

@@ -153,10 +153,8 @@ fn same_type(call: &mut Call<'_>) -> Result<Vec<NodeId>, Failure> {
 fn expand(call: &mut Call<'_>) -> Result<NodeId, Failure> {
     let x = call.input(0)?;
     let mut dims = call.dims(x);
-    let size = match (call.kwargs.ints("size")?, call.kwargs.ints("shape")?) {
-        (Some(size), None) | (None, Some(size)) => size,
-        _ => return Err(call.refuse("needs 'size'")),
-    };
+    let (size, shape) = (call.kwargs.ints("size")?, call.kwargs.ints("shape")?);
+    let Some(size) = size.xor(shape) else { return Err(call.refuse("needs 'size'")) };
     let Some(new) = size.len().checked_sub(dims.len()) else {
         return Err(call.refuse("takes a size of as many dimensions as the tensor has, or more"));
     };

@@ -286,6 +286,20 @@ fn every_op_makes_what_pytorch_makes() {
     assert!(untried.is_empty(), "{untried:?}");
 }
 
+/// The page lists each op by its first name, with what it takes.
+#[test]
+fn the_documentation_has_all_ops() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/http.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for def in all() {
+        // There is one mode.
+        let kwargs = def.kwargs.iter().filter(|name| !matches!(**name, "mode"));
+        for name in def.names.iter().take(1).chain(kwargs) {
+            assert!(page.contains(&format!("`{name}`")), "{name} of {:?}", def.names);
+        }
+    }
+}
+
 #[test]
 fn what_an_op_does_not_take_is_said() {
     const X: Shaped = (F32, &[2, 3]);
@@ -405,16 +419,18 @@ fn a_large_integer_is_the_number_that_was_asked_for() {
     }
 }
 
-/// `alpha` and `other` were rounded to the half precision of the tensor before they were used.
+/// A product by `alpha` was rounded before it was added; a factor was rounded to the type of the halves that it multiplies.
 #[test]
-fn numbers_are_used_as_they_are() {
-    for (name, kwargs) in
-        [("add", json!({"other": 0.1})), ("mul", json!({"other": 0.1})), ("div", json!({"other": 0.1}))]
-    {
-        let graph = graph(name, &[(F16, &[2])], &kwargs).unwrap();
-        let number = graph.nodes.iter().find(|node| matches!(node.op, Op::Full { .. })).unwrap();
-        assert_eq!(number.ty.dtype, F32, "{name}");
-    }
-    let scaled = graph("add", &[(F16, &[2]), (F16, &[2])], &json!({"alpha": 0.1})).unwrap();
-    assert!(scaled.nodes.iter().filter(|node| matches!(node.op, Op::Mul | Op::Add)).all(|node| node.ty.dtype == F32));
+fn halves_are_rounded_where_pytorch_rounds_them() {
+    let types = |name: &str, inputs: &[Shaped], kwargs: Value| {
+        let graph = graph(name, inputs, &kwargs).unwrap();
+        let node = |node: &&genie_graph::Node| matches!(node.op, Op::Full { .. } | Op::Add | Op::Mul | Op::Div);
+        graph.nodes.iter().filter(node).map(|node| (node.op.name(), node.ty.dtype)).collect::<Vec<_>>()
+    };
+    const HALF: Shaped = (F16, &[2]);
+    assert_eq!(types("add", &[HALF], json!({"other": 0.1})), [("full", F16), ("add", F16)]);
+    assert_eq!(types("mul", &[HALF], json!({"other": 0.1})), [("full", F32), ("mul", F32)]);
+    assert_eq!(types("div", &[HALF, (F32, &[])], json!({})), [("div", F32)]);
+    assert_eq!(types("mul", &[(F32, &[]), HALF], json!({})), [("mul", F16)]);
+    assert_eq!(types("add", &[HALF, HALF], json!({"alpha": 0.1})), [("full", F16), ("mul", F32), ("add", F32)]);
 }

@@ -130,7 +130,7 @@ fn a_tokens_session_is_given_back() {
     good(&["token", "new", "alice", "--tokens", &tokens, "--client", &alice, "--sessions", "1"]);
     let door = Door::open(&["--tokens", &tokens, "--http-patience", "2"]).with_token(shown(Path::new(&alice)));
     let uri = door.server.uri.split(", ").find(|uri| uri.starts_with("tcp://")).unwrap_or(tcp).to_owned();
-    let own = || genie(&["info", "--connect", &uri, "--token", &alice]).output().expect("it starts").status.success();
+    let own = || genie(&["devices", &uri, "--token-file", &alice]).output().expect("it starts").status.success();
     assert!(own(), "nobody has a session");
     assert_eq!(door.get("/health").status, 200);
     super::client::soon("a question keeps none", own);

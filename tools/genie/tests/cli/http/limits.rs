@@ -48,6 +48,20 @@ fn what_is_too_large_is_413() {
     assert!(metrics.lines().any(|line| line == "genie_http_held_bytes 0"), "{metrics}");
 }
 
+/// The connection was closed on what had not been read, and the answer was lost with it.
+#[test]
+fn who_sends_much_to_the_wrong_place_is_told() {
+    let door = Door::open(&[]);
+    let body = vec![b'x'; 8 << 20];
+    for (place, status) in [("/health", 405), ("/nothing", 404)] {
+        let head = format!(
+            "POST {place} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        assert_eq!(door.send([head.as_bytes(), &body].concat()).status, status, "{place}");
+    }
+}
+
 /// Requests that came in part held all memory that there was for them, and all others waited.
 #[test]
 fn memory_is_bounded_for_all_requests_together_and_nobody_waits_for_it() {
