@@ -77,18 +77,14 @@ def connect(
         timeout=timeout,
         reconnect=reconnect,
     )
-<<<<<<< HEAD
-    session.device = device
-    _last[:] = [session]
-    _autoload.connected()
-=======
     remember(session)
     return session
 
 
 def remember(session: Session) -> None:
-    """Makes it the current one."""
+    """Makes it the current one, which tensors of `remote_accelerator` live in."""
     _last[:] = [session]
+    _autoload.connected()
 
 
 def opened(uri: str | None = None, **options: Unpack[Options]) -> Session:
@@ -107,5 +103,4 @@ def opened(uri: str | None = None, **options: Unpack[Options]) -> Session:
         options["key"] = os.environ.get("GENIE_TLS_KEY") or None
     session = Session(uri, **options)
     session.device = device
->>>>>>> pyc
     return session
