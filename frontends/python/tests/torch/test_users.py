@@ -199,6 +199,13 @@ def test_a_loop_that_asks_for_nothing_does_not_fill_this_process(monkeypatch: py
         x = x + 1
     assert run.runner().counts.requests - requests in range(8, 12)
     assert x.tolist() == [1000.0, 1000.0]
+    # What has run already is no part of what waits.
+    requests = run.runner().counts.requests
+    for _ in range(100):
+        y = x + 1
+        x = y * 2 - y
+        y.materialize()
+    assert run.runner().counts.requests - requests == 100
 
 
 def test_a_phase_is_of_its_thread() -> None:

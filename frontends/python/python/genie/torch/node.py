@@ -21,7 +21,8 @@ class Node:
     (`value` is the data, little-endian and row-major), `empty` (a shape that has no element), `cached` (`value` says which part of a
     KV cache it is), and `attended`, attention whose form is chosen when it runs. `holders` counts the
     storages that hold the node, and `readers` the nodes that are to be computed from it: what is computed and held, or read by what
-    was not computed with it, stays on the server. `depth` is how many nodes have to run one after the other for it.
+    was not computed with it, stays on the server. `depth` is how many nodes have to run one after the other for it,
+    at the most: some may have run since.
     """
 
     __slots__ = ("attrs", "depth", "device", "dtype", "holders", "inputs", "op", "phase", "readers", "residency", "sent", "shape", "value")

@@ -417,6 +417,15 @@ def use(backend: Backend) -> Runner:
     return _RUNNERS[0]
 
 
+def bound(node: Node, depth: int) -> None:
+    """Computes a node if so many others have to run for it one after the other."""
+    # Some of them may have run since it was counted.
+    for one in order_of([node]):
+        one.depth = 0 if one.is_leaf() else 1 + max((x.depth for x in one.inputs), default=0)
+    if node.depth > depth:
+        realise([node])
+
+
 def realise(roots: Sequence[Node], fetch: bool = False) -> list[Any]:
     """Computes nodes of one device, and all they need; with `fetch` it gives the bytes of each."""
     return runner().realise(roots, fetch)

@@ -188,9 +188,9 @@ def node_of(tensor: RemoteTensor) -> Node:
 def wrap(node: Node) -> RemoteTensor:
     """A new tensor with storage of its own."""
     if node.depth > MOST_DEPTH:
-        from .run import realise
+        from .run import bound
 
-        realise([node])
+        bound(node, MOST_DEPTH)
     return RemoteTensor(storage.Storage(node), (), node.shape, TYPES[node.dtype], node.device)
 
 
