@@ -117,6 +117,8 @@ struct Steps {
 struct FarSteps {
     /// As it was measured.
     round_trip_us: f64,
+    /// What of it bytes were held back for, there and back: no reply comes sooner.
+    held_us: f64,
     local_decode_ms: f64,
     /// Waiting for each reply.
     remote_decode_ms: f64,
@@ -186,6 +188,7 @@ pub(crate) fn run(args: &DecodeArgs, say: Say) -> Result<()> {
         }),
         far: far.map(|f| FarSteps {
             round_trip_us: rounded(f.round_trip * 1e6),
+            held_us: rounded(f.held * 1e6),
             local_decode_ms: ms(f.local),
             remote_decode_ms: ms(f.remote),
             decode_ratio: rounded(f.remote / f.local),
