@@ -142,9 +142,14 @@ impl Core {
         self.with_room(device, bytes, || self.slot(device).device.allocate_for_upload(bytes))
     }
 
-    /// The same for one that the device computes.
-    pub(crate) fn allocate_output(&self, device: u16, bytes: u64) -> Result<Space, RemoteError> {
-        self.with_room(device, bytes, || self.slot(device).device.allocate(bytes))
+    /// The same for one of this session's that the device computes.
+    pub(crate) fn allocate_output(&self, device: u16, bytes: u64, session: u64) -> Result<Space, RemoteError> {
+        self.with_room(device, bytes, || self.slot(device).device.allocate_for_session(bytes, session))
+    }
+
+    /// A session is over, and what it had was freed.
+    pub(crate) fn forget_session(&self, session: u64) {
+        self.devices.iter().for_each(|slot| slot.device.forget_session(session));
     }
 
     /// As [`Self::allocate`], for bytes that a network card is to write there itself, where it can.

@@ -118,6 +118,7 @@ impl Core {
             }
         }
         drop(objects);
+        self.forget_session(session.number);
         tracing::info!(session = session.number, "session ended: its device failed");
         if let Some(peer) = peer {
             peer.goodbye(error.clone());

@@ -79,12 +79,12 @@ impl Tensor {
         drop(old);
     }
 
-    /// Replaces `length` bytes from `offset` on, which [`Self::may_replace`] has allowed: `fill` writes them. Where nobody else reads
-    /// the old bytes they are written in place; else `allocate` gives memory for a copy.
+    /// Replaces `length` bytes from `offset` on, which [`Self::may_replace`] has allowed this session: `fill` writes them. Where nobody else
+    /// reads the old bytes they are written in place; else `allocate` gives memory for a copy.
     pub(crate) fn write(
         &self,
-        offset: u64,
-        length: u64,
+        session: u64,
+        (offset, length): (u64, u64),
         mut fill: impl FnMut(&mut Space) -> Result<(), DeviceError>,
         allocate: impl FnOnce(u64) -> Result<Space, RemoteError>,
     ) -> Result<(), RemoteError> {
@@ -94,7 +94,7 @@ impl Tensor {
         let end = offset + length;
         let alone = Arc::get_mut(&mut content)
             .map(|content| std::mem::replace(&mut content.memory, Region::from_owner([0_u8; 0]).into()))
-            .map(Memory::try_thaw);
+            .map(|memory| memory.try_thaw(session));
         match alone {
             // Whoever comes in between waits for the lock: nobody sees the emptied content.
             Some(Ok(mut space)) => {
@@ -156,7 +156,7 @@ mod tests {
         bytes: &[u8],
         allocate: fn(u64) -> Result<Space, RemoteError>,
     ) -> Result<(), RemoteError> {
-        tensor.write(offset, bytes.len() as u64, |space| space.write(offset, bytes), allocate)
+        tensor.write(1, (offset, bytes.len() as u64), |space| space.write(offset, bytes), allocate)
     }
 
     #[test]

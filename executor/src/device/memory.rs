@@ -393,11 +393,11 @@ impl Memory {
         }
     }
 
-    /// The memory, to be written again, if this is the last handle on it and it is all of it; else as it was. Memory that somebody
-    /// else made never is.
-    pub fn try_thaw(self) -> Result<Space, Self> {
+    /// The memory, to be written again by this session, if this is the last handle on it and it is all of it; else as it was. Memory that
+    /// somebody else made never is, nor what was lent to another session.
+    pub fn try_thaw(self, session: u64) -> Result<Space, Self> {
         match self {
-            Self::Host(region) => region.try_thaw().map(Space::Host).map_err(Self::Host),
+            Self::Host(region) => region.try_thaw_for(session).map(Space::Host).map_err(Self::Host),
             Self::Device(buffer, range) if Arc::strong_count(&buffer) == 1 && range == (0..buffer.bytes()) => {
                 Ok(Space::Device(buffer))
             }

@@ -145,6 +145,20 @@ pub trait Device: Send + Sync + 'static {
     /// [`DeviceError::OutOfMemory`]; nothing changed.
     fn allocate(&self, bytes: u64) -> Result<Space, DeviceError>;
 
+    /// As [`Self::allocate`], for a session (by its number) whose sockets may have been lent such memory ([`genie_transport::memory::Region::lend`]).
+    ///
+    /// # Errors
+    /// As [`Self::allocate`].
+    fn allocate_for_session(&self, bytes: u64, session: u64) -> Result<Space, DeviceError> {
+        let _ = session;
+        self.allocate(bytes)
+    }
+
+    /// A session is over: nobody may have again what was lent to it.
+    fn forget_session(&self, session: u64) {
+        let _ = session;
+    }
+
     /// As [`Self::allocate`], for bytes that a network card is to write there itself, where it can: host memory is any.
     ///
     /// # Errors

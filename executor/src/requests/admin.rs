@@ -174,6 +174,7 @@ impl Core {
             }
         }
         drop(objects);
+        self.forget_session(session.number);
         tracing::debug!(session = session.number, "session ended");
     }
 

@@ -123,7 +123,15 @@ impl Core {
         let waiter = from.waiter(put, name)?;
         // What must have a hash is hashed as it passes through the host.
         let direct = hash.is_none() && body.is_one_sided(from);
-        let mut space = self.allocate_for(direct, device, put.spec.bytes())?;
+        let bytes = put.spec.bytes();
+        let mut space = match direct {
+            true => self.allocate_reachable(device, bytes)?,
+            // A session that puts and gets has the same memory again.
+            false if self.device(device)?.reads_host_memory() => {
+                self.allocate_output(device, bytes, from.session.number)?
+            }
+            false => self.allocate(device, bytes)?,
+        };
         match body {
             Body::Here(bytes) => {
                 space.write(0, bytes)?;
@@ -218,7 +226,8 @@ impl Core {
         match body {
             Body::Here(bytes) => {
                 let length = bytes.len() as u64;
-                tensor.write(offset, length, |space| space.write(offset, bytes), |n| self.allocate(device, n))?;
+                let write = |space: &mut Space| space.write(offset, bytes);
+                tensor.write(from.session.number, (offset, length), write, |n| self.allocate(device, n))?;
                 Ok(Some(Answer::Tensor { handle, device, spec: tensor.spec.clone() }))
             }
             Body::Sliced { slice_bytes, announce } => {
@@ -473,7 +482,7 @@ impl Core {
             Ok(())
         } else {
             let fill = |space: &mut Space| space.copy(offset, memory);
-            tensor.write(offset, memory.len(), fill, |n| self.allocate(device, n))
+            tensor.write(session.number, (offset, memory.len()), fill, |n| self.allocate(device, n))
         };
         let answer = match done {
             Ok(()) => Answer::Tensor { handle, device, spec },

@@ -24,6 +24,10 @@ use crate::weights::Found;
 /// memory that is touched for the first time. To hand them to another thread takes 70 us on two cores.
 const COPIED_HERE: u64 = 2 << 20;
 
+/// From this size on, and in slices of at least this, a get's pages are sent where a link takes them.
+const BY_PAGES: u64 = 1 << 20;
+const SLICE_BY_PAGES: u32 = 128 << 10;
+
 impl Core {
     pub(super) fn get(
         self: &Arc<Self>,
@@ -38,8 +42,10 @@ impl Core {
             Object::Tensor(tensor) => {
                 let content = tensor.content();
                 let parts = range.parts(std::slice::from_ref(&content.memory))?;
-                if content.memory.host().is_some() {
-                    return range.send(from.peer, from.id, parts, &(content as Paid));
+                if let Some(memory) = content.memory.host().cloned() {
+                    let lent =
+                        tensor.weight.is_none() && range.by_pages(from, &parts) && memory.lend(from.session.number);
+                    return range.send(from.peer, from.id, parts, (&(content as Paid), lent.then_some(memory)));
                 }
                 let (peer, id) = (from.peer.clone(), from.id);
                 self.spawn(move |core| range.send_from_device(core, (&peer, id), parts, content));
@@ -56,7 +62,7 @@ impl Core {
                     });
                     let sent = parts.and_then(|(parts, paid)| {
                         if parts.iter().all(|part| part.host().is_some()) {
-                            return range.send(&peer, id, parts, &paid);
+                            return range.send(&peer, id, parts, (&paid, None));
                         }
                         let peer = peer.clone();
                         // The parts are held: others may have their turn with the cache meanwhile.
@@ -292,13 +298,30 @@ impl Range {
         }
     }
 
-    /// Sends bytes that are in the host's memory, and the reply.
-    fn send(self, peer: &Peer, id: u64, parts: Vec<Memory>, paid: &Paid) -> Result<(), RemoteError> {
+    /// Whether the pages of these parts are better sent than copies of their bytes. A socket that is never read keeps whole pages of the
+    /// system's, which may be large: so none are sent for little.
+    fn by_pages(self, from: &From<'_>, parts: &[Memory]) -> bool {
+        let large = parts.iter().map(Memory::len).sum::<u64>() >= BY_PAGES;
+        large && self.sliced.is_some_and(|slice| slice >= SLICE_BY_PAGES) && from.peer.takes_pages()
+    }
+
+    /// Sends bytes that are in the host's memory, and the reply. Their pages, where that memory was lent to the session for it.
+    fn send(
+        self,
+        peer: &Peer,
+        id: u64,
+        parts: Vec<Memory>,
+        (paid, lent): (&Paid, Option<Region>),
+    ) -> Result<(), RemoteError> {
         let slices = self.slices(&parts)?;
         let regions = parts.into_iter().map(|part| part.to_host()).collect::<Result<Vec<_>, _>>()?;
         if let Some(slice_bytes) = slices {
             let paid = |region| Region::from_owner(Sent { region, _paid: paid.clone() });
-            peer.send_sliced(id, regions.into_iter().map(paid).collect(), slice_bytes);
+            let segments = regions.into_iter().map(paid).collect();
+            match lent {
+                Some(memory) => peer.lend_sliced(id, segments, vec![memory], slice_bytes),
+                None => peer.send_sliced(id, segments, slice_bytes),
+            }
             peer.reply(id, Kind::Get, &Reply::Got(&[]));
         } else if let [one] = &regions[..] {
             peer.reply(id, Kind::Get, &Reply::Got(one));
@@ -313,7 +336,7 @@ impl Range {
     /// Sends bytes that are in a device's memory, and the reply; or the reply that they cannot be had.
     fn send_from_device(self, core: &Arc<Core>, (peer, id): (&Arc<Peer>, u64), parts: Vec<Memory>, paid: Paid) {
         let sent = self.slices(&parts).and_then(|slices| {
-            let Some(slice_bytes) = slices else { return self.send(peer, id, parts, &paid) };
+            let Some(slice_bytes) = slices else { return self.send(peer, id, parts, (&paid, None)) };
             let outflow = Outflow::new(core, (peer, id), (parts, slice_bytes), paid);
             let outflow = outflow.ok_or_else(|| fail(ErrorCode::Internal, "the tensor is in no device's memory"))?;
             outflow.probe()?;

@@ -1,5 +1,6 @@
 //! Who gets in, what they may do, and what happens to everybody else: over every link that a machine has, against a real server.
 
+mod pages;
 mod rights;
 mod tokens;
 

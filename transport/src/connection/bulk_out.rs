@@ -29,6 +29,8 @@ struct Sending {
     pieces: Pieces,
     /// Whether its payload gets a checksum.
     checked: bool,
+    /// Whether its pages may go in place of its bytes.
+    by_pages: bool,
     /// Made when the slice is first offered to a sink: the checksum's pass over the bytes then warms the cache for the
     /// kernel's.
     head: Option<[u8; SLICE_FRAME_BYTES]>,
@@ -152,9 +154,10 @@ impl BulkOut {
         Self::wake(state);
     }
 
-    /// Forgets a transfer: no further slice of it begins.
+    /// Forgets a transfer, since its receiver said so: no further slice of it begins.
     pub fn end(&self, transfer: u64) {
         let mut state = self.lock();
+        state.find_mut(transfer).for_each(Outgoing::was_read);
         state.forget(transfer);
         // Others may have the room that it had.
         Self::wake(state);
@@ -351,6 +354,11 @@ impl State {
         self.sent.get(&transfer).or_else(|| self.waiting.iter().find(|o| o.transfer == transfer))
     }
 
+    fn find_mut(&mut self, transfer: u64) -> impl Iterator<Item = &mut Outgoing> {
+        let Self { sent, waiting, .. } = self;
+        sent.get_mut(&transfer).into_iter().chain(waiting.iter_mut().filter(move |o| o.transfer == transfer))
+    }
+
     fn forget(&mut self, transfer: u64) {
         self.waiting.retain(|o| o.transfer != transfer);
         self.sent.remove(&transfer);
@@ -460,7 +468,8 @@ impl Sending {
                 }
                 start += part.len();
             }
-            match sink.send(&bufs[..used]) {
+            let sent = if self.by_pages { sink.send_pages(&bufs[..used]) } else { sink.send(&bufs[..used]) };
+            match sent {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => self.sent += n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok((Some(self), true)),

@@ -14,6 +14,19 @@ pub trait Sink: Send {
     /// Any other error means that the lane is gone.
     fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize>;
 
+    /// As [`Self::send`], of bytes that stay as they are until the other side has said that it has them: their pages can go instead.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    fn send_pages(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.send(bufs)
+    }
+
+    /// Whether [`Self::send_pages`] is worth it on this link's bulk lanes.
+    fn takes_pages(&self) -> bool {
+        false
+    }
+
     /// Whether something that it took waits here still, for a driver that pushes it.
     fn has_unsent(&self) -> bool {
         false

@@ -67,6 +67,7 @@ pub struct Peer {
     stuck: Duration,
     checked: bool,
     one_sided: bool,
+    takes_pages: bool,
     /// The control lane waits for the bulk lanes to send.
     held: AtomicBool,
     /// Changes whenever the client has taken something of what it asked for.
@@ -117,7 +118,7 @@ impl Peer {
     ) -> Arc<Self> {
         let bulk = BulkOut::keeping(KEPT_TRANSFERS);
         bulk.set_checked(checked);
-        let (regions, one_sided) = (sink.regions(), sink.is_one_sided());
+        let (regions, one_sided, takes_pages) = (sink.regions(), sink.is_one_sided(), sink.takes_pages());
         let out = ControlOut { outbox: Outbox::default(), sink, meta: Vec::new(), payload: Vec::new() };
         Arc::new(Self {
             id,
@@ -138,6 +139,7 @@ impl Peer {
             stuck,
             checked,
             one_sided,
+            takes_pages,
             held: AtomicBool::new(false),
             progress: AtomicU64::new(0),
         })
@@ -195,6 +197,19 @@ impl Peer {
         let pieces = segments.into_iter().map(Bytes::from_owner).collect();
         self.bulk.push(Outgoing::new(id, pieces, slice_bytes));
         self.wake_lanes();
+    }
+
+    /// As [`Self::send_sliced`], where [`Self::takes_pages`]: the client's sockets are given the pages of the regions instead of copies. They
+    /// are those of `memory`, which is lent ([`Region::lend`]) to the client's session, and is spoilt unless the client says in time that
+    /// it has them.
+    pub fn lend_sliced(&self, id: u64, segments: Vec<Region>, memory: Vec<Region>, slice_bytes: u32) {
+        // Made even where the connection is over: what was lent is spoilt with it.
+        let outgoing =
+            Outgoing::new(id, segments.into_iter().map(Bytes::from_owner).collect(), slice_bytes).by_pages(memory);
+        if !self.is_closed() {
+            self.bulk.push(outgoing);
+            self.wake_lanes();
+        }
     }
 
     /// Sends the bytes of a source as slices of transfer `id`, as it brings them. The source is held until they are sent.
@@ -379,6 +394,11 @@ impl Peer {
     /// Whether the payloads of slices have checksums.
     pub fn is_checked(&self) -> bool {
         self.checked
+    }
+
+    /// Whether slices go as pages: the client is on this host, and reads them from a socket of it.
+    pub fn takes_pages(&self) -> bool {
+        self.takes_pages
     }
 
     /// Whether devices move its slices, each into the other's memory.

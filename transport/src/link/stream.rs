@@ -43,6 +43,19 @@ pub trait Stream: Send + Sync {
     /// `WouldBlock`: none now. Any other: the lane is gone.
     fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize>;
 
+    /// As [`Self::send`], of bytes that stay as they are until the other side has said that it has them: their pages can go instead.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    fn send_pages(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.send(bufs)
+    }
+
+    /// Whether [`Self::send_pages`] is worth it on this link's bulk lanes.
+    fn takes_pages(&self) -> bool {
+        false
+    }
+
     /// Whether bytes that [`Self::send`] took are still on this side, and wait for [`Self::push`].
     fn has_unsent(&self) -> bool {
         false
@@ -228,6 +241,14 @@ pub struct StreamSink(pub Arc<dyn Stream>);
 impl Sink for StreamSink {
     fn send(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         self.0.send(bufs)
+    }
+
+    fn send_pages(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.send_pages(bufs)
+    }
+
+    fn takes_pages(&self) -> bool {
+        self.0.takes_pages()
     }
 
     fn has_unsent(&self) -> bool {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::slab::{ALIGN, Block, Slab};
+use super::slab::{ALIGN, Block, NextUser, Slab};
 
 /// The pool's limit would be passed; nothing was allocated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +30,18 @@ pub(super) struct Shelf {
     used: AtomicU64,
     /// Bytes on the shelf, ready to be handed out.
     kept: AtomicU64,
-    free: Mutex<HashMap<usize, Vec<Block>>>,
+    free: Mutex<Free>,
+}
+
+/// Blocks by their capacity.
+type Sizes = HashMap<usize, Vec<Block>>;
+
+/// Blocks that nobody uses.
+#[derive(Default)]
+struct Free {
+    common: Sizes,
+    /// Those whose pages were lent to a session's sockets, for as long as there is the session.
+    lent: HashMap<u64, Sizes>,
 }
 
 impl Pool {
@@ -44,11 +55,36 @@ impl Pool {
     /// # Errors
     /// [`OutOfMemory`] if the limit would be passed.
     pub fn take(&self, len: usize) -> Result<Slab, OutOfMemory> {
+        self.take_from(len, |free, class| free.common.get_mut(&class)?.pop())
+    }
+
+    /// As [`Self::take`], for a session that may have lent such memory ([`super::Region::lend`]): it is handed out again before
+    /// any other is. The session must be [forgotten](Self::forget) when it ends.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_for(&self, len: usize, session: u64) -> Result<Slab, OutOfMemory> {
+        self.take_from(len, |free, class| {
+            let own = free.lent.entry(session).or_default().get_mut(&class).and_then(Vec::pop);
+            own.or_else(|| free.common.get_mut(&class)?.pop())
+        })
+    }
+
+    /// The session is over: what it had lent is unmapped, now or when it is given back.
+    pub fn forget(&self, session: u64) {
+        let blocks = self.shelf.lock().lent.remove(&session);
+        // Unmapped after the lock.
+        let blocks = blocks.into_iter().flat_map(HashMap::into_values).flatten();
+        let bytes: usize = blocks.map(|block| block.capacity).sum();
+        self.shelf.kept.fetch_sub(bytes as u64, Ordering::AcqRel);
+    }
+
+    fn take_from(&self, len: usize, kept: impl FnOnce(&mut Free, usize) -> Option<Block>) -> Result<Slab, OutOfMemory> {
         let shelf = &self.shelf;
         let class = size_class(len).ok_or_else(|| shelf.refuse(len as u64))?;
         let reserve = |used: u64| used.checked_add(class as u64).filter(|&sum| sum <= shelf.limit);
         shelf.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve).map_err(|_| shelf.refuse(len as u64))?;
-        let kept = shelf.lock().get_mut(&class).and_then(Vec::pop);
+        let kept = kept(&mut shelf.lock(), class);
         let mut block = match kept {
             Some(block) => {
                 shelf.kept.fetch_sub(class as u64, Ordering::AcqRel);
@@ -95,7 +131,7 @@ impl Shelf {
 
     /// A block of this capacity that is here.
     pub(super) fn kept(self: &Arc<Self>, capacity: usize) -> Option<Block> {
-        let mut block = self.lock().get_mut(&capacity).and_then(Vec::pop)?;
+        let mut block = self.lock().common.get_mut(&capacity).and_then(Vec::pop)?;
         self.kept.fetch_sub(capacity as u64, Ordering::AcqRel);
         self.used.fetch_add(capacity as u64, Ordering::AcqRel);
         block.shelf = Arc::downgrade(self);
@@ -109,15 +145,32 @@ impl Shelf {
 
     pub(super) fn put_back(&self, block: Block) {
         let capacity = block.capacity;
-        self.kept.fetch_add(capacity as u64, Ordering::AcqRel);
+        let next = block.next_user();
+        let mut free = self.lock();
+        let sizes = match next {
+            NextUser::Anybody => Some(&mut free.common),
+            NextUser::Session(session) => free.lent.get_mut(&session),
+            NextUser::Nobody => None,
+        };
+        let unwanted = match sizes {
+            Some(sizes) => {
+                self.kept.fetch_add(capacity as u64, Ordering::AcqRel);
+                sizes.entry(capacity).or_default().push(block);
+                None
+            }
+            None => Some(block),
+        };
+        drop(free);
+        // Unmapped, if it is, after the lock, and before others may have as much.
+        drop(unwanted);
         self.used.fetch_sub(capacity as u64, Ordering::AcqRel);
-        self.lock().entry(capacity).or_default().push(block);
     }
 
     /// Frees kept blocks until `wanted` more bytes fit under the limit beside what is live and kept.
     fn make_room(&self, wanted: u64) {
         let mut free = self.lock();
-        for blocks in free.values_mut() {
+        let Free { common, lent } = &mut *free;
+        for blocks in common.values_mut().chain(lent.values_mut().flat_map(HashMap::values_mut)) {
             while self.used.load(Ordering::Acquire).saturating_add(self.kept.load(Ordering::Acquire))
                 > self.limit.max(wanted)
             {
@@ -131,7 +184,7 @@ impl Shelf {
         OutOfMemory { wanted, used: self.used.load(Ordering::Acquire), limit: self.limit }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Vec<Block>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -157,6 +210,55 @@ mod tests {
         drop(a);
         assert_eq!(pool.used(), 0);
         assert_eq!(pool.take(512 << 10).unwrap().as_ptr(), address, "the same block comes back");
+    }
+
+    /// What a session's sockets may still refer to goes to that session or to the system, never to others.
+    #[test]
+    fn lent_memory_is_used_again_by_whom_it_was_lent_to_alone() {
+        const BYTES: usize = 1 << 20;
+        let pool = Pool::new(4 * BYTES as u64);
+        let lent = |to: &[u64]| {
+            let region = pool.take_for(BYTES, 7).unwrap().freeze();
+            assert!(to.iter().all(|&session| region.lend(session)));
+            region
+        };
+        let region = lent(&[7, 7]);
+        let at = region.as_ptr();
+        assert!(region.clone().try_thaw().is_err() && region.clone().try_thaw_for(8).is_err(), "also held twice");
+        let region = region.try_thaw_for(8).unwrap_err().try_thaw().unwrap_err();
+        drop(region.try_thaw_for(7).unwrap());
+        let kept = || pool.shelf.kept.load(Ordering::Acquire);
+        assert_eq!((kept(), pool.used()), (BYTES as u64, 0));
+        let others = [pool.take(BYTES).unwrap(), pool.take_for(BYTES, 8).unwrap()];
+        assert!(others.iter().all(|slab| slab.as_ptr() != at));
+        let again = pool.take_for(BYTES, 7).unwrap();
+        assert_eq!(again.as_ptr(), at);
+        // It is lent yet.
+        drop(again);
+        assert_eq!(kept(), BYTES as u64);
+        drop(others);
+        assert_eq!(kept(), 3 * BYTES as u64);
+        // Two sessions', and what nobody said was read: of no use.
+        drop(lent(&[7, 8]));
+        assert_eq!((kept(), pool.used()), (2 * BYTES as u64, 0));
+        let unread = lent(&[7]);
+        unread.spoil();
+        drop(unread);
+        assert_eq!((kept(), pool.used()), (BYTES as u64, 0));
+        // Where room is needed they go like others; and with their session.
+        let [one, other] = [lent(&[7]), lent(&[7])];
+        drop((one, other));
+        assert_eq!(kept(), 2 * BYTES as u64);
+        assert!(pool.take(4 * BYTES).is_ok());
+        let one = lent(&[7]);
+        drop(lent(&[7]));
+        pool.forget(7);
+        pool.forget(8);
+        drop(one);
+        assert!(pool.shelf.lock().lent.is_empty());
+        assert_eq!(pool.used(), 0);
+        let small = pool.take(4096).unwrap().freeze();
+        assert!(!small.lend(7), "others lie on its pages, or nobody else may map them");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use memmap2::MmapMut;
@@ -131,7 +132,34 @@ enum Holder {
     Peer(Arc<PeerBytes>),
 }
 
+/// What a block says of sockets that may still refer to its pages: [`NOBODY`]'s, one session's, or [`MANY`]'s.
+const NOBODY: u64 = 0;
+/// Of several sessions, or of one that never said that it has read them: nobody may write those pages any more.
+const MANY: u64 = u64::MAX;
+
 impl Region {
+    /// Lends its pages to sockets of a session (a number of its own, neither 0 nor `u64::MAX`), which the other side reads later than they
+    /// were sent. From now on that session alone may have the memory again ([`super::Pool::take_for`]), so that whoever reads
+    /// late, or says too early that it has read, sees nothing of others. Whether they can be lent: they are pages of a pool's own, with
+    /// nothing else beside it on them.
+    pub fn lend(&self, session: u64) -> bool {
+        let Holder::Slab(slab) = &self.holder else { return false };
+        if !matches!(slab.block.backing, Backing::Map { .. }) {
+            return false;
+        }
+        let mark = |lent: u64| (lent != session).then_some(if lent == NOBODY { session } else { MANY });
+        // Whoever has it already has it.
+        let _ = slab.block.lent.fetch_update(Ordering::AcqRel, Ordering::Acquire, mark);
+        true
+    }
+
+    /// Its pages were lent, and it is not known when they will have been read: the memory is never used again, but unmapped.
+    pub fn spoil(&self) {
+        if let Holder::Slab(slab) = &self.holder {
+            slab.block.lent.store(MANY, Ordering::Release);
+        }
+    }
+
     /// A region with a copy of these bytes, for small data and tests.
     pub fn copy_of(bytes: &[u8]) -> Self {
         let mut slab = Slab::zeroed(bytes.len());
@@ -174,12 +202,21 @@ impl Region {
         })
     }
 
-    /// The slab, to be written again, if this is the last handle on it; else the region as it was. Foreign memory never is.
+    /// The slab, to be written again, if this is the last handle on it; else the region as it was. Foreign memory never is, nor what was
+    /// lent.
     pub fn try_thaw(self) -> Result<Slab, Self> {
+        self.try_thaw_for(NOBODY)
+    }
+
+    /// As [`Self::try_thaw`], for a session that writes; of what was lent it gets what was lent to itself.
+    pub fn try_thaw_for(self, session: u64) -> Result<Slab, Self> {
         let Self { holder, range } = self;
+        let lent_elsewhere = |slab: &Slab| ![NOBODY, session].contains(&slab.block.lent.load(Ordering::Acquire));
         match holder {
-            // A server still reads them.
-            Holder::Slab(slab) if slab.is_used() => Err(Self { holder: Holder::Slab(slab), range }),
+            // A server still reads them, or a client may.
+            Holder::Slab(slab) if slab.is_used() || lent_elsewhere(&slab) => {
+                Err(Self { holder: Holder::Slab(slab), range })
+            }
             Holder::Slab(slab) => Arc::try_unwrap(slab).map_err(|slab| Self { holder: Holder::Slab(slab), range }),
             Holder::Foreign(_) | Holder::Peer(_) => Err(Self { holder, range }),
         }
@@ -240,11 +277,23 @@ enum Backing {
     },
 }
 
+/// Who may be given a block that was given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NextUser {
+    Anybody,
+    /// Sockets of this session may refer to its pages.
+    Session(u64),
+    /// It is to be unmapped: who still refers to its pages keeps them as they are.
+    Nobody,
+}
+
 /// An allocation that knows the shelf it goes back to.
 pub(super) struct Block {
     pub(super) ptr: NonNull<u8>,
     pub(super) capacity: usize,
     pub(super) shelf: Weak<Shelf>,
+    /// Whose sockets may refer to its pages.
+    lent: AtomicU64,
     backing: Backing,
 }
 
@@ -277,7 +326,16 @@ impl Block {
     fn known(ptr: NonNull<u8>, capacity: usize, backing: Backing) -> Self {
         #[cfg(feature = "rdma")]
         super::extents::add(ptr.as_ptr(), capacity, true);
-        Self { ptr, capacity, shelf: Weak::new(), backing }
+        Self { ptr, capacity, shelf: Weak::new(), lent: AtomicU64::new(NOBODY), backing }
+    }
+
+    /// Who may have it next.
+    pub(super) fn next_user(&self) -> NextUser {
+        match self.lent.load(Ordering::Acquire) {
+            NOBODY => NextUser::Anybody,
+            MANY => NextUser::Nobody,
+            session => NextUser::Session(session),
+        }
     }
 
     fn layout(capacity: usize) -> Layout {
@@ -289,7 +347,8 @@ impl Block {
 impl Drop for Slab {
     fn drop(&mut self) {
         let Some(shelf) = self.block.shelf.upgrade() else { return };
-        let empty = Block { ptr: NonNull::dangling(), capacity: 0, shelf: Weak::new(), backing: Backing::Heap };
+        let (ptr, lent) = (NonNull::dangling(), AtomicU64::new(NOBODY));
+        let empty = Block { ptr, capacity: 0, shelf: Weak::new(), lent, backing: Backing::Heap };
         shelf.put_back(std::mem::replace(&mut self.block, empty));
     }
 }

@@ -48,7 +48,7 @@ mod windows;
 use std::sync::{Arc, Mutex};
 
 use genie_graph::VerifiedGraph;
-use genie_transport::memory::Pool;
+use genie_transport::memory::{OutOfMemory, Pool, Slab};
 
 use self::program::{Program, Workspace};
 use self::team::Team;
@@ -79,6 +79,11 @@ struct Inner {
     team: Team,
     /// Held by whoever runs.
     workspace: Mutex<Workspace>,
+}
+
+/// What does not fit usize is over any limit too.
+fn capacity(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 impl CpuDevice {
@@ -114,6 +119,20 @@ impl CpuDevice {
     pub fn threads(&self) -> usize {
         self.inner.team.members()
     }
+
+    /// Takes memory of the pool; where there is none, once more without what the last run worked in.
+    fn take(&self, from: impl Fn(&Pool) -> Result<Slab, OutOfMemory>) -> Result<Space, DeviceError> {
+        let pool = &self.inner.pool;
+        let taken = from(pool).or_else(|full| match self.inner.workspace.try_lock() {
+            // Nobody runs: it can go.
+            Ok(mut space) => {
+                space.release();
+                from(pool)
+            }
+            Err(_) => Err(full),
+        })?;
+        Ok(Space::Host(taken))
+    }
 }
 
 impl Device for CpuDevice {
@@ -134,18 +153,15 @@ impl Device for CpuDevice {
     }
 
     fn allocate(&self, bytes: u64) -> Result<Space, DeviceError> {
-        // What does not fit usize is over any limit too.
-        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let pool = &self.inner.pool;
-        let taken = pool.take(bytes).or_else(|full| match self.inner.workspace.try_lock() {
-            // Nobody runs: what the last run worked in can go.
-            Ok(mut space) => {
-                space.release();
-                pool.take(bytes)
-            }
-            Err(_) => Err(full),
-        })?;
-        Ok(Space::Host(taken))
+        self.take(|pool| pool.take(capacity(bytes)))
+    }
+
+    fn allocate_for_session(&self, bytes: u64, session: u64) -> Result<Space, DeviceError> {
+        self.take(|pool| pool.take_for(capacity(bytes), session))
+    }
+
+    fn forget_session(&self, session: u64) {
+        self.inner.pool.forget(session);
     }
 
     fn cache(&self, spec: KvSpec) -> Result<KvCache, DeviceError> {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::source::{Source, Stage, There};
 use super::{Pieces, Sending};
+use crate::memory::Region;
 use crate::wire::{SLICE_FRAME_BYTES, SliceHead};
 
 /// A transfer on its way out: bytes in one or more pieces, cut into slices on a uniform grid.
@@ -28,6 +29,18 @@ pub struct Outgoing {
     again: BTreeMap<Option<u32>, BTreeSet<u32>>,
     /// Bytes that it has handed out in its turn.
     pub(super) turn: u64,
+    /// What its pages lie in, where they may be sent in place of the bytes.
+    loan: Option<Loan>,
+}
+
+/// Memory whose pages were lent to a client's sockets. Unless the client has said that it has read them, it is spoilt in the end.
+#[derive(Debug)]
+struct Loan(Vec<Region>);
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.0.iter().for_each(Region::spoil);
+    }
 }
 
 /// Where the bytes are.
@@ -44,6 +57,19 @@ impl Outgoing {
         Self::over(transfer, Body::Here(pieces), total, slice_bytes)
     }
 
+    /// Its pages may be sent: they are those of `memory`, which is [lent](Region::lend) to the session that asked for them.
+    pub fn by_pages(mut self, memory: Vec<Region>) -> Self {
+        self.loan = Some(Loan(memory));
+        self
+    }
+
+    /// Its receiver has said that it wants no more of it: what it was sent it has read, or it reads what it gets.
+    pub(super) fn was_read(&mut self) {
+        if let Some(loan) = &mut self.loan {
+            loan.0.clear();
+        }
+    }
+
     /// A transfer of all bytes of a source, which is told when there is something to bring.
     pub fn staged(transfer: u64, source: Arc<dyn Source>, slice_bytes: u32) -> Self {
         let total = source.bytes();
@@ -53,7 +79,8 @@ impl Outgoing {
     fn over(transfer: u64, body: Body, total: u64, slice_bytes: u32) -> Self {
         let slice_bytes = slice_bytes.max(1);
         let slices = u32::try_from(total.div_ceil(u64::from(slice_bytes))).unwrap_or(u32::MAX);
-        Self { transfer, body, total, slice_bytes, slices, next: 0, skip: Vec::new(), again: BTreeMap::new(), turn: 0 }
+        let (skip, again) = (Vec::new(), BTreeMap::new());
+        Self { transfer, body, total, slice_bytes, slices, next: 0, skip, again, turn: 0, loan: None }
     }
 
     /// Leaves out the slices whose bit is set.
@@ -218,7 +245,8 @@ impl Outgoing {
             // Nobody hands out what is not here; on a connection that has such lanes nothing lies there.
             Body::Elsewhere(stage) => stage.ready.remove(&index).into_iter().for_each(|piece| pieces.push(piece)),
         }
-        Sending { transfer: self.transfer, offset, total: self.total, pieces, checked, head: None, sent: 0 }
+        let (transfer, total, by_pages) = (self.transfer, self.total, self.loan.is_some());
+        Sending { transfer, offset, total, pieces, checked, by_pages, head: None, sent: 0 }
     }
 }
 

@@ -159,7 +159,7 @@ impl Listener {
     /// The next lane.
     pub(super) async fn accept(&mut self) -> io::Result<Arc<dyn Stream>> {
         match &mut self.kind {
-            Kind::Tcp(listener) => Ok(Arc::new(tcp::accepted(listener.accept().await?.0.into_std()?)?)),
+            Kind::Tcp(listener) => tcp::served(listener.accept().await?.0.into_std()?),
             Kind::Tls(listener, access) => {
                 let (stream, from) = listener.accept().await?;
                 encrypted(Box::new(tcp::accepted(stream.into_std()?)?), from, access)

@@ -10,5 +10,5 @@ pub use dial::Dialer;
 #[cfg(all(feature = "uring", target_os = "linux"))]
 pub(super) use socket::path_of;
 pub(super) use socket::send;
-pub use socket::{Path, accepted, begin_connect, connect, connect_to, recv, recv_two, tune};
-pub use splice::{Splice, Spliced};
+pub use socket::{Path, accepted, begin_connect, connect, connect_to, recv, recv_two, served, tune};
+pub use splice::{Lender, Splice, Spliced};

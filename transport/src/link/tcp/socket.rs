@@ -3,10 +3,12 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
+use super::Lender;
 use crate::auth::Channel;
 use crate::link::wait::{self, Interest};
 use crate::link::{Ready, Stream};
@@ -155,6 +157,22 @@ pub fn accepted(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nonblocking(true)?;
     tune(&SockRef::from(&stream), path_of(&stream))?;
     Ok(stream)
+}
+
+/// A server's lane of a socket that was just accepted.
+///
+/// # Errors
+/// The system's.
+pub fn served(stream: TcpStream) -> io::Result<Arc<dyn Stream>> {
+    let stream = accepted(stream)?;
+    if path_of(&stream) != Path::SameHost {
+        return Ok(Arc::new(stream));
+    }
+    // See docs/decisions/0003-pages-by-reference.md.
+    Ok(match Lender::new(stream) {
+        Ok(lender) => Arc::new(lender),
+        Err(stream) => Arc::new(stream),
+    })
 }
 
 impl Stream for TcpStream {

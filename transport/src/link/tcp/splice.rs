@@ -6,13 +6,18 @@
 
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::auth::Channel;
 use crate::link::wait::Interest;
 use crate::link::{Ready, Stream};
 
 /// Bytes that a pipe must hold for this to pay.
 const PIPE_BYTES: libc::c_int = 1 << 20;
+
+/// Buffers of less than a page are copied: heads and greetings lie in memory that is used again at once, and a reference costs
+/// as much.
+const PAGE: usize = 4096;
 
 /// The pipe that a lane's slices go through.
 #[derive(Debug)]
@@ -94,6 +99,29 @@ impl Splice {
         Ok(n)
     }
 
+    /// Sends the pages of `bufs`, and copies what is less than a page: how many bytes were taken. Some of them may still be in the pipe.
+    fn send(&mut self, socket: &impl AsRawFd, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        if !self.drain(socket)? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut taken = 0;
+        for buf in bufs {
+            let loaded = if buf.len() < PAGE { self.write(buf) } else { self.load(buf) };
+            match loaded {
+                Ok(n) => {
+                    taken += n;
+                    if n < buf.len() {
+                        break;
+                    }
+                }
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => break,
+                Err(e) => return Err(e),
+            }
+        }
+        self.drain(socket)?;
+        if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+    }
+
     /// Puts the bytes of `buf` into the pipe: how many went.
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let n = (&self.write).write(buf)?;
@@ -118,10 +146,6 @@ pub struct Spliced<S> {
     splice: Mutex<Splice>,
 }
 
-/// Buffers of less than a page are copied: heads and greetings lie in memory that is used again at once, and a reference costs
-/// as much.
-const PAGE: usize = 4096;
-
 impl<S> Spliced<S> {
     /// A lane over this socket and this pipe.
     pub fn new(socket: S, splice: Splice) -> Self {
@@ -139,26 +163,7 @@ impl<S: Stream + AsRawFd> Stream for Spliced<S> {
     }
 
     fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        let splice = &mut *self.lock();
-        if !splice.drain(&self.socket)? {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let mut taken = 0;
-        for buf in bufs {
-            let loaded = if buf.len() < PAGE { splice.write(buf) } else { splice.load(buf) };
-            match loaded {
-                Ok(n) => {
-                    taken += n;
-                    if n < buf.len() {
-                        break;
-                    }
-                }
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => break,
-                Err(e) => return Err(e),
-            }
-        }
-        splice.drain(&self.socket)?;
-        if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+        self.lock().send(&self.socket, bufs)
     }
 
     fn has_unsent(&self) -> bool {
@@ -179,5 +184,143 @@ impl<S: Stream + AsRawFd> Stream for Spliced<S> {
 
     fn finish(&self) {
         self.socket.finish();
+    }
+}
+
+/// A server's lane to a client on its own host: as its socket, but for slices that the sender holds until the client has said that it
+/// has them, which go by reference.
+#[derive(Debug)]
+pub struct Lender<S> {
+    socket: S,
+    /// There once it has become a bulk lane, where a pipe can be had.
+    splice: OnceLock<Mutex<Splice>>,
+}
+
+impl<S> Lender<S> {
+    /// A lane over this socket.
+    ///
+    /// # Errors
+    /// The socket: nothing can be sent by reference in this process.
+    pub fn new(socket: S) -> Result<Self, S> {
+        if ignores_sigpipe() { Ok(Self { socket, splice: OnceLock::new() }) } else { Err(socket) }
+    }
+
+    fn splice(&self) -> Option<MutexGuard<'_, Splice>> {
+        self.splice.get().map(|splice| splice.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<S: Stream + AsRawFd> Stream for Lender<S> {
+    fn recv(&self, first: &mut [u8], then: &mut [u8]) -> io::Result<usize> {
+        self.socket.recv(first, then)
+    }
+
+    fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        // What is in the pipe goes first.
+        match self.push()? {
+            true => self.socket.send(bufs),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn send_pages(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.splice() {
+            Some(mut splice) => splice.send(&self.socket, bufs),
+            None => self.socket.send(bufs),
+        }
+    }
+
+    fn takes_pages(&self) -> bool {
+        true
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.splice().is_some_and(|splice| splice.loaded > 0)
+    }
+
+    fn push(&self) -> io::Result<bool> {
+        self.splice().map_or(Ok(true), |mut splice| splice.drain(&self.socket))
+    }
+
+    fn interest(&self, read: bool, write: bool) -> Interest {
+        self.socket.interest(read, write)
+    }
+
+    fn ready(&self) -> Ready {
+        self.socket.ready()
+    }
+
+    fn begin_bulk(&self) {
+        if let Some(splice) = Splice::new() {
+            // Called once.
+            let _ = self.splice.set(Mutex::new(splice));
+        }
+    }
+
+    fn channel(&self) -> Channel {
+        self.socket.channel()
+    }
+
+    fn finish(&self) {
+        self.socket.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::link::tcp::served;
+    use crate::memory::Slab;
+
+    fn receive(client: &TcpStream, bytes: usize) -> Vec<u8> {
+        let mut got = vec![0; bytes];
+        std::io::Read::read_exact(&mut &*client, &mut got).unwrap();
+        got
+    }
+
+    /// A server's lane sends pages where it is told that it may, once it is a bulk lane, and bytes everywhere else; in order.
+    #[test]
+    fn a_served_lane_sends_pages_or_bytes_as_it_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let lane = served(listener.accept().unwrap().0).unwrap();
+        assert!(lane.takes_pages());
+        // A half each, so that all of it fits the socket and the pipe.
+        let mut slab = Slab::zeroed(64 << 10);
+        slab.fill(1);
+        let half = slab.len() / 2;
+        assert_eq!(lane.send_pages(&[IoSlice::new(&slab[..half])]).unwrap(), half);
+        slab.fill(2);
+        assert!(receive(&client, half).iter().all(|&b| b == 1), "copied: it is no bulk lane yet");
+        lane.begin_bulk();
+        assert_eq!(lane.send(&[IoSlice::new(&slab[..half])]).unwrap(), half);
+        assert_eq!(lane.send_pages(&[IoSlice::new(b"head"), IoSlice::new(&slab[half..])]).unwrap(), 4 + half);
+        assert_eq!(lane.send(&[IoSlice::new(b"end")]).unwrap(), 3);
+        slab.fill(3);
+        let got = receive(&client, 2 * half + 7);
+        assert!(got[..half].iter().all(|&b| b == 2), "copied");
+        assert_eq!((&got[half..half + 4], &got[2 * half + 4..]), (&b"head"[..], &b"end"[..]));
+        assert!(got[half + 4..2 * half + 4].iter().all(|&b| b == 3), "the pages themselves");
+        // What the other side does not read waits in the pipe, and is pushed on.
+        let big = Slab::zeroed(1 << 20);
+        let mut sent = 0;
+        while let Ok(n) = lane.send_pages(&[IoSlice::new(&big)]) {
+            sent += n;
+        }
+        assert!(lane.has_unsent() && !lane.push().unwrap());
+        assert_eq!(lane.send(&[IoSlice::new(b"later")]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        client.set_nonblocking(true).unwrap();
+        let mut some = vec![0; 1 << 20];
+        while sent > 0 {
+            match std::io::Read::read(&mut &client, &mut some) {
+                Ok(n) => sent -= n,
+                Err(_) => {
+                    lane.push().unwrap();
+                }
+            }
+        }
+        assert!(!lane.has_unsent());
     }
 }
