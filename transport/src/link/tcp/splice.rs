@@ -276,7 +276,7 @@ mod tests {
 
     fn receive(client: &TcpStream, bytes: usize) -> Vec<u8> {
         let mut got = vec![0; bytes];
-        std::io::Read::read_exact(&mut &*client, &mut got).unwrap();
+        io::Read::read_exact(&mut &*client, &mut got).unwrap();
         got
     }
 
@@ -314,7 +314,7 @@ mod tests {
         client.set_nonblocking(true).unwrap();
         let mut some = vec![0; 1 << 20];
         while sent > 0 {
-            match std::io::Read::read(&mut &client, &mut some) {
+            match io::Read::read(&mut &client, &mut some) {
                 Ok(n) => sent -= n,
                 Err(_) => {
                     lane.push().unwrap();
