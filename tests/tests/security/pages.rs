@@ -5,9 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use genie_graph::DType;
 use genie_tests::answer::Told;
+use genie_tests::here;
 use genie_tests::raw::{Raw, frame};
 use genie_tests::serve::{Live, config};
+use genie_transport::Uri;
 use genie_transport::client::{ConnectOptions, PutOptions, blocking};
+use genie_transport::link::Access;
 use genie_transport::wire::{Kind, PutBody, PutRequest, PutTarget, Request, ResidencyCode, SliceHead, TensorSpec};
 
 const BYTES: usize = 2 << 20;
@@ -24,13 +27,21 @@ enum Leaves {
     Closes,
 }
 
+/// A server on each link that sends pages.
+fn servers() -> impl Iterator<Item = Live> {
+    here::links(&["tcp", "uring"]).into_iter().map(|scheme| {
+        println!("over {scheme}");
+        Live::start_for(config(7), &format!("{scheme}://127.0.0.1:0").parse::<Uri>().unwrap(), &Access::default())
+    })
+}
+
 /// A client asks for a tensor, reads nothing of it, and sees to it that the server may use the memory again. Another client's tensors,
 /// which are of the same size, are never seen in what it reads then.
 #[test]
 fn memory_that_is_read_late_holds_nothing_of_others() {
-    for leaves in [Leaves::Says, Leaves::Breaks, Leaves::Closes] {
+    let all = [Leaves::Says, Leaves::Breaks, Leaves::Closes];
+    for (leaves, server) in all.into_iter().flat_map(|leaves| servers().map(move |server| (leaves, server))) {
         println!("{leaves:?}");
-        let server = Live::start(config(7));
         let (mut raw, welcome, _) = Raw::open(server.address(), 0);
         let mut lane = Raw::bulk(server.address(), &welcome);
         let own = vec![0x11; BYTES];
@@ -83,7 +94,10 @@ fn memory_that_is_read_late_holds_nothing_of_others() {
 /// Its own memory is another matter: a session that gets, frees and puts has the same memory again, and every tensor is right.
 #[test]
 fn a_session_that_lets_go_early_gets_what_it_asks_for() {
-    let server = Live::start(config(7));
+    servers().for_each(|server| lets_go_early(&server));
+}
+
+fn lets_go_early(server: &Live) {
     let mut session = blocking::Session::connect(&server.uri, ConnectOptions::default()).unwrap();
     let spec = TensorSpec::new(DType::U8, &[BYTES as u64]).unwrap();
     for round in 0..20_u8 {

@@ -29,6 +29,11 @@ impl OutSlice {
         used
     }
 
+    /// Whether its payload's pages may be sent in place of the bytes: the peer says when it has read them.
+    pub fn is_by_pages(&self) -> bool {
+        self.sending.by_pages
+    }
+
     /// Bytes left to send.
     pub fn left(&self) -> usize {
         self.sending.whole() - self.sending.sent

@@ -100,7 +100,10 @@ impl Splice {
     }
 
     /// Sends the pages of `bufs`, and copies what is less than a page: how many bytes were taken. Some of them may still be in the pipe.
-    fn send(&mut self, socket: &impl AsRawFd, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    ///
+    /// # Errors
+    /// `WouldBlock`: nothing was taken. Any other: the socket is gone.
+    pub(in crate::link) fn send(&mut self, socket: &impl AsRawFd, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         if !self.drain(socket)? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -130,7 +133,8 @@ impl Splice {
     }
 }
 
-fn ignores_sigpipe() -> bool {
+/// Whether anything can be sent by reference in this process: see [`Splice::new`].
+pub(in crate::link) fn ignores_sigpipe() -> bool {
     // SAFETY: an all-zero sigaction is a valid one, and asking for the present one changes nothing.
     unsafe {
         let mut now: libc::sigaction = std::mem::zeroed();

@@ -36,6 +36,10 @@ impl Stream for Accepted {
         Stream::send(&self.socket, bufs)
     }
 
+    fn takes_pages(&self) -> bool {
+        self.host.same_host && tcp::ignores_sigpipe()
+    }
+
     fn interest(&self, read: bool, write: bool) -> Interest {
         self.socket.interest(read, write)
     }

@@ -318,9 +318,15 @@ impl Thread {
     fn add(&mut self, served: Box<Served>) {
         let error = match self.ring.add_file(served.stream.interest(false, false).fd) {
             Ok(Some(file)) => {
-                let zero_copy = if served.same_host { ZeroCopy::Chosen(false) } else { ZeroCopy::measured() };
+                let io = match served.same_host {
+                    true => {
+                        let socket = served.stream.interest(false, false).fd;
+                        LaneIo::new(file, ZeroCopy::Chosen(false)).by_pages(socket)
+                    }
+                    false => LaneIo::new(file, ZeroCopy::measured()),
+                };
                 self.places.insert(served.bell.key, file.0);
-                self.lanes.insert(file.0, Seated { served, io: LaneIo::new(file, zero_copy), end: None });
+                self.lanes.insert(file.0, Seated { served, io, end: None });
                 return self.look.push(file.0);
             }
             Ok(None) => io::ErrorKind::QuotaExceeded.into(),

@@ -1,7 +1,7 @@
 //! One bulk lane on a ring: what it receives, what it sends, and its operations in flight.
 
-use std::io;
-use std::os::fd::RawFd;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
 use io_uring::types::Fixed;
@@ -9,6 +9,7 @@ use io_uring::types::Fixed;
 use super::ring::{Back, Ended, Ring, Ticket};
 use super::zero_copy::ZeroCopy;
 use crate::connection::Lending;
+use crate::link::tcp::Splice;
 use crate::wire::DecodeError;
 
 /// A bulk lane's socket in a ring. Its owner passes what has ended on this file to [`Self::ended`], and then calls
@@ -23,6 +24,10 @@ pub(super) struct LaneIo {
     /// Zero-copy sends whose memory the kernel still reads.
     held: Vec<Ticket>,
     zero_copy: ZeroCopy,
+    /// What slices go through whose pages are sent.
+    pages: Option<Pages>,
+    /// Awaits room in the socket for what is in that pipe.
+    room: Option<Ticket>,
     /// Zero-copy sends that the kernel has not copied after all, since they were asked for last.
     spared: u64,
     /// Whether the payload's operation was asked to end.
@@ -30,6 +35,24 @@ pub(super) struct LaneIo {
     /// Nothing is begun any more.
     ending: bool,
 }
+
+/// A socket, and a pipe into it. On one host a ring's sends are copied, zero-copy or not: docs/decisions/0006-io-uring.md.
+struct Pages {
+    /// Whoever has the lane keeps it open.
+    socket: Descriptor,
+    pipe: Splice,
+}
+
+struct Descriptor(RawFd);
+
+impl AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+/// Slices whose pages are sent before other lanes of the ring have their turn.
+const SLICES_A_TURN: usize = 16;
 
 /// Why a lane ends.
 #[derive(Debug)]
@@ -69,10 +92,18 @@ impl LaneIo {
             sending_zero: false,
             held: Vec::new(),
             zero_copy,
+            pages: None,
+            room: None,
             spared: 0,
             recalled: false,
             ending: false,
         }
+    }
+
+    /// As it is, but slices that may go by their pages go so. `socket` is the lane's, open for as long as this is used.
+    pub(super) fn by_pages(mut self, socket: RawFd) -> Self {
+        self.pages = Splice::new().map(|pipe| Pages { socket: Descriptor(socket), pipe });
+        self
     }
 
     pub(super) fn file(&self) -> Fixed {
@@ -114,13 +145,32 @@ impl LaneIo {
 
     /// Begins to send what is to be sent.
     pub(super) fn send(&mut self, ring: &mut Ring, lane: &mut dyn Lending, now: Instant) -> Result<(), Broken> {
-        if self.sending.is_none()
-            && !self.ending
-            && let Some(slice) = lane.lend_slice(now)
-        {
-            self.sending_zero = self.zero_copy.next();
-            self.sending = Some(ring.send(self.file, slice, self.sending_zero)?);
+        if self.sending.is_some() || self.room.is_some() || self.ending {
+            return Ok(());
         }
+        for _ in 0..SLICES_A_TURN {
+            if let Some(Pages { socket, pipe }) = &mut self.pages
+                && !pipe.drain(socket)?
+            {
+                break;
+            }
+            let Some(slice) = lane.lend_slice(now) else { return Ok(()) };
+            let Some(Pages { socket, pipe }) = self.pages.as_mut().filter(|_| slice.is_by_pages()) else {
+                self.sending_zero = self.zero_copy.next();
+                self.sending = Some(ring.send(self.file, slice, self.sending_zero)?);
+                return Ok(());
+            };
+            let mut parts = [IoSlice::new(&[]); 4];
+            let used = slice.parts(&mut parts);
+            let sent = pipe.send(socket, &parts[..used]);
+            lane.give_slice(slice, *sent.as_ref().unwrap_or(&0), now);
+            match sent {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+                _ => {}
+            }
+        }
+        // There may be room at once: others have had their turn then.
+        self.room = Some(ring.await_room(self.file)?);
         Ok(())
     }
 
@@ -174,15 +224,19 @@ impl LaneIo {
                 }
                 Ok(())
             }
-            // A lane of slices asks for no other.
-            Back::Bytes(_) | Back::Nothing => Ok(()),
+            Back::Nothing => {
+                self.room = self.room.filter(|&room| room != ticket);
+                Ok(())
+            }
+            // A lane of slices asks for none.
+            Back::Bytes(_) => Ok(()),
         }
     }
 
     /// Ends what is in flight; nothing is begun any more. The memory is back when [`Self::is_quiet`].
     pub(super) fn end(&mut self, ring: &mut Ring) -> io::Result<()> {
         self.ending = true;
-        for ticket in [self.payload, self.head, self.sending].into_iter().flatten() {
+        for ticket in [self.payload, self.head, self.sending, self.room].into_iter().flatten() {
             ring.cancel(ticket)?;
         }
         Ok(())
@@ -200,7 +254,8 @@ impl LaneIo {
 
     /// Whether nothing is in flight.
     pub(super) fn is_quiet(&self) -> bool {
-        self.payload.is_none() && self.head.is_none() && self.sending.is_none() && self.held.is_empty()
+        let none = [self.payload, self.head, self.sending, self.room].iter().all(Option::is_none);
+        none && self.held.is_empty()
     }
 }
 

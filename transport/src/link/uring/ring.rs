@@ -233,10 +233,22 @@ impl Ring {
     /// # Errors
     /// The ring cannot be entered.
     pub(super) fn listen(&mut self, bell: Fixed) -> io::Result<Ticket> {
+        self.poll(bell, libc::POLLIN)
+    }
+
+    /// Completes when something can be sent by this file, or its other side is gone.
+    ///
+    /// # Errors
+    /// The ring cannot be entered.
+    pub(super) fn await_room(&mut self, file: Fixed) -> io::Result<Ticket> {
+        self.poll(file, libc::POLLOUT)
+    }
+
+    fn poll(&mut self, file: Fixed, events: i16) -> io::Result<Ticket> {
         self.reserve(1)?;
-        let entry = opcode::PollAdd::new(bell, libc::POLLIN as u32).build();
+        let entry = opcode::PollAdd::new(file, events as u32).build();
         // SAFETY: the entry points to no memory.
-        unsafe { self.push(entry, bell.0, Held::Nothing) }
+        unsafe { self.push(entry, file.0, Held::Nothing) }
     }
 
     /// Asks the kernel to end an operation early. It completes all the same.
