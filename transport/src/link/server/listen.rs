@@ -162,12 +162,18 @@ impl Listener {
             Kind::Tcp(listener) => tcp::served(listener.accept().await?.0.into_std()?),
             Kind::Tls(listener, access) => {
                 let (stream, from) = listener.accept().await?;
-                encrypted(Box::new(tcp::accepted(stream.into_std()?)?), from, access)
+                let stream = tcp::accepted(stream.into_std()?)?;
+                let same_host = tcp::path_of(&stream) == tcp::Path::SameHost;
+                let mut channel = encrypted(Box::new(stream), from, access)?;
+                if same_host {
+                    channel.by_pages();
+                }
+                Ok(Arc::new(channel))
             }
             #[cfg(all(feature = "uring", target_os = "linux"))]
             Kind::UringTls(listener, access) => {
                 let (stream, from) = listener.accept().await?;
-                encrypted(uring::accepted_stream(stream.into_std()?)?, from, access)
+                Ok(Arc::new(encrypted(uring::accepted_stream(stream.into_std()?)?, from, access)?))
             }
             #[cfg(feature = "rdma")]
             Kind::Rdma(listener) => listener.accept().await,
@@ -190,10 +196,10 @@ impl From<rdma::Listener> for Listener {
     }
 }
 
-fn encrypted(stream: Box<dyn Stream>, from: SocketAddr, access: &Access) -> io::Result<Arc<dyn Stream>> {
+fn encrypted(stream: Box<dyn Stream>, from: SocketAddr, access: &Access) -> io::Result<TlsStream> {
     // `Access::check` lets none be bound without certificates.
     let tls = access.tls.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-    Ok(Arc::new(TlsStream::server(stream, tls, access.guard.clone(), Some(Arc::from(from.to_string())))?))
+    TlsStream::server(stream, tls, access.guard.clone(), Some(Arc::from(from.to_string())))
 }
 
 /// An address of an RDMA device is never a loopback one.

@@ -7,10 +7,8 @@ mod socket;
 mod splice;
 
 pub use dial::Dialer;
-#[cfg(all(feature = "uring", target_os = "linux"))]
-pub(super) use socket::path_of;
-pub(super) use socket::send;
 pub use socket::{Path, accepted, begin_connect, connect, connect_to, recv, recv_two, served, tune};
+pub(super) use socket::{path_of, send};
 #[cfg(all(feature = "uring", target_os = "linux"))]
 pub(super) use splice::ignores_sigpipe;
 pub use splice::{Lender, Splice, Spliced};

@@ -83,8 +83,9 @@ impl TlsStream {
         Ok(Self::new(lane, handshake, Role::Client))
     }
 
-    /// Both ends are on one host: what is large is handed over as pages where it can be, see [`super::ring`].
-    pub(super) fn by_pages(&mut self) {
+    /// Both ends are on one host: what is large is handed over as pages where it can be, see [`super::ring`]. A server's lane does so once
+    /// it is a bulk lane: one that carries replies is not read while these wait, and who does not read hears no answer.
+    pub(crate) fn by_pages(&mut self) {
         self.by_pages = true;
     }
 
@@ -143,7 +144,7 @@ impl TlsStream {
         if let Progress::Done(mut done) = progress {
             let early = std::mem::take(&mut done.early);
             let open = Open::new(*done, self.from())?;
-            if self.by_pages {
+            if self.by_pages && matches!(self.role, Role::Client) {
                 lock(&open.sealer).by_pages();
             }
             if !early.is_empty() {
@@ -163,7 +164,9 @@ impl TlsStream {
         match self.open.get() {
             Some(open) => {
                 let stalled = open.stalled.load(Ordering::Acquire);
-                (read || stalled, write && !stalled || self.has_unsent())
+                // A server that does not read for now holds a slice, and not for long.
+                let listens = stalled && matches!(self.role, Role::Client);
+                (read || listens, write && !stalled || self.has_unsent())
             }
             None => (true, self.has_unsent()),
         }
@@ -277,6 +280,9 @@ impl Stream for TlsStream {
 
     fn begin_bulk(&self) {
         self.lane.begin_bulk();
+        if let Some(open) = self.open.get().filter(|_| self.by_pages) {
+            lock(&open.sealer).by_pages();
+        }
     }
 
     fn channel(&self) -> Channel {
@@ -517,6 +523,36 @@ mod tests {
             assert_eq!(again(client.recv(&mut [0], &mut [])), 0);
         }
         assert!(got[..1 << 20] == bytes[..1 << 20]);
+    }
+
+    /// A server hands pages over on bulk lanes alone, and while it holds a slice it does not look for an answer that it would not read.
+    #[test]
+    fn a_server_hands_pages_over_once_its_lane_is_a_bulk_lane() {
+        let (client, mut server) = pair();
+        server.by_pages();
+        open(&client, &server);
+        let bytes: Vec<u8> = (0..4_000_000u32).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect();
+        let has_ring = |bulk: bool| {
+            let (mut got, mut sent, mut come) = (vec![0; bytes.len()], 0, 0);
+            let mut most = 0;
+            while come < bytes.len() {
+                sent += again(server.send(&[IoSlice::new(&bytes[sent..])]));
+                most = most.max(held(&server));
+                if server.open.get().unwrap().stalled.load(Ordering::Relaxed) {
+                    assert!(bulk && !server.interest(false, true).read && server.interest(true, true).read);
+                }
+                let end = (come + 300_000).min(got.len());
+                come += again(client.recv(&mut got[come..end], &mut []));
+                client.push().unwrap();
+                assert_eq!(again(server.recv(&mut [0], &mut [])), 0, "answers are not for who reads");
+                server.push().unwrap();
+            }
+            assert!(got == bytes);
+            most >= 2 << 20
+        };
+        assert!(!has_ring(false));
+        server.begin_bulk();
+        assert!(has_ring(true));
     }
 
     #[test]
