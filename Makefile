@@ -10,6 +10,8 @@ CARGO ?= cargo
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 # What `make` builds it builds whole: incremental state doubles what a build takes on the disk, for a build that CI makes once.
 export CARGO_INCREMENTAL ?= 0
+# Processes that the tests kill, of each side and over each link: half of what they do by themselves.
+export GENIE_CHAOS_KILLS ?= 50
 
 NATIVE ?=
 ONLY ?=
@@ -44,8 +46,8 @@ test: setup model lint ## Everything that must pass; CI runs this
 	@$(CARGO) test --locked --workspace
 	@GENIE_COMMAND=$(BUILT)/genie tools/test-python
 	@GENIE_COMMAND=$(BUILT)/genie tools/test-python --torch
-	@if [ -n "$(NATIVE)" ] || tools/soft-roce --can > /dev/null; then $(MAKE) --no-print-directory test-rdma; fi
-	@if tools/soft-roce --can > /dev/null; then tools/setup --rdma && tools/shaped --far; fi
+	@if [ -n "$(NATIVE)" ] || tools/soft-roce --can > /dev/null; then $(MAKE) --no-print-directory test-rdma ONLY=tests; fi
+	@if tools/soft-roce --can > /dev/null; then tools/setup --rdma && tools/shaped --far --once; fi
 	@NATIVE=$(NATIVE) tools/untested
 
 test-rdma: model ## The tests over RDMA, in a guest with soft-RoCE; NATIVE=1: over this machine's own device. ONLY=tests or ONLY=figures: a part

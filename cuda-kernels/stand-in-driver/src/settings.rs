@@ -12,7 +12,7 @@
 //! | `GENIE_STAND_IN_DEAD` | `1`: resetting the context after a fault does not help, as the documentation warns |
 //! | `GENIE_STAND_IN_POOLS` | `gone`: pools and what they had go with the primary context; `lost`: so they do, but their bytes do not come back; else they stay |
 //! | `GENIE_STAND_IN_WRONG` | a file: where it is, kernels compute nothing |
-//! | `GENIE_STAND_IN_HANG` | a file: where it is, no event passes |
+//! | `GENIE_STAND_IN_HANG` | a file: where it is, no event passes; once one has been asked after, there is another beside it, of the same name with `.seen` |
 //! | `GENIE_STAND_IN_PINNING` | `full`: no host memory can be registered any more; `refused`: the system refuses that for another reason |
 //! | `GENIE_STAND_IN_STUB` | `1`: it is the toolkit's library, which programs are linked with and which does nothing |
 //! | `GENIE_STAND_IN_PEERS` | `0`: no GPU reaches another's memory; else all do |

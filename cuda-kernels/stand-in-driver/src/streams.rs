@@ -336,8 +336,10 @@ extern "C" fn event_query(event: CUevent) -> CUresult {
     const DOUBLED: u32 = 20;
     in_context("cuEventQuery", |driver, context| {
         capture::unsafe_call(driver)?;
-        if driver.settings.hang.as_ref().is_some_and(|file| file.exists()) {
+        if let Some(hang) = driver.settings.hang.as_ref().filter(|file| file.exists()) {
             driver.event_of(context, event)?;
+            // Who made it hang waits for this. Where it cannot be written, they say so.
+            let _ = std::fs::write(hang.with_extension("seen"), "");
             return Err(CUresult::CUDA_ERROR_NOT_READY);
         }
         // Who asks once is told no; who asks in a loop gets there, the quicker the longer it has asked.

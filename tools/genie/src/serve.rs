@@ -19,8 +19,8 @@ use genie_transport::link::tls::TlsServer;
 use genie_transport::link::{Access, Listener, Server, choose, io_threads};
 use genie_transport::wire::{ErrorCode, RemoteError, limits};
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::connect::{seconds, size};
@@ -180,6 +180,7 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
         let uri = uris.first().cloned().unwrap_or_default();
         // Handlers stand before anybody can know that there is a server to be stopped.
         let stop = Stop::new(args.with_parent)?;
+        let hangups = signal(SignalKind::hangup()).context("listening for signals")?;
         let executor = Arc::new(Executor::new(config)?);
         let server = Arc::new(Server::new(executor.clone()));
         let mut listening = JoinSet::new();
@@ -199,7 +200,7 @@ pub(crate) fn run(args: &ServeArgs, say: Say) -> Result<()> {
         ready(&Ready { uri, uris, devices: names, http, pid: std::process::id() }, say)?;
         tokio::select! {
             () = ticks(&executor) => {}
-            () = reloads(args, &access, server.directory(), &executor) => {}
+            () = reloads(hangups, args, &access, server.directory(), &executor) => {}
             () = stop.asked() => {}
         }
         listening.shutdown().await;
@@ -316,9 +317,8 @@ fn access(args: &ServeArgs) -> Result<Access> {
 }
 
 /// Reads tokens and certificates again whenever it is asked to. What cannot be read leaves what was there before.
-async fn reloads(args: &ServeArgs, access: &Access, directory: &Directory, executor: &Executor) {
-    let Ok(mut signals) = signal(SignalKind::hangup()) else { return std::future::pending().await };
-    while signals.recv().await.is_some() {
+async fn reloads(mut hangups: Signal, args: &ServeArgs, access: &Access, directory: &Directory, executor: &Executor) {
+    while hangups.recv().await.is_some() {
         if let Some(tls) = &access.tls {
             match tls.reload() {
                 Ok(()) => access.guard.set_trust(tls.clone()),
@@ -362,17 +362,18 @@ async fn ticks(executor: &Executor) {
 
 /// What stops a server.
 struct Stop {
-    asked: Arc<Notify>,
+    /// A permit for each time that it was asked to: two that come before anybody looks are two.
+    asked: Arc<Semaphore>,
 }
 
 impl Stop {
     fn new(with_parent: bool) -> Result<Self> {
-        let asked = Arc::new(Notify::new());
+        let asked = Arc::new(Semaphore::new(0));
         for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
             let (mut signals, asked) = (signal(kind).context("listening for signals")?, asked.clone());
             tokio::spawn(async move {
                 while signals.recv().await.is_some() {
-                    asked.notify_one();
+                    asked.add_permits(1);
                 }
             });
         }
@@ -381,14 +382,17 @@ impl Stop {
             std::thread::spawn(move || {
                 let mut byte = [0; 64];
                 while std::io::stdin().read(&mut byte).is_ok_and(|n| n > 0) {}
-                asked.notify_one();
+                asked.add_permits(1);
             });
         }
         Ok(Self { asked })
     }
 
     async fn asked(&self) {
-        self.asked.notified().await;
+        // It is never closed.
+        if let Ok(once) = self.asked.acquire().await {
+            once.forget();
+        }
     }
 }
 

@@ -215,7 +215,7 @@ fn asked(stream: &mut TcpStream) -> std::io::Result<[u64; 4]> {
 }
 
 /// How long a connection may take to say what it is for.
-const SAY_WHAT: Duration = Duration::from_secs(1);
+const SAY_WHAT: Duration = Duration::from_secs(5);
 
 fn answer(mut stream: TcpStream, [mode, size, count, places]: [u64; 4]) -> std::io::Result<()> {
     let size = usize::try_from(size).map_err(std::io::Error::other)?;

@@ -257,14 +257,14 @@ fn a_session_that_was_silent_for_long_goes_on() {
     let server = Live::start(config);
     let uri = server.uri.to_string();
     let rows = |call: &[&str]| json(&good(&[&["bench"], call, &["--connect", &uri, "--json"]].concat()));
-    // Who looks at the counters waits for a second, then the tensor that is read for turns of the floor.
-    let rows_of = rows(&["transfer", "--op", "put", "--sizes", "64", "--time", "1", "--no-floor"]);
+    // Who looks at the counters waits for all of the puts, then the tensor that is read for turns of the floor.
+    let rows_of = rows(&["transfer", "--op", "put", "--sizes", "64", "--time", "0.4", "--no-floor"]);
     sound(&rows_of[0]);
-    let rows_of = rows(&["transfer", "--op", "get", "--sizes", "64K", "--time", "1.5"]);
+    let rows_of = rows(&["transfer", "--op", "get", "--sizes", "64K", "--time", "0.75"]);
     sound(&rows_of[0]);
-    let rows_of = rows(&["growth", "--connections", "1,200", "--residents", "1,100", "--time", "0.3"]);
+    let rows_of = rows(&["growth", "--connections", "1,20", "--residents", "1,100", "--time", "0.3"]);
     assert_eq!(rows_of.as_array().unwrap().len(), 4);
-    let rows_of = rows(&["latency", "--sizes", "64", "--floor", "--time", "2.5"]);
+    let rows_of = rows(&["latency", "--sizes", "64", "--floor", "--time", "1.2"]);
     assert!(number(&rows_of[0], "ratio") > 0.0);
 }
 

@@ -129,20 +129,25 @@ fn tokens_and_certificates_are_options() {
 
 /// One thread is in `genie_finish_put` when another frees the request; the server stands still meanwhile.
 const FREES_WHILE_ANOTHER_FINISHES: &str = r#"
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include <genie.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 static genie_pending *pending;
 static volatile int finished, freed;
+/* The threads, as the kernel numbers them. */
+static volatile long finisher, freer;
 
 static void *finish(void *status)
 {
     genie_tensor *tensor;
+    finisher = syscall(SYS_gettid);
     *(genie_status *)status = genie_finish_put(pending, &tensor, NULL);
     finished = 1;
     return NULL;
@@ -150,15 +155,31 @@ static void *finish(void *status)
 
 static void *let_go(void *status)
 {
+    freer = syscall(SYS_gettid);
     *(genie_status *)status = genie_pending_free(pending, NULL);
     freed = 1;
     return NULL;
 }
 
-static void wait_a_while(void)
+/* Until the thread sleeps in its call, or has ended. */
+static void wait_for(const volatile long *thread)
 {
-    const struct timespec a_while = {.tv_nsec = 300000000};
-    nanosleep(&a_while, NULL);
+    const struct timespec a_moment = {.tv_nsec = 5000000};
+    for (;;) {
+        char path[64], state = 0;
+        FILE *stat;
+        nanosleep(&a_moment, NULL);
+        if (*thread == 0)
+            continue;
+        snprintf(path, sizeof path, "/proc/self/task/%ld/stat", *thread);
+        stat = fopen(path, "r");
+        if (stat == NULL)
+            return;
+        const int got = fscanf(stat, "%*d %*s %c", &state);
+        fclose(stat);
+        if (got == 1 && state == 'S')
+            return;
+    }
 }
 
 int main(int argc, char **argv)
@@ -175,9 +196,9 @@ int main(int argc, char **argv)
     if (genie_start_put(session, GENIE_U8, 1, &size, data, NULL, &pending, NULL) != GENIE_OK)
         return 3;
     pthread_create(&threads[0], NULL, finish, &statuses[0]);
-    wait_a_while();
+    wait_for(&finisher);
     pthread_create(&threads[1], NULL, let_go, &statuses[1]);
-    wait_a_while();
+    wait_for(&freer);
     printf("while it is sent: finished %d, freed %d\n", finished, freed);
     kill(server, SIGCONT);
     pthread_join(threads[0], NULL);

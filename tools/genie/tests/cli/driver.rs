@@ -46,6 +46,15 @@ impl Machine {
         Server::of(self.run(&call).stderr(log), serves)
     }
 
+    /// Waits until it is so.
+    fn wait_until(&self, is: impl Fn() -> bool) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !is() {
+            assert!(Instant::now() < until, "{}", self.logged());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn log(&self) -> PathBuf {
         self.driver.path().join("log")
     }
@@ -216,9 +225,9 @@ fn a_gpu_that_hangs_does_not_keep_the_server_nor_crash_its_end() {
     // It is never answered, and tries to come back for as long as the test lasts.
     std::thread::spawn(move || client.prefill(&mut context, &[3, 14, 15]).map(drop));
     // The step is there, and hangs.
-    std::thread::sleep(Duration::from_millis(500));
+    machine.wait_until(|| hang.with_extension("seen").exists());
     server.signal("-TERM");
-    std::thread::sleep(Duration::from_millis(500));
+    machine.wait_until(|| machine.logged().contains("stopping: what runs comes to its end"));
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0), "{}", machine.logged());
     assert!(machine.logged().contains("stopping at once"));
@@ -228,11 +237,7 @@ fn a_gpu_that_hangs_does_not_keep_the_server_nor_crash_its_end() {
 fn kernels_are_compiled_once_the_gpus_are_open() {
     let machine = Machine::new(&[("GENIE_STAND_IN_GPUS", "2")]);
     let server = machine.serve("tcp://127.0.0.1:0", "cuda", "cuda:0, cuda:1");
-    let until = Instant::now() + Duration::from_secs(60);
-    while machine.logged().matches("all kernels are ready").count() < 2 {
-        assert!(Instant::now() < until, "{}", machine.logged());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    machine.wait_until(|| machine.logged().matches("all kernels are ready").count() >= 2);
     let mut session = blocking::Session::connect(&server.uri.parse().expect("an address"), ConnectOptions::default())
         .expect("a session");
     let counters = session.stats().expect("counters");

@@ -87,7 +87,7 @@ fn a_prompt_that_fails_in_the_middle_leaves_the_context_as_it_was() {
 /// had even less room.
 #[test]
 fn a_context_that_cannot_be_built_again_leaves_nothing() {
-    let server = Server::start();
+    let server = Server::start_apart();
     let mut remote = remote(&server);
     let mut context = remote.context(SAMPLING).unwrap();
     remote.prefill(&mut context, &prompt(1500)).unwrap();

@@ -149,7 +149,7 @@ fn decode_is_measured_in_process_and_remote() {
         "--new-tokens",
         "10",
         "--turns",
-        "1",
+        "3",
         "--sessions",
         "3",
         "--round-trip",

@@ -42,7 +42,7 @@ fn prompt(count: i32) -> Vec<i32> {
 fn steps_go_on_with_the_same_tokens() {
     let model = tiny();
     let say = |restarts: &[(usize, &str)]| {
-        let mut server = Server::start();
+        let mut server = Server::start_apart();
         let mut remote = remote(&server.uri, &model);
         let mut context = remote.context(SAMPLING).unwrap();
         let mut tokens = vec![remote.prefill(&mut context, &prompt(70)).unwrap()];
@@ -65,7 +65,7 @@ fn steps_go_on_with_the_same_tokens() {
 fn a_generate_that_is_cut_goes_on_with_the_same_tokens() {
     let model = tiny();
     let say = |restart: Option<(usize, &str)>| {
-        let mut server = Some(Server::start());
+        let mut server = Some(Server::start_apart());
         let mut remote = remote(&server.as_ref().unwrap().uri, &model);
         let mut context = remote.context(SAMPLING).unwrap();
         // Longer than what a server runs in one piece.
@@ -99,7 +99,7 @@ fn a_generate_that_is_cut_goes_on_with_the_same_tokens() {
 #[test]
 fn forks_part_and_both_survive_a_restart() {
     let model = tiny();
-    let server = Server::start();
+    let server = Server::start_apart();
     let mut remote = remote(&server.uri, &model);
     let mut a = remote.context(SAMPLING).unwrap();
     let first = remote.prefill(&mut a, &prompt(66)).unwrap();

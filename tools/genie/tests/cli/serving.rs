@@ -97,10 +97,16 @@ fn a_server_that_was_started_for_a_parent_ends_with_it() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// A place that is taken, and what it is called. Once it is given up nobody has it: a port of 127.0.0.1 might be another test's at once.
+fn place() -> (TcpListener, String) {
+    let taken = TcpListener::bind(("127.0.0.3", 0)).unwrap();
+    let uri = format!("tcp://{}", taken.local_addr().unwrap());
+    (taken, uri)
+}
+
 #[test]
 fn what_cannot_be_is_said_with_what_to_do() {
-    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let uri = format!("tcp://{}", taken.local_addr().unwrap());
+    let (taken, uri) = place();
     let (code, error) = bad(&["serve", "--listen", &uri, "--device", "cpu"]);
     assert!(code == 1 && error.contains(&uri) && error.contains("is another server running there?"), "{error}");
     drop(taken);
@@ -126,9 +132,8 @@ fn what_cannot_be_is_said_with_what_to_do() {
 
 #[test]
 fn programs_are_told_errors_as_json() {
-    let free = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let uri = format!("tcp://{}", free.local_addr().unwrap());
-    drop(free);
+    let (taken, uri) = place();
+    drop(taken);
     for (call, exit) in [(&["ping", &uri, "--json"][..], 3), (&["ping", &uri, "--json", "--count", "x"], 2)] {
         let (code, error) = bad(call);
         let told = json(&error);
@@ -149,9 +154,8 @@ fn a_lease_is_as_long_as_it_was_said() {
 
 #[test]
 fn a_client_waits_for_a_server_if_it_is_told_to() {
-    let free = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let uri = format!("tcp://{}", free.local_addr().unwrap());
-    drop(free);
+    let (taken, uri) = place();
+    drop(taken);
     let waiting = genie(&["ping", &uri, "--count", "1", "--wait", "30"]).stdout(Stdio::piped()).spawn().unwrap();
     let _server = Server::at(&uri, &["--device", "cpu"]);
     assert!(waiting.wait_with_output().unwrap().status.success());
@@ -225,8 +229,11 @@ fn rings_and_tls_are_explained() {
         for fixed in ["eager_why", "slice_why"] {
             assert!(told[fixed].as_str().unwrap().starts_with("fixed"), "{told}");
         }
-        let text = good(&["explain", &server.uri, "--ca", &ca]);
-        assert!(text.contains("encrypted") && text.contains("TLS 1.3") == encrypts, "{text}");
+        // As text it says the same, and takes as long again.
+        if scheme.starts_with("tcp") {
+            let text = good(&["explain", &server.uri, "--ca", &ca]);
+            assert!(text.contains("encrypted") && text.contains("TLS 1.3") == encrypts, "{text}");
+        }
     }
 }
 

@@ -21,6 +21,12 @@ impl Server {
         Self::at("tcp://127.0.0.1:0", &["--device", "cpu", "--threads", "2"])
     }
 
+    /// The same, for one that another is to follow at its place: a port of 127.0.0.1 might be somebody else's by then, one of this address
+    /// is not.
+    pub(crate) fn start_apart() -> Self {
+        Self::at("tcp://127.0.0.2:0", &["--device", "cpu", "--threads", "2"])
+    }
+
     pub(crate) fn at(listen: &str, more: &[&str]) -> Self {
         Self::logging(listen, more, Stdio::inherit())
     }

@@ -180,6 +180,8 @@ impl Client {
             }
             let sent = (frame.len() + body.len() + before).saturating_sub(self.outbox.waiting());
             self.counters.up.fetch_add(if done.is_ok() { sent as u64 } else { 0 }, Ordering::Relaxed);
+            // What was asked over an earlier connection is owed from the beginning of this one, and is no news.
+            self.asked |= self.in_flight == 0;
             self.in_flight += 1;
         }
         // A large echo that went out is not worth a copy: it fails with its connection.

@@ -74,6 +74,8 @@ pub struct Client {
     mending: bool,
     /// Whether this connection has answered a request, or its keepalive.
     progressed: bool,
+    /// Whether this connection was asked for something when it owed nothing.
+    asked: bool,
     /// Requests of earlier connections that nobody waits for any more and whose end was not heard: the server is told to
     /// cancel them when the session is taken up again.
     orphans: Vec<(u64, Option<Arc<SharedBytes>>)>,
@@ -147,6 +149,7 @@ impl Client {
             counters: Arc::default(),
             mending: false,
             progressed: false,
+            asked: false,
             orphans: Vec::new(),
             uses_forgotten: 0,
             connected: now,
@@ -183,7 +186,7 @@ impl Client {
         self.outbox.clear();
         self.in_flight = 0;
         (self.connected, self.heard, self.lanes_heard, self.said) = (now, now, now, now);
-        self.progressed = false;
+        (self.progressed, self.asked) = (false, false);
         (self.channel, self.proving, self.lane_key) = (Channel::default(), None, None);
         self.attempts = AtomicU32::new(0);
         self.state = State::Greeting;
@@ -213,9 +216,12 @@ impl Client {
     pub fn lost(&mut self, reason: &str, now: Instant) {
         match &self.state {
             State::Dead(_) => return,
-            // A fresh start of the clock. A connection that answered nothing is none: a server that takes every connection
-            // only to end it would never be given up.
-            State::Ready if self.progressed => self.retry = (self.give_up(now), self.options.backoff),
+            // A fresh start of the clock, also for what this connection was the first to be asked: it may have been opened long
+            // ago, and nobody had a reason to look whether it was still there. A connection that answered nothing is none: a
+            // server that takes every connection only to end it would never be given up.
+            State::Ready if self.progressed || self.asked => {
+                self.retry = (self.give_up(now), self.options.backoff);
+            }
             _ => {}
         }
         let (give_up, pause) = self.retry;

@@ -167,6 +167,35 @@ fn a_connection_that_answers_nothing_does_not_restart_the_clock() {
     assert!(matches!(client.answer(id), Some(Err(ClientError::Unreachable { .. }))));
 }
 
+/// The clock had run out while nobody asked for anything: the first request of a session that had been idle for long failed as soon as
+/// its connection turned out to be gone, and no other was tried.
+#[test]
+fn who_asks_late_is_waited_for_as_well() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    now += Duration::from_secs(60);
+    let (id, _) = client.start(&Request::Devices, None, None);
+    // That it looked late is noticed, and a second look asked for.
+    let mut look = || {
+        now += Duration::from_secs(1);
+        client.timeout(now).err()
+    };
+    let silent = (0..10).find_map(|_| look()).expect("nothing was heard for a minute");
+    client.lost(&silent.to_string(), now);
+    assert!(client.dead().is_none() && !client.has_answer(id));
+    // And no more than once for what it asked: of these connections none answers it.
+    for _ in 0..1000 {
+        now = client.deadline().unwrap();
+        connect(&mut client, now);
+        client.lost("ended", now);
+        if client.dead().is_some() {
+            break;
+        }
+    }
+    assert!(matches!(client.answer(id), Some(Err(ClientError::Unreachable { .. }))));
+}
+
 /// Two processes with one token took the session from each other for ever, and what they had sent was renumbered on the way.
 #[test]
 fn a_session_that_was_taken_over_is_not_taken_back() {

@@ -134,8 +134,12 @@ fn a_tokens_session_is_given_back() {
     assert!(own(), "nobody has a session");
     assert_eq!(door.get("/health").status, 200);
     super::client::soon("a question keeps none", own);
-    assert_eq!(door.post("/execute", &relu(4)).status, 200);
-    assert!(!own(), "the door has it, for what comes next");
+    // For two seconds, and to begin a process may take a busy machine as long.
+    let kept = (0..10).any(|_| {
+        assert_eq!(door.post("/execute", &relu(4)).status, 200);
+        !own()
+    });
+    assert!(kept, "the door has it, for what comes next");
     assert_eq!(door.get("/health").status, 200);
     super::client::soon("the door gives it back", own);
     assert_eq!(door.post("/execute", &relu(4)).status, 200);

@@ -181,7 +181,7 @@ pub(crate) fn tensor(file: &[u8]) -> Tensor {
 
 /// Waits until it is so.
 pub(crate) fn soon(what: &str, is: impl Fn() -> bool) {
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(60);
     while !is() {
         assert!(Instant::now() < until, "{what}");
         std::thread::sleep(Duration::from_millis(20));

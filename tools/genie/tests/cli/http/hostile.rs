@@ -140,7 +140,7 @@ fn damaged_requests_are_answered_or_closed_and_the_server_goes_on() {
             fine += u64::from(answer.status == 200);
             assert_ne!(answer.status, 500, "case {case}: {}", answer.text());
         }
-        assert!(begun.elapsed() < Duration::from_secs(20), "case {case} hangs");
+        assert!(begun.elapsed() < Duration::from_secs(50), "case {case} hangs");
     }
     for request in &good {
         assert_eq!(door.send(request).status, 200, "the server goes on as before");
