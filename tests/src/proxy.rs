@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use genie_transport::Uri;
@@ -58,7 +58,7 @@ struct State {
     lane_faults: AtomicU64,
     controls: AtomicU64,
     bulks: AtomicU64,
-    /// Microseconds that the first bulk lane rests after each read.
+    /// Microseconds that the first bulk lane rests after each read, at the least.
     slow: AtomicU64,
     /// Bytes over each bulk lane, in the order of their opening.
     carried: Mutex<Vec<u64>>,
@@ -91,6 +91,9 @@ struct Way {
     /// Whether the other direction has ended.
     gone: Arc<AtomicBool>,
 }
+
+/// By how much the first bulk lane is slower than the others together, where it is to be slow.
+pub const SLOWER: u64 = 20;
 
 /// Between two looks at whether what was held back may go on.
 const LOOK: Duration = Duration::from_millis(2);
@@ -185,14 +188,15 @@ impl Proxy {
         self.state.lane_allowance.store(bytes, Ordering::Release);
     }
 
-    /// The bulk lane that is opened first rests so long after each read, from here on.
+    /// The bulk lane that is opened first rests so long after each read, from here on; and while others carry something, until they
+    /// have carried [`SLOWER`] times as much as it: however busy the machine is, it is slower than they are.
     pub fn slow_first_lane(&self, rest: Duration) {
         self.state.slow.store(rest.as_micros() as u64, Ordering::Release);
     }
 
     /// Bytes that passed over each bulk lane, up and down, in the order of their opening.
     pub fn carried(&self) -> Vec<u64> {
-        self.state.carried.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.carried().clone()
     }
 
     /// How often that has happened.
@@ -339,11 +343,12 @@ impl State {
                 self.cut();
                 break;
             }
+            // Before they go: who sees what comes of them finds them counted.
+            let counter = if way.is_up { &self.up } else { &self.down };
+            counter.fetch_add(n as u64, Ordering::AcqRel);
             if way.to.send(part, file).is_err() {
                 break;
             }
-            let counter = if way.is_up { &self.up } else { &self.down };
-            counter.fetch_add(n as u64, Ordering::AcqRel);
         }
         if way.is_up {
             // Unless it was another.
@@ -356,17 +361,33 @@ impl State {
 
     /// Bytes pass over a bulk lane; the first one rests.
     fn carry(&self, number: u64, bytes: u64) {
-        let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
         let number = number as usize;
+        let mut carried = self.carried();
         if carried.len() <= number {
             carried.resize(number + 1, 0);
         }
         carried[number] += bytes;
         drop(carried);
-        let rest = self.slow.load(Ordering::Acquire);
-        if number == 0 && rest > 0 {
-            std::thread::sleep(Duration::from_micros(rest));
+        let rest = Duration::from_micros(self.slow.load(Ordering::Acquire));
+        if number > 0 || rest.is_zero() {
+            return;
         }
+        let others = || self.carried().iter().skip(1).sum::<u64>();
+        let mut before = others();
+        let enough = before + bytes * SLOWER;
+        loop {
+            std::thread::sleep(rest);
+            let now = others();
+            // Those that stand still may be waiting for it.
+            if now >= enough || now == before || self.closing.load(Ordering::Acquire) {
+                break;
+            }
+            before = now;
+        }
+    }
+
+    fn carried(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether these bytes are what the next lane's fault waits for.
@@ -399,7 +420,7 @@ impl State {
         }
     }
 
-    fn streams(&self) -> std::sync::MutexGuard<'_, Vec<Socket>> {
+    fn streams(&self) -> MutexGuard<'_, Vec<Socket>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,14 +12,17 @@ use genie_transport::link::tls::TlsClient;
 use genie_transport::link::wait::Waiter;
 use genie_transport::link::{Stream, dialer_with};
 use genie_transport::wire::{
-    Caps, Control, Flags, HEADER_BYTES, Kind, LaneHello, OpenedSession, RemoteError, Reply, Request, Welcome, body_crc,
-    encode_header, limits,
+    Caps, Control, ErrorCode, Flags, HEADER_BYTES, Kind, LaneHello, OpenedSession, RemoteError, Reply, Request,
+    Welcome, body_crc, encode_header, limits,
 };
 
 use crate::answer::{Outcome, Told, own};
 
 /// How long anything is waited for: a server that has not answered by then never will.
 const LONGEST: Duration = Duration::from_secs(120);
+
+/// How long a greeting is tried again that came too late.
+const TRIED: Duration = Duration::from_secs(60);
 
 /// One lane.
 pub struct Raw {
@@ -92,11 +95,23 @@ impl Raw {
     /// # Panics
     /// If it is not welcomed.
     pub fn greet(server: SocketAddr) -> (Self, Welcome) {
-        let mut raw = Self::dial(server);
-        raw.send(&control(&Control::Hello(Caps::OURS)));
-        match raw.hear_control() {
-            Some(Control::Welcome(welcome)) => (raw, welcome),
-            other => panic!("no welcome came, but {other:?}"),
+        match Self::begin(server, &Control::Hello(Caps::OURS)) {
+            (raw, Some(Control::Welcome(welcome))) => (raw, welcome),
+            (_, other) => panic!("no welcome came, but {other:?}"),
+        }
+    }
+
+    /// A lane that began with this, and what the server said to it. On a busy machine this may come too late for a server of little
+    /// patience, or have to make room in a crowd: it is then said again, over another.
+    fn begin(server: SocketAddr, said: &Control) -> (Self, Option<Control>) {
+        let until = Instant::now() + TRIED;
+        loop {
+            let mut raw = Self::dial(server);
+            raw.send(&control(said));
+            match raw.hear_control() {
+                Some(Control::Goodbye(error)) if error.code == ErrorCode::TimedOut && Instant::now() < until => {}
+                answer => return (raw, answer),
+            }
         }
     }
 
@@ -125,9 +140,8 @@ impl Raw {
     /// # Panics
     /// If it is not welcomed.
     pub fn bulk_lane(server: SocketAddr, welcome: &Welcome, lane: u32) -> Self {
-        let mut raw = Self::dial(server);
-        raw.send(&control(&Control::LaneHello(lane_hello(welcome, lane))));
-        assert_eq!(raw.hear_control(), Some(Control::LaneWelcome(lane)));
+        let (raw, answer) = Self::begin(server, &Control::LaneHello(lane_hello(welcome, lane)));
+        assert_eq!(answer, Some(Control::LaneWelcome(lane)));
         raw
     }
 

@@ -29,9 +29,11 @@ fn find(address: SocketAddr) -> choose::Report {
 }
 
 fn session(address: SocketAddr, link: &str) -> Result<blocking::Session, ClientError> {
+    session_with(address, link, ConnectOptions::default())
+}
+
+fn session_with(address: SocketAddr, link: &str, options: ConnectOptions) -> Result<blocking::Session, ClientError> {
     let uri: Uri = format!("genie://127.0.0.1:{}{link}", address.port()).parse().expect("an address");
-    let mut options = ConnectOptions::default();
-    options.client.reconnect_for = Duration::from_millis(500);
     blocking::Session::connect(&uri, options)
 }
 
@@ -98,10 +100,12 @@ fn another_server_at_the_path_is_left_alone() {
 #[test]
 fn a_link_that_is_asked_for_is_not_done_without() {
     let server = offering(3, choose::boot_id(), &["/nonexistent/genie.sock"]);
-    assert!(matches!(session(server.address(), "?link=shm"), Err(ClientError::Unreachable { .. })));
-    let Err(error) = session(server.address(), "?link=rdma") else {
-        panic!("a session over a link that is not offered")
-    };
+    let mut options = ConnectOptions::default();
+    // What is not there is tried for as long.
+    options.client.reconnect_for = Duration::from_millis(500);
+    let asked = |link: &str| session_with(server.address(), link, options.clone());
+    assert!(matches!(asked("?link=shm"), Err(ClientError::Unreachable { .. })));
+    let Err(error) = asked("?link=rdma") else { panic!("a session over a link that is not offered") };
     assert!(error.to_string().contains("no rdma to this server"), "{error}");
 }
 
@@ -155,10 +159,8 @@ fn a_server_that_speaks_tls_alone_is_reached_with_a_ca() {
     let report = choose::find("127.0.0.1", port, None, Some(&tls)).expect("the server is there").report;
     assert_eq!(report.chosen, server.uri);
     assert!(report.same_host, "it was asked over TLS as well");
-    let mut options = ConnectOptions { tls: Some(tls), ..ConnectOptions::default() };
-    options.client.reconnect_for = Duration::from_millis(500);
-    let uri = format!("genie://127.0.0.1:{port}").parse().expect("an address");
-    echoes(blocking::Session::connect(&uri, options).expect("a session"));
+    let options = ConnectOptions { tls: Some(tls), ..ConnectOptions::default() };
+    echoes(session_with(server.address(), "", options).expect("a session"));
     // Without one, it is said what is missing, at once.
     match session(server.address(), "") {
         Err(ClientError::Untrusted { reason }) => assert!(reason.contains("--ca"), "{reason}"),

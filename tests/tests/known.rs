@@ -133,14 +133,22 @@ fn a_second_client_of_a_model_sends_less_than_a_kilobyte() {
     let first = visit(&model, &uri, &turns);
     assert_eq!((first.uploaded.present, first.uploaded.sent), (0, weights));
     assert_eq!(counter(&server, "genie_weight_sets_found_total"), 0);
-    let second = visit(&model, &uri, &turns);
-    assert_eq!((second.uploaded.present, second.uploaded.sent_bytes), (weights, 0));
-    assert_eq!(second.tokens, first.tokens);
-    assert_eq!(counter(&server, "genie_weight_sets_found_total"), 1);
-    println!("{} bytes, {} turns", second.sent, second.turns);
-    assert!(second.sent < 1000, "it sent {} bytes", second.sent);
-    // Weights and programs; the cache; both bindings. One more for a machine that is busy with other things.
-    assert!((3..=4).contains(&second.turns), "it was heard from {} times", second.turns);
+    // A client that was off its core between two requests of one turn has made two of it: the fewest of some visits are what it needs.
+    let mut fewest = u64::MAX;
+    for found in 1..=20 {
+        let second = visit(&model, &uri, &turns);
+        assert_eq!((second.uploaded.present, second.uploaded.sent_bytes), (weights, 0));
+        assert_eq!(second.tokens, first.tokens);
+        assert_eq!(counter(&server, "genie_weight_sets_found_total"), found);
+        println!("{} bytes, {} turns", second.sent, second.turns);
+        assert!(second.sent < 1000, "it sent {} bytes", second.sent);
+        fewest = fewest.min(second.turns);
+        if fewest == 3 {
+            break;
+        }
+    }
+    // Weights and programs; the cache; both bindings.
+    assert_eq!(fewest, 3);
 }
 
 /// As of a server that is older.

@@ -2,6 +2,8 @@
 //! (Processes that are killed: the tests of `tools/genie`.)
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use genie_graph::{DType, RopeStyle};
@@ -14,7 +16,8 @@ use genie_tests::serve::{Live, config};
 use genie_transport::Uri;
 use genie_transport::client::{ConnectOptions, PutOptions, blocking};
 use genie_transport::wire::{
-    ContentHash, Finish, Offered, PutBody, PutRequest, PutTarget, Reply, Request, ResidencyCode, SliceHead, TensorSpec,
+    ContentHash, Control, Finish, Offered, PutBody, PutRequest, PutTarget, Reply, Request, ResidencyCode, SliceHead,
+    TensorSpec,
 };
 
 const SLICE: u64 = 64 << 10;
@@ -30,6 +33,8 @@ fn server(epoch: u64) -> Live {
 fn connect(uri: &Uri) -> blocking::Session {
     let mut options = ConnectOptions::default();
     options.client.lanes = 2;
+    // Nothing stands still here but what a test holds back.
+    options.client.stuck = Duration::from_secs(60);
     blocking::Session::connect(uri, options).unwrap()
 }
 
@@ -177,7 +182,18 @@ fn only_the_missing_slices_are_asked_for() {
     let mut lane = Raw::bulk(server.address(), &welcome);
     assert_eq!(landed(&mut raw, id), first);
     (0..SLICES).filter(|index| !first.contains(index)).for_each(|index| lane.send(&slice(id, index)));
-    let Ok(Told::Tensor { handle, .. }) = raw.end_of(id) else { panic!("it is not whole") };
+    let handle = loop {
+        let heard = raw.hear().unwrap();
+        if let Ok(Control::SliceAgain { offset, .. }) = Control::decode(&heard.header, &heard.meta) {
+            // The one that was cut off: the lane that it came over is not gone yet.
+            lane.send(&slice(id, offset as usize / 4096));
+            continue;
+        }
+        match Reply::decode(&heard.header, &heard.meta, &heard.payload) {
+            Ok(Reply::Tensor { handle, .. }) => break handle,
+            other => panic!("it is not whole: {other:?}"),
+        }
+    };
     raw.send(&request(101, &Request::Get { handle, offset: 0, length: 0, sliced: None }));
     assert_eq!(raw.end_of(101), Ok(Told::Bytes(sent.to_vec())));
     // Asked once more, the answer is the same, and nothing was put twice.
@@ -234,8 +250,11 @@ fn an_upload_goes_on_in_another_session() {
     let tensor = second.put(&spec, sent.clone(), PutOptions { weight, ..PutOptions::default() }).unwrap();
     let passed: u64 = proxy.carried()[of_the_first..].iter().sum();
     assert!(passed > 1 << 20, "{passed} bytes are not what was missing");
-    let most = SIZE as u64 - landed + (64 << 10);
-    assert!(passed < most, "{passed} bytes were sent again, though {landed} had landed");
+    // On a busy machine a slice may be late, and is asked for over another lane.
+    let counters = second.counters();
+    let again = counters.slices_late.load(Ordering::Relaxed) + counters.slices_again.load(Ordering::Relaxed);
+    let most = SIZE as u64 - landed + (1 + again) * SLICE;
+    assert!(passed < most, "{passed} bytes were sent again, though {landed} had landed ({again} asked for again)");
     let got = second.get(&tensor).unwrap();
     assert!(got[..] == sent[..]);
 }

@@ -54,6 +54,8 @@ fn over_the_stand_ins(arguments: &[&str], library: Library, settings: &[(&str, &
     let stand_in = |name: &str| program.with_file_name(format!("libgenie_{name}_stand_in.so"));
     let name = format!("driver-{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // One that failed under the same number has left it.
+    let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).expect("room for a folder");
     for name in ["libcuda.so", "libcuda.so.1"] {
         symlink(stand_in("cuda"), folder.join(name)).expect("a link");

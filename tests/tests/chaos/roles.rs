@@ -166,6 +166,7 @@ fn a_survivor() {
     say("ready");
     for order in orders {
         assert_eq!(order, "work");
+        say("working");
         let lost = session.sessions_lost();
         let mut failed = 0;
         while session.sessions_lost() == lost {

@@ -74,11 +74,13 @@ fn the_crowd() {
     std::io::stdout().flush().expect("it is read");
     let mut away = 0;
     for stream in crowd {
-        // Its time is over, or it had to make room for those that came after it.
+        // Its time is over, or it had to make room for those that came after it, or there was none for it while they went.
         let why = Raw::over(stream).goodbye();
         assert_eq!(why.code, ErrorCode::TimedOut, "{why}");
         assert!(
-            ["no greeting within 4 s", "has not said for long who it is"].iter().any(|w| why.message.contains(w)),
+            ["no greeting within 4 s", "has not said for long who it is", "too many lanes wait here"]
+                .iter()
+                .any(|w| why.message.contains(w)),
             "{why}"
         );
         away += 1;
@@ -93,6 +95,8 @@ fn strangers_that_are_refused_count_until_they_are_gone() {
     const STRANGERS: usize = 16;
     rlimit::increase_nofile_limit(u64::MAX).expect("the limit of descriptors");
     let mut scene = Scene::with(|config| config.settings.max_strangers = STRANGERS);
+    // The witness's lanes: as many as its first answer was slow.
+    let own = sockets_of(scene.server.address().port());
     let mut crowd = Vec::new();
     let mut most = 0;
     for i in 0..1000 {
@@ -109,8 +113,8 @@ fn strangers_that_are_refused_count_until_they_are_gone() {
             most = most.max(looks.min().unwrap_or_default());
         }
     }
-    // As many again may be about to go; and there is the witness, and one that is being turned away.
-    assert!(most <= 2 * STRANGERS + 4, "{most} sockets");
+    // As many again may be about to go; one is being turned away, and each of the server's two threads may be closing one.
+    assert!(most <= own + 2 * STRANGERS + 3, "{most} sockets, {own} before");
     scene.is_unharmed();
 }
 
@@ -132,12 +136,19 @@ fn sockets_of(port: u16) -> usize {
 /// Between two bytes of a slow client.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Says these bytes one by one, until the server has enough of it; whether it had.
+/// Pauses after which a server has had enough, or never will: a minute.
+const PAUSES: u32 = 3000;
+
+/// Says these bytes one by one, and never the last, until the server has enough of it; whether it had. However late it looks, it does not
+/// find them whole.
 fn dribble(raw: &mut Raw, bytes: &[u8]) -> bool {
     raw.socket().set_nonblocking(true).expect("it can be asked");
     let mut peeked = [0];
-    let closed = bytes.iter().any(|byte| {
-        raw.send(&[*byte]);
+    let mut said = bytes[..bytes.len() - 1].iter();
+    let closed = (0..PAUSES).any(|_| {
+        if let Some(byte) = said.next() {
+            raw.send(&[*byte]);
+        }
         std::thread::sleep(PAUSE);
         // Something has come, or the end.
         !matches!(raw.socket().peek(&mut peeked), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
@@ -150,10 +161,7 @@ fn dribble(raw: &mut Raw, bytes: &[u8]) -> bool {
 fn one_byte_at_a_time_before_the_greeting() {
     let mut scene = Scene::with(|config| config.settings.patience = Duration::from_millis(300));
     let mut raw = Raw::dial(scene.server.address());
-    assert!(
-        dribble(&mut raw, &control(&Control::Hello(Caps::OURS))),
-        "48 bytes take longer than the server's patience"
-    );
+    assert!(dribble(&mut raw, &control(&Control::Hello(Caps::OURS))), "it waits for ever");
     is(&raw.goodbye(), ErrorCode::TimedOut, &["no greeting within 0.3 s"]);
     scene.is_unharmed();
 }

@@ -8,6 +8,7 @@ use genie_tests::answer::{Outcome, Told};
 use genie_tests::raw::Raw;
 use genie_tests::serve::{Live, config};
 use genie_tests::witness::Witness;
+use genie_transport::client::{ConnectOptions, blocking};
 use genie_transport::connection::ClientError;
 use genie_transport::wire::{
     Effect, ErrorCode, Handle, OpenedSession, PutBody, PutRequest, PutTarget, RemoteError, Request, ResidencyCode,
@@ -57,9 +58,12 @@ impl Scene {
     pub(crate) fn is_unharmed(&mut self) {
         assert_eq!(PANICS.load(Ordering::Relaxed), 0, "a thread of the server panicked");
         self.witness.is_unharmed();
-        let (mut newcomer, ..) = self.session();
-        assert_eq!(newcomer.ask(&Request::Echo(b"new")), Ok(Told::Bytes(b"new".to_vec())));
-        assert_eq!(newcomer.ask(&Request::Close), Ok(Told::Done));
+        let newcomer = blocking::Session::connect(&self.server.uri, ConnectOptions::default());
+        let mut newcomer = newcomer.expect("newcomers are served");
+        let mut back = Vec::new();
+        newcomer.echo(b"new", &mut back).expect("an echo");
+        assert_eq!(back, b"new");
+        newcomer.close().expect("it ends");
     }
 }
 

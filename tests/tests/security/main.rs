@@ -5,7 +5,6 @@ mod rights;
 mod tokens;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use genie_tests::authority::Authority;
 use genie_tests::here;
@@ -34,7 +33,6 @@ impl Scene {
         let guard = Arc::new(Guard::with_tokens(Tokens::new(tokens.iter().map(|&t| t.clone()))));
         let mut config = config(7);
         config.settings.guard = guard.clone();
-        config.settings.patience = Duration::from_secs(2);
         let folder = tempfile::tempdir().unwrap();
         let authority = ["tcps", "urings"].contains(&scheme).then(Authority::new);
         let load = |a: &Authority| {

@@ -29,12 +29,14 @@ struct Load {
     /// Gets in a round, whose times are added up; of puts there is one. More where each is a matter of luck.
     gets: u32,
     rounds: usize,
+    /// Whether rounds differ by what else the machine does alone.
+    steady: bool,
 }
 
 /// A path where one transfer is like another.
-const STEADY: Load = Load { bytes: 16 << 20, gets: 1, rounds: 5 };
+const STEADY: Load = Load { bytes: 16 << 20, gets: 1, rounds: 5, steady: true };
 /// On a path that loses packets, the times of two transfers of the same kind differ by a third, now and then by several times.
-const LUCK: Load = Load { bytes: 8 << 20, gets: 4, rounds: 11 };
+const LUCK: Load = Load { bytes: 8 << 20, gets: 4, rounds: 11, steady: false };
 
 /// What was measured of one way.
 struct Way {
@@ -69,6 +71,14 @@ impl Way {
         let mean = logs.iter().sum::<f64>() / count;
         let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (count - 1.0);
         mean + 3.0 * (variance / count).sqrt() >= ENOUGH.ln()
+    }
+
+    /// Whether the best round is as fast as is asked for, beside a raw stream's best: enough on a steady path, where whatever else the
+    /// machine does slows rounds down, ours or the stream's, and makes none faster.
+    fn is_enough_at_best(&self) -> bool {
+        let [_, _, ours] = spread(self.rounds.iter().map(|r| r.0));
+        let [_, _, raw] = spread(self.rounds.iter().map(|r| r.1));
+        ours >= ENOUGH * raw
     }
 }
 
@@ -119,7 +129,8 @@ fn on(name: &str, schemes: &[&str], need: Need, shape: &[&[&str]], load: Load) {
         }
         for way in [put, get] {
             tell(&format!("{name}: {scheme} {way}"));
-            assert!(!compares() || way.is_enough(), "{name}: {scheme} {way}");
+            let is_enough = || way.is_enough() || (load.steady && way.is_enough_at_best());
+            assert!(!compares() || is_enough(), "{name}: {scheme} {way}");
         }
     }
 }
@@ -172,14 +183,19 @@ fn three_seconds_without_a_link() {
     };
     path.on_both(GIGABIT);
     let down = |ends: &mut Ends, what: &str| {
-        ends.begin(what, 64 << 20);
-        std::thread::sleep(Duration::from_millis(150));
-        path.set(false);
-        std::thread::sleep(DOWN);
-        path.set(true);
-        let took = ends.end(what);
-        assert!(took >= DOWN, "it was over before the link went down: {took:?}");
-        took
+        for _ in 0..TRIES {
+            ends.begin(what, 64 << 20);
+            std::thread::sleep(Duration::from_millis(150));
+            path.set(false);
+            std::thread::sleep(DOWN);
+            path.set(true);
+            let took = ends.end(what);
+            // On a busy machine it may be over before the link goes down.
+            if took >= DOWN {
+                return took;
+            }
+        }
+        panic!("{what}: it was over before the link went down, {TRIES} times");
     };
     for scheme in here::links(&["tcp", "uring"]) {
         let mut ends = Ends::start(&path, scheme);
@@ -199,6 +215,8 @@ fn three_seconds_without_a_link() {
 }
 
 const DOWN: Duration = Duration::from_secs(3);
+/// Transfers that may be over before that.
+const TRIES: u32 = 5;
 /// The system tries each socket again after times that double: one of the two may have been tried just before the link came back,
 /// and is tried again only after as long as it was down.
 const BACK_OFF: Duration = Duration::from_millis(3500);
@@ -241,14 +259,14 @@ fn far_away() {
 #[test]
 fn far_away_and_unsteady() {
     let unsteady = [FAR, &["10ms", "2ms", "25%", "reorder", "2%", "50%"]].concat();
-    let load = Load { bytes: 4 << 20, ..STEADY };
+    let load = Load { bytes: 4 << 20, steady: false, ..STEADY };
     on("100 Mb/s, delay 20 ms, jitter and reordering", &["tcp", "uring"], Need::Netem, &[SINGLE, &unsteady], load);
 }
 
 #[test]
 fn far_away_and_lossy() {
     let lossy = [FAR, &["10ms", "2ms", "loss", "1%"]].concat();
-    let load = Load { bytes: 2 << 20, gets: 2, rounds: 5 };
+    let load = Load { bytes: 2 << 20, gets: 2, rounds: 5, steady: false };
     on("100 Mb/s, delay 20 ms, jitter, loss 1 %", &["tcp"], Need::Netem, &[SINGLE, &lossy], load);
 }
 

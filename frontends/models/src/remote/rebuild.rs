@@ -49,7 +49,7 @@ impl RemoteModel {
     /// device that lost everything, right after it said that the request failed.
     fn has_lost_session(&mut self, lost: u64) -> Result<bool, RemoteModelError> {
         /// A session that does not end goes on within this time.
-        const LONGEST: Duration = Duration::from_millis(300);
+        const LONGEST: Duration = Duration::from_secs(2);
         let until = Instant::now() + LONGEST;
         loop {
             // Also for a device that is not back yet.

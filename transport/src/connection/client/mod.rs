@@ -44,7 +44,7 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// The driver: while [`Self::wants_connection`], opens a control lane and calls [`Self::connected`] or [`Self::lost`]; moves
 /// bytes by [`Self::space`], [`Self::filled`] and [`Self::flush`]; opens a bulk lane whenever [`Self::next_lane`] names one, drives it
 /// by a [`super::ClientLane`], says [`Self::lane_heard`] when something came over it, and [`Self::lane_over`] when it breaks or
-/// [`Self::is_lane_over`]; calls [`Self::timeout`] at [`Self::deadline`].
+/// [`Self::is_lane_over`]; calls [`Self::timeout`] at [`Self::deadline`], and reads what has come before it does so again.
 pub struct Client {
     options: ClientOptions,
     state: State,
@@ -87,6 +87,8 @@ pub struct Client {
     /// When something came over a bulk lane: a server that holds requests back until what it owes has been taken answers no ping,
     /// and is not gone.
     lanes_heard: Instant,
+    /// The last word before a silence that was found to be too long.
+    silent_since: Option<Instant>,
     said: Instant,
     /// When the session was asked for: the answer tells how far the server is.
     opening: Instant,
@@ -155,6 +157,7 @@ impl Client {
             connected: now,
             heard: now,
             lanes_heard: now,
+            silent_since: None,
             said: now,
             opening: now,
             sessions_lost: 0,
@@ -332,7 +335,7 @@ impl Client {
         self.options.reconnect_for.min(GREETING_TIMEOUT)
     }
 
-    /// Time has passed: keepalive, or a silent server.
+    /// Time has passed: keepalive, or a silent server, which is given up if nothing of it is there to be read until the next call.
     ///
     /// # Errors
     /// The connection must be closed and [`Self::lost`] called.
@@ -344,8 +347,14 @@ impl Client {
         match (&self.state, &self.welcome) {
             (State::Ready, Some(w)) => {
                 let (keepalive, silence) = patience_with(w);
-                if self.last_heard() + silence <= now {
-                    return Err(silent(silence));
+                let heard = self.last_heard();
+                if heard + silence <= now {
+                    // It may be this side that stood still, and words may have come meanwhile: they are read before the next look,
+                    // which is due at once.
+                    if self.silent_since.replace(heard) == Some(heard) {
+                        return Err(silent(silence));
+                    }
+                    return Ok(());
                 }
                 if self.said + keepalive <= now {
                     self.said = now;

@@ -332,6 +332,28 @@ fn a_server_that_is_heard_over_its_bulk_lanes_is_alive() {
         client.timeout(now).unwrap();
     }
     now += Duration::from_secs(3);
+    client.timeout(now).unwrap();
+    client.timeout(now).unwrap_err();
+}
+
+/// A client that had stood still for longer than a server may be silent, since its machine slept or had no core for it, gave up the
+/// server whose words lay in its socket: it looked at the clock before it read.
+#[test]
+fn who_stood_still_reads_before_it_judges() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    connect(&mut client, now);
+    for _ in 0..3 {
+        now += Duration::from_secs(60);
+        client.timeout(now).unwrap();
+        assert!(client.deadline().unwrap() <= now, "it looks again at once");
+        hear(&mut client, &control(&Control::Pong), now).unwrap();
+        client.timeout(now).unwrap();
+    }
+    // Nothing has come, this time.
+    now += Duration::from_secs(60);
+    client.timeout(now).unwrap();
+    assert!(client.deadline().unwrap() <= now);
     client.timeout(now).unwrap_err();
 }
 

@@ -31,6 +31,7 @@ impl<S: Service> Lane<S> {
         let mut now = Instant::now();
         let mut looks = LOOKS;
         let mut others = now + self.turns.control;
+        let mut late = false;
         loop {
             let held = lane.is_held();
             if held && self.stream.io().is_over() {
@@ -44,6 +45,7 @@ impl<S: Service> Lane<S> {
             match got {
                 Ok(Some(0)) => return Ok(Step::End(LaneEnd::Left)),
                 Ok(n) => {
+                    late = false;
                     turn += 1;
                     looks = LOOKS;
                     if turn.is_multiple_of(STALE) {
@@ -77,6 +79,11 @@ impl<S: Service> Lane<S> {
                         self.drain_out(lane, wake).await;
                         return Ok(Step::End(LaneEnd::Left));
                     }
+                    if std::mem::take(&mut late)
+                        && let Some(step) = self.timeout(lane, wake, now).await
+                    {
+                        return Ok(step);
+                    }
                     let clock = (looks == 0).then(Instant::now);
                     if let Some(read) = clock {
                         (now, looks) = (read, LOOKS);
@@ -96,18 +103,30 @@ impl<S: Service> Lane<S> {
                     }
                     self.park(lane, wake, held).await?;
                     now = Instant::now();
-                    if now >= lane.deadline()
-                        && let step @ (Step::End(_) | Step::Bulk(..)) = lane.timeout(now)
+                    late = now >= lane.deadline();
+                    // It may be the server that stood still: what has come is read first, where anything is read.
+                    if held
+                        && std::mem::take(&mut late)
+                        && let Some(step) = self.timeout(lane, wake, now).await
                     {
-                        if !lane.is_displaced() {
-                            self.drain_out(lane, wake).await;
-                        }
                         return Ok(step);
                     }
                 }
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// The lane's deadline has passed: how it ends, if it does.
+    async fn timeout(&mut self, lane: &mut ControlLane<S>, wake: &Notify, now: Instant) -> Option<Step> {
+        let step = lane.timeout(now);
+        if matches!(step, Step::Continue) {
+            return None;
+        }
+        if !lane.is_displaced() {
+            self.drain_out(lane, wake).await;
+        }
+        Some(step)
     }
 
     /// Waits until there may be something to read, something to write, or a deadline to keep.

@@ -505,7 +505,8 @@ mod tests {
             assert!(out[..n].iter().zip(seen..).all(|(b, i)| *b == i as u8));
             seen += n as u64;
             if reader.tell() {
-                wake_writer.send(()).unwrap();
+                // One that found room after all has not slept, and may have written all and ended.
+                let _ = wake_writer.send(());
             }
             if n == 0 && !reader.arm() {
                 reader_woken.recv_timeout(Duration::from_secs(30)).expect("woken");

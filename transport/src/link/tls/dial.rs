@@ -88,7 +88,12 @@ mod tests {
         let uri: Uri = format!("tcps://{address}").parse().unwrap();
         let mut dialer = Dialer::new(uri, "127.0.0.1".into(), Some(TlsClient::load(&ca, None).unwrap()));
         let _control = dialer.control().unwrap();
-        assert!(tcp::connect_to(address, Duration::from_millis(100)).is_err(), "the queue is full");
+        // The first counts once its last segment has come, which need not be now: until then others get in, and stay.
+        let mut others = Vec::new();
+        while let Ok(other) = tcp::connect_to(address, Duration::from_millis(100)) {
+            others.push(other);
+            assert!(others.len() < 10, "the queue is full");
+        }
         let now = Instant::now();
         let client = Client::new(ClientOptions::default(), now);
         let mut lane = dialer.bulk(&client, 1, now).expect("it is being opened");
