@@ -45,6 +45,19 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+/// Allocations of ten times `step`. The harness's own thread may make some beside it, once: what a step makes comes again.
+fn made(mut step: impl FnMut()) -> u64 {
+    let mut ten = || {
+        let before = ALLOCATIONS.load(Ordering::SeqCst);
+        (0..10).for_each(|_| step());
+        ALLOCATIONS.load(Ordering::SeqCst) - before
+    };
+    match ten() {
+        0 => 0,
+        first => first.min(ten()),
+    }
+}
+
 /// One test for all, so that no other test's allocations are counted.
 #[test]
 fn a_step_in_steady_state_allocates_nothing() {
@@ -68,12 +81,10 @@ fn a_step_in_steady_state_allocates_nothing() {
                     step(&mut rows);
                     step(&mut rows[..1]);
                 }
-                let before = ALLOCATIONS.load(Ordering::SeqCst);
-                for _ in 0..10 {
+                let made = made(|| {
                     step(&mut rows);
                     step(&mut rows[..1]);
-                }
-                let made = ALLOCATIONS.load(Ordering::SeqCst) - before;
+                });
                 assert_eq!(made, 0, "{tokens} tokens, {weights} weights");
             }
         }
@@ -106,9 +117,7 @@ fn order_and_lookups() {
     let mut outputs = Vec::new();
     let mut step = || program.run(&[], &mut [Row::new(&arguments, &mut outputs, u64::MAX)]).unwrap();
     (0..2).for_each(|_| step());
-    let before = ALLOCATIONS.load(Ordering::SeqCst);
-    (0..10).for_each(|_| step());
-    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0, "order and lookups");
+    assert_eq!(made(step), 0, "order and lookups");
 }
 
 /// The same for a program of convolutions, pools, a norm, a product that reads blocks, and a scatter.
@@ -149,8 +158,6 @@ fn images_and_blocks() {
             program.run(&weights, &mut [row]).unwrap();
         };
         (0..2).for_each(|_| step());
-        let before = ALLOCATIONS.load(Ordering::SeqCst);
-        (0..10).for_each(|_| step());
-        assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0, "{images} images");
+        assert_eq!(made(step), 0, "{images} images");
     }
 }

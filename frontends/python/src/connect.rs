@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use genie_transport::Uri;
 use genie_transport::auth::Token;
-use genie_transport::client::{ConnectOptions, blocking};
+use genie_transport::client::{ClientError, ConnectOptions, blocking};
 use genie_transport::link;
 use genie_transport::link::tls::{TlsClient, TlsFileError};
 use genie_transport::wire::LinkScheme;
@@ -88,7 +88,13 @@ impl Target {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        blocking::Session::connect(&self.uri, self.options.clone()).map_err(|error| errors::client(&error))
+        // `reconnect` is for a server that goes away: until it was there once, `timeout` says how long it is waited for.
+        loop {
+            match blocking::Session::connect(&self.uri, self.options.clone()) {
+                Err(ClientError::Unreachable { .. }) if Instant::now() < until => {}
+                done => return done.map_err(|error| errors::client(&error)),
+            }
+        }
     }
 }
 

@@ -210,6 +210,8 @@ impl Model {
     #[pyo3(signature = (patience=None))]
     fn close(&self, py: Python<'_>, patience: Option<f64>) -> PyResult<()> {
         self.remote.check()?;
+        // Before anything else: the thread that closes it may come late.
+        self.remote.closing.store(true, Ordering::Release);
         let (remote, began) = (self.remote.clone(), Instant::now());
         let look = |_: Python<'_>| match patience {
             Some(patience) if began.elapsed().as_secs_f64() > patience => Err(unreachable(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import genie
 import numpy as np
 import pytest
 from conftest import ROOT, Halted
+from genie import _connect
 from genie.aio import CALLS
 
 TINY = ROOT / "tests/golden/tiny-gpt2"
@@ -23,7 +25,7 @@ def test_a_session_closes_while_all_threads_are_busy(session: genie.Session) -> 
         late = asyncio.create_task(remote.ping())
         await asyncio.sleep(0.1)
         try:
-            await asyncio.wait_for(remote.close(), 5)
+            await asyncio.wait_for(remote.close(), 30)
         finally:
             over.set()
         await asyncio.gather(*busy)
@@ -46,7 +48,7 @@ def test_a_cancelled_call_gives_its_thread_back(halted: Halted) -> None:
         for call in calls:
             call.cancel()
         assert all(isinstance(done, asyncio.CancelledError) for done in await asyncio.gather(*calls, return_exceptions=True))
-        assert await asyncio.wait_for(remote._call(lambda: 7), 5) == 7
+        assert await asyncio.wait_for(remote._call(lambda: 7), 30) == 7
         halted.go_on()
         assert (await remote.get(tensor)).tolist() == [1.0]
         await remote.close()
@@ -54,15 +56,21 @@ def test_a_cancelled_call_gives_its_thread_back(halted: Halted) -> None:
     asyncio.run(main())
 
 
-def test_a_connection_that_nobody_waits_for_is_closed(halted: Halted) -> None:
+def test_a_connection_that_nobody_waits_for_is_closed(halted: Halted, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, opened = threading.Event(), _connect.opened
+
+    def noted(*arguments: Any, **options: Any) -> genie.Session:
+        begun.set()
+        return opened(*arguments, **options)
+
     async def main() -> None:
         connecting = asyncio.create_task(genie.aio.connect(halted.uri))
-        await asyncio.sleep(0.2)
+        assert await asyncio.to_thread(begun.wait, 30)
         connecting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await connecting
         halted.go_on()
-        for _ in range(100):
+        for _ in range(600):
             if session.stats()["genie_sessions_opened_total"] == 2 and session.stats()["genie_sessions"] == 1:
                 break
             await asyncio.sleep(0.05)
@@ -70,6 +78,7 @@ def test_a_connection_that_nobody_waits_for_is_closed(halted: Halted) -> None:
             raise AssertionError(session.stats())
 
     session = genie.connect(halted.uri)
+    monkeypatch.setattr(_connect, "opened", noted)
     halted.halt()
     asyncio.run(main())
     assert genie.current_session() is session
@@ -101,7 +110,7 @@ def test_a_step_that_was_cancelled_is_not_skipped(session: genie.Session) -> Non
 # Closing a session whose server is gone hid why the block had ended.
 def test_what_went_wrong_first_is_told(halted: Halted) -> None:
     async def main() -> None:
-        async with await genie.aio.connect(halted.uri, reconnect=0.2) as remote:
+        async with await genie.aio.connect(halted.uri, reconnect=0.2, timeout=60) as remote:
             await remote.put(np.zeros(3, np.float32))
             halted.server.stop()
             raise LookupError("first")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ def beside(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def comes_true(what: Callable[[], bool], seconds: float = 5) -> bool:
+def comes_true(what: Callable[[], bool], seconds: float = 30) -> bool:
     until = time.monotonic() + seconds
     while not what():
         if time.monotonic() > until:
@@ -58,16 +59,16 @@ def test_a_slow_callback_holds_up_nobody_else(halted: Halted) -> None:
             halted.go_on()
             session.ping()
             inside.set()
-            leave.wait(10)
+            leave.wait(60)
 
     halted.halt()
     putting = beside(lambda: session.put(np.ones(10, np.float32), progress=told))
-    assert inside.wait(10)
+    assert inside.wait(30)
     pings = beside(lambda: [session.ping() for _ in range(5)])
-    pings.join(2)
+    pings.join(30)
     held_up = pings.is_alive()
     leave.set()
-    putting.join(10)
+    putting.join(60)
     assert not held_up and not putting.is_alive()
 
 
@@ -83,14 +84,19 @@ def test_a_look_at_closed_costs_others_nothing(session: genie.Session) -> None:
         while not over.is_set():
             session.closed
 
+    def median() -> float:
+        times = []
+        for _ in range(20):
+            began = time.monotonic()
+            session.run(binding)
+            times.append(time.monotonic() - began)
+        return statistics.median(times)
+
     looking = beside(look)
-    began = time.monotonic()
-    for _ in range(20):
-        session.run(binding)
-    took = time.monotonic() - began
+    quick = any(median() < 0.09 for _ in range(10))
     over.set()
     looking.join()
-    assert took < 1, f"20 short runs took {took:.2f} s"
+    assert quick, "each short run waited for its tenth of a second"
 
 
 # The last reference went under the session's lock, which what ran then wanted, too.
@@ -116,7 +122,7 @@ def test_what_was_sent_may_use_the_session_when_it_goes(halted: Halted) -> None:
 
     halted.halt()
     working = beside(work)
-    working.join(10)
+    working.join(60)
     assert not working.is_alive() and gone.is_set()
 
 
@@ -146,23 +152,31 @@ def test_a_call_that_is_left_is_cancelled_at_once(halted: Halted) -> None:
         with pytest.raises(asyncio.CancelledError):
             cancel.run(lambda: session.run(short))
 
+    def asked(of: genie.Session, run: Callable[[], object]) -> threading.Thread:
+        """Begins a run on a thread of its own. The server has it in its queue when this returns."""
+        before = of.traffic()[0]
+        thread = beside(run)
+        assert comes_true(lambda: of.traffic()[0] > before)
+        of.ping()
+        return thread
+
     data = np.full((1400, 1400), 1e-3, np.float32)
     with genie.connect(halted.uri) as session, genie.connect(halted.uri) as other:
         short = session.bind(session.define(graph("short", 1)), residents={"x": session.put(data)})
         long = other.bind(other.define(graph("long", 30)), residents={"x": other.put(data)})
+        last = other.bind(other.define(graph("last", 1)), residents={"x": other.put(data)})
         runs = other.stats()["genie_runs_total"]
-        first = beside(lambda: other.run(long))
-        time.sleep(0.1)
+        first = asked(other, lambda: other.run(long))
         # It waits for the first, and is cancelled meanwhile; nobody uses the session then.
         cancel = _native.Cancel()
-        second = beside(left)
-        time.sleep(0.2)
+        second = asked(session, left)
         cancel.set()
-        second.join(5)
+        second.join(30)
         assert not second.is_alive() and first.is_alive()
-        first.join(60)
-        time.sleep(0.5)
-        assert other.stats()["genie_runs_total"] == runs + 1
+        first.join(300)
+        # Were the second still in line, it would run before this.
+        other.run(last)
+        assert other.stats()["genie_runs_total"] == runs + 2
 
 
 class Fake:
