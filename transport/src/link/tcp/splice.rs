@@ -6,6 +6,7 @@
 
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::auth::Channel;
@@ -196,8 +197,10 @@ impl<S: Stream + AsRawFd> Stream for Spliced<S> {
 #[derive(Debug)]
 pub struct Lender<S> {
     socket: S,
-    /// There once it has become a bulk lane, where a pipe can be had.
-    splice: OnceLock<Mutex<Splice>>,
+    /// It has become a bulk lane.
+    bulk: AtomicBool,
+    /// Made when pages are first sent: a pipe takes two descriptors, and lanes of those who put need none. `None`: none can be had.
+    splice: OnceLock<Option<Mutex<Splice>>>,
 }
 
 impl<S> Lender<S> {
@@ -206,11 +209,14 @@ impl<S> Lender<S> {
     /// # Errors
     /// The socket: nothing can be sent by reference in this process.
     pub fn new(socket: S) -> Result<Self, S> {
-        if ignores_sigpipe() { Ok(Self { socket, splice: OnceLock::new() }) } else { Err(socket) }
+        if !ignores_sigpipe() {
+            return Err(socket);
+        }
+        Ok(Self { socket, bulk: AtomicBool::new(false), splice: OnceLock::new() })
     }
 
     fn splice(&self) -> Option<MutexGuard<'_, Splice>> {
-        self.splice.get().map(|splice| splice.lock().unwrap_or_else(PoisonError::into_inner))
+        self.splice.get()?.as_ref().map(|splice| splice.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -228,6 +234,9 @@ impl<S: Stream + AsRawFd> Stream for Lender<S> {
     }
 
     fn send_pages(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.bulk.load(Ordering::Acquire) {
+            self.splice.get_or_init(|| Splice::new().map(Mutex::new));
+        }
         match self.splice() {
             Some(mut splice) => splice.send(&self.socket, bufs),
             None => self.socket.send(bufs),
@@ -255,10 +264,7 @@ impl<S: Stream + AsRawFd> Stream for Lender<S> {
     }
 
     fn begin_bulk(&self) {
-        if let Some(splice) = Splice::new() {
-            // Called once.
-            let _ = self.splice.set(Mutex::new(splice));
-        }
+        self.bulk.store(true, Ordering::Release);
     }
 
     fn channel(&self) -> Channel {

@@ -40,7 +40,8 @@ pub(super) struct LaneIo {
 struct Pages {
     /// Whoever has the lane keeps it open.
     socket: Descriptor,
-    pipe: Splice,
+    /// Made when it is first needed.
+    pipe: Option<Splice>,
 }
 
 struct Descriptor(RawFd);
@@ -102,7 +103,7 @@ impl LaneIo {
 
     /// As it is, but slices that may go by their pages go so. `socket` is the lane's, open for as long as this is used.
     pub(super) fn by_pages(mut self, socket: RawFd) -> Self {
-        self.pages = Splice::new().map(|pipe| Pages { socket: Descriptor(socket), pipe });
+        self.pages = Some(Pages { socket: Descriptor(socket), pipe: None });
         self
     }
 
@@ -149,13 +150,21 @@ impl LaneIo {
             return Ok(());
         }
         for _ in 0..SLICES_A_TURN {
-            if let Some(Pages { socket, pipe }) = &mut self.pages
+            if let Some(Pages { socket, pipe: Some(pipe) }) = &mut self.pages
                 && !pipe.drain(socket)?
             {
                 break;
             }
             let Some(slice) = lane.lend_slice(now) else { return Ok(()) };
-            let Some(Pages { socket, pipe }) = self.pages.as_mut().filter(|_| slice.is_by_pages()) else {
+            if slice.is_by_pages()
+                && let Some(Pages { pipe: pipe @ None, .. }) = &mut self.pages
+            {
+                *pipe = Splice::new();
+                // Where there is none now, it is not looked for with every slice.
+                self.pages = self.pages.take().filter(|pages| pages.pipe.is_some());
+            }
+            let pages = self.pages.as_mut().filter(|_| slice.is_by_pages());
+            let Some(Pages { socket, pipe: Some(pipe) }) = pages else {
                 self.sending_zero = self.zero_copy.next();
                 self.sending = Some(ring.send(self.file, slice, self.sending_zero)?);
                 return Ok(());
