@@ -16,6 +16,9 @@ use pyo3::prelude::*;
 use crate::cancel;
 use crate::errors::{self, bad_input, unproven, unreachable};
 
+/// From one look for a server that is not there yet to the next.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// A server, and how sessions on it are opened.
 #[derive(Clone)]
 pub(crate) struct Target {
@@ -86,12 +89,12 @@ impl Target {
                     "cannot reach {uri}: {error}; is a server running there? Start one with: genie serve --listen {uri} --device auto"
                 )));
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(AGAIN);
         }
         // `reconnect` is for a server that goes away: until it was there once, `timeout` says how long it is waited for.
         loop {
             match blocking::Session::connect(&self.uri, self.options.clone()) {
-                Err(ClientError::Unreachable { .. }) if Instant::now() < until => {}
+                Err(ClientError::Unreachable { .. }) if Instant::now() < until => std::thread::sleep(AGAIN),
                 done => return done.map_err(|error| errors::client(&error)),
             }
         }

@@ -52,7 +52,6 @@ impl Remote {
     }
 
     fn close(&self) -> PyResult<()> {
-        self.closing.store(true, Ordering::Release);
         let model = locked(&self.model).take();
         model.map_or(Ok(()), RemoteModel::close).map_err(|error| of_model(&error))
     }

@@ -45,7 +45,7 @@ def test_a_callback_may_make_calls(halted: Halted) -> None:
 
     halted.halt()
     putting = beside(lambda: session.put(np.ones(10, np.float32), progress=told))
-    putting.join(10)
+    putting.join(60)
     assert not putting.is_alive() and len(answers) >= 5
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import genie
 import numpy as np
 import pytest
-from conftest import Server, write_safetensors
+from conftest import Halted, Server, write_safetensors
 
 
 def test_nobody_there_is_an_error_at_once() -> None:
     began = time.monotonic()
     with pytest.raises(genie.ConnectError, match="genie serve"):
         genie.connect("tcp://127.0.0.1:9")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     assert issubclass(genie.ConnectError, ConnectionError)
 
 
@@ -119,47 +119,51 @@ import genie, signal, sys
 # A shell that starts something in the background has it ignore interrupts, and all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 session = genie.connect(sys.argv[1], reconnect=60)
-path = sys.argv[3]
+path = sys.argv[2]
 tensor = session.put([1.0])
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    print("calling", flush=True)
-    eval(sys.argv[2])
-    print("answered", flush=True)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
+for call in sys.argv[3:]:
+    session.ping()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        print("calling", flush=True)
+        eval(call)
+        print("answered", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
 """
 
+CALLS = [
+    "session.get(tensor)",
+    "session.lookup('a')",
+    "session.devices()",
+    "session.stats()",
+    "session.copy(tensor, 0)",
+    "session.load(path)",
+]
 
-@pytest.mark.parametrize(
-    "call",
-    ["session.get(tensor)", "session.lookup('a')", "session.devices()", "session.stats()", "session.copy(tensor, 0)", "session.load(path)"],
-)
-def test_an_interrupt_ends_a_call(call: str, tmp_path: Path) -> None:
-    write_safetensors(tmp_path / "some.safetensors", {"x": np.zeros(3, np.float32)})
-    server = Server()
-    waiting = subprocess.Popen(
-        [sys.executable, "-c", WAITS, server.uri, call, tmp_path / "some.safetensors"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+
+def test_an_interrupt_ends_a_call(halted: Halted, tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    write_safetensors(path, {"x": np.zeros(3, np.float32)})
+    command = [sys.executable, "-c", WAITS, halted.uri, path, *CALLS]
+    waiting = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert waiting.stdin and waiting.stdout
-    assert waiting.stdout.readline() == "ready\n"
-    # Stopped: it answers nothing, and no connection breaks.
-    server.process.send_signal(signal.SIGSTOP)
-    while "T (stopped)" not in Path(f"/proc/{server.process.pid}/status").read_text():
-        time.sleep(0.01)
     try:
-        waiting.stdin.write("\n")
-        waiting.stdin.flush()
-        assert waiting.stdout.readline() == "calling\n"
-        # Mostly it is in the call by then; where it is not, the interrupt ends it all the same.
-        time.sleep(0.2)
-        began = time.monotonic()
-        waiting.send_signal(signal.SIGINT)
-        assert waiting.stdout.readline() == "interrupted\n"
-        assert time.monotonic() - began < 30
+        for call in CALLS:
+            assert waiting.stdout.readline() == "ready\n", call
+            halted.halt()
+            waiting.stdin.write("\n")
+            waiting.stdin.flush()
+            assert waiting.stdout.readline() == "calling\n", call
+            # Mostly it is in the call by then; where it is not, the interrupt ends it all the same.
+            time.sleep(0.2)
+            began = time.monotonic()
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.stdout.readline() == "interrupted\n", call
+            assert time.monotonic() - began < 30, call
+            halted.go_on()
     finally:
-        server.stop()
         waiting.kill()
         waiting.wait()
 
@@ -174,8 +178,8 @@ def test_a_long_call_does_not_hold_up_another(session: genie.Session) -> None:
     program = session.define(g)
     binding = session.bind(program, residents={"x": session.put(np.full((1400, 1400), 1e-3, np.float32))})
 
-    def answered() -> int:
-        """Round trips that were over before a run that was under way before them."""
+    def answered() -> bool:
+        """Whether round trips go on beside a run that was under way before them."""
         done, before, count = threading.Event(), session.traffic()[0], 0
 
         def run() -> None:
@@ -186,15 +190,18 @@ def test_a_long_call_does_not_hold_up_another(session: genie.Session) -> None:
         thread.start()
         while session.traffic()[0] == before and not done.is_set():
             time.sleep(0.001)
+        began = time.monotonic()
         while not done.is_set():
             session.traffic()
             session.ping()
             count += not done.is_set()
+        took = time.monotonic() - began
         thread.join()
-        return count
+        # Where the run lets go of the session only to look at what Python wants, they are fewer than ten a second.
+        return count >= max(5, took * 20)
 
     # On a busy machine a run may be over before others had a core: then another.
-    assert any(answered() >= 5 for _ in range(20))
+    assert any(answered() for _ in range(20))
 
 
 def test_sessions_are_closed_when_the_interpreter_ends(server: Server) -> None:

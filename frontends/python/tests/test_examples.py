@@ -20,7 +20,7 @@ def run(server: Server, *arguments: str) -> str:
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "GENIE_SERVER": server.uri},
     )
     assert done.returncode == 0, done.stderr

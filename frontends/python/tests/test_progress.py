@@ -27,6 +27,7 @@ def test_a_plain_bar_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(_progress, "QUIET", 60)
     with _progress.Bar("sending") as quick:
         quick(1, 2)
     assert not terminal.getvalue(), "what is over at once is not shown"
