@@ -142,8 +142,8 @@ impl Core {
         self.with_room(device, bytes, || self.slot(device).device.allocate_for_upload(bytes))
     }
 
-    /// The same for one of this session's that the device computes.
-    pub(crate) fn allocate_output(&self, device: u16, bytes: u64, session: u64) -> Result<Space, RemoteError> {
+    /// The same for one of this session's, and of the memory that was lent to it, where there is some.
+    pub(crate) fn allocate_own(&self, device: u16, bytes: u64, session: u64) -> Result<Space, RemoteError> {
         self.with_room(device, bytes, || self.slot(device).device.allocate_for_session(bytes, session))
     }
 

@@ -124,13 +124,13 @@ impl Core {
         // What must have a hash is hashed as it passes through the host.
         let direct = hash.is_none() && body.is_one_sided(from);
         let bytes = put.spec.bytes();
-        let mut space = match direct {
-            true => self.allocate_reachable(device, bytes)?,
+        let mut space = if direct {
+            self.allocate_reachable(device, bytes)?
+        } else if self.device(device)?.reads_host_memory() {
             // A session that puts and gets has the same memory again.
-            false if self.device(device)?.reads_host_memory() => {
-                self.allocate_output(device, bytes, from.session.number)?
-            }
-            false => self.allocate(device, bytes)?,
+            self.allocate_own(device, bytes, from.session.number)?
+        } else {
+            self.allocate(device, bytes)?
         };
         match body {
             Body::Here(bytes) => {

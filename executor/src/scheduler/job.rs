@@ -220,7 +220,7 @@ impl Job {
                     return Err(fail(ErrorCode::OutOfRange, message));
                 }
                 let charge = self.session.account.charge(spec.bytes())?;
-                let space = core.allocate_output(device, spec.bytes(), self.session.number)?;
+                let space = core.allocate_own(device, spec.bytes(), self.session.number)?;
                 self.kept.push(KeptOutput { output, spec, space, charge });
             }
         }

@@ -85,7 +85,6 @@ fn memory_that_is_read_late_holds_nothing_of_others() {
         while let Ok(n @ 1..) = std::io::Read::read(&mut &socket, &mut some) {
             late.extend_from_slice(&some[..n]);
         }
-        assert!(late.len() > SLICE / 2, "{} bytes were sent", late.len());
         assert!(!late.windows(16).any(|part| part == [0x22; 16]), "{leaves:?}: another client's bytes");
         assert!(late.windows(16).any(|part| part == [0x11; 16]));
     }

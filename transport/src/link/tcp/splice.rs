@@ -90,8 +90,8 @@ impl Splice {
     /// `WouldBlock`: the pipe is full.
     pub(in crate::link) fn load(&mut self, buf: &IoSlice<'_>) -> io::Result<usize> {
         // SAFETY: `IoSlice` has the layout of `iovec`, and the kernel only reads the memory. That the memory stays as it is
-        // until the peer has read it is upheld by who makes a `Spliced` (see there), or has a ring of records; were it not,
-        // the slice's checksum would not match, or the record not open.
+        // until the peer has read it is upheld by who makes a `Spliced` (see there), lends it (`Region::lend`), or has a ring of
+        // records; were it not, the slice's checksum would not match, or the record not open.
         let n = unsafe {
             libc::vmsplice(self.write.as_raw_fd(), std::ptr::from_ref(buf).cast(), 1, libc::SPLICE_F_NONBLOCK)
         };
@@ -315,9 +315,16 @@ mod tests {
         assert!(got[half + 4..2 * half + 4].iter().all(|&b| b == 3), "the pages themselves");
         // What the other side does not read waits in the pipe, and is pushed on.
         let big = Slab::zeroed(1 << 20);
-        let mut sent = 0;
-        while let Ok(n) = lane.send_pages(&[IoSlice::new(&big)]) {
-            sent += n;
+        let (mut sent, mut full) = (0, 0);
+        // What was acknowledged late makes room once more.
+        while full < 20 {
+            match lane.send_pages(&[IoSlice::new(&big)]) {
+                Ok(n) => (sent, full) = (sent + n, 0),
+                Err(_) => {
+                    full += 1;
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            }
         }
         assert!(lane.has_unsent() && !lane.push().unwrap());
         assert_eq!(lane.send(&[IoSlice::new(b"later")]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
